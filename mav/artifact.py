@@ -1,0 +1,242 @@
+"""Artifacts: what a stage makes. A directory on any fsspec storage whose `manifest.json` is written last.
+
+Files in storage are the truth. No manifest, no artifact; a manifest names every file with its size and sha256, so a reader can
+check what it reads and `verify` can find a changed byte anywhere, the manifest itself included (it carries its own digest and
+is stored in one canonical form).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from mav.errors import UserError
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"  # prefix of names still being written; readers ignore them, `clean` removes them
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is made of and where it came from."""
+
+    stage: str
+    version: int
+    fingerprint: str
+    recipe: str  # name of the recipe it was first built under
+    config: dict[str, Any]  # the stage's own sections
+    inputs: dict[str, str]  # input stage -> fingerprint
+    files: dict[str, dict[str, Any]]  # relative name -> {"bytes", "sha256"}
+    counts: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    finished: str = ""  # UTC, ISO 8601
+    software: dict[str, str] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The one stored form: sorted keys, and a digest over everything else."""
+        body = {key: value for key, value in self.__dict__.items()}
+        body["digest"] = hashlib.sha256(_canonical(body)).hexdigest()
+        return _canonical(body)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Manifest:
+        """Reads and checks a manifest. Raises UserError when a byte of it was changed."""
+        try:
+            body = json.loads(data)
+            manifest = cls(**{key: value for key, value in body.items() if key != "digest"})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{name} is not a readable manifest ({error}): rerun its stage.") from None
+        if manifest.to_bytes() != data:
+            raise UserError(f"{name} was changed after it was written: rerun its stage.")
+        return manifest
+
+    @property
+    def content(self) -> str:
+        """sha256 over the files alone: equal for two runs that made the same bytes, whenever they ran."""
+        return hashlib.sha256(_canonical(self.files)).hexdigest()
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+class Folder:
+    """A directory on any storage, with the few operations artifacts need. Names are relative and use `/`."""
+
+    def __init__(self, url: str) -> None:
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.url = self.fs.unstrip_protocol(self.root) if not isinstance(self.fs, LocalFileSystem) else self.root
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def path(self, name: str) -> str:
+        """Full path on the folder's file system."""
+        return posixpath.join(self.root, name) if name else self.root
+
+    def child(self, name: str) -> Folder:
+        return Folder(posixpath.join(self.url, name))
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def exists(self, name: str = "") -> bool:
+        return bool(self.fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int:
+        return int(self.fs.size(self.path(name)))
+
+    def names(self) -> list[str]:
+        """Every finished file below, relative and sorted."""
+        if not self.fs.exists(self.root):
+            return []
+        prefix = len(self.fs._strip_protocol(self.root).rstrip("/")) + 1
+        found = [path[prefix:] for path in self.fs.find(self.root)]
+        return sorted(name for name in found if not posixpath.basename(name).startswith(TEMPORARY))
+
+    def read_bytes(self, name: str) -> bytes:
+        with self.fs.open(self.path(name), "rb") as file:
+            data: bytes = file.read()
+        return data
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def open(self, name: str) -> IO[bytes]:
+        """Opens a finished file for reading."""
+        handle: IO[bytes] = self.fs.open(self.path(name), "rb")
+        return handle
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """Writes a file that appears whole or not at all: temporary name, then rename (one PUT on object stores)."""
+        target = self.path(name)
+        parent = posixpath.dirname(target)
+        self.fs.makedirs(parent, exist_ok=True)
+        temporary = posixpath.join(parent, f"{TEMPORARY}{uuid.uuid4().hex}") if self.local else target
+        handle = self.fs.open(temporary, "wb")
+        try:
+            yield handle
+            if self.local:
+                handle.flush()
+                os.fsync(handle.fileno())
+            handle.close()
+            if self.local:
+                os.replace(temporary, target)
+        except BaseException:
+            if self.local:
+                handle.close()
+                if os.path.exists(temporary):
+                    os.unlink(temporary)
+            elif hasattr(handle, "discard"):
+                handle.discard()
+            raise
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        with self.create(name) as file:
+            file.write(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Sorted, indented, NaN refused: equal values are equal bytes."""
+        self.write_bytes(name, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+    def remove(self, name: str = "") -> None:
+        """Removes a file, or the whole folder; nothing there is fine."""
+        path = self.path(name)
+        if self.fs.exists(path):
+            self.fs.rm(path, recursive=True)
+
+    def sha256(self, name: str) -> str:
+        total = hashlib.sha256()
+        with self.open(name) as file:
+            while chunk := file.read(CHUNK):
+                total.update(chunk)
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder and its manifest."""
+
+    folder: Folder
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, url: str | Folder) -> Artifact:
+        """Raises UserError when there is none or its manifest was changed; FileNotFoundError never escapes."""
+        folder = url if isinstance(url, Folder) else Folder(url)
+        try:
+            data = folder.read_bytes(MANIFEST)
+        except FileNotFoundError:
+            raise UserError(f"There is no finished artifact at {folder.url}: run its stage first.") from None
+        return cls(folder, Manifest.from_bytes(data, folder.path(MANIFEST)))
+
+    @classmethod
+    def publish(cls, folder: Folder, **facts: Any) -> Artifact:
+        """Digests every file of the folder, then writes the manifest: from here on the artifact exists."""
+        names = [name for name in folder.names() if name != MANIFEST]
+        files = {name: {"bytes": folder.size(name), "sha256": folder.sha256(name)} for name in names}
+        manifest = Manifest(files=files, **facts)
+        folder.write_bytes(MANIFEST, manifest.to_bytes())
+        return cls(folder, manifest)
+
+    def files(self, suffix: str = "", prefix: str = "") -> list[str]:
+        """Names of the artifact's files, sorted."""
+        return sorted(n for n in self.manifest.files if n.endswith(suffix) and n.startswith(prefix))
+
+    def problems(self, full: bool = True) -> Iterator[str]:
+        """One sentence for each file that is missing, changed or unexpected; `full` re-reads every byte."""
+        present = set(self.folder.names()) - {MANIFEST}
+        for name, facts in sorted(self.manifest.files.items()):
+            path = self.folder.path(name)
+            if name not in present:
+                yield f"{path} is missing"
+            elif self.folder.size(name) != facts["bytes"]:
+                yield f"{path} has {self.folder.size(name)} bytes instead of {facts['bytes']}"
+            elif full and self.folder.sha256(name) != facts["sha256"]:
+                yield f"{path} was changed: its sha256 is not the manifest's"
+        for name in sorted(present - set(self.manifest.files)):
+            yield f"{self.folder.path(name)} is not part of the artifact"
+        yield from (f"{self.folder.path(MANIFEST)}: {problem}" for problem in unbalanced(self.manifest.counts))
+
+
+def unbalanced(counts: Mapping[str, Any]) -> Iterator[str]:
+    """Checks rows_in = rows_out + sum(dropped) + sum(failed), for the whole and for each shard under `shards`."""
+    if "rows_in" in counts:
+        accounted = counts.get("rows_out", 0) + sum(counts.get("dropped", {}).values()) + sum(counts.get("failed", {}).values())
+        if counts["rows_in"] != accounted:
+            yield f"{counts['rows_in']} rows came in but {accounted} are accounted for"
+    for shard, part in counts.get("shards", {}).items():
+        yield from (f"shard {shard}: {problem}" for problem in unbalanced(part))
+
+
+def add_counts(parts: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums counts of shards, key by key; nested mappings are summed alike."""
+    total: dict[str, Any] = {"rows_in": 0, "rows_out": 0, "dropped": {}, "failed": {}}
+    for part in parts:
+        for key, value in part.items():
+            if isinstance(value, Mapping):
+                bucket = total.setdefault(key, {})
+                for reason, number in value.items():
+                    bucket[reason] = bucket.get(reason, 0) + number
+            else:
+                total[key] = total.get(key, 0) + value
+    for key in ("dropped", "failed"):
+        total[key] = dict(sorted(total[key].items()))
+    return total
