@@ -1,0 +1,310 @@
+"""CLIP, through open_clip: the only part that reads text, and the embedding every other network is conditioned on.
+
+Either pretrained (an open_clip architecture name and the path of its state dict; nothing is ever fetched from a hub) or a tiny
+one built from `ClipConfig` and trained in the `clip` stage. Two heads on its image embeddings estimate `punsafe` and `pwatermark`
+where a table has no score: LAION's published ones from a path, or logistic regressions fitted on the rows whose score is known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mav.errors import UserError
+from mav.recipe import Clip as ClipSection
+from mav.recipe import ClipConfig
+
+if TYPE_CHECKING:
+    from mav.artifact import Folder
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, which open_clip's models share unless they say otherwise
+STD = (0.26862954, 0.26130258, 0.27577711)
+VISION_HEAD = 32  # channels of an attention head in a CLIP built from ClipConfig
+HEADS = ("punsafe", "pwatermark")
+WEIGHTS, FACTS, HEAD_WEIGHTS = "clip.safetensors", "clip.json", "heads.safetensors"
+
+
+class Head(nn.Module):
+    """Standardise, then linear layers with ReLU between them, then a sigmoid: (B, d) -> (B,) probability.
+
+    One layer is a logistic regression; LAION's NSFW heads have three (ViT-B/32) or four (ViT-L/14).
+    """
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(sizes[0]))
+        self.register_buffer("variance", torch.ones(sizes[0]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.variance.sqrt().clamp_min(1e-7)
+        for index, layer in enumerate(self.layers):
+            x = layer(F.relu(x) if index else x)
+        return torch.sigmoid(x[:, 0])
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Head:
+        """From our own names, from LAION's NSFW heads (`norm.mean`, `linear_1.weight`, ...) or a bare `weight`, `bias`.
+
+        Raises KeyError or RuntimeError when the names or the shapes are none of these.
+        """
+        renamed = {}
+        for name, value in state.items():
+            if match := re.fullmatch(r"linear_(\d+)\.(weight|bias)", name):
+                name = f"layers.{int(match[1]) - 1}.{match[2]}"
+            renamed[{"weight": "layers.0.weight", "bias": "layers.0.bias"}.get(name, name.removeprefix("norm."))] = value.float()
+        weights = [renamed[f"layers.{i}.weight"] for i in range(sum(name.endswith("weight") for name in renamed))]
+        head = cls([weights[0].shape[1], *(w.shape[0] for w in weights)])
+        if weights[-1].shape[0] != 1:
+            raise RuntimeError(f"its last layer has {weights[-1].shape[0]} outputs instead of 1")
+        head.load_state_dict({"mean": head.mean, "variance": head.variance, **renamed})
+        return head.eval()
+
+
+class Clip(nn.Module):
+    """An open_clip model with its tokenizer, its pixel preprocessing and its heads."""
+
+    def __init__(self, config: ClipConfig | None = None, architecture: str = "") -> None:
+        """A fresh, untrained CLIP of these sizes, or of an open_clip architecture's."""
+        super().__init__()
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self.config, self.architecture = config, architecture
+        self.model = _named(architecture) if architecture else _built(config or ClipConfig())
+        self.context = int(self.model.context_length)
+        self._tokenizer = SimpleTokenizer(context_length=self.context)
+        size = self.model.visual.image_size
+        self.image_size = int(size[0] if isinstance(size, tuple) else size)
+        self.register_buffer("mean", torch.tensor(getattr(self.model.visual, "image_mean", None) or MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(getattr(self.model.visual, "image_std", None) or STD).view(3, 1, 1), persistent=False)
+        self.heads = nn.ModuleDict()
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.model.text_projection.shape[-1])
+
+    @classmethod
+    def create(cls, section: ClipSection) -> Clip:
+        """What the recipe asks for: pretrained weights and heads from paths, or a fresh CLIP of `section.network`'s sizes.
+
+        Raises UserError when a file is not what its key says.
+        """
+        if not section.pretrained:
+            clip = cls(section.network)
+        else:
+            if not section.architecture:
+                raise UserError("`clip.pretrained` needs `clip.architecture`: say which open_clip model it is, for example ViT-L-14.")
+            clip = cls(architecture=section.architecture)
+            state = {name.removeprefix("module."): value for name, value in _read_state(section.pretrained, "clip.pretrained").items()}
+            try:
+                clip.model.load_state_dict(
+                    {n: v for n, v in state.items() if n not in ("input_resolution", "context_length", "vocab_size")}
+                )
+            except RuntimeError as error:
+                raise UserError(
+                    f"`clip.pretrained` ({section.pretrained}) does not hold the weights of {section.architecture}: "
+                    f"{' '.join(str(error).split())[:160]}... Give the matching `clip.architecture`."
+                ) from None
+        for name, path in (("punsafe", section.nsfw_head), ("pwatermark", section.watermark_head)):
+            if path:
+                clip.heads[name] = _read_head(path, clip.dim, "clip.nsfw_head" if name == "punsafe" else "clip.watermark_head")
+        return clip
+
+    # -------------------------------------------------------------------------------------------------------- encoding
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """BPE tokens, int64 (B, context), zero padded; every value fits uint16. Longer texts are cut."""
+        if not texts:
+            return torch.zeros(0, self.context, dtype=torch.long)
+        tokens: Tensor = self._tokenizer(texts)
+        return tokens
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) of any size -> (B, d) of unit norm. The shorter side is resized (bicubic, antialiased), the middle kept."""
+        x = pixels.float()
+        height, width = x.shape[-2:]
+        if (height, width) != (self.image_size, self.image_size):
+            scale = self.image_size / min(height, width)
+            size = (max(self.image_size, round(height * scale)), max(self.image_size, round(width * scale)))
+            x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 255)
+            top, left = (size[0] - self.image_size) // 2, (size[1] - self.image_size) // 2
+            x = x[..., top : top + self.image_size, left : left + self.image_size]
+        embedding: Tensor = self.model.encode_image((x / 255 - self.mean) / self.std, normalize=True)
+        return embedding
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """int64 (B, context) -> (B, d) of unit norm."""
+        embedding: Tensor = self.model.encode_text(tokens, normalize=True)
+        return embedding
+
+    def contrastive_loss(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        """CLIP's symmetric cross-entropy over the batch, a scalar.
+
+        Rows with equal tokens share their target: in a small vocabulary a batch holds the same caption several times, and calling
+        its other pictures wrong would push apart what belongs together.
+        """
+        logits = self.model.logit_scale.exp().clamp(max=100) * self.encode_image(pixels) @ self.encode_text(tokens).T
+        same = (tokens[:, None] == tokens[None]).all(-1).float()
+        target = same / same.sum(1, keepdim=True)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        return self.contrastive_loss(pixels, tokens)
+
+    # ----------------------------------------------------------------------------------------------------------- heads
+
+    @torch.no_grad()
+    def scores(self, image_embedding: Tensor) -> dict[str, Tensor]:
+        """(B, d) embeddings -> {"punsafe": (B,), "pwatermark": (B,)}, only those for which there is a head."""
+        return {name: self.heads[name](image_embedding.float()) for name in HEADS if name in self.heads}
+
+    def fit_heads(self, embeddings: Tensor, punsafe: Tensor, pwatermark: Tensor) -> dict[str, dict[str, float | int | None]]:
+        """Fits a logistic regression for each score on the rows where it is known (not NaN); heads loaded from paths are kept.
+
+        Every fifth known row is held out; returned for each head: {"rows", "held_out", "auc", "accuracy"}, the last two on the
+        held-out rows with a score >= 0.5 as the positive class (None when there are none to tell apart).
+        """
+        facts: dict[str, dict[str, float | int | None]] = {}
+        for name, known in (("punsafe", punsafe), ("pwatermark", pwatermark)):
+            if name in self.heads:
+                continue
+            rows = torch.nonzero(~torch.isnan(known.double()))[:, 0]
+            if len(rows) == 0:
+                continue
+            x, y = embeddings[rows].double(), known[rows].double()
+            held = torch.arange(len(rows)) % 5 == 4
+            head = logistic_head(x[~held], y[~held])
+            self.heads[name] = head.to(next(self.model.parameters()).device)
+            positive = y[held] >= 0.5
+            guess = head(x[held].float()) if held.any() else x.new_zeros(0)
+            facts[name] = {
+                "rows": len(rows),
+                "held_out": int(held.sum()),
+                "auc": area_under_curve(guess, positive),
+                "accuracy": float(((guess >= 0.5) == positive).double().mean()) if held.any() else None,
+            }
+        return facts
+
+    # --------------------------------------------------------------------------------------------------------- storage
+
+    def save(self, folder: Folder) -> None:
+        """Writes clip.safetensors, clip.json and heads.safetensors."""
+        from safetensors.torch import save
+
+        folder.write_bytes(WEIGHTS, save({name: value.contiguous() for name, value in self.model.state_dict().items()}))
+        if self.heads:
+            folder.write_bytes(HEAD_WEIGHTS, save({name: value.contiguous() for name, value in self.heads.state_dict().items()}))
+        config = dataclasses.asdict(self.config) if self.config else None
+        facts = {"architecture": self.architecture, "config": config, "dim": self.dim, "context": self.context, "heads": sorted(self.heads)}
+        folder.write_json(FACTS, facts)
+
+    @classmethod
+    def load(cls, folder: Folder, device: str = "cpu") -> Clip:
+        """Reads what `save` wrote; in evaluation mode, gradients off."""
+        from safetensors.torch import load
+
+        try:
+            facts: dict[str, Any] = json.loads(folder.read_bytes(FACTS))
+        except FileNotFoundError:
+            raise UserError(f"There is no CLIP in {folder.url}: run the `clip` stage first.") from None
+        clip = cls(ClipConfig(**facts["config"]) if facts["config"] else None, facts["architecture"])
+        clip.model.load_state_dict(load(folder.read_bytes(WEIGHTS)))
+        if facts["heads"]:
+            state = load(folder.read_bytes(HEAD_WEIGHTS))
+            for name in facts["heads"]:
+                clip.heads[name] = Head.from_state({n.removeprefix(f"{name}."): v for n, v in state.items() if n.startswith(f"{name}.")})
+        return clip.to(device).eval().requires_grad_(False)
+
+
+def logistic_head(x: Tensor, y: Tensor, ridge: float = 1e-2) -> Head:
+    """Newton's method on the cross-entropy of probabilities y (n,) given float64 x (n, d), with a ridge; deterministic."""
+    mean, variance = x.mean(0), x.var(0, correction=0).clamp_min(1e-8)
+    z = torch.cat([(x - mean) / variance.sqrt(), torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+    w = torch.zeros(z.shape[1], dtype=x.dtype)
+    penalty = torch.full_like(w, ridge * len(x))
+    penalty[-1] = 1e-3 * len(x)  # the intercept stays finite when all rows are alike
+    for _ in range(30):
+        p = torch.sigmoid(z @ w)
+        gradient = z.T @ (p - y) + penalty * w
+        hessian = (z * (p * (1 - p))[:, None]).T @ z + torch.diag(penalty)
+        step = torch.linalg.solve(hessian, gradient)
+        w = w - step
+        if step.abs().max() < 1e-10:
+            break
+    return Head.from_state({"mean": mean, "variance": variance, "weight": w[None, :-1], "bias": w[-1:]}).requires_grad_(False)
+
+
+def area_under_curve(score: Tensor, positive: Tensor) -> float | None:
+    """Probability that a positive row scores above a negative one, ties counting half; None when one class is absent."""
+    ours, others = score[positive].double(), score[~positive].double()
+    if len(ours) == 0 or len(others) == 0:
+        return None
+    difference = ours[:, None] - others[None]
+    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
+
+
+def _built(config: ClipConfig) -> nn.Module:
+    from open_clip.model import CLIP
+
+    vision = {
+        "layers": config.vision_layers,
+        "width": config.vision_width,
+        "head_width": VISION_HEAD,
+        "patch_size": config.patch_size,
+        "image_size": config.image_size,
+    }
+    text = {"context_length": config.text_context, "width": config.text_width, "heads": config.text_heads, "layers": config.text_layers}
+    model: nn.Module = CLIP(config.embedding_dim, vision, text)
+    return model
+
+
+def _named(architecture: str) -> nn.Module:
+    from open_clip import get_model_config
+    from open_clip.model import CLIP
+
+    config = get_model_config(architecture)
+    if config is None or "hf_model_name" in config.get("text_cfg", {}) or "hf_tokenizer_name" in config.get("text_cfg", {}):
+        raise UserError(
+            f"`clip.architecture` is {architecture!r}: give an open_clip model with CLIP's own tokenizer, for example ViT-L-14."
+        )
+    parts = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
+    model: nn.Module = CLIP(**parts)
+    return model
+
+
+def _read_state(path: str, key: str) -> dict[str, Tensor]:
+    """A state dict from a .safetensors or a torch file, read without running code from it."""
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"`{key}` ({path}) is not a state dict that can be read safely: {reason}") from None
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"`{key}` ({path}) holds no state dict: save the model's state_dict() or a .safetensors file.")
+    return dict(state)
+
+
+def _read_head(path: str, dim: int, key: str) -> Head:
+    try:
+        head = Head.from_state(_read_state(path, key))
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise UserError(f"`{key}` ({path}) is not a head on CLIP embeddings: {' '.join(str(error).split())[:160]}") from None
+    if len(head.mean) != dim:
+        raise UserError(
+            f"`{key}` ({path}) is for embeddings of length {len(head.mean)}, but this CLIP's have {dim}: give the matching head."
+        )
+    return head.requires_grad_(False)
