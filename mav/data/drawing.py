@@ -79,7 +79,7 @@ def draw(scene: Scene, size: int, seconds: float = 0.0) -> np.ndarray:
 
 def draw_clip(scene: Scene, size: int, frames: int, fps: float) -> np.ndarray:
     """uint8 (frames, size, size, 3): the ground stays, the object moves."""
-    ground = draw_ground(scene.ground, scene.ground_seed, size)
+    ground = _to_bytes(draw_ground(scene.ground, scene.ground_seed, size))
     return np.stack([draw_object(ground, scene, scene.centre_at(i / fps)) for i in range(frames)])
 
 
@@ -95,10 +95,13 @@ def draw_ground(kind: str, seed: int, size: int) -> np.ndarray:
     elif kind == "striped":
         texture = np.sign(np.sin(2 * np.pi * rng.uniform(2, 3.5) * along + rng.uniform(0, 6)))
     elif kind == "cloudy":
-        texture = sum(
-            np.cos(2 * np.pi * (fx * x + fy * y) + phase)
-            for fx, fy, phase in zip(rng.uniform(-2, 2, 4), rng.uniform(-2, 2, 4), rng.uniform(0, 6, 4), strict=True)
-        ) / 2.5
+        texture = (
+            sum(
+                np.cos(2 * np.pi * (fx * x + fy * y) + phase)
+                for fx, fy, phase in zip(rng.uniform(-2, 2, 4), rng.uniform(-2, 2, 4), rng.uniform(0, 6, 4), strict=True)
+            )
+            / 2.5
+        )
     elif kind == "speckled":
         cells = 16
         grid = rng.uniform(-1.5, 1.5, (cells, cells))
@@ -109,12 +112,22 @@ def draw_ground(kind: str, seed: int, size: int) -> np.ndarray:
 
 
 def draw_object(ground: np.ndarray, scene: Scene, centre: tuple[float, float]) -> np.ndarray:
-    """Lays the object over a ground with antialiased edges; returns uint8."""
+    """Lays the object over a square ground (float or uint8) with antialiased edges; returns a new uint8 picture."""
     size = ground.shape[0]
-    y, x = (np.mgrid[0:size, 0:size] + 0.5) / size
+    picture = ground.copy() if ground.dtype == np.uint8 else _to_bytes(ground)
+    reach = 1.1 * scene.radius * size + 1  # no shape's outline is farther out, so only this box is touched
+    (left, right), (top, bottom) = ((max(int(c * size - reach), 0), min(int(c * size + reach) + 1, size)) for c in centre)
+    x = (np.arange(left, right) + 0.5)[None, :] / size
+    y = (np.arange(top, bottom) + 0.5)[:, None] / size
     distance = signed_distance(scene.shape, (x - centre[0]) / scene.radius, (y - centre[1]) / scene.radius) * scene.radius * size
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
-    return np.clip(ground * (1 - cover) + np.array(PALETTE[scene.colour]) * cover + 0.5, 0, 255).astype(np.uint8)
+    box = picture[top:bottom, left:right]
+    box[:] = _to_bytes(box * (1 - cover) + np.array(PALETTE[scene.colour]) * cover)
+    return picture
+
+
+def _to_bytes(picture: np.ndarray) -> np.ndarray:
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

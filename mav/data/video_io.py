@@ -10,7 +10,9 @@ from typing import IO
 import numpy as np
 
 
-def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12, keyframe_interval: int = 0, target: str | IO[bytes] | None = None) -> bytes:
+def encode_mp4(
+    frames: np.ndarray, fps: float, *, crf: int = 12, keyframe_interval: int = 0, target: str | IO[bytes] | None = None
+) -> bytes:
     """H.264 in MP4, playable by browsers, the same bytes for the same input.
 
     frames: uint8 (F, H, W, 3) RGB; odd sizes are padded by one repeated row or column, as 4:2:0 needs even ones.
@@ -26,7 +28,7 @@ def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12, keyframe_interv
     with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        options: dict[str, str] = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
         if keyframe_interval:
             options |= {"g": str(keyframe_interval), "keyint_min": str(keyframe_interval), "sc_threshold": "0", "flags": "+cgop+bitexact"}
         stream.options = options
@@ -51,7 +53,9 @@ def open_video(data: bytes | str, width: int = -1, height: int = -1):  # type: i
 
     decord.logging.set_level(decord.logging.FATAL)
     try:
-        reader = decord.VideoReader(io.BytesIO(data) if isinstance(data, bytes) else data, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+        reader = decord.VideoReader(
+            io.BytesIO(data) if isinstance(data, bytes) else data, ctx=decord.cpu(0), width=width, height=height, num_threads=1
+        )
     except (decord.DECORDError, RuntimeError, OSError) as error:
         raise ValueError(f"not a decodable video: {str(error).splitlines()[0]}") from None
     if len(reader) == 0:
