@@ -1,0 +1,1 @@
+"""Diffusion: noise schedules, what a network predicts, guidance and samplers. torch only."""

@@ -1,0 +1,63 @@
+"""Random numbers that belong to a sample, not to the batch around it.
+
+Every row of a batch has its own generator, keyed by what it is for (seed, purpose, sample number, frame): the same row comes out alone, in
+any batch, on any number of workers, and after a resume, without any generator state to store. Numbers are drawn on the CPU, so that a
+GPU's samples are the CPU's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+Key = tuple[int | str, ...]
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A generator whose stream is a pure function of the key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class Draws:
+    """One generator a row; each call draws the next numbers of every row, on the CPU."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self.generators = [generator(*key) for key in keys]
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(rows, *shape) standard normal."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(rows, *shape) uniform in [0, 1)."""
+        return torch.stack([torch.rand(shape, generator=g) for g in self.generators])
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """(rows, *shape) int64 in 0..high-1."""
+        return torch.stack([torch.randint(high, shape, generator=g) for g in self.generators])
+
+
+class SampleNoise:
+    """The noise one sampling run needs: call k gives the k-th tensor, (B, T, *shape), for B samples of T frames.
+
+    Each frame is drawn under its own key, so frames with the same key get the same noise: `range(T)` gives independent noise, all zeros
+    gives the paper's SR_h its one noise for the whole video (section 3.2), and windows over a long video agree where they overlap.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], purpose: str, shape: Sequence[int], frames: Sequence[int] = (0,), device: torch.device | str = "cpu"
+    ) -> None:
+        distinct = sorted(set(frames))
+        self.order = [distinct.index(frame) for frame in frames]
+        self.draws = Draws((seed, purpose, frame) for seed in seeds for frame in distinct)
+        self.rows, self.frames, self.shape, self.device = len(seeds), len(distinct), tuple(shape), device
+
+    def __call__(self) -> Tensor:
+        return self.draws.normal(*self.shape).unflatten(0, (self.rows, self.frames))[:, self.order].to(self.device)

@@ -1,0 +1,135 @@
+"""What a network predicts (x0, eps, v, or the paper's eps with a learned variance), and the loss it is trained with.
+
+With x_t = alpha x_0 + sigma eps, the three predictions are the same knowledge: v = alpha eps - sigma x_0 (Salimans and Ho 2022). Losses
+carry min-SNR weights (Hang et al. 2023), which make the three the same loss too:
+
+    min(snr, g) |dx_0|^2  =  min(snr, g) / snr |deps|^2  =  min(snr, g) / (snr + 1) |dv|^2
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mav.diffusion.noise import Draws
+from mav.diffusion.schedule import Schedule
+from mav.recipe import Objective
+
+VLB_WEIGHT = 0.001  # of the variational bound in the hybrid loss (improved DDPM, section 4)
+
+
+def to_x0(prediction: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """The clean sample that a prediction of `kind` (x0, eps, v) amounts to."""
+    if kind == "x0":
+        return prediction
+    if kind == "v":
+        return alpha * x_t - sigma * prediction
+    return (x_t - sigma * prediction) / alpha.clamp_min(1e-4)  # eps: alpha is 0 where the terminal SNR is
+
+
+def to_eps(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The noise that a clean sample leaves in x_t."""
+    return (x_t - alpha * x0) / sigma.clamp_min(1e-8)
+
+
+def target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
+    """What a network of `kind` should have said."""
+    return {"x0": x0, "eps": eps}[kind] if kind != "v" else alpha * eps - sigma * x0
+
+
+def weights(snr: Tensor, gamma: float, kind: str) -> Tensor:
+    """Min-SNR weight of each sample's squared error in its own parametrisation; gamma 0 = unweighted."""
+    if gamma <= 0:
+        return torch.ones_like(snr)
+    capped = snr.clamp(max=gamma)
+    if kind == "x0":
+        return capped
+    return capped / (snr + 1) if kind == "v" else capped / snr.clamp_min(1e-8)
+
+
+def base_kind(objective: Objective) -> str:
+    """x0, eps or v: the parametrisation of the mean."""
+    return "eps" if objective.prediction == "eps_learned_sigma" else objective.prediction
+
+
+def diffusion_loss(
+    network: Callable[..., Tensor],
+    x0: Tensor,
+    conditions: dict[str, Tensor],
+    objective: Objective,
+    schedule: Schedule,
+    draws: Draws,
+) -> Tensor:
+    """Each sample's weighted squared error, (B,), for clean samples x0 (B, T, C, H, W) or (B, d).
+
+    Draws, per sample: the step, the noise, and whether the condition is dropped (as `keep`; only for networks that have one to drop).
+    """
+    t = draws.integers(schedule.steps)
+    noise = draws.normal(*x0.shape[1:]).to(x0)
+    if "embedding" in conditions or "text_embedding" in conditions:
+        conditions = conditions | {"keep": (draws.uniform() >= objective.condition_dropout).to(x0.device)}
+    x_t = schedule.noised(x0, noise, t)
+    output = network(x_t, schedule.network_time(t).to(x0.device), **conditions).float()
+    kind = base_kind(objective)
+    mean, variance = output.chunk(2, dim=2) if objective.prediction == "eps_learned_sigma" else (output, None)
+    alpha, sigma = schedule.at(t, x0)
+    error = (mean - target(x0, noise, alpha, sigma, kind)).square().flatten(1).mean(1)
+    loss = error * weights(schedule.snr[t].to(error), objective.min_snr_gamma, kind)
+    if variance is not None:
+        loss = loss + VLB_WEIGHT * schedule.steps * _vlb(x0, x_t, mean.detach(), variance, t, schedule)
+    return loss
+
+
+# --------------------------------------------------------------------------------------- learned variance (improved DDPM)
+
+
+def posterior(x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of q(x_s | x_t, x_0) for an earlier step s (-1 = clean), and the two ends of its variance as logarithms:
+    the posterior's own, and the forward step's (beta). All shaped to x_t."""
+    alpha_t, sigma_t = schedule.at(t, x_t)
+    alpha_s, sigma_s = schedule.at(s.clamp_min(0), x_t)
+    clean = (s < 0).view(alpha_s.shape).to(x_t.device)
+    alpha_s, sigma_s = torch.where(clean, 1.0, alpha_s), torch.where(clean, 0.0, sigma_s)
+    step = alpha_t / alpha_s
+    beta = (1 - step.square()).clamp_min(1e-12)
+    mean = alpha_s * beta / sigma_t.square() * x0 + step * sigma_s.square() / sigma_t.square() * x_t
+    small = beta * sigma_s.square() / sigma_t.square()
+    return mean, small.clamp_min(1e-12).log(), beta.log()
+
+
+def learned_log_variance(fraction: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The network's channel in [-1, 1] chooses between the two ends, in the log domain (improved DDPM, eq. 15)."""
+    share = (fraction + 1) / 2
+    return share * high + (1 - share) * low
+
+
+def _vlb(x0: Tensor, x_t: Tensor, eps: Tensor, fraction: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """Each sample's term of the variational bound in bits per dimension; teaches the variance only, as the mean is detached."""
+    alpha, sigma = schedule.at(t, x_t)
+    first = (t == 0).view(alpha.shape).to(x_t.device)
+    # At step 0 the posterior's own variance is 0; improved DDPM clips it to step 1's.
+    true_mean, true_log, high = posterior(x0, x_t, t, t - 1, schedule)
+    one = torch.ones_like(t)
+    _, floor, _ = posterior(x0, x_t, one, one - 1, schedule)
+    true_log = torch.where(first, floor, true_log)
+    mean, _, _ = posterior(to_x0(eps, x_t, alpha, sigma, "eps"), x_t, t, t - 1, schedule)
+    log_variance = learned_log_variance(fraction, true_log, high)
+    kl = 0.5 * (log_variance - true_log + (true_log - log_variance).exp() + (true_mean - mean).square() * (-log_variance).exp() - 1)
+    likelihood = -_discrete_log_likelihood(x0, mean, 0.5 * log_variance)
+    bits = torch.where(first, likelihood, kl) / math.log(2.0)
+    return bits.flatten(1).mean(1)
+
+
+def _discrete_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """log p of 8-bit values in [-1, 1] under a Gaussian integrated over each value's bin (DDPM, eq. 13)."""
+
+    def cdf(z: Tensor) -> Tensor:
+        return 0.5 * (1 + torch.erf(z / 2**0.5))
+
+    inverse = (-log_scale).exp()
+    upper, lower = cdf(inverse * (x - mean + 1 / 255)), cdf(inverse * (x - mean - 1 / 255))
+    mass = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return mass.clamp_min(1e-12).log()

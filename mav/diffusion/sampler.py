@@ -1,0 +1,82 @@
+"""Samplers: DDIM (Song et al. 2020), ancestral (Ho et al. 2020) and DPM-Solver++(2M) (Lu et al. 2022).
+
+All three walk the same "trailing" steps from pure noise to the clean sample, ask the denoiser once a step, and draw noise only from what
+they are given, so a sample is a function of its own seed. DDIM and DPM-Solver++ are deterministic after the first draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mav.diffusion.guidance import Denoiser
+from mav.diffusion.objective import learned_log_variance, posterior, to_eps
+from mav.diffusion.schedule import Schedule
+from mav.recipe import Sampling
+
+
+@torch.inference_mode()
+def sample(
+    denoiser: Denoiser,
+    noise: Callable[[], Tensor],
+    sampling: Sampling,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """A batch of clean samples. `noise()` gives the next tensor of standard normal noise, of the samples' shape."""
+    schedule = denoiser.schedule
+    steps = schedule.trailing(sampling.steps)
+    x = noise()
+    last: tuple[Tensor, int] | None = None
+    for index, t in enumerate(steps):
+        s = steps[index + 1] if index + 1 < len(steps) else -1  # -1: clean
+        x0, variance = denoiser(x, t)
+        if sampling.sampler == "ddim":
+            x = _ddim(x, x0, t, s, schedule)
+        elif sampling.sampler == "ancestral":
+            x = _ancestral(x, x0, variance, t, s, schedule, noise)
+        else:
+            x = _dpm_solver(x, x0, last, t, s, schedule)
+            last = (x0, t)
+        if progress:
+            progress(index + 1, len(steps))
+    return x
+
+
+def _level(schedule: Schedule, t: int) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of a step as float64 numbers; step -1 is the clean sample."""
+    if t < 0:
+        return torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+    return schedule.alpha[t], schedule.sigma[t]
+
+
+def _ddim(x: Tensor, x0: Tensor, t: int, s: int, schedule: Schedule) -> Tensor:
+    """Keep the noise, change the mix: x_s = alpha_s x0 + sigma_s eps."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = _level(schedule, t), _level(schedule, s)
+    return alpha_s.to(x) * x0 + sigma_s.to(x) * to_eps(x0, x, alpha_t.to(x), sigma_t.to(x))
+
+
+def _ancestral(x: Tensor, x0: Tensor, variance: Tensor | None, t: int, s: int, schedule: Schedule, noise: Callable[[], Tensor]) -> Tensor:
+    """A draw from q(x_s | x_t, x0), with the learned variance where there is one, else the posterior's own."""
+    rows = torch.ones(len(x), dtype=torch.long)
+    mean, low, high = posterior(x0, x, t * rows, s * rows, schedule)
+    if s < 0:
+        return mean
+    log_variance = low if variance is None else learned_log_variance(variance, low, high)
+    return mean + (0.5 * log_variance).exp() * noise()
+
+
+def _dpm_solver(x: Tensor, x0: Tensor, last: tuple[Tensor, int] | None, t: int, s: int, schedule: Schedule) -> Tensor:
+    """Second-order multistep in the log of alpha / sigma, on the data prediction; the last step, to the clean sample, is x0 itself."""
+    if s < 0:
+        return x0
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = _level(schedule, t), _level(schedule, s)
+    h = (alpha_s / sigma_s).log() - (alpha_t / sigma_t).log()
+    data = x0
+    if last is not None:
+        previous, r = last
+        alpha_r, sigma_r = _level(schedule, r)
+        ratio = ((alpha_t / sigma_t).log() - (alpha_r / sigma_r).log()) / h
+        data = torch.lerp(previous, x0, (1 + 1 / (2 * ratio)).to(x))
+    return (sigma_s / sigma_t).to(x) * x - (alpha_s * torch.expm1(-h)).to(x) * data

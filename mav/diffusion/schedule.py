@@ -1,0 +1,74 @@
+"""Noise schedules: x_t = alpha_t x_0 + sigma_t noise, with alpha^2 + sigma^2 = 1 and discrete steps t = 0 (least noise) .. steps - 1."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mav.recipe import Objective
+
+NETWORK_STEPS = 1000.0  # networks are told the step on this scale, whatever the number of steps
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tables of one schedule, in float64."""
+
+    alpha: Tensor  # (steps,)
+    sigma: Tensor  # (steps,)
+
+    @property
+    def steps(self) -> int:
+        return len(self.alpha)
+
+    @property
+    def snr(self) -> Tensor:
+        """alpha^2 / sigma^2 at each step; 0 at the last one of a zero-terminal-SNR schedule."""
+        return (self.alpha / self.sigma) ** 2
+
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of steps t (B,), shaped to multiply `like` (B, ...). Steps live on the CPU, as the tables do."""
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        return self.alpha[t].to(like).view(shape), self.sigma[t].to(like).view(shape)
+
+    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t for clean samples (B, ...) and steps t (B,)."""
+        alpha, sigma = self.at(t, clean)
+        return alpha * clean + sigma * noise
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Steps t as the networks are told them, 0..1000, float32."""
+        return t.float() * (NETWORK_STEPS / self.steps)
+
+    def trailing(self, count: int) -> list[int]:
+        """`count` sampling steps from the noisiest down, evenly spaced and ending above 0 ("trailing": the last step of training is the
+        first of sampling, which zero terminal SNR needs; Lin et al. 2023)."""
+        if not 1 <= count <= self.steps:
+            raise ValueError(f"{count} sampling steps do not fit a schedule of {self.steps}: choose 1 to {self.steps}")
+        return [round(self.steps * (count - i) / count) - 1 for i in range(count)]
+
+
+@functools.lru_cache(maxsize=32)
+def make_schedule(objective: Objective) -> Schedule:
+    """The schedule an objective names: cosine (Nichol and Dhariwal 2021) or linear (Ho et al. 2020), then zero terminal SNR and shift."""
+    steps = objective.steps
+    if objective.schedule == "cosine":
+
+        def level(u: float) -> float:
+            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        betas = torch.tensor([min(1 - level((i + 1) / steps) / level(i / steps), 0.999) for i in range(steps)], dtype=torch.float64)
+    else:
+        scale = 1000 / steps
+        betas = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp(max=0.999)
+    alpha = (1 - betas).cumprod(0).sqrt()
+    if objective.zero_terminal_snr:  # Lin et al. 2023, algorithm 1
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    if objective.shift != 1.0:  # simple diffusion (Hoogeboom et al. 2023): log-SNR lowered by 2 log(shift)
+        odds = alpha.square() / (1 - alpha.square()) / objective.shift**2
+        alpha = (odds / (1 + odds)).sqrt()
+    return Schedule(alpha, (1 - alpha.square()).sqrt())

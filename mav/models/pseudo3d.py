@@ -1,0 +1,166 @@
+"""Pseudo-3D layers (Make-A-Video sections 3.2.1 and 3.2.2): a layer over space, then one over time that starts as the identity.
+
+One layout serves the whole network: activations are (B*T, C, H, W) in channels-last memory, which is (B, T, H*W, C) to anyone who looks
+at it through a view. A convolution over time is then a 2-D convolution with kernel (3, 1) on a view (B, C, T, H*W), and linear layers,
+norms and modulation act on the last dimension: nothing is copied to reach either axis. `frames` is T; 0 means that time is switched off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+GRID_LIMIT = 65_535  # rows x heads one launch of the fused attention kernels can take
+
+
+def as_rows(x: Tensor, clips: int) -> Tensor:
+    """(N, C, H, W) channels-last as (clips, N // clips * H * W, C): a view."""
+    return x.permute(0, 2, 3, 1).reshape(clips, -1, x.shape[1])
+
+
+def as_images(rows: Tensor, like: Tensor) -> Tensor:
+    """The way back: rows of C channels as (N, C, H, W) channels-last, with N, H, W of `like`: a view."""
+    n, _, h, w = like.shape
+    return rows.reshape(n, h, w, rows.shape[-1]).permute(0, 3, 1, 2)
+
+
+def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+    """Statistics per frame, never over frames: at most 32 groups, at least 4 channels each."""
+    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels, affine=affine)
+
+
+def zero(layer: Layer) -> Layer:
+    """The layer with all its parameters at zero, so that the branch it ends starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def sinusoid(position: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """(B,) positions to (B, dim) cosines and sines of geometrically spaced frequencies, in float32."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=position.device, dtype=torch.float32) / half)
+    angles = position.float()[:, None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
+
+
+class TemporalConv(nn.Module):
+    """A convolution over T frames at each pixel, the identity at first: Dirac kernel at the centre tap, zero bias."""
+
+    def __init__(self, channels: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, channels, kernel, 1))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        nn.init.dirac_(self.weight)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """x: (B*T, C, H, W) channels-last."""
+        n, c, h, w = x.shape
+        clip = x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)  # (B, C, T, H*W), channels-last
+        y = F.conv2d(clip, self.weight, self.bias, padding=(self.weight.shape[2] // 2, 0))
+        return y.permute(0, 2, 3, 1).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+class PseudoConv3d(nn.Module):
+    """A convolution over space, then one over time (paper 3.2.1); with `video` false only the first exists."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, video: bool) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        self.temporal = TemporalConv(outputs) if video else None
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        x = self.spatial(x)
+        return self.temporal(x, frames) if self.temporal is not None and frames else x
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Fused attention over (rows, heads, length, head channels), in chunks of rows that respect the kernels' grid limit."""
+    attention: Callable[..., Tensor] = F.scaled_dot_product_attention
+    rows, heads = q.shape[:2]
+    if rows * heads <= GRID_LIMIT:
+        return attention(q, k, v, is_causal=causal)
+    chunk = max(1, GRID_LIMIT // heads)
+    parts = zip(q.split(chunk), k.split(chunk), v.split(chunk), strict=True)
+    return torch.cat([attention(*part, is_causal=causal) for part in parts])
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm of each head's channels, with a scale: keeps attention logits bounded in reduced precision."""
+
+    def __init__(self, head_channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(head_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.scale)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over (rows, length, channels), optionally reading context tokens beside its own (as unCLIP's decoder does)."""
+
+    def __init__(self, channels: int, head_channels: int, context_channels: int = 0, *, zero_output: bool = True) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_channels)
+        if channels % self.heads:
+            raise ValueError(f"{channels} channels do not divide into heads of {head_channels}")
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.context = nn.Linear(context_channels, 2 * channels) if context_channels else None
+        self.query_norm = HeadNorm(channels // self.heads)
+        self.key_norm = HeadNorm(channels // self.heads)
+        output = nn.Linear(channels, channels)
+        self.output = zero(output) if zero_output else output
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, causal: bool = False) -> Tensor:
+        """x: (rows, length, C). context: (clips, tokens, D) with rows = clips * T; it is projected once a clip and shared by its frames."""
+        rows, length, channels = x.shape
+        q, k, v = self.qkv(x).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if self.context is not None and context is not None:
+            clips, tokens = context.shape[:2]
+            both = self.context(context).view(clips, 1, tokens, 2, self.heads, -1)
+            both = both.expand(-1, rows // clips, -1, -1, -1, -1).reshape(rows, tokens, 2, self.heads, -1)
+            more_k, more_v = both.permute(2, 0, 3, 1, 4)
+            k, v = torch.cat([more_k, k], dim=2), torch.cat([more_v, v], dim=2)
+        y = attend(self.query_norm(q), self.key_norm(k), v, causal=causal)
+        return self.output(y.transpose(1, 2).reshape(rows, length, channels))
+
+
+class PseudoAttention3d(nn.Module):
+    """Attention over space, then over time (paper 3.2.2). The temporal output projection starts at zero: the pair starts as the first."""
+
+    def __init__(self, channels: int, head_channels: int, context_channels: int, max_frames: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.spatial = SelfAttention(channels, head_channels, context_channels)
+        self.temporal = TemporalAttention(channels, head_channels, max_frames) if max_frames else None
+
+    def forward(self, x: Tensor, context: Tensor | None, frames: int) -> Tensor:
+        rows = as_rows(self.norm(x), x.shape[0])
+        x = x + as_images(self.spatial(rows, context), x)
+        return self.temporal(x, frames) if self.temporal is not None and frames else x
+
+
+class TemporalAttention(nn.Module):
+    """Attention over the frames of each pixel, told each frame's place by a learned embedding; adds nothing at first."""
+
+    def __init__(self, channels: int, head_channels: int, max_frames: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.position = nn.Parameter(sinusoid(torch.arange(max_frames), channels, max_period=10.0 * max_frames))
+        self.attention = SelfAttention(channels, head_channels)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """x: (B*T, C, H, W) channels-last. Two copies in all: frames to the inside, and back."""
+        n, c, h, w = x.shape
+        rows = self.norm(x).permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c) + self.position[:frames, None]
+        y = self.attention(rows.transpose(1, 2).reshape(-1, frames, c))
+        y = y.view(n // frames, h * w, frames, c).transpose(1, 2)
+        return x + as_images(y, x)

@@ -1,0 +1,80 @@
+"""The layers: no copies where none are promised, and the fused attention equals the textbook's."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from mav.models import pseudo3d
+from mav.models.pseudo3d import SelfAttention, TemporalConv, as_images, as_rows, attend, group_norm
+
+
+def channels_last(*shape):
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+def test_rows_and_images_are_views():
+    x = channels_last(6, 8, 4, 4)
+    rows = as_rows(x, 2)
+    assert rows.shape == (2, 48, 8)
+    assert rows.data_ptr() == x.data_ptr()
+    back = as_images(rows, x)
+    assert back.data_ptr() == x.data_ptr()
+    assert torch.equal(back, x)
+
+
+def test_temporal_conv_equals_conv1d_over_frames():
+    conv = TemporalConv(8)
+    with torch.no_grad():
+        conv.weight.normal_()
+        conv.bias.normal_()
+    x = channels_last(2 * 5, 8, 3, 4)
+    reference = x.view(2, 5, 8, 12).permute(0, 3, 2, 1).reshape(24, 8, 5)
+    reference = F.conv1d(reference, conv.weight[..., 0], conv.bias, padding=1)
+    reference = reference.view(2, 12, 8, 5).permute(0, 3, 2, 1).reshape(10, 8, 3, 4)
+    y = conv(x, frames=5)
+    torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_temporal_conv_starts_as_the_identity():
+    x = channels_last(2 * 5, 8, 3, 4)
+    assert torch.equal(TemporalConv(8)(x, frames=5), x)
+
+
+def reference_attention(layer: SelfAttention, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    """softmax(q k / sqrt(d)) v, head by head, written out."""
+    rows, length, channels = x.shape
+    d = channels // layer.heads
+    q, k, v = layer.qkv(x).chunk(3, dim=-1)
+    if context is not None:
+        more_k, more_v = layer.context(context).chunk(2, dim=-1)
+        per = rows // len(context)
+        k, v = torch.cat([more_k.repeat_interleave(per, 0), k], 1), torch.cat([more_v.repeat_interleave(per, 0), v], 1)
+    out = []
+    for h in range(layer.heads):
+        part = slice(h * d, (h + 1) * d)
+        qh, kh = layer.query_norm(q[..., part]), layer.key_norm(k[..., part])
+        out.append(torch.softmax(qh @ kh.transpose(1, 2) / math.sqrt(d), dim=-1) @ v[..., part])
+    return layer.output(torch.cat(out, dim=-1))
+
+
+def test_fused_attention_equals_the_reference_with_and_without_context():
+    layer = SelfAttention(24, 8, context_channels=10, zero_output=False).double()
+    x, context = torch.randn(6, 7, 24, dtype=torch.float64), torch.randn(2, 4, 10, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), reference_attention(layer, x, None), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(layer(x, context), reference_attention(layer, x, context), rtol=1e-10, atol=1e-10)
+
+
+def test_attention_above_the_grid_limit_runs_in_chunks(monkeypatch):
+    q, k, v = (torch.randn(10, 2, 3, 4) for _ in range(3))
+    whole = attend(q, k, v)
+    monkeypatch.setattr(pseudo3d, "GRID_LIMIT", 6)
+    torch.testing.assert_close(attend(q, k, v), whole)
+
+
+def test_norm_statistics_are_per_frame():
+    norm, x = group_norm(16), channels_last(4, 16, 3, 3)
+    changed = x.clone()
+    changed[3] *= 100
+    assert torch.equal(norm(changed)[:3], norm(x)[:3])
