@@ -46,7 +46,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The one stored form: sorted keys, and a digest over everything else."""
-        body = {key: value for key, value in self.__dict__.items()}
+        body: dict[str, Any] = dict(self.__dict__)
         body["digest"] = hashlib.sha256(_canonical(body)).hexdigest()
         return _canonical(body)
 
@@ -188,10 +188,14 @@ class Artifact:
         return cls(folder, Manifest.from_bytes(data, folder.path(MANIFEST)))
 
     @classmethod
-    def publish(cls, folder: Folder, **facts: Any) -> Artifact:
-        """Digests every file of the folder, then writes the manifest: from here on the artifact exists."""
+    def publish(cls, folder: Folder, known: Mapping[str, dict[str, Any]] | None = None, **facts: Any) -> Artifact:
+        """Digests every file of the folder, then writes the manifest: from here on the artifact exists.
+
+        `known` are digests taken where a file was written, so that terabytes of shards are not read again.
+        """
+        known = known or {}
         names = [name for name in folder.names() if name != MANIFEST]
-        files = {name: {"bytes": folder.size(name), "sha256": folder.sha256(name)} for name in names}
+        files = {name: dict(known.get(name) or {"bytes": folder.size(name), "sha256": folder.sha256(name)}) for name in names}
         manifest = Manifest(files=files, **facts)
         folder.write_bytes(MANIFEST, manifest.to_bytes())
         return cls(folder, manifest)

@@ -369,6 +369,23 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
     cluster: Cluster = field(default_factory=Cluster)
 
+    def paths(self) -> list[tuple[str, str]]:
+        """Every outside file or folder the recipe names, with its key."""
+        named = [
+            ("clip.pretrained", self.clip.pretrained),
+            ("clip.nsfw_head", self.clip.nsfw_head),
+            ("clip.watermark_head", self.clip.watermark_head),
+            ("video_shards.files", self.video_shards.files),
+            ("generate.prompts", self.generate.prompts),
+            ("evaluate.weights_dir", self.evaluate.weights_dir),
+            ("evaluate.ucf101", self.evaluate.ucf101),
+            ("evaluate.msrvtt", self.evaluate.msrvtt),
+        ]
+        named += [("image_metadata.sources", path) for path in self.image_metadata.sources]
+        named += [("video_shards.sources", path) for path in self.video_shards.sources]
+        named += [("screening.word_lists", path) for path in self.screening.word_lists if "/" in path or "." in path]
+        return [(key, path) for key, path in named if path]
+
     def part(self, names: Iterable[str]) -> dict[str, Any]:
         """The named sections as plain data, for a stage's fingerprint and manifest."""
         return {name: to_plain(getattr(self, name)) for name in sorted(names)}
@@ -451,33 +468,19 @@ def _check(recipe: Recipe, source: str) -> None:
             _require(o.batch_size % (o.accumulation * recipe.cluster.workers) == 0,
                      f"`{name}.optimisation.batch_size` must be a multiple of accumulation times cluster.workers")  # fmt: skip
         if recipe.world is None:
-            _require(bool(recipe.image_metadata.sources), "`image_metadata.sources` is empty and there is no `world`: name your parquet files")
+            _require(
+                bool(recipe.image_metadata.sources), "`image_metadata.sources` is empty and there is no `world`: name your parquet files"
+            )
             _require(bool(recipe.video_shards.sources), "`video_shards.sources` is empty and there is no `world`: name your video lists")
     except ValueError as error:
         raise UserError(f"Recipe {source}: {error}.") from None
-    for key, path in _paths(recipe):
-        if path and "://" not in path and "*" not in path and not os.path.exists(path):
+    for key, path in recipe.paths():
+        if "://" not in path and "*" not in path and not os.path.exists(path):
             raise UserError(f"Recipe {source}: `{key}` names {path!r}, which does not exist: correct the path or bring the file.")
 
 
 def _training(recipe: Recipe) -> list[tuple[str, Any]]:
     return [(f.name, getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name.startswith("train_")]
-
-
-def _paths(recipe: Recipe) -> list[tuple[str, str]]:
-    named = [
-        ("clip.pretrained", recipe.clip.pretrained),
-        ("clip.nsfw_head", recipe.clip.nsfw_head),
-        ("clip.watermark_head", recipe.clip.watermark_head),
-        ("video_shards.files", recipe.video_shards.files),
-        ("generate.prompts", recipe.generate.prompts),
-        ("evaluate.weights_dir", recipe.evaluate.weights_dir),
-        ("evaluate.ucf101", recipe.evaluate.ucf101),
-        ("evaluate.msrvtt", recipe.evaluate.msrvtt),
-    ]
-    named += [("image_metadata.sources", path) for path in recipe.image_metadata.sources]
-    named += [("video_shards.sources", path) for path in recipe.video_shards.sources]
-    return named
 
 
 def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:

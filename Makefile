@@ -1,0 +1,54 @@
+# Every target first makes .venv when it is missing or older than the lock. Needs Linux, make, and Python 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+READY := .venv/.ready
+RECIPE ?= demo
+
+.PHONY: setup demo test test-slow lint format bench bench-% lock loc clean
+
+setup: $(READY)
+
+$(READY): requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: this needs Python 3.11 or 3.12; install one, or say make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Setting up .venv with $(PYTHON): about 6 GB, a few minutes, once."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)  ## the whole pipeline at small scale, then the report
+	$(BIN)/mav run $(RECIPE)
+	$(BIN)/mav report $(RECIPE)
+
+test: $(READY)  ## the default tests
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## every benchmark; results in build/bench/
+	@for b in tests/benchmarks/bench_*.py; do $(BIN)/python $$b || exit 1; done
+
+bench-%: $(READY)
+	$(BIN)/python tests/benchmarks/bench_$*.py
+
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
+lock:  ## resolve again; versions and hashes only, no address of an index
+	@test -x $(BIN)/uv || $(MAKE) setup
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
+loc: ## lines of code
+	@git ls-files '*.py' | xargs wc -l | tail -1
+
+clean:
+	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache

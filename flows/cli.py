@@ -1,0 +1,219 @@
+"""The `mav` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mav.errors import UserError
+from mav.recipe import Recipe, load_recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+                  help="Make-A-Video as a system: from image-text tables and unlabelled video to a text-to-video model.")  # fmt: skip
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (demo, tiny, paper) or a YAML file.")]
+StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage's name, as `mav status` prints it.")]
+Runs = Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts go: a folder or an fsspec URL.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value, e.g. --set generate.count=4.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+STATE_STYLE = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow", "missing": "dim"}
+
+
+def _plan(recipe: str, overrides: list[str] | None) -> tuple[Recipe, Any]:
+    from flows.make_a_video import make_a_video
+
+    loaded = load_recipe(recipe, overrides or ())
+    return loaded, make_a_video(loaded)
+
+
+def _store(runs: str) -> Any:
+    from flows.stage import Store
+
+    return Store(runs)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop when this stage is done.")] = "",
+    runs: Runs = "runs",
+    set_: Set = None,
+) -> None:
+    """Build everything a recipe describes; what is done already is left alone."""
+    _, plan = _plan(recipe, set_)
+    wanted = plan.until(until) if until else list(plan.nodes.values())
+    store = _store(runs)
+    if all(store.find(node) for node in wanted):
+        print(f"Nothing to do: all {len(wanted)} stages of {recipe} are done in {store.root.url}. See `mav status {recipe}`.")
+        return
+    _flow_run(recipe, runs, set_, until=until)
+
+
+@app.command()
+def rerun(
+    recipe: RecipeName,
+    stage: StageName,
+    downstream: Annotated[bool, typer.Option("--downstream", help="Also rebuild every stage that needs it.")] = False,
+    runs: Runs = "runs",
+    set_: Set = None,
+) -> None:
+    """Build one stage anew, even if it is done."""
+    _, plan = _plan(recipe, set_)
+    node = plan.node(stage)
+    store = _store(runs)
+    for needed in node.inputs:
+        if store.find(needed) is None:
+            raise UserError(f"{stage} needs {needed.name}, which is not done: `mav run {recipe} --until {needed.name}` builds it.")
+    chosen = [stage] + ([later.name for later in plan.downstream(stage)] if downstream else [])
+    _flow_run(recipe, runs, set_, only=tuple(chosen), fresh=tuple(chosen))
+
+
+def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any) -> None:
+    from flows.make_a_video import pipeline_flow
+    from flows.runtime import prefect_server, ray_cluster
+
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the screen tells; the server keeps the rest
+    console = Console(stderr=True, highlight=False)
+    began = time.monotonic()
+    with ExitStack() as services:
+        console.print("Starting Prefect and Ray ...", style="dim")
+        cluster = ray_cluster(load_recipe(recipe, overrides or ()).cluster)
+        address = services.enter_context(prefect_server(meanwhile=lambda: services.enter_context(cluster)))
+        console.print(f"Prefect UI     {address}")
+        pipeline_flow()(recipe=recipe, runs=runs, overrides=tuple(overrides or ()), **choice)
+    console.print(f"{recipe}: done in {time.monotonic() - began:.0f} s. Look at it with `mav report {recipe}`.")
+
+
+@app.command()
+def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: Set = None) -> None:
+    """Say of every stage whether it is done, stale, missing, failed or running."""
+    loaded, plan = _plan(recipe, set_)
+    store = _store(runs)
+    stages: dict[str, dict[str, Any]] = {}
+    verdict: dict[str, Any] = {}
+    for node in plan.nodes.values():
+        state = store.state(node, loaded.name)
+        artifact = store.find(node) if state == "done" else None
+        manifest = artifact.manifest if artifact else None
+        stages[node.name] = {
+            "state": state,
+            "fingerprint": node.fingerprint,
+            "counts": manifest.counts if manifest else {},
+            "seconds": manifest.seconds if manifest else None,
+        }
+        if node.name == "oracle" and manifest:
+            verdict = manifest.metrics
+    if json_:
+        print(json.dumps({"recipe": loaded.name, "stages": stages, "oracle": verdict}, indent=1))
+        return
+    table = Table("stage", "state", "seconds", "rows in", "rows out", "fingerprint", box=None, header_style="bold")
+    for name, facts in stages.items():
+        counts = facts["counts"]
+        numbers = [f"{counts[key]:,}" if key in counts else "" for key in ("rows_in", "rows_out")]
+        seconds = "" if facts["seconds"] is None else f"{facts['seconds']:.1f}"
+        table.add_row(name, f"[{STATE_STYLE[facts['state']]}]{facts['state']}[/]", seconds, *numbers, facts["fingerprint"][:12])
+    Console().print(table)
+    for key, value in verdict.items():
+        print(f"oracle {key}: {value}")
+
+
+@app.command()
+def verify(
+    recipe: RecipeName,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes only; do not re-read every byte.")] = False,
+    runs: Runs = "runs",
+    set_: Set = None,
+) -> None:
+    """Re-check every artifact: digests of all files, the manifest itself, and that counts add up. Exit 1 on a difference."""
+    _, plan = _plan(recipe, set_)
+    store = _store(runs)
+    problems, checked = [], 0
+    for node in plan.nodes.values():
+        try:
+            artifact = store.find(node)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if artifact:
+            checked += 1
+            problems += [f"{node.name}: {problem}" for problem in artifact.problems(full=not quick)]
+            if artifact.manifest.fingerprint != node.fingerprint:
+                problems.append(f"{node.name}: {artifact.folder.url} carries another fingerprint than the recipe's")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+    if not checked:
+        raise UserError(f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}` builds it.")
+    print(f"{checked} of {len(plan.nodes)} stages checked: every file has the bytes its manifest says, and all counts add up.")
+
+
+@app.command()
+def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
+    """Write the HTML report of what there is so far and print where it lies."""
+    from mav.report.page import write_report
+
+    from flows.evaluation import stage_views
+
+    loaded, plan = _plan(recipe, set_)
+    store = _store(runs)
+    views = stage_views(plan.nodes.values(), store, loaded.name)
+    if all(view.artifact is None for view in views):
+        raise UserError(f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}` builds it.")
+    folder = store.root.child(f"reports/{loaded.name}")
+    write_report(loaded, views, folder)
+    print(folder.path("index.html"))
+
+
+@app.command("serve-demo-world")
+def serve_demo_world(recipe: RecipeName = "demo", runs: Runs = "runs", set_: Set = None) -> None:
+    """Serve the pictures, clips and faults of the demo world on loopback until Ctrl-C."""
+    from mav.data.world_server import WorldServer
+
+    loaded, plan = _plan(recipe, set_)
+    if loaded.world is None:
+        raise UserError(f"Recipe {recipe} has no demo world to serve.")
+    artifact = _store(runs).find(plan.node("demo-world"))
+    if artifact is None:
+        raise UserError(f"The demo world is not drawn yet: `mav run {recipe} --until demo-world` draws it.")
+    with WorldServer(artifact.folder.child("site"), loaded.world.port):
+        print(f"http://127.0.0.1:{loaded.world.port}/ (Ctrl-C ends it)", flush=True)
+        while True:
+            time.sleep(3600)
+
+
+def main() -> None:
+    """Runs the command; an error a user can cause is one sentence and exit 2."""
+    try:
+        from flows.runtime import configure_environment
+
+        configure_environment()
+        app(standalone_mode=False)
+    except UserError as error:
+        print(f"mav: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("mav: stopped; the same command goes on where it was.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # click's own usage errors know how to show themselves
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Samples, benchmarks, the human study and the report. One deployable flow a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flows.remote import on_ray
+from flows.stage import Job, Node, Outcome, Store, stage
+
+TOLD = ("cascade", "generate")  # the sections that shape every sample
+
+
+@stage("generate", sections=TOLD)
+def generate(job: Job) -> Outcome:
+    """Text to video through the whole cascade: P, D^t, F^, SR_l^t, SR_h."""
+    from mav.generation.write import generate_videos
+
+    return _evaluate(job, generate_videos)
+
+
+@stage("oracle", sections=("world",))
+def oracle(job: Job) -> Outcome:
+    """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
+    from mav.evaluation.benchmarks import evaluate_oracle
+
+    return _evaluate(job, evaluate_oracle)
+
+
+@stage("evaluate-ucf101", sections=(*TOLD, "evaluate"))
+def evaluate_ucf101(job: Job) -> Outcome:
+    """UCF-101: FVD and inception score, with protocol and interval."""
+    from mav.evaluation.benchmarks import evaluate_ucf101 as body
+
+    return _evaluate(job, body)
+
+
+@stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"))
+def evaluate_msrvtt(job: Job) -> Outcome:
+    """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
+    from mav.evaluation.benchmarks import evaluate_msrvtt as body
+
+    return _evaluate(job, body)
+
+
+@stage("evaluate-interpolation", sections=(*TOLD, "evaluate"))
+def evaluate_interpolation(job: Job) -> Outcome:
+    """F^ against linear blending on held-out middle frames."""
+    from mav.evaluation.benchmarks import evaluate_interpolation as body
+
+    return _evaluate(job, body)
+
+
+@stage("human-study", sections=("evaluate",))
+def human_study(job: Job) -> Outcome:
+    """A frozen study: pairs in blind order, ready for raters."""
+    from mav.evaluation.human.study import freeze_study
+
+    return _evaluate(job, freeze_study)
+
+
+def _evaluate(job: Job, body: Callable[..., dict[str, Any]]) -> Outcome:
+    cluster = job.recipe.cluster
+    metrics = on_ray(job, body, job.recipe, job.inputs, job.out, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
+    return Outcome(metrics=metrics)
+
+
+@stage("report", sections=())
+def report(job: Job) -> Outcome:
+    """One self-contained page: the graph, the rows, pictures, curves, numbers and the verdict."""
+    from mav.report.page import write_report
+
+    write_report(job.recipe, stage_views(job.node.inputs, job.run.store, job.recipe.name), job.out)
+    return Outcome()
+
+
+def stage_views(nodes: Iterable[Node], store: Store, recipe: str) -> list[Any]:
+    """What the report shows of each stage: its place in the graph, its state and its artifact."""
+    from mav.report.page import StageView
+
+    views = []
+    for node in nodes:
+        artifact = store.find(node)
+        views.append(
+            StageView(
+                name=node.name,
+                fingerprint=node.fingerprint,
+                inputs=[up.name for up in node.inputs],
+                artifact=artifact,
+                state="done" if artifact else store.state(node, recipe),
+                seconds=artifact.manifest.seconds if artifact else 0.0,
+            )
+        )
+    return views

@@ -1,0 +1,58 @@
+"""Image-text data: screened tables, downloaded shards, scores and embeddings. One deployable flow a stage."""
+
+from __future__ import annotations
+
+from flows.remote import on_ray
+from flows.shard_map import shard_map
+from flows.stage import Job, Outcome, stage
+
+
+@stage("demo-world", sections=("world",))
+def demo_world(job: Job) -> Outcome:
+    """Draws the demo world: pictures, clips, tables and their faults, with known truth."""
+    from mav.data.world import draw_world
+
+    facts = on_ray(job, _draw_world, draw_world, job.recipe.world, job.recipe.seed, job.out)
+    return Outcome(metrics=facts)
+
+
+def _draw_world(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
+    return draw(world, seed, out)
+
+
+@stage("image-metadata", sections=("screening", "image_metadata"))
+def image_metadata(job: Job) -> Outcome:
+    """Screens LAION-style tables: NSFW, toxic words, watermarks, sizes; every dropped row with its reason."""
+    from mav.data.metadata import MetadataWork
+
+    work = MetadataWork.of(job.recipe, job.inputs, job.out)
+    return shard_map(job, work, work.shard_names())
+
+
+@stage("image-download", sections=("image_download",))
+def image_download(job: Job) -> Outcome:
+    """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
+    from mav.data.download import DownloadWork
+
+    if "demo-world" in job.inputs:
+        job.run.serve_world(job.inputs["demo-world"])
+    work = DownloadWork.of(job.recipe, job.inputs, job.out)
+    return shard_map(job, work, work.shard_names(), success_floor=job.recipe.image_download.success_floor)
+
+
+@stage("image-screen", sections=("screening", "image_embed"))
+def image_screen(job: Job) -> Outcome:
+    """Scores the rows nobody scored and screens them; keeps the CLIP image embeddings it needed for that."""
+    from mav.data.embed import ScreenWork
+
+    work = ScreenWork.of(job.recipe, job.inputs, job.out)
+    return shard_map(job, work, work.shard_names(), gpus=job.recipe.cluster.gpus_per_worker)
+
+
+@stage("image-embed", sections=("image_embed",))
+def image_embed(job: Job) -> Outcome:
+    """CLIP embeddings and text tokens of the kept rows, aligned with the tars."""
+    from mav.data.embed import EmbedWork
+
+    work = EmbedWork.of(job.recipe, job.inputs, job.out)
+    return shard_map(job, work, work.shard_names(), gpus=job.recipe.cluster.gpus_per_worker)

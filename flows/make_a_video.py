@@ -1,0 +1,190 @@
+"""The whole of Make-A-Video as one graph, and the Prefect flow that builds it.
+
+`make_a_video` below reads like the paper's training section and runs nothing: it says which stage needs which. `pipeline` is the
+flow: one Prefect task a stage, never one a shard; the shards are Ray's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from flows import evaluation, images, training, videos
+from flows.console import Screen
+from flows.runtime import configure_environment
+from flows.stage import Node, Plan, Run, Store, build
+from mav.artifact import Artifact
+from mav.errors import UserError
+from mav.recipe import Recipe, digest, load_recipe
+
+
+def make_a_video(recipe: Recipe) -> Plan:
+    """The graph: y = SR_h . SR_l^t . F^ . D^t . P (paper, section 3), its data before it and its evaluation after."""
+    plan = Plan(recipe)
+    world = images.demo_world(plan) if recipe.world else None
+
+    # Image-text pairs: the only place where text is.
+    metadata = images.image_metadata(plan, world)
+    pictures = images.image_download(plan, metadata, world)
+    clip = training.clip(plan, pictures)
+    screened = images.image_screen(plan, pictures, clip)
+    embedded = images.image_embed(plan, pictures, screened, clip)
+
+    # Unlabelled clips: the only place where motion is.
+    clips = videos.video_shards(plan, world)
+
+    # Networks on images (3.1), then inflated and trained on clips without text (3.2, 3.3). Independent ones run side by side.
+    prior = training.train_prior(plan, embedded)
+    decoder = training.train_decoder(plan, pictures, embedded)
+    sr_low = training.train_sr_low(plan, pictures, embedded)
+    sr_high = training.train_sr_high(plan, pictures, embedded)
+    decoder_video = training.train_decoder_video(plan, decoder, clips, clip)
+    interpolation = training.train_interpolation(plan, decoder_video, clips, clip)
+    sr_low_video = training.train_sr_low_video(plan, sr_low, clips)
+
+    # Samples, numbers, people.
+    networks = (clip, prior, decoder_video, interpolation, sr_low_video, sr_high)
+    samples = evaluation.generate(plan, *networks, world)
+    if world:
+        evaluation.oracle(plan, samples, clips, world)
+    evaluation.evaluate_ucf101(plan, *networks, world)
+    evaluation.evaluate_msrvtt(plan, *networks, world)
+    evaluation.evaluate_interpolation(plan, *networks, world)
+    evaluation.human_study(plan, samples)
+    evaluation.report(plan, *plan.nodes.values())
+    return plan
+
+
+def execute(plan: Plan, run: Run, wanted: Iterable[Node], fresh: Iterable[str] = ()) -> dict[str, Artifact]:
+    """Builds the wanted nodes in order as tasks of the present Prefect flow run, independent ones side by side.
+
+    Of several ready stages the one with the longest way to the end starts first. A failed stage stops what needs it, nothing
+    else; the first failure is raised when all that could be done is done.
+    """
+    from prefect.futures import PrefectFuture, as_completed
+
+    waiting = list(wanted)
+    names, again = {node.name for node in waiting}, set(fresh)
+    running: dict[PrefectFuture[Any], Node] = {}
+    futures: dict[str, PrefectFuture[Any]] = {}
+    built: dict[str, Artifact] = {}
+    failed: dict[str, BaseException] = {}
+    while waiting or running:
+        waiting = [node for node in waiting if not any(up.name in failed for up in node.upstream())]
+        ready = [node for node in waiting if all(up.name in built or up.name not in names for up in node.inputs)]
+        ready.sort(key=lambda node: -plan.length_after(node))
+        for node in ready[: max(0, run.recipe.cluster.parallel_stages - len(running))]:
+            waiting.remove(node)
+            after = [futures[up.name] for up in node.inputs if up.name in futures]
+            futures[node.name] = _task(node, run, node.name in again).submit(wait_for=after)
+            running[futures[node.name]] = node
+        if not running:
+            break
+        future: PrefectFuture[Any] = next(iter(as_completed(list(running))))
+        node = running.pop(future)
+        try:
+            future.result()
+            artifact = run.store.find(node)
+            if artifact is None:
+                raise UserError(f"{node.name} ended without an artifact at {run.store.artifact(node).url}: run it again.")
+            built[node.name] = artifact
+        except Exception as error:
+            failed[node.name] = error
+    if failed:
+        raise next(iter(failed.values()))
+    return built
+
+
+def _task(node: Node, run: Run, fresh: bool) -> Any:
+    """The Prefect task of a node. Its cache key is our fingerprint, and is believed only while the artifact is there."""
+    from prefect import task
+
+    present = not fresh and run.store.find(node) is not None
+    anew = [fresh]
+    key = f"{node.name}-{digest([node.fingerprint, run.store.root.url])}"
+
+    @task(
+        name=node.name,
+        description=node.stage.about,
+        task_run_name=node.name,
+        persist_result=True,
+        cache_key_fn=lambda context, parameters: key,
+        refresh_cache=not present,
+        retries=1,
+        retry_delay_seconds=2,
+        retry_condition_fn=_worth_another_try,
+    )
+    def stage_task() -> dict[str, str]:
+        artifact = build(node, run, fresh=bool(anew) and anew.pop())  # a retry goes on from what the first try finished
+        _show(node, artifact)
+        return {"fingerprint": node.fingerprint, "url": artifact.folder.url}
+
+    return stage_task
+
+
+def _worth_another_try(task: Any, run: Any, state: Any) -> bool:
+    """A user's error stays one however often it is tried; a lost worker or node may not."""
+    try:
+        state.result()
+    except (UserError, ValueError, TypeError, AssertionError):
+        return False
+    except Exception:
+        return True
+    return False
+
+
+def _show(node: Node, artifact: Artifact) -> None:
+    """A Prefect artifact a stage: counts and measured values as a table. A server that is away never stops a stage."""
+    import httpx
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.exceptions import PrefectException
+
+    manifest = artifact.manifest
+    rows = [("seconds", manifest.seconds), ("fingerprint", manifest.fingerprint[:16]), ("where", artifact.folder.url)]
+    for key, value in manifest.counts.items():
+        rows += [(f"{key}: {k}", v) for k, v in value.items()] if isinstance(value, dict) else [(key, value)]
+    rows += [(key, value) for key, value in manifest.metrics.items() if isinstance(value, (int, float, str))]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    with contextlib.suppress(httpx.HTTPError, PrefectException):
+        create_markdown_artifact(
+            key=node.name, markdown=f"# {node.name}\n{node.stage.about}\n\n| | |\n|---|---|\n{table}\n", description=node.stage.about
+        )
+
+
+def run_pipeline(
+    recipe: Recipe, runs: str, *, until: str = "", only: Iterable[str] = (), fresh: Iterable[str] = (), screen: Screen | None = None
+) -> dict[str, Artifact]:
+    """Builds a recipe (or its part up to `until`, or just `only`) within the present flow run. `fresh` stages are built anew."""
+    plan = make_a_video(recipe)
+    again = list(fresh)
+    for name in again:
+        plan.node(name)
+    if only:
+        chosen = {plan.node(name).name for name in only}
+        wanted = [node for node in plan.nodes.values() if node.name in chosen]
+    else:
+        wanted = plan.until(until) if until else list(plan.nodes.values())
+    with ExitStack() as services, screen or Screen() as shown:
+        return execute(plan, Run(recipe, Store(runs), shown, services), wanted, again)
+
+
+def pipeline_flow() -> Any:
+    """The deployable Prefect flow `make-a-video`. Made when asked for, so that importing this module starts nothing."""
+    configure_environment()
+    from prefect import flow
+
+    @flow(name="make-a-video", flow_run_name="{recipe}", validate_parameters=False, log_prints=False)
+    def make_a_video_flow(
+        recipe: str,
+        runs: str = "runs",
+        until: str = "",
+        only: tuple[str, ...] = (),
+        fresh: tuple[str, ...] = (),
+        overrides: tuple[str, ...] = (),
+    ) -> list[str]:
+        """The whole Make-A-Video pipeline from raw tables to a report."""
+        return sorted(run_pipeline(load_recipe(recipe, overrides), runs, until=until, only=only, fresh=fresh))
+
+    return make_a_video_flow

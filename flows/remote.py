@@ -1,0 +1,86 @@
+"""One whole function on Ray, watched from here: how a stage that is not a walk over shards runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flows.stage import Job, read_json_or_none
+from mav.artifact import Folder
+
+T = TypeVar("T")
+PROGRESS = "progress.json"
+
+
+class ProgressFile:
+    """Callable in a worker: leaves the latest progress where the driver reads it, at most once a second.
+
+    Takes a mapping with "done" and "total" and whatever else is worth showing (loss, samples/s).
+    """
+
+    def __init__(self, work: Folder) -> None:
+        self.work = work
+        self._last = 0.0
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        if time.monotonic() - self._last > 1.0:
+            self._last = time.monotonic()
+            self.work.write_json(PROGRESS, facts)
+
+
+class watching:  # noqa: N801 - reads as a statement: `with watching(job):`
+    """While the block runs, carries the worker's progress file to the screen."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def _loop(self) -> None:
+        while not self._stop.wait(1.0):
+            facts = read_json_or_none(self.job.work, PROGRESS)
+            if facts:
+                self.job.report(facts.pop("done", 0), facts.pop("total", 0), **facts)
+
+    def __enter__(self) -> watching:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> T:
+    """Runs `function(*arguments, report)` as one Ray task named after the stage and returns its result.
+
+    Exceptions arrive as themselves, so a UserError of the worker is a UserError here.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    job.run.ray()
+    threads = max(1, int(cpus))
+    task = ray.remote(_with_threads).options(name=job.name, num_cpus=cpus, num_gpus=gpus, max_retries=0)
+    reference = task.remote(threads, function, *arguments, ProgressFile(job.work))
+    try:
+        with watching(job):
+            result: T = ray.get(reference)
+        return result
+    except RayTaskError as error:
+        raise error.cause from None
+    except BaseException:
+        ray.cancel(reference, force=True)
+        raise
+
+
+def _with_threads(threads: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Fixes the number of torch threads: it may change the last bits of a sum, so it must not depend on the machine."""
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+    return function(*arguments)

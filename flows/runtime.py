@@ -1,0 +1,192 @@
+"""What a run stands on: a Prefect server, a Ray cluster, and the settings of both.
+
+With `PREFECT_API_URL` set (or in the active Prefect profile) that server is used, otherwise one is started on loopback for as long
+as the run lasts. With `RAY_ADDRESS` set that cluster is joined, otherwise Ray starts on this machine. Nothing is opened to other
+machines and neither sends telemetry.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from mav.errors import UserError
+from mav.recipe import Cluster
+
+SERVER_PATIENCE_SECONDS = 120  # a first start migrates its database: 30 s on a slow laptop
+PR_SET_PDEATHSIG = 1  # Linux: the child is told when its parent dies, even by kill -9
+
+
+def configure_environment() -> None:
+    """Sets what Prefect and Ray read when they are imported. Called first thing; a user's own settings win."""
+    for name, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        # On loopback, for one user, a token guards nothing; a cluster's own RAY_AUTH_MODE stays as its operator set it.
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    _refuse_dataclasses_backport()
+
+
+def _refuse_dataclasses_backport() -> None:
+    import importlib.metadata
+
+    with suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("dataclasses")
+        raise UserError(
+            "The Python 3.6 backport `dataclasses` is installed and breaks Prefect's server: "
+            "install from requirements.lock, or `pip uninstall dataclasses`."
+        )
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[str]:
+    """Yields the address of the UI of the server in use, started here when none is configured; `meanwhile` is called while it starts.
+
+    Raises UserError when a configured server does not answer or ours does not come up.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    configured = PREFECT_API_URL.value()
+    if configured:
+        try:
+            urllib.request.urlopen(f"{configured.rstrip('/')}/health", timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"The Prefect server at PREFECT_API_URL={configured} does not answer ({error}): start it, or unset PREFECT_API_URL."
+            ) from None
+        meanwhile()
+        yield configured.removesuffix("/api")
+        return
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = os.environ | {"PREFECT_API_URL": f"{address}/api", "PREFECT_UI_API_URL": f"{address}/api"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--log-level", "ERROR"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        meanwhile()
+        _wait_until_healthy(process, f"{address}/api/health")
+        from prefect.settings import temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: f"{address}/api"}):
+            os.environ["PREFECT_API_URL"] = f"{address}/api"
+            try:
+                yield address
+            finally:
+                os.environ.pop("PREFECT_API_URL", None)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + SERVER_PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            assert process.stderr is not None
+            reason = process.stderr.read().decode(errors="replace").strip().splitlines()
+            raise UserError(
+                f"Prefect's server did not start ({reason[-1] if reason else f'exit {process.returncode}'}): see `prefect server start`."
+            )
+        with suppress(OSError):
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        time.sleep(0.2)
+    raise UserError(
+        f"Prefect's server was not ready after {SERVER_PATIENCE_SECONDS} s: start one with `prefect server start` and set PREFECT_API_URL."
+    )
+
+
+@contextmanager
+def ray_cluster(cluster: Cluster) -> Iterator[str]:
+    """Yields the address of the Ray dashboard ('' without one); joins `RAY_ADDRESS` or starts Ray on this machine.
+
+    Raises UserError when the address does not answer.
+    """
+    import logging
+
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    if ray.is_initialized():
+        yield _dashboard()
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address:
+        _check_ray_address(address)
+        options |= {"address": address}
+    else:
+        options |= {
+            "num_cpus": cluster.cpus or os.cpu_count(),
+            "include_dashboard": cluster.dashboard,
+            "dashboard_host": "127.0.0.1",
+            "object_store_memory": cluster.object_store_mb * 2**20,
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = f"RAY_ADDRESS={address} cannot be joined" if address else "Ray did not start on this machine"
+        raise UserError(f"{where} ({str(error).splitlines()[0]}): check the cluster, or unset RAY_ADDRESS.") from None
+    try:
+        yield _dashboard()
+    finally:
+        ray.shutdown()
+
+
+def _dashboard() -> str:
+    import ray
+
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else ""
+
+
+def _check_ray_address(address: str) -> None:
+    """Ray itself would try for a minute; a refused connection is told at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local") or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host or "127.0.0.1", int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at RAY_ADDRESS={address} ({error.strerror or error}): "
+            "start it with `ray start --head`, or unset RAY_ADDRESS."
+        ) from None

@@ -1,0 +1,385 @@
+"""A stage: a function from artifacts to one artifact, its fingerprint, and how it is built exactly once.
+
+    @stage("image-embed", sections=("clip", "image_embed"), version=1)
+    def image_embed(job: Job) -> Outcome: ...
+
+Calling the decorated stage with a `Plan` adds it to the graph; nothing runs. The plan knows every fingerprint before any work is
+done, because a fingerprint covers what a stage is told (its sections of the recipe, its version, its inputs' fingerprints, the
+identity of outside files it names), never what it makes. `build` then makes the artifact, or finds it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import importlib.metadata
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal
+
+import fsspec
+
+from flows.console import Screen
+from mav.artifact import MANIFEST, Artifact, Folder
+from mav.errors import UserError
+from mav.recipe import Recipe, digest
+
+HEARTBEAT_SECONDS = 5.0
+SILENT_SECONDS = 30.0  # without a heartbeat for so long, a run is taken for dead
+SHOWN_FINGERPRINT = 16  # hex digits of a fingerprint used in paths
+
+State = Literal["done", "stale", "missing", "failed", "running"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage says of its artifact beside the files: balanced row counts, and measured values."""
+
+    counts: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, dict[str, Any]] = field(default_factory=dict)  # files already hashed where they were written
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The definition of one stage. `about` is its docstring's first line, shown in the Prefect UI and the report."""
+
+    name: str
+    version: int
+    sections: tuple[str, ...]
+    body: Callable[[Job], Outcome]
+    about: str
+
+    def __call__(self, plan: Plan, *inputs: Node | None) -> Node:
+        """Adds the stage to a plan; `None` inputs (a demo world that is not there) are left out."""
+        return plan.add(self, tuple(node for node in inputs if node is not None))
+
+
+STAGES: dict[str, Stage] = {}
+
+
+def stage(name: str, *, sections: tuple[str, ...], version: int = 1) -> Callable[[Callable[[Job], Outcome]], Stage]:
+    """Registers a function as a stage. Raise `version` when its code would make other bytes of the same recipe."""
+
+    def register(body: Callable[[Job], Outcome]) -> Stage:
+        if name in STAGES and STAGES[name].body.__qualname__ != body.__qualname__:
+            raise ValueError(f"two stages are called {name!r}")
+        STAGES[name] = Stage(name, version, sections, body, (body.__doc__ or name).strip().splitlines()[0])
+        return STAGES[name]
+
+    return register
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A stage in a plan: its definition, its inputs and its fingerprint."""
+
+    stage: Stage
+    inputs: tuple[Node, ...]
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    def upstream(self) -> Iterator[Node]:
+        """Every node this one needs, nearest first, each once."""
+        seen: set[str] = set()
+        queue = list(self.inputs)
+        while queue:
+            node = queue.pop(0)
+            if node.name not in seen:
+                seen.add(node.name)
+                yield node
+                queue += node.inputs
+
+
+class Plan:
+    """The graph of one recipe, in the order its stages were added, with all fingerprints."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.nodes: dict[str, Node] = {}
+
+    def add(self, stage: Stage, inputs: tuple[Node, ...]) -> Node:
+        outside = {f"{key}:{path}": file_identity(path) for key, path in self.recipe.paths() if key.split(".")[0] in stage.sections}
+        told = {
+            "stage": stage.name,
+            "version": stage.version,
+            "seed": self.recipe.seed,
+            "config": self.recipe.part(stage.sections),
+            "inputs": {node.name: node.fingerprint for node in inputs},
+            "outside": outside,
+        }
+        node = Node(stage, inputs, digest(told))
+        self.nodes[stage.name] = node
+        return node
+
+    def node(self, name: str) -> Node:
+        if name not in self.nodes:
+            raise UserError(f"There is no stage {name!r} in recipe {self.recipe.name}: its stages are {', '.join(self.nodes)}.")
+        return self.nodes[name]
+
+    def until(self, name: str) -> list[Node]:
+        """The stage and all it needs, in the plan's order."""
+        last = self.node(name)
+        wanted = {last.name, *(node.name for node in last.upstream())}
+        return [node for node in self.nodes.values() if node.name in wanted]
+
+    def downstream(self, name: str) -> list[Node]:
+        """Every stage that needs this one, in the plan's order."""
+        self.node(name)
+        return [node for node in self.nodes.values() if name in {up.name for up in node.upstream()}]
+
+    def length_after(self, node: Node) -> int:
+        """How many stages the longest path from here to an end has: what to start first when several are ready."""
+        return max((1 + self.length_after(n) for n in self.nodes.values() if node in n.inputs), default=0)
+
+
+def file_identity(path: str) -> list[Any]:
+    """Size and modification mark of each file a path or glob names: what makes an outside file 'the same'."""
+    fs, root = fsspec.core.url_to_fs(path)
+    found = sorted(fs.glob(root)) if "*" in root else [root]
+    identity = []
+    for name in found:
+        try:
+            info = fs.info(name)
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist: correct the path in the recipe or bring the file.") from None
+        identity.append(
+            [os.path.basename(name), info.get("size"), str(info.get("ETag") or info.get("mtime") or info.get("LastModified") or "")]
+        )
+    return identity
+
+
+class Store:
+    """Where artifacts and unfinished work lie: `RUNS/artifacts/STAGE/FINGERPRINT` and `RUNS/work/STAGE/FINGERPRINT`."""
+
+    def __init__(self, url: str) -> None:
+        self.root = Folder(os.path.abspath(url) if "://" not in url else url)
+
+    def artifact(self, node: Node) -> Folder:
+        return self.root.child(f"artifacts/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
+
+    def work(self, node: Node) -> Folder:
+        return self.root.child(f"work/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
+
+    def find(self, node: Node) -> Artifact | None:
+        """The finished artifact of a node, or None; UserError when its manifest was changed."""
+        folder = self.artifact(node)
+        return Artifact.open(folder) if folder.exists(MANIFEST) else None
+
+    def state(self, node: Node, recipe: str) -> State:
+        work = self.work(node)
+        if self.artifact(node).exists(MANIFEST):
+            return "done"
+        beat = read_json_or_none(work, "heartbeat.json")
+        if beat and time.time() - beat["time"] < SILENT_SECONDS and not beat.get("ended"):
+            return "running"
+        if work.exists("failure.json"):
+            return "failed"
+        for name in self.root.child(f"artifacts/{node.name}").names():
+            if name.endswith(f"/{MANIFEST}") and name.count("/") == 1:
+                manifest = read_json_or_none(self.root.child(f"artifacts/{node.name}"), name)
+                if manifest and manifest.get("recipe") == recipe:
+                    return "stale"
+        return "missing"
+
+
+def read_json_or_none(folder: Folder, name: str) -> Any:
+    """A JSON file that another process may be replacing or removing right now."""
+    try:
+        return folder.read_json(name)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+@dataclass
+class Run:
+    """One run of a plan: the store, the screen, and what is started only when the first stage needs it."""
+
+    recipe: Recipe
+    store: Store
+    screen: Screen
+    services: ExitStack
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ray: str | None = None
+    _world: Any = None
+
+    def ray(self) -> str:
+        """Starts or joins Ray once; returns the dashboard's address."""
+        from flows.runtime import ray_cluster
+
+        with self._lock:
+            if self._ray is None:
+                self._ray = self.services.enter_context(ray_cluster(self.recipe.cluster))
+                self.screen.say(f"Ray dashboard  {self._ray or 'off'}")
+            return self._ray
+
+    def serve_world(self, world: Folder) -> None:
+        """Serves the demo world on loopback until the run ends."""
+        from mav.data.world_server import WorldServer
+
+        assert self.recipe.world is not None
+        with self._lock:
+            if self._world is None:
+                self._world = self.services.enter_context(WorldServer(world.child("site"), self.recipe.world.port))
+
+
+@dataclass
+class Job:
+    """What a stage's body is given."""
+
+    node: Node
+    run: Run
+    out: Folder  # the artifact's folder: what is written here is the artifact
+    work: Folder  # for unfinished work: markers, checkpoints; removed when the artifact is published
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+    @property
+    def inputs(self) -> dict[str, Folder]:
+        """Folder of each input's artifact, by stage name."""
+        return {node.name: self.run.store.artifact(node) for node in self.node.inputs}
+
+    def report(self, done: float, total: float, **facts: Any) -> None:
+        """Progress for the person who watches and for `mav status`."""
+        self.run.screen.progress(self.name, done, total, **facts)
+        self._progress = {"done": done, "total": total, **facts}
+
+    _progress: dict[str, Any] = field(default_factory=dict)
+
+
+def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
+    """Makes the node's artifact, or finds it; `fresh` removes it first. Its inputs must be there.
+
+    Raises UserError when an input is missing or another process builds the same artifact right now.
+    """
+    store = run.store
+    out, work = store.artifact(node), store.work(node)
+    found = store.find(node)
+    if found and not fresh:
+        return found
+    for needed in node.inputs:
+        if store.find(needed) is None:
+            raise UserError(
+                f"{node.name} needs {needed.name}, which is {store.state(needed, run.recipe.name)}: "
+                f"`mav run {run.recipe.name} --until {needed.name}` builds it."
+            )
+    with _exclusive(work, node.name):
+        if fresh:
+            out.remove(MANIFEST)  # first: from here on there is no artifact
+            out.remove()
+            for name in work.names():
+                if name != "lock":
+                    work.remove(name)
+        work.remove("failure.json")
+        job = Job(node, run, out, work)
+        began = time.monotonic()
+        run.screen.start(node.name)
+        try:
+            with _heartbeat(job):
+                outcome = node.stage.body(job)
+                artifact = Artifact.publish(
+                    out,
+                    known=outcome.digests,
+                    stage=node.name,
+                    version=node.stage.version,
+                    fingerprint=node.fingerprint,
+                    recipe=run.recipe.name,
+                    config=run.recipe.part(node.stage.sections),
+                    inputs={n.name: n.fingerprint for n in node.inputs},
+                    counts=outcome.counts,
+                    metrics=outcome.metrics,
+                    seconds=round(time.monotonic() - began, 3),
+                    finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    software=software(),
+                )
+        except BaseException as error:
+            sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            run.screen.end(node.name, f"[red]failed[/]: {sentence}")
+            if isinstance(error, OSError) and error.errno == 28:
+                raise UserError(
+                    f"{node.name}: no space is left where {out.url} is written: free some, then run again; finished shards are kept."
+                ) from error
+            work.write_json("failure.json", {"reason": sentence, "kind": type(error).__name__, "time": time.time()})
+            raise
+        run.screen.end(node.name, summary(artifact))
+    work.remove()
+    return artifact
+
+
+@contextmanager
+def _exclusive(work: Folder, name: str) -> Iterator[None]:
+    """One builder at a time. The lock is the kernel's, so it goes with a killed process; other storage has none yet."""
+    if not work.local:
+        yield
+        return
+    os.makedirs(work.root, exist_ok=True)
+    handle: IO[bytes]
+    with open(work.path("lock"), "ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another run is building {name} into the same place right now: wait for it, or give another --runs.") from None
+        yield
+
+
+@contextmanager
+def _heartbeat(job: Job) -> Iterator[None]:
+    """Keeps `heartbeat.json` young while the body works, with its last progress; `mav status` reads it."""
+    stop = threading.Event()
+
+    def beat(ended: bool = False) -> None:
+        job.work.write_json(
+            "heartbeat.json", {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "ended": ended, **job._progress}
+        )
+
+    def loop() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=loop, daemon=True, name=f"heartbeat-{job.name}")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        beat(ended=True)
+
+
+def summary(artifact: Artifact) -> str:
+    """One line about a finished artifact."""
+    counts, metrics = artifact.manifest.counts, artifact.manifest.metrics
+    parts = []
+    if "rows_in" in counts:
+        lost = {**counts.get("dropped", {}), **counts.get("failed", {})}
+        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(lost.items(), key=lambda item: -item[1])[:4])
+        parts.append(f"{counts['rows_out']:,} of {counts['rows_in']:,} rows" + (f" (without: {reasons})" if reasons else ""))
+    parts += [f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, (int, float))][:3]
+    return f"[green]done[/] in {artifact.manifest.seconds:.1f} s" + (f": {'; '.join(parts)}" if parts else "")
+
+
+def software() -> dict[str, str]:
+    """Versions that made an artifact."""
+    names = ("make-a-video-system", "torch", "ray", "prefect", "img2dataset", "open_clip_torch", "pyarrow", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions

@@ -1,0 +1,114 @@
+"""The ordered training stages, each a Ray Train run. One deployable flow a stage.
+
+The loop itself is `mav.training.loop`; what each network trains on is `mav.training.stages`. Here a stage becomes Ray Train workers:
+their number, processors and failures. The loop keeps its own exact checkpoints in the stage's work folder, so a worker, a driver or
+a machine that dies costs the samples since the last one and changes nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.remote import PROGRESS, ProgressFile, watching
+from flows.stage import Job, Outcome, Stage, read_json_or_none, stage
+from mav.errors import UserError
+
+RESULT = "result.json"
+MAX_FAILURES = 3  # of a worker group before the stage fails
+
+
+def train(job: Job) -> Outcome:
+    """Runs the stage's training loop on Ray Train workers until its samples are seen and its network exported."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    job.run.ray()
+    cluster = job.recipe.cluster
+    gpu = cluster.gpus_per_worker > 0
+    resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    job.work.remove(RESULT)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "stage": job.name,
+            "recipe": job.recipe,
+            "inputs": job.inputs,
+            "work": job.work.child("checkpoints"),
+            "progress": job.work,
+            "out": job.out,
+            "threads": cluster.cpus_per_worker,
+        },
+        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"{job.name}-{job.node.fingerprint[:8]}",
+            storage_path=job.work.child("ray").url,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    with watching(job):
+        trainer.fit()
+    result = read_json_or_none(job.work, RESULT)
+    if result is None:
+        raise UserError(f"{job.name} ended without a result: see the Ray dashboard's Train page for its workers' logs.")
+    if "user_error" in result:
+        raise UserError(result["user_error"])
+    return Outcome(metrics=result["metrics"])
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """In each Ray Train worker."""
+    import ray.train
+    import ray.train.torch
+    import torch
+    from mav.training.stages import run_stage
+
+    torch.set_num_threads(config["threads"])  # fixed: the number of threads may change the last bits of a sum
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    progress = ProgressFile(config["progress"])
+    try:
+        metrics = run_stage(
+            config["stage"],
+            config["recipe"],
+            config["inputs"],
+            config["work"],
+            config["out"],
+            rank=rank,
+            world_size=context.get_world_size(),
+            device=str(ray.train.torch.get_device()),
+            report=progress if rank == 0 else _silent,
+        )
+        result: dict[str, Any] = {"metrics": metrics}
+    except UserError as error:
+        result = {"user_error": str(error)}  # returned, not raised: trying a user's error again is no use
+    if rank == 0:
+        config["progress"].write_json(RESULT, result)
+
+
+def _silent(facts: dict[str, Any]) -> None:
+    """Progress is told by the first worker alone."""
+
+
+def _training_stage(name: str, sections: tuple[str, ...], about: str) -> Stage:
+    def body(job: Job) -> Outcome:
+        return train(job)
+
+    body.__doc__, body.__qualname__ = about, f"train:{name}"
+    return stage(name, sections=sections)(body)
+
+
+clip = _training_stage("clip", ("clip",), "The CLIP in use and its NSFW and watermark scorers: pretrained, or trained here (demo).")
+train_prior = _training_stage("train-prior", ("train_prior",), "P: text to CLIP image embedding.")
+train_decoder = _training_stage("train-decoder", ("cascade", "train_decoder"), "D: CLIP image embedding to pixels.")
+train_sr_low = _training_stage("train-sr-low", ("cascade", "train_sr_low"), "SR_l on images.")
+train_sr_high = _training_stage("train-sr-high", ("cascade", "train_sr_high"), "SR_h, spatial only.")
+train_decoder_video = _training_stage(
+    "train-decoder-video", ("cascade", "train_decoder_video"), "D^t: D inflated, learning motion from clips without text."
+)
+train_interpolation = _training_stage(
+    "train-interpolation", ("cascade", "train_interpolation"), "F^: D^t fine-tuned to fill in masked frames."
+)
+train_sr_low_video = _training_stage("train-sr-low-video", ("cascade", "train_sr_low_video"), "SR_l^t: SR_l inflated.")
+
+__all__ = ["PROGRESS", "train"]

@@ -1,0 +1,17 @@
+"""Video data: unlabelled clips into shards. One deployable flow."""
+
+from __future__ import annotations
+
+from flows.shard_map import shard_map
+from flows.stage import Job, Outcome, stage
+
+
+@stage("video-shards", sections=("video_shards",))
+def video_shards(job: Job) -> Outcome:
+    """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
+    from mav.data.videos import VideoWork
+
+    if "demo-world" in job.inputs:
+        job.run.serve_world(job.inputs["demo-world"])
+    work = VideoWork.of(job.recipe, job.inputs, job.out)
+    return shard_map(job, work, work.shard_names(), success_floor=job.recipe.video_shards.success_floor)

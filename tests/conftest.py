@@ -1,0 +1,60 @@
+"""Shared by all tests: quiet settings for Prefect and Ray, a recipe of the smallest sizes, and the real files when there are any."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.runtime import configure_environment, ray_cluster
+from mav.recipe import (
+    Cluster,
+    Level,
+    Optimisation,
+    PriorConfig,
+    Recipe,
+    TrainImage,
+    TrainPrior,
+    TrainVideo,
+    UNetConfig,
+)
+
+configure_environment()
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real files; tests that need it are skipped where it is not given."""
+    folder = os.environ.get("MAV_REAL_DATA", "")
+    if not folder:
+        pytest.skip("MAV_REAL_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small_recipe() -> Recipe:
+    """A valid recipe whose networks hardly exist, for tests of everything around them."""
+    steps = Optimisation(samples=64, batch_size=8)
+    image = TrainImage(network=UNetConfig(levels=(Level(channels=8),)), optimisation=steps)
+    video = TrainVideo(optimisation=steps)
+    return Recipe(
+        name="small",
+        train_prior=TrainPrior(network=PriorConfig(embedding_dim=8), optimisation=steps),
+        train_decoder=image,
+        train_sr_low=image,
+        train_sr_high=image,
+        train_decoder_video=video,
+        train_interpolation=video,
+        train_sr_low_video=video,
+        cluster=Cluster(cpus=2, dashboard=False, attempts=3),
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for all tests that need it."""
+    with ray_cluster(Cluster(cpus=2, dashboard=False, object_store_mb=150)):
+        yield

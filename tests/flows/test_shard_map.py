@@ -1,0 +1,127 @@
+"""The shard walk on a real Ray: killed workers, poison shards, full disks, resumes; nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flows.console import Screen
+from flows.shard_map import LEDGER, shard_map
+from flows.stage import Job, Outcome, Plan, Run, Stage, Store
+from mav.artifact import Folder
+from mav.data.shards import ShardOutput
+from mav.errors import UserError
+from mav.recipe import Recipe
+
+NAMES = [f"{i:05d}" for i in range(12)]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Writes one file a shard; misbehaves on chosen shards, on their first execution or on all."""
+
+    out: Folder
+    tries: str  # a folder that records every execution
+    kill: tuple[str, ...] = ()
+    poison: tuple[str, ...] = ()
+    user_error: tuple[str, ...] = ()
+    full_disk: tuple[str, ...] = ()
+
+    def __call__(self, name: str) -> ShardOutput:
+        executions = len(list(Path(self.tries).glob(f"{name}.*")))
+        (Path(self.tries) / f"{name}.{executions}").touch()
+        self.out.write_bytes(f"{name}.bin", name.encode() * 100)
+        if name in self.kill and executions == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name in self.poison:
+            raise RuntimeError(f"poison in {name}")
+        if name in self.user_error:
+            raise UserError("The table lacks a column.")
+        if name in self.full_disk:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        lost = int(name) % 3
+        return ShardOutput({"rows_in": 10, "rows_out": 10 - lost, "dropped": {"nsfw": lost}, "failed": {}}, (f"{name}.bin",))
+
+
+@pytest.fixture
+def job(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> Job:
+    run = Run(small_recipe, Store(str(tmp_path / "runs")), Screen(), ExitStack())
+    node = Stage("walk", 1, (), lambda job: Outcome(), "walk")(Plan(small_recipe))
+    (tmp_path / "tries").mkdir()
+    return Job(node, run, run.store.artifact(node), run.store.work(node))
+
+
+def _fault(job: Job, tmp_path: Path, **faults: tuple[str, ...]) -> Fault:
+    return Fault(job.out, str(tmp_path / "tries"), **faults)
+
+
+def _executions(tmp_path: Path) -> int:
+    return len(list((tmp_path / "tries").iterdir()))
+
+
+def test_killed_workers_cost_time_not_rows(job: Job, tmp_path: Path) -> None:
+    outcome = shard_map(job, _fault(job, tmp_path, kill=(NAMES[2], NAMES[7])), NAMES)
+    assert outcome.counts == {"rows_in": 120, "rows_out": 108, "dropped": {"nsfw": 12}, "failed": {}}
+    assert _executions(tmp_path) >= len(NAMES) + 2
+    ledger = pq.read_table(job.out.path(LEDGER)).to_pydict()
+    assert ledger["shard"] == NAMES
+    assert outcome.digests["00003.bin"]["sha256"] == job.out.sha256("00003.bin")
+
+
+def test_a_second_walk_does_nothing_and_gives_the_same_bytes(job: Job, tmp_path: Path) -> None:
+    one = shard_map(job, _fault(job, tmp_path), NAMES)
+    ledger, executions = job.out.sha256(LEDGER), _executions(tmp_path)
+    assert executions == len(NAMES)
+    two = shard_map(job, _fault(job, tmp_path), NAMES)
+    assert _executions(tmp_path) == executions
+    assert (two.counts, two.digests, job.out.sha256(LEDGER)) == (one.counts, one.digests, ledger)
+
+
+def test_torn_and_orphaned_markers_are_done_again(job: Job, tmp_path: Path) -> None:
+    shard_map(job, _fault(job, tmp_path), NAMES)
+    before = _executions(tmp_path)
+    Path(job.work.path("markers/00001.json")).write_text('{"shard": "00')
+    job.out.remove("00002.bin")
+    job.out.write_bytes("00003.bin", b"short")
+    outcome = shard_map(job, _fault(job, tmp_path), NAMES)
+    assert _executions(tmp_path) == before + 3
+    assert outcome.counts["rows_in"] == 120
+    assert job.out.size("00003.bin") == 500
+
+
+def test_a_poison_shard_is_set_aside_and_named(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1 of 12 shards failed 3 times, shard 00004 with: RuntimeError: poison in 00004"):
+        shard_map(job, _fault(job, tmp_path, poison=(NAMES[4],)), NAMES)
+    assert len(list((tmp_path / "tries").glob("00004.*"))) == 3
+    outcome = shard_map(job, _fault(job, tmp_path), NAMES)
+    assert outcome.counts["rows_in"] == 120
+    assert _executions(tmp_path) == len(NAMES) + 3, "the eleven good shards were kept"
+
+
+def test_a_users_error_stops_at_once(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lacks a column"):
+        shard_map(job, _fault(job, tmp_path, user_error=(NAMES[0],)), NAMES)
+    assert len(list((tmp_path / "tries").glob("00000.*"))) == 1
+
+
+def test_a_full_disk_is_not_tried_again(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        shard_map(job, _fault(job, tmp_path, full_disk=(NAMES[0],)), NAMES)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_the_floor_names_the_reasons(job: Job, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class AllFail(Fault):
+        def __call__(self, name: str) -> ShardOutput:
+            return ShardOutput({"rows_in": 5, "rows_out": 0, "dropped": {}, "failed": {"dns": 4, "http_404": 1}}, ())
+
+    with pytest.raises(UserError, match=r"0 of 60 rows came through.*dns 48, http_404 12"):
+        shard_map(job, AllFail(job.out, str(tmp_path / "tries")), NAMES, success_floor=0.5)
