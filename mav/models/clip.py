@@ -8,6 +8,7 @@ where a table has no score: LAION's published ones from a path, or logistic regr
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, which open_clip's models share unless they say otherwise
 STD = (0.26862954, 0.26130258, 0.27577711)
-VISION_HEAD = 32  # channels of an attention head in a CLIP built from ClipConfig
 HEADS = ("punsafe", "pwatermark")
 WEIGHTS, FACTS, HEAD_WEIGHTS = "clip.safetensors", "clip.json", "heads.safetensors"
 
@@ -37,11 +37,14 @@ class Head(nn.Module):
     One layer is a logistic regression; LAION's NSFW heads have three (ViT-B/32) or four (ViT-L/14).
     """
 
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(sizes[0]))
         self.register_buffer("variance", torch.ones(sizes[0]))
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.variance.sqrt().clamp_min(1e-7)
@@ -70,6 +73,10 @@ class Head(nn.Module):
 
 class Clip(nn.Module):
     """An open_clip model with its tokenizer, its pixel preprocessing and its heads."""
+
+    model: Any  # an open_clip CLIP
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: ClipConfig | None = None, architecture: str = "") -> None:
         """A fresh, untrained CLIP of these sizes, or of an open_clip architecture's."""
@@ -155,6 +162,26 @@ class Clip(nn.Module):
         same = (tokens[:, None] == tokens[None]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    @torch.no_grad()
+    def settle(self, pixels: Tensor, batch_size: int = 256) -> None:
+        """Ends training: measures the batch norms' statistics anew over these pictures, uint8 (N, 3, H, W), and turns to evaluation.
+
+        The weights handed on are averages over steps, which the statistics gathered along the way do not describe. Pictures
+        beyond a few thousand add nothing.
+        """
+        norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.train()
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        if norms:
+            for part in pixels.split(batch_size):
+                self.encode_image(part)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.eval()
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
         return self.contrastive_loss(pixels, tokens)
@@ -247,18 +274,18 @@ def area_under_curve(score: Tensor, positive: Tensor) -> float | None:
     ours, others = score[positive].double(), score[~positive].double()
     if len(ours) == 0 or len(others) == 0:
         return None
-    difference = ours[:, None] - others[None]
-    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
+    others = others.sort().values
+    below = torch.searchsorted(others, ours) + torch.searchsorted(others, ours, right=True)
+    return float(below.double().mean() / (2 * len(others)))
 
 
 def _built(config: ClipConfig) -> nn.Module:
     from open_clip.model import CLIP
 
     vision = {
-        "layers": config.vision_layers,
+        "layers": (config.vision_blocks,) * 4,
         "width": config.vision_width,
-        "head_width": VISION_HEAD,
-        "patch_size": config.patch_size,
+        "head_width": 2 * config.vision_width,  # 16 heads in the attention that pools
         "image_size": config.image_size,
     }
     text = {"context_length": config.text_context, "width": config.text_width, "heads": config.text_heads, "layers": config.text_layers}
