@@ -28,7 +28,7 @@ def encode_mp4(
     with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        options: dict[str, str] = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        options: dict[str, object] = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
         if keyframe_interval:
             options |= {"g": str(keyframe_interval), "keyint_min": str(keyframe_interval), "sc_threshold": "0", "flags": "+cgop+bitexact"}
         stream.options = options

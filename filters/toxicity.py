@@ -1,0 +1,175 @@
+"""Toxic captions: whole words and phrases of word lists, found in columns of millions of rows.
+
+Matching is by whole word, so Essex and Scunthorpe stay; phrases match across any run of blanks, hyphens or underscores. Text and lists
+are folded alike (NFKC, case, invisible characters), so full-width or zero-width disguises do not help. A vectorised regular expression (RE2) looks
+through the column; the few rows it finds are looked at again one by one, to be exact, to set exceptions aside and to name the word.
+
+The shipped lists are those of the package glin-profanity (MIT), 24 languages of which the English one continues the usual LDNOOBW list;
+any file of one phrase a line can be named instead or as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mav.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LANGUAGES = {
+    "ar": "arabic", "cs": "czech", "da": "danish", "de": "german", "en": "english", "eo": "esperanto", "es": "spanish", "fa": "persian",
+    "fi": "finnish", "fr": "french", "hi": "hindi", "hu": "hungarian", "it": "italian", "ja": "japanese", "ko": "korean", "nl": "dutch",
+    "no": "norwegian", "pl": "polish", "pt": "portuguese", "ru": "russian", "sv": "swedish", "th": "thai", "tr": "turkish", "zh": "chinese",
+}  # fmt: skip
+INVISIBLE = dict.fromkeys(
+    [0x00AD, 0x034F, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0xFE00, 0xFE10), 0xFEFF]
+)
+BETWEEN = r"[\s_-]+"  # between the words of a phrase
+LOOKALIKE = {"a": "a4@", "b": "b8", "e": "e3", "g": "g9", "i": "i1!|", "l": "l1|", "o": "o0", "s": "s5$", "t": "t7+", "u": "uv"}
+MASKS = "*#%@$!.-"  # one of them in a letter's place
+LONGEST_OBFUSCATED = 200  # phrases an expression, so that RE2 keeps to its memory
+PHRASES_AN_EXPRESSION = 600
+
+
+def fold(text: str) -> str:
+    """Compatibility form, case folded, invisible characters removed."""
+    return unicodedata.normalize("NFKC", text.translate(INVISIBLE)).casefold()
+
+
+def load_words(lists: Sequence[str]) -> tuple[str, ...]:
+    """Folded, distinct phrases of shipped languages (`en`) and of files. Raises UserError for a list that is neither."""
+    words: set[str] = set()
+    for name in lists:
+        words.update(_shipped(name) if name in LANGUAGES else _file(name))
+    return tuple(sorted(folded for word in words if (folded := " ".join(fold(word).split()))))
+
+
+def _shipped(language: str) -> list[str]:
+    spec = importlib.util.find_spec("glin_profanity")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("The shipped word lists need the package glin-profanity: install it, or name files in `screening.word_lists`.")
+    path = os.path.join(spec.submodule_search_locations[0], "data", "dictionaries", f"{LANGUAGES[language]}.json")
+    with open(path, encoding="utf-8") as file:
+        words: list[str] = json.load(file)["words"]
+    return words
+
+
+def _file(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            words = [line.strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(sorted(LANGUAGES))
+        raise UserError(
+            f"`screening.word_lists` names {path!r}, which is neither a shipped language ({known}) nor a readable file ({error})."
+        ) from None
+    return words
+
+
+class ToxicWords:
+    """A compiled set of phrases. Build it once a process (`toxic_words`), it is slow to make and fast to use."""
+
+    def __init__(self, words: Sequence[str], exceptions: Sequence[str] = (), obfuscations: bool = False) -> None:
+        excepted = {" ".join(fold(phrase).split()) for phrase in exceptions} - {""}
+        # Longest first: of several phrases that start at one place, the longest is the one to name.
+        self.words = sorted(set(words) - excepted, key=lambda word: (-len(word), word))
+        patterns = {word: _pattern(word, obfuscations) for word in self.words}
+        step = LONGEST_OBFUSCATED if obfuscations else PHRASES_AN_EXPRESSION
+        # What the column is searched with may find too much (any sign that is no ASCII letter ends a word), never too little. Unicode's classes
+        # of letters would be exact, but make RE2 run out of memory for its automaton and crawl.
+        edged = [patterns[word] for word in self.words if word.isascii()]
+        self._columns = [
+            rf"(?:^|[^a-z0-9])(?:{'|'.join(edged[at : at + step])})(?:[^a-z0-9]|$)" for at in range(0, len(edged), step)
+        ]  # fmt: skip
+        rest = [patterns[word] for word in self.words if not word.isascii()]
+        self._columns += ["|".join(rest[at : at + step]) for at in range(0, len(rest), step)]
+        # One group a phrase: the index of the group that matched is the phrase's.
+        self._row = re.compile("|".join(f"({_whole(word, patterns[word])})" for word in self.words)) if self.words else None
+        self._excepted = (
+            re.compile("|".join(_whole(p, _pattern(p, False)) for p in sorted(excepted, key=len, reverse=True))) if excepted else None
+        )
+
+    def find(self, captions: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, list[str]]:
+        """(positions of toxic captions, the phrase found in each); null captions are never toxic."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if self._row is None or len(captions) == 0:
+            return np.zeros(0, dtype=np.int64), []
+        folded = fold_column(captions)
+        suspect = None
+        for expression in self._columns:
+            hit = pc.match_substring_regex(folded, expression)
+            suspect = hit if suspect is None else pc.or_(suspect, hit)
+        places = pc.indices_nonzero(pc.fill_null(suspect, False))
+        positions, words = [], []
+        for position, text in zip(places.to_pylist(), pc.take(folded, pa.array(places)).to_pylist(), strict=True):
+            if word := self.first(text):
+                positions.append(position)
+                words.append(word)
+        return np.array(positions, dtype=np.int64), words
+
+    def first(self, folded: str) -> str:
+        """The first phrase of one folded caption, or an empty string."""
+        if self._excepted is not None:
+            folded = self._excepted.sub("|", folded)
+        match = self._row.search(folded) if self._row is not None else None
+        return self.words[match.lastindex - 1] if match is not None and match.lastindex else ""
+
+
+@functools.lru_cache(maxsize=4)
+def toxic_words(lists: tuple[str, ...], exceptions: tuple[str, ...], obfuscations: bool) -> ToxicWords:
+    return ToxicWords(load_words(lists), exceptions, obfuscations)
+
+
+def fold_column(captions: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """`fold` over a column: ASCII rows, which are most, in one vectorised step."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(captions, pa.ChunkedArray):
+        captions = captions.combine_chunks()
+    plain = pc.fill_null(pc.string_is_ascii(captions), True)
+    lowered = pc.ascii_lower(captions)
+    if pc.all(plain).as_py() in (True, None):
+        return lowered
+    other = pc.invert(plain)
+    folded = pa.array([fold(text) for text in captions.filter(other).to_pylist()], captions.type)
+    return pc.replace_with_mask(lowered, other, folded)
+
+
+def _boundless(word: str) -> bool:
+    """Scripts without spaces between words, and signs such as emoji: matched anywhere."""
+    return any(ord(c) > 127 and (_spaceless(c) or not c.isalnum()) and not unicodedata.combining(c) for c in (word[0], word[-1]))
+
+
+def _spaceless(character: str) -> bool:
+    return unicodedata.name(character, "").split(" ")[0] in {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"}
+
+
+def _pattern(phrase: str, obfuscations: bool) -> str:
+    """The expression of one folded phrase, in what RE2 and Python's re have in common."""
+    parts: Iterable[str] = [part for part in re.split(BETWEEN, phrase) if part] or [phrase]
+    if obfuscations and len(phrase) >= 4 and phrase.isascii() and phrase.isalpha():
+        return _obfuscated(phrase)
+    return BETWEEN.join(re.escape(part) for part in parts)
+
+
+def _obfuscated(word: str) -> str:
+    """Look-alike signs or one masking sign in the place of inner letters; the first letter stays, or numbers would match."""
+    inner = "".join(f"[{re.escape(LOOKALIKE.get(c, c) + MASKS)}]" for c in word[1:-1])
+    return f"{re.escape(word[0])}{inner}[{re.escape(LOOKALIKE.get(word[-1], word[-1]))}]"
+
+
+def _whole(word: str, pattern: str) -> str:
+    return pattern if _boundless(word) else rf"(?<![^\W_])(?:{pattern})(?![^\W_])"

@@ -1,0 +1,130 @@
+"""LAION-style tables: which columns mean what, read row group by row group from any storage.
+
+Four published forms are known, and any table that at least pairs addresses with captions:
+
+- plain LAION-2B-en (SAMPLE_ID, URL, TEXT, HEIGHT, WIDTH, LICENSE, NSFW, similarity): its WIDTH and HEIGHT are swapped, and put right here;
+  NSFW is a tag (UNLIKELY, UNSURE, NSFW) of which only NSFW says something certain;
+- joined with scores (URL, TEXT, WIDTH, HEIGHT, similarity, hash, punsafe, pwatermark), and aesthetic, which adds a column;
+- Re-LAION (url, caption, width, height, punsafe, pwatermark).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+
+from mav.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TYPES = {
+    "url": "string",
+    "caption": "string",
+    "width": "int32",
+    "height": "int32",
+    "punsafe": "float",
+    "pwatermark": "float",
+    "hash": "int64",
+}
+BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A recognised form: our column -> the table's."""
+
+    name: str
+    columns: Mapping[str, str]
+    tag: str = ""  # column of NSFW tags, where there are tags and no probabilities
+
+
+def recognise(columns: Sequence[str], path: str) -> Schema:
+    """Which form a table has. Raises UserError that lists the columns found and expected when it is none of them."""
+    have = set(columns)
+    if {"URL", "TEXT"} <= have:
+        named = {
+            "url": "URL",
+            "caption": "TEXT",
+            "width": "WIDTH",
+            "height": "HEIGHT",
+            "punsafe": "punsafe",
+            "pwatermark": "pwatermark",
+            "hash": "hash",
+        }
+        found = {ours: theirs for ours, theirs in named.items() if theirs in have}
+        if {"SAMPLE_ID", "NSFW"} <= have and "punsafe" not in have:
+            swapped = {ours: theirs for ours, theirs in (("width", "HEIGHT"), ("height", "WIDTH")) if theirs in have}
+            return Schema("plain LAION-2B-en, width and height put right", found | swapped, tag="NSFW")
+        scored = {"punsafe", "pwatermark"} <= have
+        aesthetic = any(column.lower().startswith("aesthetic") for column in have)
+        return Schema("aesthetic" if scored and aesthetic else "joined" if scored else "URL and TEXT", found)
+    if {"url", "caption"} <= have:
+        return Schema(
+            "Re-LAION" if {"punsafe", "pwatermark"} <= have else "url and caption", {name: name for name in TYPES if name in have}
+        )
+    raise UserError(
+        f"{path} is no LAION-style table: it has the columns {', '.join(columns) or 'none'}, and expected are URL, TEXT (with WIDTH, "
+        "HEIGHT, punsafe, pwatermark where known) or url, caption (with width, height, punsafe, pwatermark)."
+    )
+
+
+def source_parts(sources: Sequence[str]) -> list[str]:
+    """Paths of all source parts in order: globs expanded and sorted, any fsspec protocol. No part at all is a UserError."""
+    paths: list[str] = []
+    for source in sources:
+        if "*" in source:
+            fs, pattern = fsspec.core.url_to_fs(source)
+            found = sorted(fs.unstrip_protocol(path) if "://" in source else path for path in fs.glob(pattern))
+            if not found:
+                raise UserError(f"No file matches {source}: correct `image_metadata.sources`.")
+            paths += found
+        else:
+            paths.append(source)
+    if not paths:
+        raise UserError("`image_metadata.sources` names no table: give it the paths of LAION-style parquet files.")
+    return paths
+
+
+def read_part(path: str, batch_rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
+    """Batches of a part with the columns of `TYPES`, null where the table has none or holds NaN; memory is one row group's pages.
+
+    Raises UserError when the file is absent, is not parquet, or has other columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            schema = recognise(parquet.schema_arrow.names, path)
+            wanted = sorted({*schema.columns.values(), *([schema.tag] if schema.tag else [])})
+            for batch in parquet.iter_batches(batch_size=batch_rows, columns=wanted):
+                yield _canonical(pa.Table.from_batches([batch]), schema)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): bring the file again.") from None
+
+
+def _canonical(table: pa.Table, schema: Schema) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns: dict[str, Any] = {}
+    for name, kind in TYPES.items():
+        target = pa.type_for_alias(kind)
+        if name not in schema.columns:
+            columns[name] = pa.nulls(len(table), target)
+            continue
+        column = table.column(schema.columns[name])
+        if pa.types.is_floating(column.type):  # NaN is another way to write unknown, and must not pass for a low score
+            column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
+        columns[name] = column if column.type == target else pc.cast(column, target, safe=pa.types.is_string(target))
+    if schema.tag:
+        tagged = pc.equal(pc.utf8_upper(pc.cast(table.column(schema.tag), pa.string())), "NSFW")
+        columns["punsafe"] = pc.if_else(pc.fill_null(tagged, False), pa.scalar(1.0, pa.float32()), pa.scalar(None, pa.float32()))
+    return pa.table(columns)
