@@ -1,5 +1,6 @@
 """CLIP: sizes, tokens, preprocessing, storage, heads, and that training teaches it colour and shape."""
 
+import itertools
 import os
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_the_published_layout_is_what_its_names_say():
     generator = torch.Generator().manual_seed(4)
     sizes = [8, 4, 3, 1]
     state = {"norm.mean": torch.randn(8, generator=generator), "norm.variance": torch.rand(8, generator=generator) + 0.5}
-    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+    for i, (a, b) in enumerate(itertools.pairwise(sizes), start=1):
         state |= {f"linear_{i}.weight": torch.randn(b, a, generator=generator), f"linear_{i}.bias": torch.randn(b, generator=generator)}
     x = torch.randn(5, 8, generator=generator)
     y = (x - state["norm.mean"]) / state["norm.variance"].sqrt()

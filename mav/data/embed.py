@@ -1,0 +1,175 @@
+"""`image-screen` and `image-embed`: CLIP over downloaded images, one shard a call.
+
+`image-screen` embeds every downloaded picture once, estimates the scores its table did not have, and screens again with them.
+`image-embed` keeps the survivors' image embeddings and adds what the prior reads: tokens and text embeddings.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mav.artifact import Folder
+from mav.data.shards import ShardOutput, read_tar, tar_names, write_table
+from mav.errors import UserError
+from mav.models.clip import HEADS, Clip
+from mav.recipe import Screening
+
+REASONS = {"punsafe": "nsfw", "pwatermark": "watermark"}  # score -> why a row at or above its threshold is dropped
+
+
+def shard_names(images: Folder) -> list[str]:
+    """Names of image-download's shards, sorted, without `.tar`."""
+    return [name.removesuffix(".tar") for name in tar_names(images)]
+
+
+@functools.cache
+def load_clip(url: str) -> Clip:
+    """The CLIP at this artifact, loaded once a process."""
+    return Clip.load(Folder(url))
+
+
+@dataclass(frozen=True)
+class ScreenWork:
+    """Shard work of `image-screen`: NAME.image.npy (float16 (n, d), every row of the tar) and NAME.parquet.
+
+    Columns: key; punsafe and pwatermark, the table's or estimated; scored, whether one was estimated; kept; reason (null when kept).
+    """
+
+    images: Folder
+    clip: Folder
+    out: Folder
+    screening: Screening
+    batch_size: int = 256
+
+    def __call__(self, name: str) -> ShardOutput:
+        import pyarrow as pa
+
+        clip = load_clip(self.clip.url)
+        keys, known = [], []
+        embeddings = [np.zeros((0, clip.dim), np.float32)]
+        for rows in _batches(read_tar(self.images, f"{name}.tar"), self.batch_size):
+            facts = [json.loads(files["json"]) for _, files in rows]
+            keys += [key for key, _ in rows]
+            known.append(np.array([[_number(fact.get(head)) for head in HEADS] for fact in facts], np.float64))
+            embeddings.append(_embed(clip, [(f"{name}.tar: {key}", files["jpg"]) for key, files in rows]))
+        embedding = np.concatenate(embeddings)
+        score = np.concatenate([np.zeros((0, len(HEADS))), *known])
+        unknown = np.isnan(score)
+        if self.screening.unknown_scores == "score":
+            estimates = clip.scores(torch.from_numpy(embedding))
+            for column, head in enumerate(HEADS):
+                if head in estimates:
+                    score[:, column] = np.where(unknown[:, column], estimates[head].double().numpy(), score[:, column])
+        scored = (unknown & ~np.isnan(score)).any(axis=1)
+        reasons = [self._reason(row) for row in score]
+        table = pa.table(
+            {
+                "key": pa.array(keys, pa.string()),
+                **{head: pa.array(score[:, i], pa.float32(), mask=np.isnan(score[:, i])) for i, head in enumerate(HEADS)},
+                "scored": pa.array(scored),
+                "kept": pa.array([reason is None for reason in reasons], pa.bool_()),
+                "reason": pa.array(reasons, pa.string()),
+            }
+        )
+        _write_array(self.out, f"{name}.image.npy", embedding.astype(np.float16))
+        write_table(self.out, f"{name}.parquet", table)
+        dropped = {reason: reasons.count(reason) for reason in sorted({r for r in reasons if r})}
+        counts = {"rows_in": len(keys), "rows_out": reasons.count(None), "dropped": dropped, "failed": {}, "scored": int(scored.sum())}
+        return ShardOutput(counts, (f"{name}.image.npy", f"{name}.parquet"))
+
+    def _reason(self, score: np.ndarray) -> str | None:
+        """Why a row goes, or None. A score that stays unknown goes too, unless the recipe keeps such rows."""
+        thresholds = (self.screening.punsafe_threshold, self.screening.pwatermark_threshold)
+        for head, value, threshold in zip(HEADS, score, thresholds, strict=True):
+            if value >= threshold:
+                return REASONS[head]
+        return "unknown_score" if np.isnan(score).any() and self.screening.unknown_scores != "keep" else None
+
+
+@dataclass(frozen=True)
+class EmbedWork:
+    """Shard work of `image-embed`, kept rows only, in the tar's order.
+
+    NAME.parquet (key), NAME.image.npy and NAME.text.npy (float16 (n, d), unit norm), NAME.tokens.npy (uint16 (n, context)).
+    """
+
+    images: Folder
+    screen: Folder
+    clip: Folder
+    out: Folder
+    batch_size: int = 256
+
+    def __call__(self, name: str) -> ShardOutput:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        clip = load_clip(self.clip.url)
+        with self.screen.open(f"{name}.parquet") as file:
+            screened = pq.read_table(file, columns=["key", "kept"])
+        kept = screened.column("kept").to_numpy(zero_copy_only=False).astype(bool)
+        with self.screen.open(f"{name}.image.npy") as file:
+            image = np.load(io.BytesIO(file.read()), allow_pickle=False)[kept]
+        keys = screened.column("key").to_numpy(zero_copy_only=False)[kept].tolist()
+        captions = {key: files["txt"].decode() for key, files in read_tar(self.images, f"{name}.tar")}
+        missing = [key for key in keys if key not in captions]
+        if missing:
+            raise UserError(f"{self.images.path(name)}.tar lacks {missing[0]}, which image-screen kept: rerun image-screen.")
+        tokens = [np.zeros((0, clip.context), np.uint16)]
+        text = [np.zeros((0, clip.dim), np.float32)]
+        for part in _batches(keys, self.batch_size):
+            batch = clip.tokenize([captions[key] for key in part])
+            tokens.append(batch.numpy().astype(np.uint16))
+            text.append(clip.encode_text(batch).numpy())
+        arrays = {"image": image, "text": np.concatenate(text).astype(np.float16), "tokens": np.concatenate(tokens)}
+        for kind, array in arrays.items():
+            _write_array(self.out, f"{name}.{kind}.npy", array)
+        write_table(self.out, f"{name}.parquet", pa.table({"key": pa.array(keys, pa.string())}))
+        files = (*(f"{name}.{kind}.npy" for kind in arrays), f"{name}.parquet")
+        # What image-screen dropped is accounted for there: here every row that comes in goes out.
+        return ShardOutput({"rows_in": len(keys), "rows_out": len(keys), "dropped": {}, "failed": {}}, files)
+
+
+def decode_image(data: bytes, what: str) -> np.ndarray:
+    """uint8 (H, W, 3) RGB. Raises UserError naming `what` when it is not a picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{what} is not a readable picture ({error}): rerun image-download.") from None
+
+
+def _embed(clip: Clip, pictures: list[tuple[str, bytes]]) -> np.ndarray:
+    """float32 (n, d) in the order given; pictures of one size share a forward."""
+    pixels = [torch.from_numpy(decode_image(data, what).copy()).permute(2, 0, 1) for what, data in pictures]
+    embedding = np.zeros((len(pixels), clip.dim), np.float32)
+    for shape in sorted({tuple(p.shape) for p in pixels}):
+        rows = [i for i, p in enumerate(pixels) if tuple(p.shape) == shape]
+        embedding[rows] = clip.encode_image(torch.stack([pixels[i] for i in rows])).numpy()
+    return embedding
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _write_array(folder: Folder, name: str, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    folder.write_bytes(name, buffer.getvalue())
