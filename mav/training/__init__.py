@@ -1,0 +1,1 @@
+"""Training: one loop, and what each network of the cascade trains on."""

@@ -1,0 +1,343 @@
+"""What each network trains on (Make-A-Video section 3.4): its parent, its data, its conditions, its objective.
+
+    clip                  pairs                        contrastive; the demo's own CLIP
+    train-prior           pairs, embedded              text -> CLIP image embedding; the only network that reads text
+    train-decoder         images, embedded             CLIP image embedding -> pixels
+    train-sr-low, -high   images                       low resolution -> high, on crops
+    train-decoder-video   clips, D                     the first frame's CLIP embedding and fps -> a clip
+    train-interpolation   clips, D^t                   the same, and some of the frames -> all of them
+    train-sr-low-video    clips, SR_l                  a low-resolution clip -> high, on crops
+
+Text never meets motion: a stage takes the inputs named for it and no other, and a video stage refuses any batch that holds more than
+pixels and fps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mav.artifact import Folder
+from mav.diffusion.noise import Draws, generator
+from mav.diffusion.objective import diffusion_loss
+from mav.diffusion.pixels import augment, blur, crop, downsample, to_unit, upsample
+from mav.diffusion.schedule import make_schedule
+from mav.models.clip import Clip
+from mav.models.prior import Prior, to_scale
+from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
+from mav.recipe import Objective, Optimisation, Recipe, TrainImage, TrainVideo, digest, to_plain
+from mav.training.checkpoint import export_network, load_network, write_curves
+from mav.training.loop import Batch, Source, Task, train
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "clip": ("image-download",),
+    "train-prior": ("image-embed",),
+    "train-decoder": ("image-download", "image-embed"),
+    "train-sr-low": ("image-download", "image-embed"),
+    "train-sr-high": ("image-download", "image-embed"),
+    "train-decoder-video": ("train-decoder", "video-shards", "clip"),
+    "train-interpolation": ("train-decoder-video", "video-shards", "clip"),
+    "train-sr-low-video": ("train-sr-low", "video-shards"),
+}
+VIDEO_STAGES = ("train-decoder-video", "train-interpolation", "train-sr-low-video")
+VIDEO_KEYS = {"pixels", "fps"}  # all that a video stage may see of a clip
+
+Prepare = Callable[[Batch, Draws], tuple[Tensor, dict[str, Tensor]]]  # a batch to clean samples and their conditions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage, ready to train."""
+
+    network: nn.Module
+    source: Source
+    optimisation: Optimisation
+    loss: Callable[[nn.Module, Batch, Draws], Tensor]
+    finish: Callable[[Folder], dict[str, Any]]  # writes the artifact's network; returns metrics
+    late: frozenset[str] = frozenset()
+    late_samples: int = 0
+
+
+def run_stage(
+    stage: str,
+    recipe: Recipe,
+    inputs: dict[str, Folder],
+    work: Folder,
+    out: Folder,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: str = "cpu",
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+    source: Source | None = None,
+) -> dict[str, Any]:
+    """Trains one stage, resuming from `work` by itself, and writes its artifact's files into `out` (rank 0). Returns its metrics.
+
+    source: samples from elsewhere than the inputs, for tests and experiments.
+    """
+    allowed = set(INPUTS[stage])
+    if extra := set(inputs) - allowed:
+        raise ValueError(f"{stage} takes {', '.join(sorted(allowed))} and nothing else, not {', '.join(sorted(extra))}")
+    with seeded(recipe.seed, stage):
+        plan = PLANS[stage](stage, recipe, inputs, device, source)
+    section = recipe.clip if stage == "clip" else getattr(recipe, stage.replace("-", "_"))
+    task = Task(
+        stage=stage,
+        network=plan.network,
+        source=plan.source,
+        loss=plan.loss,
+        identity=digest([stage, recipe.seed, to_plain(section), to_plain(recipe.cascade)]),
+        late=plan.late,
+        late_samples=plan.late_samples,
+    )
+    progress = train(task, plan.optimisation, recipe.seed, work, rank=rank, world_size=world_size, device=device, report=report)
+    metrics: dict[str, Any] = {"samples": progress.samples, "distinct_samples": len(plan.source)}
+    if progress.curves:
+        metrics["loss"] = progress.curves[-1]["loss"]
+    if rank == 0:
+        metrics |= plan.finish(out)
+        write_curves(out, progress.curves)
+    return metrics
+
+
+@contextmanager
+def seeded(seed: int, stage: str) -> Iterator[None]:
+    """New weights are a function of seed and stage, and the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, stage, "weights").initial_seed())
+        yield
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def plan_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+    """The demo's CLIP: contrastive training, then score heads on the rows of known score."""
+    clip = Clip.create(recipe.clip)
+    if source is None:
+        from mav.data.loaders import CaptionedImages
+
+        source = CaptionedImages(inputs["image-download"], clip.image_size, recipe.seed, clip.tokenize)
+    rows = source
+
+    def loss(network: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        output: Tensor = network(batch["pixels"], batch["tokens"])
+        return output
+
+    @torch.no_grad()
+    def finish(out: Folder) -> dict[str, Any]:
+        parts = [rows.batch(first, min(256, len(rows) - first)) for first in range(0, len(rows), 256)]  # one epoch: every row once
+        embeddings = torch.cat([clip.encode_image(part["pixels"].to(device)).cpu() for part in parts])
+        scores = {name: torch.cat([part[name] for part in parts]) for name in ("punsafe", "pwatermark")}
+        facts = clip.fit_heads(embeddings, **scores)
+        clip.save(out)
+        return {"heads": facts}
+
+    return Plan(clip, rows, recipe.clip.optimisation, loss, finish)
+
+
+def plan_prior(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+    """P: tokens and CLIP text embedding to CLIP image embedding."""
+    section = recipe.train_prior
+    network = Prior(section.network)
+    if source is None:
+        source = _images(recipe, inputs, size=0)
+
+    def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return to_scale(batch["image_embedding"]), {"tokens": batch["tokens"], "text_embedding": batch["text_embedding"]}
+
+    return _plan(stage, network, source, section.objective, section.optimisation, prepare)
+
+
+def plan_decoder(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+    """D: CLIP image embedding to an image of the base size."""
+    section = recipe.train_decoder
+    source = source or _images(recipe, inputs, size=recipe.cascade.base_size)
+
+    def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return to_unit(batch["pixels"])[:, None], {"embedding": batch["image_embedding"]}
+
+    return _plan(stage, UNet(section.network), source, section.objective, section.optimisation, prepare)
+
+
+def plan_sr(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+    """SR_l and SR_h on images."""
+    cascade = recipe.cascade
+    section, small, large = {
+        "train-sr-low": (recipe.train_sr_low, cascade.base_size, cascade.low_size),
+        "train-sr-high": (recipe.train_sr_high, cascade.low_size, cascade.high_size),
+    }[stage]
+    source = source or _images(recipe, inputs, size=large)
+
+    def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        return with_low_resolution(to_unit(batch["pixels"])[:, None], large // small, section, draws)
+
+    return _plan(stage, UNet(section.network), source, section.objective, section.optimisation, prepare)
+
+
+# --------------------------------------------------------------------------------------------------------------- videos
+
+
+def plan_decoder_video(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+    """D^t: D, inflated, on clips of any frame rate under the CLIP embedding of their first frame."""
+    network = inflate(_parent(inputs["train-decoder"]), recipe.cascade.frames)
+    return _plan_clips(stage, recipe, inputs, device, source, recipe.train_decoder_video, network)
+
+
+def plan_interpolation(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+    """F^: D^t, told some of the frames."""
+    network = add_masked_frames(_parent(inputs["train-decoder-video"]))
+    return _plan_clips(stage, recipe, inputs, device, source, recipe.train_interpolation, network)
+
+
+def _plan_clips(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None, section: TrainVideo, network: UNet
+) -> Plan:
+    """What D^t and F^ share; F^ is the network that takes known frames."""
+    source = source or _clips(recipe, inputs, section)
+    clip = Clip.load(inputs["clip"], device)
+
+    def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = only_motion(stage, batch)["pixels"]
+        with torch.no_grad():
+            embedding = clip.encode_image(pixels[:, 0])
+        x0 = downsample(to_unit(pixels), recipe.cascade.base_size)
+        conditions = {"embedding": embedding, "fps": batch["fps"]}
+        if network.config.masked_frames:
+            conditions["known"] = known_frames(x0, random_mask(draws, x0.shape[1]).to(x0.device))
+        return x0, conditions
+
+    return _plan(stage, network, source, section.objective, section.optimisation, prepare, section)
+
+
+def plan_sr_low_video(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+    """SR_l^t: SR_l, inflated, on crops of clips."""
+    section, cascade = recipe.train_sr_low_video, recipe.cascade
+    network = inflate(_parent(inputs["train-sr-low"]), cascade.frames)
+    source = source or _clips(recipe, inputs, section)
+
+    def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        x0 = to_unit(only_motion(stage, batch)["pixels"])
+        x0, conditions = with_low_resolution(x0, cascade.low_size // cascade.base_size, section, draws)
+        return x0, conditions | {"fps": batch["fps"]}
+
+    return _plan(stage, network, source, section.objective, section.optimisation, prepare, section)
+
+
+PLANS: dict[str, Callable[[str, Recipe, dict[str, Folder], str, Source | None], Plan]] = {
+    "clip": plan_clip,
+    "train-prior": plan_prior,
+    "train-decoder": plan_decoder,
+    "train-sr-low": plan_sr,
+    "train-sr-high": plan_sr,
+    "train-decoder-video": plan_decoder_video,
+    "train-interpolation": plan_interpolation,
+    "train-sr-low-video": plan_sr_low_video,
+}
+
+
+# ------------------------------------------------------------------------------------------------- what they are made of
+
+
+def only_motion(stage: str, batch: Batch) -> Batch:
+    """The batch, if it holds pixels and fps and nothing else; raises ValueError when text (or anything) came along."""
+    if set(batch) != VIDEO_KEYS:
+        raise ValueError(
+            f"{stage} trains on pixels and fps alone, as text never meets motion, but its batch holds {', '.join(sorted(batch))}"
+        )
+    return batch
+
+
+def with_low_resolution(x0: Tensor, factor: int, section: TrainImage | TrainVideo, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    """A crop of each clip (B, T, 3, S, S) and, as conditions, its low-resolution copy: blurred, noised to a random known level."""
+    small = max(1, round(x0.shape[-1] * section.crop / factor))  # crops lie on the low-resolution grid
+    places = x0.shape[-1] // factor - small + 1
+    x0 = crop(x0, draws.integers(places, 2) * factor, small * factor)
+    low = upsample(blur(downsample(x0, small), section.blur_sigma), factor)
+    level = (draws.uniform() * section.noise_augmentation).to(x0.device)
+    noise = draws.normal(*low.shape[1:]).to(low)
+    return x0, {"low": augment(low, level, noise), "low_noise": level}
+
+
+def random_mask(draws: Draws, frames: int) -> Tensor:
+    """Which frames F^ is given (B, frames), True = given: every k-th one from a random start (k from 2), both ends, or the first
+    (Make-A-Video 3.3: interpolation with variable frame skips, and extrapolation). At least one is given and one is not."""
+    kind, skip, start = draws.uniform(), draws.uniform(), draws.uniform()
+    rows = []
+    for i in range(len(kind)):
+        mask = torch.zeros(frames, dtype=torch.bool)
+        if kind[i] < 0.6:
+            k = 2 + int(skip[i] * max(1, frames - 2))
+            mask[int(start[i] * min(k, frames)) :: k] = True
+            # Windows over a long video know their first frame, made by the window before, wherever the others fall.
+            mask[0] |= bool(kind[i] < 0.3)
+        else:
+            mask[0] = True
+            mask[-1] = bool(kind[i] < 0.8)
+        if mask.all():
+            mask[1:] = False
+        rows.append(mask)
+    return torch.stack(rows)
+
+
+def _plan(
+    stage: str,
+    network: UNet | Prior,
+    source: Source,
+    objective: Objective,
+    optimisation: Optimisation,
+    prepare: Prepare,
+    video: TrainVideo | None = None,
+) -> Plan:
+    """A diffusion network's plan: prepare, lose, export. For a video stage, which parameters move, and when."""
+    schedule = make_schedule(objective)
+
+    def loss(wrapped: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+        x0, conditions = prepare(batch, draws)
+        return diffusion_loss(wrapped, x0, conditions, objective, schedule, draws).mean()
+
+    def finish(out: Folder) -> dict[str, Any]:
+        export_network(out, network, objective, stage=stage, samples=optimisation.samples)
+        return {"parameters": sum(p.numel() for p in network.parameters())}
+
+    late: frozenset[str] = frozenset()
+    if video is not None and isinstance(network, UNet):
+        new = {id(p) for p in network.temporal_parameters()}
+        late = frozenset(name for name, p in network.named_parameters() if id(p) not in new)
+        if video.trainable == "temporal":
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(name not in late)
+    return Plan(network, source, optimisation, loss, finish, late, video.temporal_first_samples if video else 0)
+
+
+def _parent(folder: Folder) -> UNet:
+    """The network a video stage starts from, ready to train on."""
+    network = load_network(folder).network
+    if not isinstance(network, UNet):
+        raise ValueError(f"{folder.url} holds a prior, not a U-Net")
+    return network.requires_grad_(True)
+
+
+def _images(recipe: Recipe, inputs: dict[str, Folder], size: int) -> Source:
+    """Images with their embeddings; size 0 leaves the pixels out."""
+    from mav.data.loaders import ImageSource
+
+    embeds = inputs["image-embed"]
+    source: Source = ImageSource(inputs.get("image-download", embeds), embeds, size, recipe.seed, pixels=size > 0)
+    return source
+
+
+def _clips(recipe: Recipe, inputs: dict[str, Folder], section: TrainVideo) -> Source:
+    """Clips at SR_l's resolution, which CLIP sees; the base size is averaged from it."""
+    from mav.data.loaders import ClipSource
+
+    frames = section.frames or recipe.cascade.frames
+    source: Source = ClipSource(
+        inputs["video-shards"], frames, recipe.cascade.low_size, recipe.seed, section.fps, section.optimisation.samples
+    )
+    return source
