@@ -23,36 +23,43 @@ def _draw_world(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
 @stage("image-metadata", sections=("screening", "image_metadata"))
 def image_metadata(job: Job) -> Outcome:
     """Screens LAION-style tables: NSFW, toxic words, watermarks, sizes; every dropped row with its reason."""
-    from mav.data.metadata import MetadataWork
+    from filters.screen import MetadataWork
+    from mav.data.laion import source_parts
 
-    work = MetadataWork.of(job.recipe, job.inputs, job.out)
-    return shard_map(job, work, work.shard_names())
+    section = job.recipe.image_metadata
+    world = job.inputs.get("demo-world")
+    sources = section.sources or ([world.child("laion/*.parquet").url] if world else [])
+    work = MetadataWork(tuple(source_parts(sources)), job.recipe.screening, section.rows_per_shard, job.out)
+    return shard_map(job, work, work.names())
 
 
 @stage("image-download", sections=("image_download",))
 def image_download(job: Job) -> Outcome:
     """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
-    from mav.data.download import DownloadWork
+    from mav.data.download import DownloadWork, shard_names
 
+    section, metadata = job.recipe.image_download, job.inputs["image-metadata"]
     if "demo-world" in job.inputs:
         job.run.serve_world(job.inputs["demo-world"])
-    work = DownloadWork.of(job.recipe, job.inputs, job.out)
-    return shard_map(job, work, work.shard_names(), success_floor=job.recipe.image_download.success_floor)
+    work = DownloadWork(metadata, section, job.out)
+    return shard_map(job, work, shard_names(metadata), success_floor=section.success_floor)
 
 
 @stage("image-screen", sections=("screening", "image_embed"))
 def image_screen(job: Job) -> Outcome:
     """Scores the rows nobody scored and screens them; keeps the CLIP image embeddings it needed for that."""
-    from mav.data.embed import ScreenWork
+    from mav.data.embed import ScreenWork, shard_names
 
-    work = ScreenWork.of(job.recipe, job.inputs, job.out)
-    return shard_map(job, work, work.shard_names(), gpus=job.recipe.cluster.gpus_per_worker)
+    images, recipe = job.inputs["image-download"], job.recipe
+    work = ScreenWork(images, job.inputs["clip"], job.out, recipe.screening, recipe.image_embed.batch_size)
+    return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker)
 
 
 @stage("image-embed", sections=("image_embed",))
 def image_embed(job: Job) -> Outcome:
     """CLIP embeddings and text tokens of the kept rows, aligned with the tars."""
-    from mav.data.embed import EmbedWork
+    from mav.data.embed import EmbedWork, shard_names
 
-    work = EmbedWork.of(job.recipe, job.inputs, job.out)
-    return shard_map(job, work, work.shard_names(), gpus=job.recipe.cluster.gpus_per_worker)
+    images, recipe = job.inputs["image-download"], job.recipe
+    work = EmbedWork(images, job.inputs["image-screen"], job.inputs["clip"], job.out, recipe.image_embed.batch_size)
+    return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker)

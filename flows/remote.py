@@ -43,7 +43,7 @@ class watching:  # noqa: N801 - reads as a statement: `with watching(job):`
         while not self._stop.wait(1.0):
             facts = read_json_or_none(self.job.work, PROGRESS)
             if facts:
-                self.job.report(facts.pop("done", 0), facts.pop("total", 0), **facts)
+                self.job.report(facts.pop("done", facts.pop("samples", 0)), facts.pop("total", 0), **facts)
 
     def __enter__(self) -> watching:
         self._thread.start()

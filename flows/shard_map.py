@@ -38,6 +38,7 @@ def run_shard(work: Work, name: str, out: Folder, markers: Folder, attempt: int)
     began = time.monotonic()
     output = work(name)
     files = {file: {"bytes": out.size(file), "sha256": out.sha256(file)} for file in output.files}
+    out.sync()  # the shard is on the disk before its marker says so
     marker = {"shard": name, "counts": output.counts, "files": files, "attempt": attempt, "seconds": round(time.monotonic() - began, 3)}
     markers.write_json(f"{name}.json", marker)
     return marker

@@ -1,0 +1,82 @@
+"""The command: what a user gets wrong is one sentence on stderr and exit 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main
+from flows.runtime import free_port
+
+
+def mav(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Runs the command in this process; returns exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["mav", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.yaml"], ["nowhere.yaml", "demo"]),
+        (["run", "demo", "--set", "generate.steps=3"], ["generate.steps", "spelling"]),
+        (["run", "demo", "--until", "train-everything"], ["train-everything", "train-decoder"]),
+        (["rerun", "demo", "train-prior"], ["image-embed", "mav run demo --until image-embed"]),
+        (["verify", "demo"], ["Nothing of demo is built", "mav run demo"]),
+        (["report", "demo"], ["Nothing of demo is built"]),
+        (["serve-demo-world", "demo"], ["--until demo-world"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(
+    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = mav(monkeypatch, capsys, *arguments, "--runs", str(tmp_path))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_usage_errors_show_the_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = mav(monkeypatch, capsys, "run")
+    assert code == 2
+    assert "RECIPE" in err
+
+
+@pytest.mark.parametrize(("variable", "words"), [("RAY_ADDRESS", "ray start --head"), ("PREFECT_API_URL", "prefect server start")])
+def test_a_server_that_does_not_answer(
+    variable: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    address = f"127.0.0.1:{free_port()}"
+    api = f"http://{address}/api"
+    with temporary_settings({PREFECT_API_URL: api} if variable == "PREFECT_API_URL" else {}):
+        if variable == "RAY_ADDRESS":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        code, _, err = mav(monkeypatch, capsys, "run", "tiny", "--runs", str(tmp_path))
+    assert code == 2
+    assert address in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("mav: ")
+    assert ("unset RAY_ADDRESS" if variable == "RAY_ADDRESS" else "unset PREFECT_API_URL") in last
+
+
+def test_status_before_anything_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = mav(monkeypatch, capsys, "status", "demo", "--json", "--runs", str(tmp_path))
+    assert code == 0
+    status = json.loads(out)
+    assert status["recipe"] == "demo"
+    assert {facts["state"] for facts in status["stages"].values()} == {"missing"}
+    assert all(len(facts["fingerprint"]) == 64 for facts in status["stages"].values())
+    assert list(tmp_path.iterdir()) == [], "asking changes nothing"

@@ -1,0 +1,156 @@
+"""The whole pipeline on the `tiny` recipe, by the command a user types: built, checked, broken, mended, rerun."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.runtime import free_port
+from mav.data.video_io import read_frames
+
+
+class Mav:
+    """The command in its own process, with its own home, port and runs folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runs = folder / "runs"
+        self.port = free_port()
+        self.environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "NO_COLOR": "1"}
+        for name in ("PREFECT_API_URL", "RAY_ADDRESS"):
+            self.environment.pop(name, None)
+
+    def __call__(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--runs", str(self.runs), "--set", f"world.port={self.port}"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == expect, f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self("status", "tiny", "--json").stdout)
+        return status
+
+    def artifact(self, stage: str) -> Path:
+        return next(path.parent for path in (self.runs / "artifacts" / stage).glob("*/manifest.json"))
+
+
+@pytest.fixture(scope="module")
+def mav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mav]:
+    folder = tmp_path_factory.mktemp("tiny")
+    command = Mav(folder)
+    told = command("run", "tiny").stderr
+    assert "Prefect UI" in told
+    assert "Ray dashboard" in told
+    yield command
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_every_stage_is_done_and_its_counts_add_up(mav: Mav) -> None:
+    stages = mav.status()["stages"]
+    assert {name: facts["state"] for name, facts in stages.items() if facts["state"] != "done"} == {}
+    for name in ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards"):
+        counts = stages[name]["counts"]
+        assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()) + sum(counts["failed"].values()), name
+        assert counts["rows_out"] > 0
+    assert stages["image-download"]["counts"]["rows_in"] == stages["image-metadata"]["counts"]["rows_out"]
+    assert stages["image-screen"]["counts"]["rows_in"] == stages["image-download"]["counts"]["rows_out"]
+    assert {"nsfw", "watermark", "toxic"} <= set(stages["image-metadata"]["counts"]["dropped"])
+    assert not list((mav.runs / "work").rglob("*.json")), "nothing unfinished stays behind"
+
+
+def test_the_oracle_gives_its_figures(mav: Mav) -> None:
+    oracle = mav.status()["oracle"]
+    assert {"colour", "shape", "motion_ratio", "motion_ratio_time_off", "chance_colour", "chance_shape"} <= set(oracle)
+    assert 0 <= oracle["colour"] <= 1
+
+
+def test_a_second_run_does_nothing(mav: Mav) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (mav.runs / "artifacts").rglob("manifest.json")}
+    assert "Nothing to do" in mav("run", "tiny").stdout
+    assert {p: p.stat().st_mtime_ns for p in (mav.runs / "artifacts").rglob("manifest.json")} == before
+
+
+def test_the_videos_play(mav: Mav) -> None:
+    folder = mav.artifact("generate")
+    for row in json.loads((folder / "videos.json").read_text()):
+        frames = read_frames(str(folder / row["file"]))
+        assert len(frames) > 2
+        assert np.isfinite(frames).all()
+
+
+def test_the_shards_are_webdatasets(mav: Mav) -> None:
+    import webdataset
+
+    tars = sorted(mav.artifact("image-download").glob("*.tar"))
+    samples = list(webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).decode("rgb8"))
+    assert len(samples) == mav.status()["stages"]["image-download"]["counts"]["rows_out"]
+    assert {"jpg", "txt", "json"} <= set(samples[0])
+
+
+def test_no_caption_reaches_a_video_stage(mav: Mav) -> None:
+    """The WebVid list's `name` column and every caption of the image set are looked for in the bytes of all video artifacts."""
+    import csv
+
+    world = mav.artifact("demo-world")
+    with open(world / "webvid/clips.csv", newline="") as file:
+        names = [row["name"].encode() for row in csv.DictReader(file)]
+    assert names
+    for tar in mav.artifact("video-shards").glob("*.tar"):
+        with tarfile.open(tar) as members:
+            for member in members:
+                assert member.name.rsplit(".", 1)[1] in ("mp4", "json")
+                data = members.extractfile(member)
+                assert data is not None
+                text = io.BytesIO(data.read()).getvalue()
+                assert not any(name in text for name in names)
+    for stage in ("train-decoder-video", "train-interpolation", "train-sr-low-video"):
+        inputs = json.loads((mav.artifact(stage) / "manifest.json").read_text())["inputs"]
+        assert set(inputs) <= {"train-decoder", "train-decoder-video", "train-sr-low", "video-shards", "clip"}
+
+
+def test_one_changed_byte_anywhere_is_named(mav: Mav) -> None:
+    assert "bytes its manifest says" in mav("verify", "tiny").stdout
+    for stage, name in (("video-shards", "00000.tar"), ("train-prior", "network.safetensors"), ("generate", "manifest.json")):
+        path = mav.artifact(stage) / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+        assert str(path) in mav("verify", "tiny", expect=1).stderr
+        path.write_bytes(whole)
+    mav("verify", "tiny")
+
+
+def test_rerun_downstream_rebuilds_that_and_what_follows_to_the_same_bytes(mav: Mav) -> None:
+    def contents() -> dict[str, tuple[int, str]]:
+        found = {}
+        for path in (mav.runs / "artifacts").glob("*/*/manifest.json"):
+            files = json.loads(path.read_text())["files"]
+            found[path.parent.parent.name] = (path.stat().st_mtime_ns, json.dumps(files, sort_keys=True))
+        return found
+
+    before = contents()
+    mav("rerun", "tiny", "train-interpolation", "--downstream")
+    after = contents()
+    rebuilt = {name for name in before if before[name][0] != after[name][0]}
+    follows = {"generate", "oracle", "evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "human-study", "report"}
+    assert rebuilt == {"train-interpolation", *follows}
+    differ = {name for name in before if before[name][1] != after[name][1]}
+    assert differ <= {"report", "train-interpolation"}, "the report tells times; the curves tell throughput"
+
+
+def test_the_report_is_one_page(mav: Mav) -> None:
+    path = Path(mav("report", "tiny").stdout.strip().splitlines()[-1])
+    page = path.read_text()
+    assert "<html" in page
+    assert "train-decoder-video" in page
+    for outside in ('src="http', "src='http", '<link rel="stylesheet" href="http', "@import"):
+        assert outside not in page
