@@ -28,7 +28,8 @@ def encode_mp4(
     with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        options: dict[str, object] = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        # Without mbtree: its look-ahead depends, now and then, on memory that nobody wrote, and two runs differ in bytes.
+        options: dict[str, object] = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
         if keyframe_interval:
             options |= {"g": str(keyframe_interval), "keyint_min": str(keyframe_interval), "sc_threshold": "0", "flags": "+cgop+bitexact"}
         stream.options = options

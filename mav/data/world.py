@@ -140,9 +140,9 @@ def _pictures(world: World, rng: np.random.Generator) -> list[Picture]:
         picture.caption = None
     for share, low, high, sign in (
         (0.08, 0.75, 1.0, "unsafe"),
-        (0.05, 0.25, 0.45, "unsafe"),
+        (0.07, 0.2, 0.48, "unsafe"),
         (0.08, 0.75, 1.0, "marked"),
-        (0.05, 0.25, 0.45, "marked"),
+        (0.07, 0.2, 0.48, "marked"),
     ):
         for picture in some(share):
             setattr(picture, sign, float(rng.uniform(low, high)))
