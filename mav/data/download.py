@@ -188,15 +188,13 @@ def look(data: bytes, max_pixels: int) -> tuple[str, bytes]:
         deep = image.mode in DEEP_MODES or (image.format == "PNG" and data[24:25] == b"\x10")
         if not deep and image.getexif().get(0x0112, 1) == 1:
             return "", data
+        plain: Image.Image = image
         if image.mode in DEEP_MODES:
-            import numpy as np
-
             pixels = np.asarray(image, dtype=np.float64)
-            image = Image.fromarray(
-                np.clip(pixels / max(pixels.max() / 255 if image.mode == "F" else 257.0, 1e-9), 0, 255).astype(np.uint8)
-            )
+            white = max(float(pixels.max()), 1.0) if image.mode == "F" else 65535.0
+            plain = Image.fromarray(np.clip(pixels * (255 / white), 0, 255).astype(np.uint8))
         upright = io.BytesIO()
-        ImageOps.exif_transpose(image).convert("RGBA" if "A" in plain.getbands() else "RGB").save(upright, format="PNG", compress_level=0)
+        ImageOps.exif_transpose(plain).convert("RGBA" if "A" in plain.getbands() else "RGB").save(upright, format="PNG", compress_level=0)
         return "", upright.getvalue()
     except Image.DecompressionBombError:
         return "too_many_pixels", b""
