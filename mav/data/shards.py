@@ -67,14 +67,16 @@ def index_tar(folder: Folder, name: str) -> Index:
     Raises UserError naming the file when it is not a whole tar.
     """
     index: Index = {}
-    size = folder.size(name)
     try:
+        size = folder.size(name)
         with folder.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end = 0
             for member in tar:
                 key, _, extension = member.name.partition(".")
                 index.setdefault(key, {})[extension] = (member.offset_data, member.size)
                 end = member.offset_data + member.size
+    except FileNotFoundError:
+        raise UserError(f"{folder.path(name)} is missing: rerun the stage that makes it.") from None
     except (tarfile.TarError, EOFError) as error:
         raise _corrupt(folder, name, str(error)) from None
     if end > size:
