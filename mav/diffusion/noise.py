@@ -45,19 +45,25 @@ class Draws:
 
 
 class SampleNoise:
-    """The noise one sampling run needs: call k gives the k-th tensor, (B, T, *shape), for B samples of T frames.
+    """The noise one sampling run needs: call k gives the k-th tensor, (B, *shape) for B samples, or (B, T, *shape) when they have frames.
 
     Each frame is drawn under its own key, so frames with the same key get the same noise: `range(T)` gives independent noise, all zeros
     gives the paper's SR_h its one noise for the whole video (section 3.2), and windows over a long video agree where they overlap.
     """
 
     def __init__(
-        self, seeds: Sequence[int], purpose: str, shape: Sequence[int], frames: Sequence[int] = (0,), device: torch.device | str = "cpu"
+        self,
+        seeds: Sequence[int],
+        purpose: str,
+        shape: Sequence[int],
+        frames: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        distinct = sorted(set(frames))
-        self.order = [distinct.index(frame) for frame in frames]
-        self.draws = Draws((seed, purpose, frame) for seed in seeds for frame in distinct)
-        self.rows, self.frames, self.shape, self.device = len(seeds), len(distinct), tuple(shape), device
+        keys = sorted(set(frames)) if frames is not None else [0]
+        self.order = [keys.index(frame) for frame in frames] if frames is not None else None
+        self.draws = Draws((seed, purpose, key) for seed in seeds for key in keys)
+        self.rows, self.keys, self.shape, self.device = len(seeds), len(keys), tuple(shape), device
 
     def __call__(self) -> Tensor:
-        return self.draws.normal(*self.shape).unflatten(0, (self.rows, self.frames))[:, self.order].to(self.device)
+        noise = self.draws.normal(*self.shape).to(self.device)
+        return noise if self.order is None else noise.unflatten(0, (self.rows, self.keys))[:, self.order]

@@ -1,0 +1,75 @@
+"""The `generate` stage: the recipe's prompts through the cascade, as mp4 files and their list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mav.artifact import Folder
+from mav.data.video_io import encode_mp4
+from mav.errors import UserError
+from mav.generation.cascade import Cascade
+from mav.recipe import Recipe
+
+LIST = "videos.json"
+CRF = 8  # visually lossless: what is judged later is the network, not the codec
+
+
+def generate_videos(
+    recipe: Recipe,
+    inputs: dict[str, Folder],
+    out: Folder,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Writes `videos/NNNNN.mp4` for each prompt, its twin with time switched off under `time-off/` when the recipe asks for one, and
+    `videos.json`: [{"index", "prompt", "seed", "file", "twin", "fps", ...what is known of the prompt}].
+
+    A batch whose files are there already (a killed run's) is not made again. Returns metrics. Raises UserError when there is no prompt.
+    """
+    generate = recipe.generate
+    prompts = read_prompts(recipe, inputs)
+    cascade = Cascade.load(recipe, inputs, device)
+    fps = generate.fps * recipe.cascade.frame_skip
+    folders = {"videos": True} | ({"time-off": False} if generate.time_off_twin else {})
+    rows = [
+        {
+            **prompt,
+            "index": index,
+            "seed": recipe.seed + index,
+            "file": f"videos/{index:05d}.mp4",
+            "twin": f"time-off/{index:05d}.mp4" if generate.time_off_twin else None,
+            "fps": fps,
+        }
+        for index, prompt in enumerate(prompts)
+    ]
+    done = 0
+    for first in range(0, len(rows), generate.batch_size):
+        batch = rows[first : first + generate.batch_size]
+        for folder, time in folders.items():
+            names = [f"{folder}/{row['index']:05d}.mp4" for row in batch]
+            if not all(out.exists(name) for name in names):
+                videos = cascade.sample([row["prompt"] for row in batch], [row["seed"] for row in batch], generate, time=time)
+                for name, video in zip(names, videos, strict=True):
+                    out.write_bytes(name, encode_mp4(video, fps, crf=CRF))
+            done += len(batch)
+            report({"stage": "generate", "samples": done, "total": len(rows) * len(folders)})
+    out.write_json(LIST, rows)
+    sizes = recipe.cascade
+    return {"videos": len(rows), "frames": sizes.long_frames, "size": sizes.high_size, "fps": fps}
+
+
+def read_prompts(recipe: Recipe, inputs: dict[str, Folder]) -> list[dict[str, Any]]:
+    """The recipe's prompts, one a line of `generate.prompts`, else the demo world's with the truth about each."""
+    generate = recipe.generate
+    if generate.prompts:
+        with open(generate.prompts, encoding="utf-8") as file:
+            prompts: list[dict[str, Any]] = [{"prompt": line.strip()} for line in file if line.strip()]
+    elif "demo-world" in inputs:
+        prompts = inputs["demo-world"].read_json("prompts.json")
+    else:
+        raise UserError("There is nothing to generate: name a file of prompts, one a line, in `generate.prompts`.")
+    prompts = prompts[: generate.count or None]
+    if not prompts:
+        raise UserError(f"{generate.prompts} holds no prompt: write one a line.")
+    return prompts
