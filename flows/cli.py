@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows import cli_generate
 from mav.errors import UserError
 from mav.recipe import Recipe, load_recipe
 
@@ -189,6 +190,9 @@ def serve_demo_world(recipe: RecipeName = "demo", runs: Runs = "runs", set_: Set
         print(f"http://127.0.0.1:{loaded.world.port}/ (Ctrl-C ends it)", flush=True)
         while True:
             time.sleep(3600)
+
+
+app.registered_commands += cli_generate.app.registered_commands
 
 
 def main() -> None:

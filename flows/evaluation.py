@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +17,8 @@ def generate(job: Job) -> Outcome:
     """Text to video through the whole cascade: P, D^t, F^, SR_l^t, SR_h."""
     from mav.generation.write import generate_videos
 
-    return _evaluate(job, generate_videos)
+    device = "cuda" if job.recipe.cluster.gpus_per_worker else "cpu"
+    return _evaluate(job, functools.partial(generate_videos, device=device))
 
 
 @stage("oracle", sections=("world",))

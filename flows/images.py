@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from flows.remote import on_ray
 from flows.shard_map import shard_map
 from flows.stage import Job, Outcome, stage
@@ -38,9 +40,8 @@ def image_download(job: Job) -> Outcome:
     """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
     from mav.data.download import DownloadWork, shard_names
 
-    section, metadata = job.recipe.image_download, job.inputs["image-metadata"]
-    if "demo-world" in job.inputs:
-        job.run.serve_world(job.inputs["demo-world"])
+    metadata = job.inputs["image-metadata"]
+    section = dataclasses.replace(job.recipe.image_download, allow_addresses=job.allowed_addresses(job.recipe.image_download))
     work = DownloadWork(metadata, section, job.out)
     return shard_map(job, work, shard_names(metadata), success_floor=section.success_floor)
 

@@ -27,7 +27,7 @@ import fsspec
 from flows.console import Screen
 from mav.artifact import MANIFEST, Artifact, Folder
 from mav.errors import UserError
-from mav.recipe import Recipe, digest
+from mav.recipe import ImageDownload, Recipe, VideoShards, digest
 
 HEARTBEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0  # without a heartbeat for so long, a run is taken for dead
@@ -239,6 +239,7 @@ class Job:
     run: Run
     out: Folder  # the artifact's folder: what is written here is the artifact
     work: Folder  # for unfinished work: markers, checkpoints; removed when the artifact is published
+    _progress: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -258,7 +259,13 @@ class Job:
         self.run.screen.progress(self.name, done, total, **facts)
         self._progress = {"done": done, "total": total, **facts}
 
-    _progress: dict[str, Any] = field(default_factory=dict)
+    def allowed_addresses(self, section: ImageDownload | VideoShards) -> tuple[str, ...]:
+        """Loopback or private host:port that may be fetched: the recipe's, and the demo world's, which is served from now on."""
+        world = self.inputs.get("demo-world")
+        if world is None or self.recipe.world is None:
+            return section.allow_addresses
+        self.run.serve_world(world)
+        return (*section.allow_addresses, f"127.0.0.1:{self.recipe.world.port}")
 
 
 def build(node: Node, run: Run, fresh: bool = False) -> Artifact:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from flows.shard_map import shard_map
 from flows.stage import Job, Outcome, stage
 
@@ -11,7 +13,7 @@ def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
     from mav.data.videos import VideoWork
 
-    if "demo-world" in job.inputs:
-        job.run.serve_world(job.inputs["demo-world"])
-    work = VideoWork.of(job.recipe, job.inputs, job.out)
+    section = job.recipe.video_shards
+    rule = dataclasses.replace(section, allow_addresses=job.allowed_addresses(section))
+    work = VideoWork.of(job.recipe, job.inputs, job.out, rule)
     return shard_map(job, work, work.shard_names(), success_floor=job.recipe.video_shards.success_floor)
