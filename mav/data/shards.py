@@ -130,8 +130,18 @@ IMAGE_LEDGER = {
     "width": "int32",
     "height": "int32",
 }
-VIDEO_LEDGER = {"key": "string", "videoid": "string", "url": "string", "status": "string", "reason": "string", "sha256": "string",
-                "bytes": "int64", "fps": "double", "frames": "int32", "width": "int32", "height": "int32"}  # fmt: skip
+VIDEO_LEDGER = {  # no address: stock footage carries its caption there
+    "key": "string",
+    "videoid": "string",
+    "status": "string",
+    "reason": "string",
+    "sha256": "string",
+    "bytes": "int64",
+    "fps": "double",
+    "frames": "int32",
+    "width": "int32",
+    "height": "int32",
+}
 
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> None:
