@@ -1,8 +1,9 @@
 """Toxic captions: whole words and phrases of word lists, found in columns of millions of rows.
 
-Matching is by whole word, so Essex and Scunthorpe stay; phrases match across any run of blanks, hyphens or underscores. Text and lists
-are folded alike (NFKC, case, invisible characters), so full-width or zero-width disguises do not help. A vectorised regular expression (RE2) looks
-through the column; the few rows it finds are looked at again one by one, to be exact, to set exceptions aside and to name the word.
+Matching is by whole word, so Essex and Scunthorpe stay; phrases match across any run of blanks, hyphens or underscores. Text and
+lists are folded alike (NFKC, case, invisible characters), so full-width or zero-width disguises do not help. A vectorised regular
+expression (RE2) looks through the column; the few rows it finds are looked at again one by one, to be exact, to set exceptions aside
+and to name the word.
 
 The shipped lists are those of the package glin-profanity (MIT), 24 languages of which the English one continues the usual LDNOOBW list;
 any file of one phrase a line can be named instead or as well.
@@ -51,7 +52,11 @@ def load_words(lists: Sequence[str]) -> tuple[str, ...]:
     words: set[str] = set()
     for name in lists:
         words.update(_shipped(name) if name in LANGUAGES else _file(name))
-    return tuple(sorted(folded for word in words if (folded := " ".join(fold(word).split()))))
+    return tuple(sorted(_folded(words)))
+
+
+def _folded(phrases: Iterable[str]) -> set[str]:
+    return {" ".join(fold(phrase).split()) for phrase in phrases} - {""}
 
 
 def _shipped(language: str) -> list[str]:
@@ -80,24 +85,31 @@ class ToxicWords:
     """A compiled set of phrases. Build it once a process (`toxic_words`), it is slow to make and fast to use."""
 
     def __init__(self, words: Sequence[str], exceptions: Sequence[str] = (), obfuscations: bool = False) -> None:
-        excepted = {" ".join(fold(phrase).split()) for phrase in exceptions} - {""}
-        # Longest first: of several phrases that start at one place, the longest is the one to name.
-        self.words = sorted(set(words) - excepted, key=lambda word: (-len(word), word))
+        excepted = _folded(exceptions)
+        self.words = sorted(_folded(words) - excepted)
         patterns = {word: _pattern(word, obfuscations) for word in self.words}
         step = LONGEST_OBFUSCATED if obfuscations else PHRASES_AN_EXPRESSION
-        # What the column is searched with may find too much (any sign that is no ASCII letter ends a word), never too little. Unicode's classes
-        # of letters would be exact, but make RE2 run out of memory for its automaton and crawl.
+        # What the column is searched with may find too much (any sign that is no ASCII letter ends a word), never too
+        # little. Unicode's classes of letters would be exact, but RE2 then runs out of memory for its automaton and crawls.
         edged = [patterns[word] for word in self.words if word.isascii()]
         self._columns = [
             rf"(?:^|[^a-z0-9])(?:{'|'.join(edged[at : at + step])})(?:[^a-z0-9]|$)" for at in range(0, len(edged), step)
         ]  # fmt: skip
         rest = [patterns[word] for word in self.words if not word.isascii()]
         self._columns += ["|".join(rest[at : at + step]) for at in range(0, len(rest), step)]
-        # One group a phrase: the index of the group that matched is the phrase's.
-        self._row = re.compile("|".join(f"({_whole(word, patterns[word])})" for word in self.words)) if self.words else None
+        self._row = self._exact(patterns)
         self._excepted = (
             re.compile("|".join(_whole(p, _pattern(p, False)) for p in sorted(excepted, key=len, reverse=True))) if excepted else None
         )
+
+    def _exact(self, patterns: dict[str, str]) -> re.Pattern[str] | None:
+        """One group a phrase, phrases gathered by their first letter: a place in the text is tried against few of them."""
+        initials: dict[str, list[str]] = {}
+        self.words.sort(key=lambda word: (_boundless(word), word[0], -len(word), word))
+        for word in self.words:
+            start = ("" if _boundless(word) else r"(?<![^\W_])") + f"(?={re.escape(word[0])})"
+            initials.setdefault(start, []).append(f"({patterns[word]})" + ("" if _boundless(word) else r"(?![^\W_])"))
+        return re.compile("|".join(f"{start}(?:{'|'.join(group)})" for start, group in initials.items())) if initials else None
 
     def find(self, captions: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, list[str]]:
         """(positions of toxic captions, the phrase found in each); null captions are never toxic."""

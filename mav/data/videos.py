@@ -214,7 +214,8 @@ def _fitted(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(upright), format="rgb24")
     fitted = frame.reformat(width=width, height=height, format="yuv420p", interpolation="AREA")
     # A fresh frame: one may be shown twice, and the picture types of the old encoding must not steer the new one.
-    return av.VideoFrame.from_ndarray(fitted.to_ndarray().astype(np.uint8), format="yuv420p")
+    planes: Any = fitted.to_ndarray()
+    return av.VideoFrame.from_ndarray(planes, format="yuv420p")
 
 
 def _target_size(width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -118,7 +118,7 @@ def test_port_in_use_by_same_world_is_shared_by_another_refused(world, tmp_path)
         assert _get(first.url + ".world")[0] == 200, "closing the second must not stop the first"
         stranger = Folder(str(tmp_path))
         stranger.write_json("identity.json", {"digest": "other"})
-        with pytest.raises(UserError, match="world.port"), WorldServer(stranger, first.port):
+        with pytest.raises(UserError, match=r"--set world\.port"), WorldServer(stranger, first.port):
             pass
 
 

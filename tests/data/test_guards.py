@@ -1,0 +1,270 @@
+import gzip
+import http.server
+import socket
+import threading
+import time
+import urllib.request
+from typing import ClassVar
+
+import pytest
+
+from mav.data.guards import FetchError, GuardedOpener, installed, is_public, opted_out
+
+REFUSE = ("noai", "noimageai", "noindex")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers with what the test registered: path -> function of the handler."""
+
+    routes: ClassVar[dict] = {}
+    seen: ClassVar[list] = []
+
+    def do_GET(self):
+        Handler.seen.append((self.path, dict(self.headers)))
+        Handler.routes[self.path.partition("?")[0]](self)
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status=200, body=b"x", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            for one in value if isinstance(value, list) else [value]:
+                self.send_header(name.replace("_", "-"), one)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def web():
+    """(routes, base url) of a loopback server."""
+
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request, client_address):
+            pass  # clients under test hang up early
+
+    server = Server(("127.0.0.1", 0), Handler)
+    Handler.routes, Handler.seen = {}, []
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield Handler.routes, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def opener(base, **more):
+    settings = {"timeout": 1.0, "deadline": 2.0, "max_bytes": 1000, "refuse": REFUSE, "allow_addresses": (base.removeprefix("http://"),)}
+    return GuardedOpener(**(settings | more))
+
+
+def reason(guard, url):
+    with pytest.raises(FetchError) as caught:
+        guard.fetch(url)
+    return caught.value.reason
+
+
+def test_fetches_with_an_honest_agent(web):
+    routes, base = web
+    routes["/a%20b"] = lambda h: h.answer(body=b"hello", Content_Type="image/png; charset=x")
+    answer = opener(base, contact="me@example.org").fetch(f"{base}/a%20b")
+    assert (answer.body, answer.content_type, answer.final_url) == (b"hello", "image/png", f"{base}/a%20b")
+    headers = Handler.seen[0][1]
+    assert headers["User-Agent"] == "make-a-video-system/0.1 (+me@example.org)"
+    assert headers["Host"] == base.removeprefix("http://")
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        *[(a, True) for a in ("93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34")],
+        *[(a, False) for a in ("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0")],
+        *[(a, False) for a in ("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:10.0.0.1")],
+        *[(a, False) for a in ("2002:7f00:1::", "64:ff9b::a00:1", "nonsense")],
+    ],
+)
+def test_public_addresses(address, public):
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "user@127.0.0.1"])
+def test_loopback_is_refused_however_it_is_written(host, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: pytest.fail("connected"))
+    assert reason(GuardedOpener(), f"http://{host}:9/x") == "private_address"
+
+
+@pytest.mark.parametrize("target", ["http://10.1.2.3/x", "http://169.254.169.254/latest/meta-data", "http://inside.example/x"])
+def test_redirects_inside_are_refused_before_connecting(web, target):
+    routes, base = web
+    asked = []
+
+    def resolver(host, port):
+        asked.append(host)
+        return {"inside.example": ["192.168.0.9"]}.get(host, [host])
+
+    routes["/go"] = lambda h: h.answer(302, b"", Location=target)
+    assert reason(opener(base, resolver=resolver), f"{base}/go") == "private_address"
+    assert asked[0] == "127.0.0.1"
+    assert len(Handler.seen) == 1
+
+
+def test_connects_to_the_address_that_was_checked(web):
+    """A name whose second answer would be private is asked once, and its first answer used."""
+    routes, base = web
+    port = base.rpartition(":")[2]
+    answers = iter([["127.0.0.1"], ["10.0.0.1"]])
+    routes["/a"] = lambda h: h.answer(302, b"", Location="/b")
+    routes["/b"] = lambda h: h.answer(body=b"ok")
+    guard = opener(base, resolver=lambda host, port: next(answers))
+    assert guard.fetch(f"http://rebinding.example:{port}/a").body == b"ok"
+    assert next(answers) == ["10.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        *[(u, "bad_scheme") for u in ("file:///etc/passwd", "ftp://h/x", "data:image/png;base64,AA", "//h/x", "")],
+        *[(u, "bad_url") for u in ("http:///x", "http://h:port/", "http://[::1/", f"http://{'a' * 70}.com/")],
+    ],
+)
+def test_bad_urls(url, expected):
+    assert reason(GuardedOpener(resolver=lambda host, port: pytest.fail("resolved")), url) == expected
+
+
+def test_redirects(web):
+    routes, base = web
+    routes["/ok"] = lambda h: h.answer(body=b"there")
+    routes["/one"] = lambda h: h.answer(301, b"", Location="/ok")
+    routes["/loop"] = lambda h: h.answer(302, b"", Location="/loop")
+    routes["/file"] = lambda h: h.answer(302, b"", Location="file:///etc/passwd")
+    for step in range(9):
+        routes[f"/chain{step}"] = lambda h, n=step: h.answer(302, b"", Location=f"/chain{n + 1}")
+    guard = opener(base)
+    assert guard.fetch(f"{base}/one").final_url == f"{base}/ok"
+    assert reason(guard, f"{base}/loop") == "redirect_loop"
+    assert reason(guard, f"{base}/chain0") == "too_many_redirects"
+    assert reason(guard, f"{base}/file") == "bad_scheme"
+
+
+def test_deadline_outlives_a_drip_in_body_and_in_headers(web):
+    routes, base = web
+
+    def drip(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "500")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.05)
+
+    def drip_headers(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.05)
+
+    routes["/drip"], routes["/headers"] = drip, drip_headers
+    for path in ("/drip", "/headers"):
+        start = time.monotonic()
+        assert reason(opener(base, timeout=0.4, deadline=0.6), base + path) == "timeout"
+        assert time.monotonic() - start < 1.5
+
+
+def test_byte_caps(web):
+    routes, base = web
+    routes["/said"] = lambda h: h.answer(body=b"x" * 2000, Content_Length="2000")
+    routes["/unsaid"] = lambda h: h.answer(body=b"x" * 5000)
+    routes["/bomb"] = lambda h: h.answer(body=gzip.compress(bytes(100_000)), Content_Encoding="gzip")
+    routes["/zipped"] = lambda h: h.answer(body=gzip.compress(b"small"), Content_Encoding="gzip")
+    routes["/cut"] = lambda h: h.answer(body=b"x" * 50, Content_Length="100")
+    guard = opener(base)
+    assert [reason(guard, base + path) for path in ("/said", "/unsaid", "/bomb", "/cut")] == ["too_large"] * 3 + ["truncated"]
+    assert guard.fetch(f"{base}/zipped").body == b"small"
+
+
+def test_status_classes_and_retries(web):
+    routes, base = web
+    tries = iter([503, 200])
+    routes["/flaky"] = lambda h: h.answer(next(tries), b"at last", Retry_After="0")
+    routes["/gone"] = lambda h: h.answer(410)
+    routes["/limited"] = lambda h: h.answer(429, Retry_After="3600")
+    routes["/busy"] = lambda h: h.answer(429, Retry_After="0")
+    guard = opener(base)
+    assert guard.fetch(f"{base}/flaky").body == b"at last"
+    assert reason(guard, f"{base}/gone") == "http_410"
+    start = time.monotonic()
+    assert reason(guard, f"{base}/limited") == "http_429"
+    assert time.monotonic() - start < 1, "a wait beyond the deadline is not begun"
+    assert reason(guard, f"{base}/busy") == "http_429"
+    assert sum(path == "/busy" for path, _ in Handler.seen) == 3
+
+
+def test_names_that_do_not_resolve_and_resolvers_that_hang():
+    def unknown(host, port):
+        raise socket.gaierror(8, "unknown")
+
+    assert reason(GuardedOpener(resolver=unknown), "http://nowhere.example/") == "dns"
+    start = time.monotonic()
+    assert reason(GuardedOpener(deadline=0.2, resolver=lambda h, p: time.sleep(2) or []), "http://slow.example/") == "dns"
+    assert time.monotonic() - start < 1
+
+
+def test_refused_and_nonsense(web):
+    routes, base = web
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        free = f"127.0.0.1:{closed.getsockname()[1]}"
+    assert reason(GuardedOpener(allow_addresses=(free,)), f"http://{free}/") == "refused"
+    routes["/nonsense"] = lambda h: h.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n")
+    assert reason(opener(base), f"{base}/nonsense") == "bad_response"
+
+
+def test_few_connections_a_host(web):
+    routes, base = web
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def slow(handler):
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.05)
+        with lock:
+            inside -= 1
+        handler.answer()
+
+    routes["/slow"] = slow
+    guard = opener(base, per_host=2)
+    threads = [threading.Thread(target=guard.fetch, args=(f"{base}/slow?{i}",)) for i in range(8)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert most == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        (["noai"], True), (["NoAI , nofollow"], True), (["nofollow"], False), ([], False), (["none"], True), (["all"], False),
+        (["noai, googlebot: noindex"], True), (["googlebot: noindex"], False), (["googlebot: nofollow, noai"], False),
+        (["make-a-video-system: noindex"], True), (["somebody: nofollow, make-a-video-system: noai"], True), (["*: noai"], True),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], True), (["unavailable_after: Tuesday, 25-Jun-30 15:00:00 UTC"], False),
+        (["max-snippet: 20, noimageai"], True), (["nofollow", "noai"], True),
+        (["googlebot: unavailable_after: 1 Jan 2030 10:00:00, noai"], False),
+    ],
+)  # fmt: skip
+def test_robots_headers(headers, refused):
+    assert opted_out(headers, REFUSE) is refused
+
+
+def test_opt_out_and_urllib_use(web):
+    routes, base = web
+    routes["/no"] = lambda h: h.answer(X_Robots_Tag=["nofollow", "noai"])
+    routes["/yes"] = lambda h: h.answer(body=b"fine", Content_Type="image/jpeg", X_Robots_Tag="bing: noai")
+    guard = opener(base)
+    before = getattr(urllib.request, "_opener", None)
+    with installed(guard):
+        assert urllib.request.urlopen(f"{base}/yes", timeout=9).read() == b"fine"
+        with pytest.raises(FetchError, match="opted_out"):
+            urllib.request.urlopen(f"{base}/no")
+    assert getattr(urllib.request, "_opener", None) is before
+    assert guard.fetched[f"{base}/yes"] == (4, "image/jpeg", f"{base}/yes")

@@ -1,0 +1,87 @@
+import pyarrow as pa
+import pytest
+
+from filters.toxicity import ToxicWords, fold, load_words
+from mav.errors import UserError
+
+EN = load_words(("en",))
+
+
+def found(words: ToxicWords, *captions: str | None) -> dict[int, str]:
+    positions, names = words.find(pa.array(captions, pa.string()))
+    return dict(zip(positions.tolist(), names, strict=True))
+
+
+def test_whole_words_only():
+    words = ToxicWords(EN)
+    assert found(words, "Essex and Scunthorpe", "a grass assassin in class", "cockatoo", "Dickens novel", None, "") == {}
+    assert found(words, "what a bollocks!", "bollocks", "(BOLLOCKS)", "total_bollocks.jpg") == dict.fromkeys(range(4), "bollocks")
+
+
+def test_phrases_match_across_blanks_and_hyphens():
+    words = ToxicWords(EN)
+    assert found(words, "God  Damn it", "god-damn", "god_damn", "god, damn", "godly damned") == dict.fromkeys(range(3), "god damn")
+
+
+def test_longest_phrase_names_the_match():
+    assert found(ToxicWords(("red", "red rag", "red rag bull")), "a red rag bull", "a red rag", "red") == {
+        0: "red rag bull",
+        1: "red rag",
+        2: "red",
+    }
+
+
+def test_unicode_is_folded():
+    words = ToxicWords(("bollocks", "straße"))
+    wide = "".join(chr(ord(letter) + 0xFEE0) for letter in "Bollocks")
+    assert found(words, wide, "bol\u200blocks", "BOL\u00adLOCKS", "STRASSE") == {
+        0: "bollocks", 1: "bollocks", 2: "bollocks", 3: "strasse"}  # fmt: skip
+    assert fold("ﬁne") == "fine"
+
+
+def test_letters_beyond_ascii_are_letters():
+    words = ToxicWords(("ass", "дурак", "été"))
+    assert found(words, "éass", "assé", "дураком", "дурак!", "l'été", "étés") == {3: "дурак", 4: "été"}
+
+
+def test_scripts_without_spaces_and_signs_match_anywhere():
+    assert found(ToxicWords(("ちんぽ", "🖕")), "これはちんぽです", "no🖕way") == {0: "ちんぽ", 1: "🖕"}
+
+
+def test_words_that_begin_with_signs():
+    assert found(ToxicWords(("$hit", "a$$", "s&m")), "oh $hit", "cash$hit", "kiss my a$$", "S&M club", "ps&ms") == {
+        0: "$hit",
+        2: "a$$",
+        3: "s&m",
+    }
+
+
+def test_exceptions():
+    words = ToxicWords(("dick", "bastard", "cock"), exceptions=("Dick van Dyke", "bastard"))
+    assert found(words, "dick  van dyke on stage", "the bastard", "dick van dyke is a dick", "dick van") == {2: "dick", 3: "dick"}
+
+
+def test_obfuscations_are_an_option():
+    captions = ("sh1t happens", "sh*t", "f**k it", "b@stard", "shift", "5417", "fork")
+    assert found(ToxicWords(("shit", "fuck", "bastard")), *captions) == {}
+    assert found(ToxicWords(("shit", "fuck", "bastard"), obfuscations=True), *captions) == {0: "shit", 1: "shit", 2: "fuck", 3: "bastard"}
+
+
+def test_files_and_languages(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("Foul Word\n\n  other \n", encoding="utf-8-sig")
+    assert load_words((str(path),)) == ("foul word", "other")
+    assert len(load_words(("en", "de", "ja", "ru"))) > len(EN) > 300
+    with pytest.raises(UserError, match="word_lists"):
+        load_words(("klingon",))
+
+
+def test_many_languages_at_once_still_agree_with_a_plain_search():
+    words = ToxicWords(load_words(("en", "de", "es", "fr", "ru", "it", "pl", "tr")))
+    captions = [f"a photo of {word} here" for word in words.words[::7]] + ["a photo of a house"] * 3
+    positions, _ = words.find(pa.array(captions))
+    assert positions.tolist() == list(range(len(captions) - 3))
+
+
+def test_no_words_no_matches():
+    assert found(ToxicWords(()), "anything") == {}
