@@ -196,8 +196,9 @@ class Clip(nn.Module):
     def fit_heads(self, embeddings: Tensor, punsafe: Tensor, pwatermark: Tensor) -> dict[str, dict[str, float | int | None]]:
         """Fits a logistic regression for each score on the rows where it is known (not NaN); heads loaded from paths are kept.
 
-        Every fifth known row is held out; returned for each head: {"rows", "held_out", "auc", "accuracy"}, the last two on the
-        held-out rows with a score >= 0.5 as the positive class (None when there are none to tell apart).
+        Every fifth known row is held out. Returned for each head: {"rows", "held_out", "cut", "auc", "accuracy"}, the last two on the
+        held-out rows with a score >= cut as the positive class (auc is None when there are none to tell apart). The cut is 0.5, or the
+        middle of the known scores when none reaches 0.5, as where a table was screened before.
         """
         facts: dict[str, dict[str, float | int | None]] = {}
         for name, known in (("punsafe", punsafe), ("pwatermark", pwatermark)):
@@ -210,13 +211,15 @@ class Clip(nn.Module):
             held = torch.arange(len(rows)) % 5 == 4
             head = logistic_head(x[~held], y[~held])
             self.heads[name] = head.to(next(self.model.parameters()).device)
-            positive = y[held] >= 0.5
+            cut = 0.5 if y.max() >= 0.5 else float(y.min() + y.max()) / 2
+            positive = y[held] >= cut
             guess = head(x[held].float()) if held.any() else x.new_zeros(0)
             facts[name] = {
                 "rows": len(rows),
                 "held_out": int(held.sum()),
+                "cut": cut,
                 "auc": area_under_curve(guess, positive),
-                "accuracy": float(((guess >= 0.5) == positive).double().mean()) if held.any() else None,
+                "accuracy": float(((guess >= cut) == positive).double().mean()) if held.any() else None,
             }
         return facts
 
@@ -251,7 +254,7 @@ class Clip(nn.Module):
         return clip.to(device).eval().requires_grad_(False)
 
 
-def logistic_head(x: Tensor, y: Tensor, ridge: float = 1e-2) -> Head:
+def logistic_head(x: Tensor, y: Tensor, ridge: float = 1e-4) -> Head:
     """Newton's method on the cross-entropy of probabilities y (n,) given float64 x (n, d), with a ridge; deterministic."""
     mean, variance = x.mean(0), x.var(0, correction=0).clamp_min(1e-8)
     z = torch.cat([(x - mean) / variance.sqrt(), torch.ones(len(x), 1, dtype=x.dtype)], dim=1)

@@ -1,0 +1,1 @@
+"""Evaluation: metrics with their protocol and interval, the demo world's oracle, and a human study."""

@@ -1,0 +1,1 @@
+"""Blind human ratings: a frozen study and the page that asks."""
