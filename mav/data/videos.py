@@ -210,7 +210,7 @@ def _fitted(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
     import av
 
     if turn := frame.rotation % 360:
-        upright = np.rot90(frame.to_ndarray(format="rgb24"), turn // 90)
+        upright: Any = np.rot90(frame.to_ndarray(format="rgb24"), turn // 90)
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(upright), format="rgb24")
     fitted = frame.reformat(width=width, height=height, format="yuv420p", interpolation="AREA")
     # A fresh frame: one may be shown twice, and the picture types of the old encoding must not steer the new one.

@@ -1,0 +1,189 @@
+import functools
+import http.server
+import io
+import json
+import os
+import pickle
+import socket
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from filters.screen import MetadataWork
+from mav.artifact import Folder, add_counts, unbalanced
+from mav.data.download import DownloadWork, guarded_resizer, look, shard_names
+from mav.data.shards import read_tar
+from mav.data.world import draw_world
+from mav.data.world_server import WorldServer
+from mav.recipe import ImageDownload, Screening, World
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def encoded(form="JPEG", size=(40, 30), mode="RGB", **options) -> bytes:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A small world, its screened metadata, and download settings that let its loopback address pass."""
+    port = free_port()
+    section = World(images=80, clips=1, clip_frames=8, evaluation_clips=1, port=port)
+    root = Folder(str(tmp_path_factory.mktemp("download")))
+    draw_world(section, 0, root.child("world"))
+    tables = tuple(root.child("world").path(f"laion/{name}.parquet") for name in ("joined", "relaion"))
+    metadata = root.child("metadata")
+    work = MetadataWork(tables, Screening(), 40, metadata)
+    [work(name) for name in work.names()]
+    rule = ImageDownload(image_size=64, threads=8, timeout_seconds=2.5, deadline_seconds=2.5, allow_addresses=(f"127.0.0.1:{port}",))
+    with WorldServer(root.child("world/site"), port):
+        yield root, metadata, rule
+
+
+def run(metadata, rule, out, **more):
+    work = pickle.loads(pickle.dumps(DownloadWork(metadata, rule, out, **more)))
+    return work, [work(name) for name in work.names()]
+
+
+def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
+    _, metadata, rule = world
+    work, outputs = run(metadata, rule, Folder(str(tmp_path / "one")))
+    counts = add_counts([o.counts for o in outputs])
+    assert not list(unbalanced(counts))
+    assert counts["rows_in"] == sum(pq.read_metadata(metadata.path(f"shards/{n}.parquet")).num_rows for n in shard_names(metadata))
+    assert set(counts["dropped"]) == {"opted_out"}
+    faults = {"http_404", "http_429", "timeout", "truncated", "too_large", "not_an_image", "private_address", "redirect_loop"}
+    assert set(counts["failed"]) == faults, counts
+    assert counts["rows_out"] == counts["rows_in"] - sum(counts["failed"].values()) - sum(counts["dropped"].values())
+
+    name = work.names()[0]
+    ledger = {row["key"]: row for row in pq.read_table(work.out.path(f"{name}.parquet")).to_pylist()}
+    rows = {row["key"]: row for row in pq.read_table(metadata.path(f"shards/{name}.parquet")).to_pylist()}
+    assert list(ledger) == sorted(rows)
+    samples = dict(read_tar(work.out, f"{name}.tar"))
+    assert set(samples) == {key for key, row in ledger.items() if row["status"] == "ok"}
+    for key, files in samples.items():
+        facts = json.loads(files["json"])
+        assert facts["key"] == key
+        assert facts["sha256"] == ledger[key]["sha256"]
+        assert (facts["punsafe"], facts["pwatermark"]) == (rows[key]["punsafe"], rows[key]["pwatermark"])
+        assert files["txt"].decode() == rows[key]["caption"]
+        picture = Image.open(io.BytesIO(files["jpg"]))
+        assert min(picture.size) == 64
+        assert picture.size == (facts["width"], facts["height"])
+    redirected = [r for r in ledger.values() if r["status"] == "ok" and r["final_url"] != r["url"]]
+    assert all(r["final_url"].endswith("?direct") for r in redirected)
+
+    again, _ = run(metadata, rule, Folder(str(tmp_path / "two")))
+    assert [work.out.sha256(n) for n in work.out.names()] == [again.out.sha256(n) for n in again.out.names()]
+
+
+def test_loopback_is_refused_unless_allowed(world, tmp_path):
+    _, metadata, _ = world
+    name = shard_names(metadata)[-1]
+    rows = pq.read_metadata(metadata.path(f"shards/{name}.parquet")).num_rows
+    refusing = DownloadWork(metadata, ImageDownload(threads=4), Folder(str(tmp_path)))
+    assert refusing(name).counts["failed"] == {"private_address": rows}
+    assert list(read_tar(refusing.out, f"{name}.tar")) == []
+
+
+def test_looking_before_decoding():
+    assert look(encoded(), 10_000) == ("", encoded())
+    assert look(encoded(), 1000)[0] == "too_many_pixels"
+    assert look(b"<html>", 1000)[0] == "not_an_image"
+    assert look(b"", 1000)[0] == "not_an_image"
+    for form in ("JPEG", "PNG", "WEBP"):
+        assert look(encoded(form)[:-40], 10_000)[0] in ("truncated", "undecodable"), form
+    assert look(png_of_size(60_000, 60_000), 100_000_000)[0] == "too_many_pixels"
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG whose header promises a size; the pixels behind it do not matter."""
+    data = bytearray(encoded("PNG"))
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA"])
+def test_odd_modes_become_plain_jpegs(mode):
+    form = "JPEG" if mode == "CMYK" else "PNG"
+    picture, width, height, *_, error = guarded_resizer(ImageDownload(image_size=16))(io.BytesIO(encoded(form, mode=mode)))
+    assert error is None
+    assert (width, height) == (21, 16)
+    assert Image.open(io.BytesIO(picture)).convert("RGB").size == (21, 16)
+
+
+def test_deep_and_turned_pictures():
+    deep = io.BytesIO()
+    Image.fromarray(np.full((30, 40), 32_768, np.uint16)).save(deep, "PNG")
+    resizer = guarded_resizer(ImageDownload(image_size=16))
+    picture = resizer(deep)[0]
+    assert abs(int(np.asarray(Image.open(io.BytesIO(picture))).mean()) - 127) <= 2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _, width, height, *_ = resizer(io.BytesIO(encoded(exif=exif.tobytes())))
+    assert (width, height) == (16, 21)
+
+
+def test_undecodable_behind_a_good_header():
+    data = bytearray(encoded("PNG"))
+    data[60:-20] = bytes(len(data) - 80)
+    assert guarded_resizer(ImageDownload())(io.BytesIO(bytes(data)))[-1] == "undecodable"
+
+
+# ----------------------------------------------------------------------------------------------------------- real input
+
+real = pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs MAV_REAL_DATA")
+
+
+@real
+def test_real_photos_over_loopback(tmp_path):
+    photos = Path(os.environ["MAV_REAL_DATA"]) / "images"
+    handler = functools.partial(type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *a: None}), directory=photos)
+    names = sorted(p.name for p in photos.iterdir())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"127.0.0.1:{server.server_address[1]}"
+        table = pa.table(
+            {"URL": [f"http://{base}/{n}" for n in [*names, "none.jpg"]], "TEXT": [f"a real photo {n}" for n in [*names, "none"]]}
+        )
+        pq.write_table(table, tmp_path / "real.parquet")
+        metadata = Folder(str(tmp_path / "metadata"))
+        MetadataWork((str(tmp_path / "real.parquet"),), Screening(), 100, metadata)("00000")
+        work, (output,) = run(metadata, ImageDownload(image_size=256, allow_addresses=(base,)), Folder(str(tmp_path / "out")))
+        server.shutdown()
+    assert output.counts["rows_out"] == len(names)
+    assert output.counts["failed"] == {"http_404": 1}
+    for _, files in read_tar(work.out, "00000-00000.tar"):
+        assert min(Image.open(io.BytesIO(files["jpg"])).size) == 256
+
+
+def knows_no_host(host: str, port: int) -> list[str]:
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+@real
+def test_real_rows_under_a_resolver_that_knows_no_host(tmp_path):
+    source = os.path.join(os.environ["MAV_REAL_DATA"], "laion/laion_1000.parquet")
+    metadata = Folder(str(tmp_path / "metadata"))
+    screened = MetadataWork((source,), Screening(word_lists=()), 400, metadata)("00000").counts
+    _, outputs = run(metadata, ImageDownload(threads=16), Folder(str(tmp_path / "out")), resolver=knows_no_host)
+    counts = add_counts([o.counts for o in outputs])
+    assert screened["rows_in"] == 1000
+    assert counts["rows_in"] == screened["rows_out"]
+    assert counts["failed"] == {"dns": screened["rows_out"]}
+    assert screened["rows_out"] + sum(screened["dropped"].values()) == 1000
