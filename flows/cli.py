@@ -87,11 +87,15 @@ def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
     began = time.monotonic()
     with ExitStack() as services:
         console.print("Starting Prefect and Ray ...", style="dim")
+        dashboards: list[str] = []
         cluster = ray_cluster(load_recipe(recipe, overrides or ()).cluster)
-        address = services.enter_context(prefect_server(meanwhile=lambda: services.enter_context(cluster)))
-        console.print(f"Prefect UI     {address}")
+        prefect = prefect_server(meanwhile=lambda: dashboards.append(services.enter_context(cluster)))
+        console.print(f"Prefect UI     {services.enter_context(prefect)}")
+        console.print(f"Ray dashboard  {dashboards[0] or 'off (cluster.dashboard)'}")
         pipeline_flow()(recipe=recipe, runs=runs, overrides=tuple(overrides or ()), **choice)
-    console.print(f"{recipe}: done in {time.monotonic() - began:.0f} s. Look at it with `mav report {recipe}`.")
+    console.print(
+        f"{recipe}: done in {time.monotonic() - began:.0f} s. `mav status {recipe}` and `mav report {recipe}` show it.", soft_wrap=True
+    )
 
 
 @app.command()

@@ -35,7 +35,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A lasting line."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def start(self, stage: str) -> None:
         with self._lock:

@@ -218,7 +218,6 @@ class Run:
         with self._lock:
             if self._ray is None:
                 self._ray = self.services.enter_context(ray_cluster(self.recipe.cluster))
-                self.screen.say(f"Ray dashboard  {self._ray or 'off'}")
             return self._ray
 
     def serve_world(self, world: Folder) -> None:
