@@ -8,6 +8,7 @@ where a table has no score: LAION's published ones from a path, or logistic regr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -81,12 +82,10 @@ class Clip(nn.Module):
     def __init__(self, config: ClipConfig | None = None, architecture: str = "") -> None:
         """A fresh, untrained CLIP of these sizes, or of an open_clip architecture's."""
         super().__init__()
-        from open_clip.tokenizer import SimpleTokenizer
-
         self.config, self.architecture = config, architecture
         self.model = _named(architecture) if architecture else _built(config or ClipConfig())
         self.context = int(self.model.context_length)
-        self._tokenizer = SimpleTokenizer(context_length=self.context)
+        self._tokenizer = _tokenizer(self.context)
         size = self.model.visual.image_size
         self.image_size = int(size[0] if isinstance(size, tuple) else size)
         self.register_buffer("mean", torch.tensor(getattr(self.model.visual, "image_mean", None) or MEAN).view(3, 1, 1), persistent=False)
@@ -280,6 +279,14 @@ def area_under_curve(score: Tensor, positive: Tensor) -> float | None:
     others = others.sort().values
     below = torch.searchsorted(others, ours) + torch.searchsorted(others, ours, right=True)
     return float(below.double().mean() / (2 * len(others)))
+
+
+@functools.cache
+def _tokenizer(context: int) -> Any:
+    """open_clip's own BPE, whose merges take a second to read."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context)
 
 
 def _built(config: ClipConfig) -> nn.Module:

@@ -27,6 +27,7 @@ QUESTIONS = (
 RATERS = 5  # a pair; the paper takes their majority
 MIRRORED = 6  # every so many pairs one comes back with sides swapped
 GOLD = 8  # and one gold pair is added
+BLOCK = 8  # pixels of a ruined copy's blocks
 RULE = "A rater who misses more than one gold pair, or answers more than half of the mirrored pairs by side, is left out."
 
 
@@ -57,7 +58,7 @@ def freeze_study(
         if number % MIRRORED == MIRRORED - 1 or len(chosen) == 1:
             add("mirror", row["prompt"], ours, twin, "time layers off", not left, of=name)
         if number % GOLD == 0:
-            ruined = _copy(_ruin(source.read_bytes(row["file"]), rng), out)
+            ruined = _copy(_ruin(source.read_bytes(row["file"]), row.get("fps", 8), rng), out)
             add("gold", row["prompt"], ours, ruined, "ruined copy", bool(rng.integers(2)))
     items = [items[i] for i in rng.permutation(len(items))]
     study = {"version": 1, "questions": list(QUESTIONS), "raters": RATERS, "rule": RULE, "items": items}
@@ -77,9 +78,9 @@ def _copy(data: bytes, out: Folder) -> str:
     return name
 
 
-def _ruin(data: bytes, rng: np.random.Generator) -> bytes:
+def _ruin(data: bytes, fps: float, rng: np.random.Generator) -> bytes:
     """The video in coarse blocks with frames out of order: nobody who looks can prefer it."""
     frames = read_frames(data)
-    block = max(frames.shape[1] // 6, 1)
-    coarse = frames[:, block // 2 :: block, block // 2 :: block].repeat(block, axis=1).repeat(block, axis=2)
-    return encode_mp4(np.ascontiguousarray(coarse[rng.permutation(len(coarse))]), 8)
+    middles = [np.minimum(np.arange(side) // BLOCK * BLOCK + BLOCK // 2, side - 1) for side in frames.shape[1:3]]
+    coarse = frames[:, middles[0]][:, :, middles[1]]
+    return encode_mp4(np.ascontiguousarray(coarse[rng.permutation(len(coarse))]), fps)

@@ -1,0 +1,287 @@
+"""The benchmarks and the study on a small demo world, with a cascade that draws what it is told."""
+
+import json
+import re
+import zlib
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from mav.artifact import Folder
+from mav.data.drawing import PALETTE, SHAPES, Scene, draw_clip, random_scene
+from mav.data.shards import TarWriter
+from mav.data.video_io import encode_mp4, read_frames
+from mav.data.world import draw_world
+from mav.errors import UserError
+from mav.evaluation import benchmarks
+from mav.evaluation.features import DEMO_NOTE
+from mav.evaluation.human.study import freeze_study
+from mav.evaluation.protocols import load_protocol, protocol_names, published
+from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
+from mav.models.clip import Clip
+from mav.recipe import ClipConfig, Generate, recipe_from_dict
+
+FRAMES, SKIP = 4, 3
+
+
+def make_recipe(**evaluate):
+    unet = {"levels": [{"channels": 8}]}
+    image = {"network": unet, "optimisation": {"samples": 8, "batch_size": 8}}
+    video = {"optimisation": {"samples": 8, "batch_size": 8}}
+    tree = {
+        "name": "test",
+        "world": {"images": 12, "clips": 3, "size": 32, "clip_frames": 16, "evaluation_clips": 24, "port": 8787},
+        "cascade": {"frames": FRAMES, "frame_skip": SKIP, "base_size": 16, "low_size": 24, "high_size": 32},
+        "generate": {"batch_size": 10, "fps": 8.0},
+        "evaluate": {"bootstrap": 20, "study_pairs": 9, **evaluate},
+        "train_prior": {"network": {"embedding_dim": 16}, "optimisation": {"samples": 8, "batch_size": 8}},
+        **dict.fromkeys(("train_decoder", "train_sr_low", "train_sr_high"), image),
+        **dict.fromkeys(("train_decoder_video", "train_interpolation", "train_sr_low_video"), video),
+    }
+    return recipe_from_dict(tree)
+
+
+class DrawingCascade:
+    """A perfect generator: reads colour and shape from the prompt and draws them."""
+
+    def sample(self, prompts, seeds, generate):
+        return np.stack(
+            [draw_clip(scene_of(p, s), 32, (FRAMES - 1) * SKIP + 1, generate.fps * SKIP) for p, s in zip(prompts, seeds, strict=True)]
+        )
+
+
+def scene_of(prompt, seed):
+    random = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
+    colour, shape = (next(word for word in words if word in prompt) for words in (PALETTE, SHAPES))
+    return Scene(colour, shape, random.ground, random.centre, random.radius, random.velocity, random.ground_seed)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    folders = {name: Folder(str(root / name)) for name in ("demo-world", "clip", "generate", "video-shards")}
+    draw_world(make_recipe().world, 0, folders["demo-world"])
+    torch.manual_seed(0)
+    clip = Clip(ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1))
+    clip.save(folders["clip"])
+    # Generated videos, each with a twin whose frames jump about, and shards of training clips.
+    rows = folders["demo-world"].read_json("prompts.json")[:8]
+    for index, row in enumerate(rows):
+        video = DrawingCascade().sample([row["prompt"]], [index], Generate())[0]
+        twin = np.stack([DrawingCascade().sample([row["prompt"]], [100 * index + i], Generate())[0][0] for i in range(len(video))])
+        row |= {"index": index, "file": f"videos/{index:05d}.mp4", "twin": f"time-off/{index:05d}.mp4"}
+        folders["generate"].write_bytes(row["file"], encode_mp4(video, 24))
+        folders["generate"].write_bytes(row["twin"], encode_mp4(twin, 24))
+    folders["generate"].write_json("videos.json", rows)
+    with folders["video-shards"].create("00000.tar") as file, TarWriter(file) as tar:
+        for i in range(6):
+            scene = random_scene(np.random.default_rng(i), tuple(PALETTE), SHAPES)
+            tar.add(f"{i:09d}", {"mp4": encode_mp4(draw_clip(scene, 32, 24, 24), 24), "json": b"{}"})
+    return folders
+
+
+def test_ucf101_carries_protocol_interval_and_encoder(inputs, tmp_path):
+    out = Folder(str(tmp_path))
+    seen = []
+    metrics = benchmarks.evaluate_ucf101(make_recipe(), inputs, out, seen.append, cascade=DrawingCascade())
+    result = out.read_json("result.json")
+    assert metrics["protocol"] == "ucf101-demo v1"
+    assert metrics["samples"] == result["samples"] == 24 == len([n for n in out.names() if n.endswith(".mp4")])
+    for name in ("fvd", "is"):
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
+    assert result["metrics"]["fvd"]["real_halves"] > 0
+    assert 1 <= metrics["is"] <= 24
+    assert result["features"]["note"] == DEMO_NOTE
+    assert result["comparable"] is False
+    assert re.fullmatch("[0-9a-f]{64}", result["features"]["sha256"])
+    assert result["real"] == 24
+    assert seen[-1] == {"stage": "evaluate-ucf101", "samples": 24, "total": 24}
+
+
+def test_what_cannot_be_read_is_counted(inputs, tmp_path):
+    broken = Folder(str(tmp_path / "ucf101"))
+    for name in inputs["demo-world"].child("ucf101").names():
+        broken.write_bytes(name, inputs["demo-world"].child("ucf101").read_bytes(name))
+    clips = [name for name in broken.names() if name.endswith(".mp4")]
+    broken.write_bytes(clips[0], b"not a video")
+    broken.remove(clips[1])
+    out = Folder(str(tmp_path / "out"))
+    benchmarks.evaluate_ucf101(make_recipe(ucf101=broken.url), inputs, out, cascade=DrawingCascade())
+    assert out.read_json("result.json")["real_failed"] == {"missing": 1, "unreadable": 1}
+    assert out.read_json("result.json")["real"] == 22
+
+
+def test_msrvtt_says_where_a_perfect_and_a_random_text_would_stand(inputs, tmp_path):
+    out = Folder(str(tmp_path))
+    metrics = benchmarks.evaluate_msrvtt(make_recipe(), inputs, out, cascade=DrawingCascade())
+    result = out.read_json("result.json")
+    assert metrics["fid_low"] <= metrics["fid"] <= metrics["fid_high"]
+    assert -1 <= metrics["clipsim"] <= 1
+    assert {"real", "shuffled"} <= set(result["metrics"]["clipsim"])
+    again = Folder(str(tmp_path / "again"))
+    assert benchmarks.evaluate_msrvtt(make_recipe(), inputs, again, cascade=DrawingCascade()) == metrics
+    assert again.read_bytes("result.json") == out.read_bytes("result.json")
+
+
+def test_interpolation_that_blends_gains_nothing_over_blending(inputs, tmp_path, monkeypatch):
+    from mav.generation import cascade as generation
+
+    def fill(self, clip, embedding):
+        given = ((clip[0].permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+        made = torch.from_numpy(benchmarks.blend(given, SKIP)).permute(0, 3, 1, 2)
+        return made[None].float() / 127.5 - 1
+
+    monkeypatch.setattr(generation.Run, "fill", fill)
+    clip = Clip.load(inputs["clip"])
+    network = generation.Cascade(make_recipe().cascade, clip, None, None, None, None, None)
+    out = Folder(str(tmp_path))
+    metrics = benchmarks.evaluate_interpolation(make_recipe(), inputs, out, cascade=network)
+    assert metrics["samples"] == 16
+    assert 15 < metrics["psnr_blend"] < 50
+    assert metrics["psnr_gain"] == pytest.approx(0, abs=0.5)
+    assert out.read_json("result.json")["features"] is None
+
+
+def test_blend():
+    given = np.array([0, 30, 90], np.uint8).reshape(3, 1, 1, 1)
+    assert benchmarks.blend(given, 3).ravel().tolist() == [0, 10, 20, 30, 50, 70, 90]
+
+
+def test_oracle_stage_judges_the_generated_videos(inputs, tmp_path):
+    out = Folder(str(tmp_path))
+    metrics = benchmarks.evaluate_oracle(make_recipe(), inputs, out)
+    assert metrics["colour"] == 1
+    assert metrics["shape"] == 1
+    assert metrics["count"] == 8
+    assert metrics["motion_ratio_time_off"] > metrics["motion_ratio"]
+    assert out.read_json("result.json")["videos"][0] == {
+        "file": "videos/00000.mp4", "prompt": inputs["generate"].read_json("videos.json")[0]["prompt"],
+        "colour": True, "shape": True, "frames_without_object": 0,
+    }  # fmt: skip
+
+
+def test_published_features_say_what_is_missing(inputs, tmp_path):
+    with pytest.raises(UserError, match=r"evaluate\.features.*I3D"):
+        benchmarks.evaluate_ucf101(make_recipe(features="published"), inputs, Folder(str(tmp_path)), cascade=DrawingCascade())
+
+
+def test_no_set_is_one_sentence(inputs, tmp_path):
+    with pytest.raises(UserError, match=r"`evaluate\.msrvtt`"):
+        benchmarks.evaluate_msrvtt(make_recipe(), {"clip": inputs["clip"]}, Folder(str(tmp_path)), cascade=DrawingCascade())
+
+
+# ------------------------------------------------------------------------------------------------------------ sets, protocols
+
+
+def test_readers_take_the_layouts_as_distributed(inputs):
+    classes = read_ucf101(inputs["demo-world"].child("ucf101"))
+    assert len(classes) == 24
+    assert classes[0].sentence == "a red circle"
+    assert all(c.name and not c.name.endswith("\r") for c in classes)
+    clips = read_msrvtt(inputs["demo-world"].child("msrvtt"))
+    assert len(clips) == 24
+    assert all(len(clip.captions) == 2 for clip in clips)
+
+
+def test_the_handstand_is_spelt_both_ways(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write_bytes("classInd.txt", b"1 HandstandPushups\r\n")
+    folder.write_bytes("class_prompts.txt", b"a person doing handstand push-ups\n")
+    folder.write_bytes("trainlist01.txt", b"HandStandPushups/v_HandStandPushups_g08_c01.avi 1\r\n")
+    assert read_ucf101(folder)[0].clips == ("HandStandPushups/v_HandStandPushups_g08_c01.avi",)
+    folder.write_bytes("class_prompts.txt", b"one\ntwo\n")
+    with pytest.raises(UserError, match="2 sentences for 1 classes"):
+        read_ucf101(folder)
+
+
+def test_samples_follow_the_class_distribution():
+    classes = [UcfClass(name, name, tuple("c" * n)) for name, n in (("a", 6), ("b", 3), ("c", 1))]
+    assert Counter(allot(classes, 10)) == {0: 6, 1: 3, 2: 1}
+    assert Counter(allot(classes, 5)) == {0: 3, 1: 2}
+    assert len(allot(classes, 7)) == 7
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_protocols_are_whole(name):
+    protocol = load_protocol(name)
+    assert protocol.name == name
+    assert protocol.samples > 0
+    assert protocol.label == f"{name} v{protocol.version}"
+
+
+def test_published_rows_carry_a_protocol():
+    assert {"ucf101", "msrvtt", "human", "interpolation"} <= set(published())
+    rows = [row for rows in published().values() for row in rows]
+    assert all(row["system"] and row["protocol"] for row in rows)
+    ours = next(row for row in published()["ucf101"] if row["system"] == "Make-A-Video")
+    assert (ours["is"], ours["fvd"]) == (33.0, 367.23)
+    assert load_protocol("ucf101-paper").samples == 10_000
+    assert load_protocol("msrvtt-paper").samples == 59_794
+    with pytest.raises(UserError, match="ucf101-paper"):
+        load_protocol("nonsense")
+
+
+# ---------------------------------------------------------------------------------------------------------------- the study
+
+
+def test_a_study_is_blind_balanced_and_frozen(inputs, tmp_path):
+    out, again = Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))
+    facts = freeze_study(make_recipe(), inputs, out)
+    assert facts == freeze_study(make_recipe(), inputs, again)
+    assert {n: out.sha256(n) for n in out.names()} == {n: again.sha256(n) for n in again.names()}
+    study, key = out.read_json("study.json"), out.read_json("key.json")
+    assert facts["pairs"] == 8
+    assert key["study_sha256"] == out.sha256("study.json") == facts["study_sha256"]
+    kinds = Counter(entry["kind"] for entry in key["items"].values())
+    assert kinds == {"pair": 8, "mirror": 1, "gold": 1}
+    assert set(key["items"]) == {item["id"] for item in study["items"]}
+    shown = (json.dumps(study) + out.read_bytes("study.html").decode()).lower()
+    assert not re.search('time.off|time layers|ruined|gold|mirror"|/twin|generate/', shown.replace(study["rule"].lower(), ""))
+    for item in study["items"]:
+        assert item["left"] != item["right"]
+        assert out.exists(item["left"])
+        assert out.exists(item["right"])
+    by_id = {item["id"]: item for item in study["items"]}
+    mirror = next(name for name, entry in key["items"].items() if entry["kind"] == "mirror")
+    original = by_id[key["items"][mirror]["of"]]
+    assert (by_id[mirror]["left"], by_id[mirror]["right"]) == (original["right"], original["left"])
+    assert len({entry["ours"] for entry in key["items"].values() if entry["kind"] == "pair"}) == 2
+    sources = {zlib.crc32(inputs["generate"].read_bytes(row["file"])) for row in inputs["generate"].read_json("videos.json")}
+    for name, entry in key["items"].items():
+        assert zlib.crc32(out.read_bytes(by_id[name][entry["ours"]])) in sources
+
+
+def test_another_seed_is_another_study(inputs, tmp_path):
+    first = freeze_study(make_recipe(), inputs, Folder(str(tmp_path / "a")))
+    second = freeze_study(make_recipe(seed=1), inputs, Folder(str(tmp_path / "b")))
+    assert first["study_sha256"] != second["study_sha256"]
+
+
+def test_without_twins_there_is_nothing_to_compare(inputs, tmp_path):
+    bare = Folder(str(tmp_path / "generate"))
+    bare.write_json("videos.json", [{"prompt": "a red circle", "file": "videos/00000.mp4", "twin": None}])
+    out = Folder(str(tmp_path / "study"))
+    assert freeze_study(make_recipe(), {"generate": bare}, out)["pairs"] == 0
+    assert out.read_json("study.json")["items"] == []
+
+
+def test_ruined_copies_are_still_videos(inputs, tmp_path):
+    out = Folder(str(tmp_path))
+    freeze_study(make_recipe(), inputs, out)
+    key = out.read_json("key.json")["items"]
+    gold = next(item for item in out.read_json("study.json")["items"] if key[item["id"]]["kind"] == "gold")
+    ruined = "right" if key[gold["id"]]["ours"] == "left" else "left"
+    frames = {side: read_frames(out.read_bytes(gold[side])) for side in ("left", "right")}
+    assert frames["left"].shape == frames["right"].shape
+    detail = {side: np.abs(np.diff(f.astype(int), axis=2)).astype(bool).mean() for side, f in frames.items()}
+    assert detail[ruined] < detail[key[gold["id"]]["ours"]]
