@@ -112,7 +112,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         levels, video = config.levels, config.max_frames > 0
-        first, last = levels[0].channels, levels[-1]
+        first = levels[0].channels
         dim = 4 * first
 
         self.time = ScalarEmbedding(dim)
@@ -125,7 +125,7 @@ class UNet(nn.Module):
         self.known_input = zero(nn.Conv2d(MASK_CHANNELS, first, 3, padding=1, bias=False)) if config.masked_frames else None
 
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
         channels, skips = first, []
         for depth, level in enumerate(levels):
             if depth:
@@ -133,13 +133,13 @@ class UNet(nn.Module):
                 channels = level.channels
             self.encoder.append(nn.ModuleList(Stage(channels, level, config, dim) for _ in range(level.blocks)))
             skips += [channels] * level.blocks
-        after = dataclasses.replace(last, attention=False)
-        self.middle = nn.ModuleList([Stage(channels, last, config, dim), Stage(channels, after, config, dim)])
-        for depth, level in reversed(list(enumerate(levels))):
-            if depth < len(levels) - 1:
-                self.up.append(PseudoConv3d(channels, level.channels, video=video))
+        self.middle = Stage(channels, levels[-1], config, dim)
+        for level in reversed(levels):
+            stages = nn.ModuleList()
+            for _ in range(level.blocks):
+                stages.append(Stage(channels + skips.pop(), level, config, dim))
                 channels = level.channels
-            self.decoder.append(nn.ModuleList(Stage(channels + skips.pop(), level, config, dim) for _ in range(level.blocks)))
+            self.decoder.append(stages)
         self.output_norm = group_norm(first)
         self.output = PseudoConv3d(first, config.out_channels, video=video)
         zero(self.output.spatial)
@@ -191,11 +191,10 @@ class UNet(nn.Module):
             for stage in cast(nn.ModuleList, stages):
                 h = self._run(stage, depth, h, condition, context, frames)
                 skips.append(h)
-        for stage in self.middle:
-            h = stage(h, condition, context, frames)
+        h = self.middle(h, condition, context, frames)
         for index, stages in enumerate(self.decoder):
             if index:
-                h = self.up[index - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"), frames)
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
             for stage in cast(nn.ModuleList, stages):
                 h = self._run(stage, len(self.decoder) - 1 - index, torch.cat([h, skips.pop()], dim=1), condition, context, frames)
         h = self.output(F.silu(self.output_norm(h)), frames)

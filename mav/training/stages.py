@@ -45,6 +45,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "train-sr-low-video": ("train-sr-low", "video-shards"),
 }
 VIDEO_STAGES = ("train-decoder-video", "train-interpolation", "train-sr-low-video")
+SETTLING = 16  # batches of 256 pictures that CLIP's norms are measured over at the end
 VIDEO_KEYS = {"pixels", "fps"}  # all that a video stage may see of a clip
 
 Prepare = Callable[[Batch, Draws], tuple[Tensor, dict[str, Tensor]]]  # a batch to clean samples and their conditions
@@ -132,6 +133,7 @@ def plan_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str
     @torch.no_grad()
     def finish(out: Folder) -> dict[str, Any]:
         parts = [rows.batch(first, min(256, len(rows) - first)) for first in range(0, len(rows), 256)]  # one epoch: every row once
+        clip.settle(torch.cat([part["pixels"] for part in parts[:SETTLING]]).to(device))
         embeddings = torch.cat([clip.encode_image(part["pixels"].to(device)).cpu() for part in parts])
         scores = {name: torch.cat([part[name] for part in parts]) for name in ("punsafe", "pwatermark")}
         facts = clip.fit_heads(embeddings, **scores)
