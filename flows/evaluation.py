@@ -21,7 +21,7 @@ def generate(job: Job) -> Outcome:
     return _evaluate(job, functools.partial(generate_videos, device=device))
 
 
-@stage("oracle", sections=("world",))
+@stage("oracle", sections=(*TOLD, "evaluate"))
 def oracle(job: Job) -> Outcome:
     """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
     from mav.evaluation.benchmarks import evaluate_oracle
