@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+PNG = b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 0x0112  # EXIF's tag
 COLUMNS = ("url", "caption", "row_key", "position", "punsafe", "pwatermark")
 
 
@@ -174,27 +176,27 @@ def look(data: bytes, max_pixels: int) -> tuple[str, bytes]:
     Only headers are read: a bomb is refused before it is unpacked. Pictures that a camera laid on its side are set upright, more
     than 8 bits a channel are brought to 8.
     """
-    import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own, fixed opinion of how large is suspicious
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
+        if data[:8] == PNG and data[12:16] == b"IHDR":  # read here: Pillow refuses real PNGs for long texts among their chunks
+            width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+            form, deep, image = "PNG", data[24] == 16, None
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's own, fixed opinion of how large is suspicious
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
+            form, deep, (width, height) = image.format or "", image.mode in DEEP_MODES, image.size
+        if width * height > max_pixels:
             return "too_many_pixels", b""
-        if not _whole(data, image.format or ""):
+        if not _whole(data, form):
             return "truncated", b""
-        deep = image.mode in DEEP_MODES or (image.format == "PNG" and data[24:25] == b"\x10")
-        if not deep and image.getexif().get(0x0112, 1) == 1:
+        if deep:
+            return "", _shallow(data)
+        if image is None or image.getexif().get(ORIENTATION, 1) == 1:
             return "", data
-        plain: Image.Image = image
-        if image.mode in DEEP_MODES:
-            pixels = np.asarray(image, dtype=np.float64)
-            white = max(float(pixels.max()), 1.0) if image.mode == "F" else 65535.0
-            plain = Image.fromarray(np.clip(pixels * (255 / white), 0, 255).astype(np.uint8))
         upright = io.BytesIO()
-        ImageOps.exif_transpose(plain).convert("RGBA" if "A" in plain.getbands() else "RGB").save(upright, format="PNG", compress_level=0)
+        ImageOps.exif_transpose(image).convert("RGBA" if "A" in image.getbands() else "RGB").save(upright, format="PNG", compress_level=0)
         return "", upright.getvalue()
     except Image.DecompressionBombError:
         return "too_many_pixels", b""
@@ -202,6 +204,18 @@ def look(data: bytes, max_pixels: int) -> tuple[str, bytes]:
         return "not_an_image", b""
     except (OSError, ValueError, SyntaxError, MemoryError, EOFError, KeyError, TypeError):  # what Pillow's parsers raise on nonsense
         return "undecodable", b""
+
+
+def _shallow(data: bytes) -> bytes:
+    """A picture of 16-bit or floating samples as an 8-bit PNG. Raises ValueError when OpenCV cannot read it."""
+    import cv2
+    import numpy as np
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("undecodable")
+    white = 65535.0 if pixels.dtype == np.uint16 else max(float(pixels.max()), 1.0)
+    return bytes(cv2.imencode(".png", np.clip(pixels * (255.0 / white), 0, 255).astype(np.uint8))[1])
 
 
 def _whole(data: bytes, form: str) -> bool:

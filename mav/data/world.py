@@ -23,6 +23,7 @@ import numpy as np
 from mav.artifact import Folder
 from mav.data.drawing import GROUNDS, SENTENCES, Scene, draw_clip, draw_ground, draw_object, random_scene
 from mav.data.video_io import encode_mp4
+from mav.errors import UserError
 from mav.recipe import World
 
 RUDE = (  # mild, and all of them on the default list
@@ -48,6 +49,7 @@ FAULTS = (  # how the server answers for a faulty picture; see mav.data.world_se
     {"kind": "opt_out", "header": "somebody-else: noindex"},
 )
 LIST_FIELDS = ("videoid", "contentUrl", "duration", "page_dir", "name")
+LEAST_IMAGES = 16
 DIRECTORY = 50  # clips a page_dir
 
 
@@ -71,8 +73,11 @@ class Picture:
 def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
     """Writes the world's files into `out` (tables, site, evaluation sets, prompts, truth) and returns its counts.
 
-    The same world and seed give the same bytes. URLs point at 127.0.0.1:`world.port`, where mav.data.world_server answers.
+    The same world and seed give the same bytes. URLs point at 127.0.0.1:`world.port`, where mav.data.world_server answers. Raises
+    UserError for a world too small to hold every kind of row.
     """
+    if world.images < LEAST_IMAGES or world.clips < 1:
+        raise UserError(f"`world.images` must be at least {LEAST_IMAGES}, so that every kind of row occurs, and `world.clips` at least 1.")
     pictures = _pictures(world, np.random.default_rng([seed, 0]))
     digests = _write_images(pictures, out)
     rows = _write_tables(pictures, world, np.random.default_rng([seed, 1]), out)

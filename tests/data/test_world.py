@@ -125,3 +125,8 @@ def test_port_in_use_by_same_world_is_shared_by_another_refused(world, tmp_path)
 def test_no_world_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="demo-world"), WorldServer(str(tmp_path), 0):
         pass
+
+
+def test_a_world_too_small_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"world\.images"):
+        draw_world(World(images=5), 0, Folder(str(tmp_path)))

@@ -1,0 +1,193 @@
+import dataclasses
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+import mav.data.loaders as loaders
+from mav.artifact import Folder
+from mav.data.drawing import PALETTE, SHAPES, draw, draw_clip, random_scene
+from mav.data.loaders import CaptionedImages, ClipSource, ImageSource, fit
+from mav.data.shards import TarWriter, json_bytes, write_table
+from mav.data.video_io import encode_mp4
+from mav.errors import UserError
+from mav.recipe import FpsCurriculum
+
+N, CLIPS = 7, 5
+
+
+def scene(i):
+    return random_scene(np.random.default_rng(i), tuple(PALETTE), SHAPES)
+
+
+def write_tar(folder, name, samples):
+    with folder.create(name) as file, TarWriter(file) as tar:
+        for key, files in samples.items():
+            tar.add(key, files)
+
+
+def jpeg(i):
+    buffer = io.BytesIO()
+    Image.fromarray(draw(scene(i), 24)).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two shards of images, and embeddings of all but one of them: row i's embeddings are filled with i."""
+    images, embeds = Folder(str(tmp_path / "images")), Folder(str(tmp_path / "embeds"))
+    for shard, rows in (("00000-00000", range(4)), ("00000-00001", range(4, N + 1))):
+        keys = {i: f"{shard.replace('-', '')}{i:05d}" for i in rows}
+        facts = {"punsafe": 0.5, "pwatermark": None}
+        write_tar(
+            images, f"{shard}.tar", {keys[i]: {"jpg": jpeg(i), "json": json_bytes(facts), "txt": f"caption {i}".encode()} for i in rows}
+        )
+        kept = [i for i in rows if i != N]
+        write_table(embeds, f"{shard}.parquet", pa.table({"key": [keys[i] for i in kept]}))
+        for kind, dtype, width in (("image", np.float16, 3), ("text", np.float16, 3), ("tokens", np.uint16, 4)):
+            buffer = io.BytesIO()
+            np.save(buffer, np.array([[i] * width for i in kept], dtype))
+            embeds.write_bytes(f"{shard}.{kind}.npy", buffer.getvalue())
+    return images, embeds
+
+
+@pytest.fixture
+def shards(tmp_path):
+    folder = Folder(str(tmp_path / "clips"))
+    write_tar(folder, "00000.tar", {
+        f"{i:010d}": {"mp4": encode_mp4(draw_clip(scene(i), 32, 24, 24), 24), "json": json_bytes({"fps": 24.0, "frames": 24})} for i in range(CLIPS)
+    })  # fmt: skip
+    return folder
+
+
+def clips(shards, **more):
+    settings = {"frames": 8, "size": 16, "seed": 0, "fps": FpsCurriculum(low=4, high=24), "total_samples": 100}
+    return ClipSource(shards, **(settings | more))
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a) and set(a) == set(b)
+
+
+def test_image_batches_are_aligned_with_their_embeddings(images):
+    source = ImageSource(*images, size=12, seed=0)
+    batch = source.batch(0, N)
+    assert len(source) == N
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
+        "pixels": ((N, 3, 12, 12), torch.uint8), "image_embedding": ((N, 3), torch.float32), "text_embedding": ((N, 3), torch.float32),
+        "tokens": ((N, 4), torch.int64)}  # fmt: skip
+    order = batch["tokens"][:, 0].tolist()
+    assert sorted(order) == list(range(N))
+    for i, pixels, embedding in zip(order, batch["pixels"], batch["image_embedding"], strict=True):
+        assert embedding[0] == i
+        expected = fit(draw(scene(i), 24)[None], 12)[0]
+        assert np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - expected).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_order_is_a_function_of_seed_and_number_alone(kind, images, shards):
+    def fresh(seed=0):
+        return ImageSource(*images, size=12, seed=seed) if kind == "images" else clips(shards, seed=seed)
+
+    whole = fresh().batch(0, 20)
+    source = fresh()
+    for first, count in ((13, 7), (0, 5), (5, 8)):  # any worker, any order, any resume
+        part = source.batch(first, count)
+        assert all(torch.equal(part[name], whole[name][first : first + count]) for name in part)
+    assert not equal(fresh(1).batch(0, 20), whole)
+
+
+def test_epochs_are_permutations_that_differ(images):
+    source = ImageSource(*images, size=0, seed=0, pixels=False)
+    epochs = [source.batch(epoch * N, N)["tokens"][:, 0].tolist() for epoch in range(6)]
+    assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert "pixels" not in source.batch(0, 1)
+
+
+def test_memory_budget_changes_nothing(images, shards, monkeypatch):
+    whole = ImageSource(*images, size=12, seed=0).batch(0, N), clips(shards).batch(0, 10)
+    monkeypatch.setattr(loaders, "IN_MEMORY", 0)
+    assert equal(ImageSource(*images, size=12, seed=0).batch(0, N), whole[0])
+    assert equal(clips(shards).batch(0, 10), whole[1])
+
+
+def test_unreadable_samples_give_way_and_are_counted(images):
+    folder, embeds = images
+    name = folder.path("00000-00000.tar")
+    good = ImageSource(folder, embeds, size=12, seed=0)
+    start, size = loaders.index_tar(folder, "00000-00000.tar")["000000000000002"]["jpg"]
+    with open(name, "r+b") as file:
+        file.seek(start)
+        file.write(bytes(size))
+    source = ImageSource(folder, embeds, size=12, seed=0)
+    got, whole = source.batch(0, N), good.batch(0, N)["tokens"][:, 0].tolist()
+    place = whole.index(2)
+    expected = [t if t != 2 else whole[(place + 1) % N] for t in whole]
+    assert got["tokens"][:, 0].tolist() == expected
+    assert len(source.unreadable) == 1
+
+
+def test_nothing_readable_and_nothing_at_all_are_user_errors(images, shards, tmp_path):
+    folder, embeds = images
+    with pytest.raises(UserError, match=r"None of the 5 samples"):
+        clips(shards, frames=25).batch(0, 1)
+    with pytest.raises(UserError, match="nothing to train on"):
+        ImageSource(folder, Folder(str(tmp_path / "empty")), size=8, seed=0)
+    with pytest.raises(UserError, match="no shards"):
+        clips(Folder(str(tmp_path / "empty")))
+
+
+def test_corrupted_files_are_named(images, shards):
+    folder, embeds = images
+    shards.write_bytes("00000.tar", shards.read_bytes("00000.tar")[:-9000])
+    with pytest.raises(UserError, match=r"00000\.tar"):
+        clips(shards)
+    embeds.write_bytes("00000-00001.text.npy", b"\x93NUMPY")
+    with pytest.raises(UserError, match=r"00000-00001\.text\.npy"):
+        ImageSource(folder, embeds, size=8, seed=0)
+    embeds.remove("00000-00001.text.npy")
+    with pytest.raises(UserError, match=r"00000-00001\.text\.npy"):
+        ImageSource(folder, embeds, size=8, seed=0)
+
+
+def test_captioned_images(images):
+    folder, _ = images
+
+    def tokenize(captions):
+        return torch.tensor([[int(c.split()[1])] * 3 for c in captions])
+
+    source = CaptionedImages(folder, 12, 0, tokenize)
+    batch = source.batch(0, N + 1)
+    assert sorted(batch["tokens"][:, 0].tolist()) == list(range(N + 1))
+    assert batch["pixels"].shape == (N + 1, 3, 12, 12)
+    assert batch["punsafe"].tolist() == [0.5] * (N + 1)
+    assert batch["pwatermark"].isnan().all()
+    assert batch["pwatermark"].dtype == torch.float32
+
+
+def test_clip_batches_move_at_the_rate_they_say(shards):
+    source = clips(shards)
+    batch = source.batch(0, 12)
+    assert batch["pixels"].shape == (12, 8, 3, 16, 16)
+    assert batch["pixels"].dtype == torch.uint8
+    assert batch["fps"].dtype == torch.float32
+    assert (batch["fps"] >= 24 * 7 / 23 - 1e-3).all()
+    assert (batch["fps"] <= 24).all()
+    assert source.clamped > 0
+    moved = (batch["pixels"][:, 0].float() - batch["pixels"][:, -1].float()).abs().mean(dim=(1, 2, 3))
+    assert (moved > 0.5).all()
+
+
+def test_progress_slides_the_rates(shards):
+    source = clips(shards, frames=4, total_samples=400, fps=FpsCurriculum(low=4, high=24))
+    rates = source.batch(0, 400)["fps"]
+    assert rates[:100].mean() > rates[-100:].mean() + 3
+
+
+def test_rate_beyond_the_clip_is_a_curriculum_matter_not_an_error(shards):
+    slow = dataclasses.replace(FpsCurriculum(), low=1, high=2)
+    assert torch.allclose(clips(shards, fps=slow).batch(0, 4)["fps"], torch.tensor(24 * 7 / 23))
