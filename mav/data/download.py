@@ -71,8 +71,6 @@ class DownloadWork:
         with self.out.create(f"{name}.tar") as file, TarWriter(file) as tar:
             _download(table, rule, opener, tar, ledger)
         write_ledger(self.out, f"{name}.parquet", IMAGE_LEDGER, ledger)
-        if len(ledger) != len(table):
-            raise RuntimeError(f"shard {name}: {len(table)} rows went in and {len(ledger)} are in the ledger")
         counts = count(ledger, bytes=sum(row["bytes"] or 0 for row in ledger))
         return ShardOutput(counts, (f"{name}.tar", f"{name}.parquet"))
 
@@ -87,12 +85,13 @@ def _download(table: pa.Table, rule: ImageDownload, opener: GuardedOpener, tar: 
     rows = {"url": table.column("url"), "caption": table.column("caption"), "row_key": table.column("key"),
             "position": pa.array(range(len(table)), pa.int64()), "punsafe": table.column("punsafe"),
             "pwatermark": table.column("pwatermark")}  # fmt: skip
+    errors: list[Exception] = []
     with tempfile.TemporaryDirectory(prefix="mav-download-") as folder:
         path = os.path.join(folder, "rows.arrow")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, pa.schema([(c, rows[c].type) for c in COLUMNS])) as writer:
             writer.write_table(pa.table(rows))
         downloader = Downloader(
-            sample_writer_class=functools.partial(_Writer, tar, opener, ledger),
+            sample_writer_class=functools.partial(_Writer, tar, opener, ledger, errors),
             resizer=guarded_resizer(rule),
             thread_count=rule.threads,
             save_caption=True,
@@ -111,17 +110,37 @@ def _download(table: pa.Table, rule: ImageDownload, opener: GuardedOpener, tar: 
         )
         with installed(opener):
             downloader.download_shard((0, path))
+    if errors:
+        raise errors[0]
+    if len(ledger) != len(table):
+        raise RuntimeError(f"{len(table)} rows went in and {len(ledger)} are in the ledger")
 
 
 class _Writer:
-    """img2dataset's sample writer: what comes in completion order goes out in key order."""
+    """img2dataset's sample writer: what comes in completion order goes out in key order.
 
-    def __init__(self, tar: TarWriter, opener: GuardedOpener, ledger: list[dict[str, Any]], *_of_img2dataset: Any) -> None:
-        self._tar, self._opener, self._ledger = tar, opener, ledger
+    img2dataset prints and forgets what a writer raises (a full disk, say), so the first error is kept here for the shard to end with.
+    """
+
+    def __init__(
+        self, tar: TarWriter, opener: GuardedOpener, ledger: list[dict[str, Any]], errors: list[Exception], *_of_img2dataset: Any
+    ) -> None:
+        self._tar, self._opener, self._ledger, self._errors = tar, opener, ledger, errors
         self._waiting: dict[int, tuple[str, dict[str, bytes] | None]] = {}
         self._next = 0
 
     def write(self, picture: bytes | None, _key: str, caption: str | None, meta: dict[str, Any]) -> None:
+        if self._errors:
+            return
+        try:
+            self._take(picture, caption, meta)
+        except Exception as error:
+            self._errors.append(error)
+
+    def close(self) -> None:
+        """All rows have come, so none waits."""
+
+    def _take(self, picture: bytes | None, caption: str | None, meta: dict[str, Any]) -> None:
         key, url = meta["row_key"], meta["url"]
         size, content_type, final_url = self._opener.fetched.get(url, (None, None, None))
         row = {"key": key, "url": url, "bytes": size, "content_type": content_type, "final_url": final_url, "sha256": meta["sha256"]}
@@ -139,10 +158,6 @@ class _Writer:
         while self._next in self._waiting:
             self._put(self._next)
             self._next += 1
-
-    def close(self) -> None:
-        for position in sorted(self._waiting):
-            self._put(position)
 
     def _put(self, position: int) -> None:
         key, files = self._waiting.pop(position)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import email.message
 import email.utils
-import functools
 import http.client
 import io
 import ipaddress
@@ -30,16 +29,13 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer as Buffer
+from mav.data.wire import BLOCK, Connection
 
 AGENT = "make-a-video-system"
 MAX_REDIRECTS = 5
 RETRIES = 2
 RETRIED = frozenset({429, 500, 502, 503, 504})
-BLOCK = 1 << 16
 VALUED = frozenset(
     {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
 )  # directives of X-Robots-Tag that hold a colon
@@ -190,7 +186,7 @@ class GuardedOpener:
             return unpacked
         return bytes(body)
 
-    def _connect(self, parts: urllib.parse.SplitResult, end: float) -> _Connection:
+    def _connect(self, parts: urllib.parse.SplitResult, end: float) -> Connection:
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "https" else 80)
         known = self._resolve(host, port, end)
@@ -203,7 +199,7 @@ class GuardedOpener:
             if left <= 0:
                 raise FetchError("timeout")
             try:
-                return _Connection(host, port, address, parts.scheme == "https", left, self.timeout, end)
+                return Connection(host, port, address, parts.scheme == "https", left, self.timeout, end)
             except TimeoutError:
                 error = FetchError("timeout")
             except ConnectionRefusedError:
@@ -296,60 +292,6 @@ class _Answer(io.BytesIO):
     def __init__(self, answer: Fetched) -> None:
         super().__init__(answer.body)
         self.headers, self.url, self.status = answer.headers, answer.final_url, 200
-
-
-class _Deadline(io.RawIOBase):
-    """Reads a socket; every single read is bounded by what is left of the deadline."""
-
-    def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
-        self._sock, self._timeout, self._end = sock, timeout, end
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._sock.settimeout(min(self._timeout, left))
-        return self._sock.recv_into(buffer)
-
-
-class _Connection(http.client.HTTPConnection):
-    """Connects to one address whatever the host's name says; TLS still checks the name."""
-
-    def __init__(self, host: str, port: int, address: str, tls: bool, connecting: float, timeout: float, end: float) -> None:
-        super().__init__(host, port, timeout=connecting)
-        self.default_port = 443 if tls else 80  # decides whether the Host header names the port
-        raw = socket.create_connection((address, port), timeout=connecting)
-        try:
-            self._raw = _tls().wrap_socket(raw, server_hostname=host) if tls else raw
-        except BaseException:
-            raw.close()
-            raise
-        self.sock = _Wire(self._raw, timeout, end)
-
-    def hang_up(self) -> None:
-        self._raw.close()
-
-
-class _Wire:
-    """The part of a socket that http.client uses, under the deadline. It outlives http.client's `close`: `hang_up` ends it."""
-
-    def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
-        self.sendall = sock.sendall
-        self._reader = io.BufferedReader(_Deadline(sock, timeout, end), BLOCK)
-
-    def makefile(self, mode: str) -> io.BufferedReader[_Deadline]:
-        return self._reader
-
-    def close(self) -> None:
-        """The response still reads."""
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 def _look_up(resolver: Resolver, host: str, port: int, answers: queue.SimpleQueue[list[str] | FetchError]) -> None:

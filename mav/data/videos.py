@@ -8,7 +8,6 @@ cannot be used goes to the ledger with a reason: an error page served as a video
 from __future__ import annotations
 
 import collections
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -55,15 +54,13 @@ class VideoWork:
     def of(cls, recipe: Recipe, inputs: Mapping[str, Folder], out: Folder, rule: VideoShards | None = None) -> VideoWork:
         """The work of a recipe; walks its lists. Without lists of its own, the demo world's list is read.
 
-        Give `rule` when the demo world is served (its allow_addresses lets the clips be fetched); without, they are read from its folder.
+        `rule` replaces the recipe's section, for the addresses that may be fetched while the demo world is served.
         """
-        chosen = rule or recipe.video_shards
-        sources = chosen.sources
+        rule = rule or recipe.video_shards
+        sources = rule.sources
         if not sources and "demo-world" in inputs:
             sources = (inputs["demo-world"].child("webvid/clips.csv").url,)
-            if rule is None:
-                chosen = dataclasses.replace(chosen, files=inputs["demo-world"].child("site/videos").url)
-        return cls(tuple(split_lists(sources, chosen.clips_per_shard)), chosen, recipe.seed, out)
+        return cls(tuple(split_lists(sources, rule.clips_per_shard)), rule, recipe.seed, out)
 
     def shard_names(self) -> list[str]:
         return [f"{number:05d}" for number in range(len(self.parts))]

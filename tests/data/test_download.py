@@ -1,3 +1,4 @@
+import errno
 import functools
 import http.server
 import io
@@ -18,7 +19,7 @@ from PIL import Image
 from filters.screen import MetadataWork
 from mav.artifact import Folder, add_counts, unbalanced
 from mav.data.download import DownloadWork, guarded_resizer, look, shard_names
-from mav.data.shards import read_tar
+from mav.data.shards import TarWriter, read_tar
 from mav.data.world import draw_world
 from mav.data.world_server import WorldServer
 from mav.recipe import ImageDownload, Screening, World
@@ -98,6 +99,19 @@ def test_loopback_is_refused_unless_allowed(world, tmp_path):
     refusing = DownloadWork(metadata, ImageDownload(threads=4), Folder(str(tmp_path)))
     assert refusing(name).counts["failed"] == {"private_address": rows}
     assert list(read_tar(refusing.out, f"{name}.tar")) == []
+
+
+def test_a_full_disk_ends_the_shard_and_leaves_nothing(world, tmp_path, monkeypatch):
+    _, metadata, rule = world
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TarWriter, "add", full)
+    work = DownloadWork(metadata, rule, Folder(str(tmp_path)))
+    with pytest.raises(OSError, match="No space left"):
+        work(shard_names(metadata)[-1])
+    assert os.listdir(tmp_path) == []
 
 
 def test_looking_before_decoding():

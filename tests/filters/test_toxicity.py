@@ -1,3 +1,5 @@
+import os
+
 import pyarrow as pa
 import pytest
 
@@ -85,3 +87,13 @@ def test_many_languages_at_once_still_agree_with_a_plain_search():
 
 def test_no_words_no_matches():
     assert found(ToxicWords(()), "anything") == {}
+
+
+@pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs MAV_REAL_DATA")
+@pytest.mark.parametrize("language", ["en", "de", "es", "fr", "ja", "ru", "zh"])
+def test_real_lists(language):
+    lines = load_words((os.path.join(os.environ["MAV_REAL_DATA"], f"lexicon/ldnoobw_{language}.txt"),))
+    words = ToxicWords(lines)
+    assert len(words.words) > 30
+    assert set(found(words, *[f"({line})" for line in lines])) == set(range(len(lines)))
+    assert found(words, "Essex, Scunthorpe and Penistone", "the assassin's cockatoo", "analysis of a class") == {}
