@@ -66,23 +66,33 @@ def open_video(data: bytes | str, width: int = -1, height: int = -1):  # type: i
 
     Raises ValueError with a reason when it is not a video with frames.
     """
+    import av
     import decord
 
-    decord.logging.set_level(decord.logging.FATAL)
     try:
+        # decord writes to stderr what it cannot open, bytes and all; PyAV says it in an exception.
+        with av.open(io.BytesIO(data) if isinstance(data, bytes) else data) as container:
+            if not container.streams.video:
+                raise ValueError("it holds no video stream")
         reader = decord.VideoReader(
             io.BytesIO(data) if isinstance(data, bytes) else data, ctx=decord.cpu(0), width=width, height=height, num_threads=1
         )
-    except (decord.DECORDError, RuntimeError, OSError) as error:
-        raise ValueError(f"not a decodable video: {str(error).splitlines()[0]}") from None
+    except (av.error.FFmpegError, decord.DECORDError, RuntimeError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"not a decodable video: {reason}") from None
     if len(reader) == 0:
         raise ValueError("the video has no frames")
     return reader
 
 
 def read_frames(data: bytes | str, indices: list[int] | np.ndarray | None = None, width: int = -1, height: int = -1) -> np.ndarray:
-    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None)."""
+    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None). Raises ValueError when one cannot be had."""
+    import decord
+
     reader = open_video(data, width, height)
     wanted = range(len(reader)) if indices is None else [int(i) for i in indices]
-    frames: np.ndarray = reader.get_batch(list(wanted)).asnumpy()
+    try:
+        frames: np.ndarray = reader.get_batch(list(wanted)).asnumpy()
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise ValueError(f"a frame cannot be decoded: {str(error).splitlines()[0]}") from None
     return frames
