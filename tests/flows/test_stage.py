@@ -79,7 +79,7 @@ def test_a_fingerprint_follows_its_own_sections_and_what_is_upstream() -> None:
     base = prints()
     assert prints() == base
     assert prints("cluster.workers=2") == base, "where a run happens is not what it makes"
-    changed = {name for name, value in prints("train_decoder_video.optimisation.learning_rate=0.001").items() if value != base[name]}
+    changed = {name for name, value in prints("train_decoder_video.optimisation.learning_rate=0.00042").items() if value != base[name]}
     plan = make_a_video(load_recipe("demo"))
     assert changed == {"train-decoder-video", *(node.name for node in plan.downstream("train-decoder-video"))}
     assert {name for name, value in prints("seed=1").items() if value == base[name]} == set()
