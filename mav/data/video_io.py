@@ -61,8 +61,8 @@ def encode_frames(
     return buffer.getvalue(), number
 
 
-def open_video(data: bytes | str, width: int = -1, height: int = -1):  # type: ignore[no-untyped-def]
-    """decord's reader over a path or bytes; frames come out resized when width and height are given.
+def open_video(data: bytes | str):  # type: ignore[no-untyped-def]
+    """decord's reader over a path or bytes.
 
     Raises ValueError with a reason when it is not a video with frames.
     """
@@ -74,9 +74,7 @@ def open_video(data: bytes | str, width: int = -1, height: int = -1):  # type: i
         with av.open(io.BytesIO(data) if isinstance(data, bytes) else data) as container:
             if not container.streams.video:
                 raise ValueError("it holds no video stream")
-        reader = decord.VideoReader(
-            io.BytesIO(data) if isinstance(data, bytes) else data, ctx=decord.cpu(0), width=width, height=height, num_threads=1
-        )
+        reader = decord.VideoReader(io.BytesIO(data) if isinstance(data, bytes) else data, ctx=decord.cpu(0), num_threads=1)
     except (av.error.FFmpegError, decord.DECORDError, RuntimeError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ValueError(f"not a decodable video: {reason}") from None
@@ -86,13 +84,20 @@ def open_video(data: bytes | str, width: int = -1, height: int = -1):  # type: i
 
 
 def read_frames(data: bytes | str, indices: list[int] | np.ndarray | None = None, width: int = -1, height: int = -1) -> np.ndarray:
-    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None). Raises ValueError when one cannot be had."""
+    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None), averaged to width x height when given.
+
+    Raises ValueError when one cannot be had.
+    """
+    import cv2
     import decord
 
-    reader = open_video(data, width, height)
+    reader = open_video(data)
     wanted = range(len(reader)) if indices is None else [int(i) for i in indices]
     try:
         frames: np.ndarray = reader.get_batch(list(wanted)).asnumpy()
     except (decord.DECORDError, RuntimeError, IndexError) as error:
         raise ValueError(f"a frame cannot be decoded: {str(error).splitlines()[0]}") from None
+    if width > 0 and height > 0 and frames.shape[1:3] != (height, width):
+        # decord can scale while it decodes, but fails for some small widths (8, 12, 16, 24, 48, 72).
+        frames = np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames])
     return frames
