@@ -33,6 +33,7 @@ from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
 from mav.recipe import Objective, Optimisation, Recipe, TrainImage, TrainVideo, digest, to_plain
 from mav.training.checkpoint import export_network, load_network, write_curves
 from mav.training.loop import Batch, Source, Task, train
+from mav.training.sheet import write_sheet
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "clip": ("image-download",),
@@ -118,7 +119,7 @@ def seeded(seed: int, stage: str) -> Iterator[None]:
 
 
 def plan_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
-    """The demo's CLIP: contrastive training, then score heads on the rows of known score."""
+    """The demo's CLIP: contrastive training, then score heads on the rows of known score. A pretrained one only gets the heads it lacks."""
     clip = Clip.create(recipe.clip)
     if source is None:
         from mav.data.loaders import CaptionedImages
@@ -133,7 +134,8 @@ def plan_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str
     @torch.no_grad()
     def finish(out: Folder) -> dict[str, Any]:
         parts = [rows.batch(first, min(256, len(rows) - first)) for first in range(0, len(rows), 256)]  # one epoch: every row once
-        clip.settle(torch.cat([part["pixels"] for part in parts[:SETTLING]]).to(device))
+        if not recipe.clip.pretrained:
+            clip.settle(torch.cat([part["pixels"] for part in parts[:SETTLING]]).to(device))
         embeddings = torch.cat([clip.encode_image(part["pixels"].to(device)).cpu() for part in parts])
         scores = {name: torch.cat([part[name] for part in parts]) for name in ("punsafe", "pwatermark")}
         facts = clip.fit_heads(embeddings, **scores)
@@ -153,7 +155,7 @@ def plan_prior(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: st
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return to_scale(batch["image_embedding"]), {"tokens": batch["tokens"], "text_embedding": batch["text_embedding"]}
 
-    return _plan(stage, network, source, section.objective, section.optimisation, prepare)
+    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare)
 
 
 def plan_decoder(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
@@ -164,7 +166,7 @@ def plan_decoder(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return to_unit(batch["pixels"])[:, None], {"embedding": batch["image_embedding"]}
 
-    return _plan(stage, UNet(section.network), source, section.objective, section.optimisation, prepare)
+    return _plan(stage, recipe.seed, device, UNet(section.network), source, section.objective, section.optimisation, prepare)
 
 
 def plan_sr(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
@@ -179,7 +181,7 @@ def plan_sr(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return with_low_resolution(to_unit(batch["pixels"])[:, None], large // small, section, draws)
 
-    return _plan(stage, UNet(section.network), source, section.objective, section.optimisation, prepare)
+    return _plan(stage, recipe.seed, device, UNet(section.network), source, section.objective, section.optimisation, prepare)
 
 
 # --------------------------------------------------------------------------------------------------------------- videos
@@ -214,7 +216,7 @@ def _plan_clips(
             conditions["known"] = known_frames(x0, random_mask(draws, x0.shape[1]).to(x0.device))
         return x0, conditions
 
-    return _plan(stage, network, source, section.objective, section.optimisation, prepare, section)
+    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, section)
 
 
 def plan_sr_low_video(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
@@ -228,7 +230,7 @@ def plan_sr_low_video(stage: str, recipe: Recipe, inputs: dict[str, Folder], dev
         x0, conditions = with_low_resolution(x0, cascade.low_size // cascade.base_size, section, draws)
         return x0, conditions | {"fps": batch["fps"]}
 
-    return _plan(stage, network, source, section.objective, section.optimisation, prepare, section)
+    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, section)
 
 
 PLANS: dict[str, Callable[[str, Recipe, dict[str, Folder], str, Source | None], Plan]] = {
@@ -289,6 +291,8 @@ def random_mask(draws: Draws, frames: int) -> Tensor:
 
 def _plan(
     stage: str,
+    seed: int,
+    device: str,
     network: UNet | Prior,
     source: Source,
     objective: Objective,
@@ -305,6 +309,12 @@ def _plan(
 
     def finish(out: Folder) -> dict[str, Any]:
         export_network(out, network, objective, stage=stage, samples=optimisation.samples)
+        if isinstance(network, UNet):
+            count = 4 if video else 8
+            batch = {name: value.to(device) for name, value in source.batch(0, count).items()}
+            with torch.no_grad():
+                x0, conditions = prepare(batch, Draws((seed, stage, "sheet", number) for number in range(count)))
+            write_sheet(out, network, objective, x0, conditions, seed)
         return {"parameters": sum(p.numel() for p in network.parameters())}
 
     late: frozenset[str] = frozenset()

@@ -44,7 +44,7 @@ def test_temporal_conv_starts_as_the_identity():
 
 def reference_attention(layer: SelfAttention, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
     """softmax(q k / sqrt(d)) v, head by head, written out."""
-    rows, length, channels = x.shape
+    rows, _, channels = x.shape
     d = channels // layer.heads
     q, k, v = layer.qkv(x).chunk(3, dim=-1)
     if context is not None:

@@ -33,6 +33,7 @@ from mav.recipe import (
 from mav.recipe import Clip as ClipSection
 from mav.training.checkpoint import CURVES, FACTS, WEIGHTS, export_network, load_network
 from mav.training.loop import CHECKPOINT, Task, learning_rate, prefetch, train
+from mav.training.sheet import SHEET
 from mav.training.stages import INPUTS, VIDEO_STAGES, random_mask, run_stage
 
 DIM, CONTEXT, FRAMES = 8, 16, 4
@@ -154,6 +155,7 @@ def test_every_stage_trains_and_exports_what_loads_again(stage, tmp_path):
     )
     assert moved > 0  # the zero-started output has learned something
     assert export.facts["stage"] == stage
+    assert root.exists(f"{stage}/{SHEET}") == (stage != "train-prior")
     if stage in VIDEO_STAGES:
         assert export.network.config.max_frames == FRAMES
         assert export.network.config.masked_frames == (stage == "train-interpolation")
@@ -234,7 +236,8 @@ def test_killed_and_resumed_is_bit_equal_to_undisturbed(stage, tmp_path):
         run_stage(stage, recipe, inputs, DyingFolder(work.url, 1), out, source=source)
     assert not out.exists(WEIGHTS)
     run_stage(stage, recipe, inputs, work, out, source=source)
-    for name in (WEIGHTS, FACTS, CURVES):
+    names = (WEIGHTS, FACTS, CURVES) if stage == "train-prior" else (WEIGHTS, FACTS, CURVES, SHEET)
+    for name in names:
         assert out.read_bytes(name) == root.read_bytes(f"whole-out/{name}"), name
 
 
