@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from img2dataset.resizer import Resizer
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's resizing library would ask the package index for news
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -78,8 +80,6 @@ class DownloadWork:
 def _download(table: pa.Table, rule: ImageDownload, opener: GuardedOpener, tar: TarWriter, ledger: list[dict[str, Any]]) -> None:
     """Runs img2dataset's Downloader over a table. It takes an Arrow file and leaves a statistics file: both in a folder that goes."""
     import pyarrow as pa
-
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the package index for news
     from img2dataset.downloader import Downloader
 
     rows = {"url": table.column("url"), "caption": table.column("caption"), "row_key": table.column("key"),
