@@ -1,0 +1,149 @@
+"""Gathers what the page shows from the stages' artifacts. Whatever a run has not made yet is simply absent."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mav.artifact import Artifact
+from mav.data.shards import index_tar, read_at, tar_names
+from mav.data.video_io import encode_mp4, read_frames
+
+VIDEO_BYTES = 4_000_000  # of all videos on the page, before base64 adds a third
+HEAVY = 200_000  # a video above it is shown at SHOWN pixels
+SHOWN = 256
+PICTURES = 16
+ROW_STAGES = ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards")
+BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluate-interpolation": "interpolation"}
+
+
+@dataclass
+class Clip:
+    """One generated video beside its prompt."""
+
+    prompt: str
+    video: str  # data URL
+    twin: str | None
+    seed: int | None = None
+    truth: dict[str, str] = field(default_factory=dict)
+    colour: bool | None = None  # what the oracle says; None where it was not asked
+    shape: bool | None = None
+
+
+def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[Clip], int]:
+    """Generated videos as far as the page's size allows, and how many there are in all."""
+    if generate is None:
+        return [], 0
+    rows = generate.folder.read_json("videos.json")
+    seen = {video["file"]: video for video in oracle.folder.read_json("result.json")["videos"]} if oracle else {}
+    shown: list[Clip] = []
+    spent = 0
+    for row in rows:
+        data = _light(generate.folder.read_bytes(row["file"]), row.get("fps", 8))
+        twin = _light(generate.folder.read_bytes(row["twin"]), row.get("fps", 8)) if row.get("twin") else b""
+        spent += len(data) + len(twin)
+        if spent > VIDEO_BYTES:
+            break
+        said = seen.get(row["file"], {})
+        truth = {name: row[name] for name in ("colour", "shape") if name in row}
+        urls = [data_url("video/mp4", d) if d else None for d in (data, twin)]
+        shown.append(Clip(row["prompt"], urls[0] or "", urls[1], row.get("seed"), truth, said.get("colour"), said.get("shape")))
+    return shown, len(rows)
+
+
+def pictures(download: Artifact | None, screen: Artifact | None) -> list[dict[str, str]]:
+    """A few pictures of the training set with their captions, spread over the first shard; only such as screening kept."""
+    if download is None:
+        return []
+    names = tar_names(download.folder)
+    kept = _kept(screen, names[0].removesuffix(".tar"))
+    found = []
+    index = index_tar(download.folder, names[0])
+    keys = [key for key in index if kept is None or key in kept]
+    with download.folder.open(names[0]) as file:
+        for key in keys[:: max(1, len(keys) // PICTURES)][:PICTURES]:
+            places = index[key]
+            found.append({"image": _thumbnail(read_at(file, places["jpg"])), "caption": read_at(file, places["txt"]).decode()})
+    return found
+
+
+def _kept(screen: Artifact | None, shard: str) -> set[str] | None:
+    if screen is None or f"{shard}.parquet" not in screen.manifest.files:
+        return None
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(screen.folder.read_bytes(f"{shard}.parquet")), columns=["key", "kept"])
+    return {row["key"] for row in table.to_pylist() if row["kept"]}
+
+
+def curves(artifact: Artifact) -> list[tuple[float, float]]:
+    """(samples, loss) as logged."""
+    if "curves.jsonl" not in artifact.manifest.files:
+        return []
+    lines = [json.loads(line) for line in artifact.folder.read_bytes("curves.jsonl").splitlines() if line.strip()]
+    return [(float(line["samples"]), float(line["loss"])) for line in lines if "samples" in line and line.get("loss") is not None]
+
+
+def samples_image(artifact: Artifact) -> str | None:
+    """A training stage's sample sheet, if it drew one."""
+    name = next(iter(artifact.files(".png", "samples")), None)
+    if name is None or artifact.manifest.files[name]["bytes"] > 400_000:
+        return None
+    return data_url("image/png", artifact.folder.read_bytes(name))
+
+
+def funnel(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """For each data stage: rows in and out, and why the others went, most frequent first."""
+    rows = []
+    for name in ROW_STAGES:
+        counts = artifacts[name].manifest.counts if name in artifacts else {}
+        if not counts.get("rows_in"):
+            continue
+        reasons = [(reason, number, kind) for kind in ("dropped", "failed") for reason, number in counts.get(kind, {}).items() if number]
+        rows.append(
+            {
+                "stage": name,
+                "rows_in": counts["rows_in"],
+                "rows_out": counts.get("rows_out", 0),
+                "reasons": sorted(reasons, key=lambda r: (-r[1], r[0])),
+            }
+        )
+    return rows
+
+
+def results(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
+    """result.json of each benchmark that was run, by benchmark."""
+    return {benchmark: artifacts[stage].folder.read_json("result.json") for stage, benchmark in BENCHMARKS.items() if stage in artifacts}
+
+
+def data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _light(data: bytes, fps: float) -> bytes:
+    """A heavy video at a size a page can carry; light ones as they are."""
+    if len(data) <= HEAVY:
+        return data
+    import cv2
+
+    frames = read_frames(data)
+    scale = min(1.0, SHOWN / max(frames.shape[1:3]))
+    size = (round(frames.shape[2] * scale), round(frames.shape[1] * scale))
+    return encode_mp4(np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames]), fps, crf=26)
+
+
+def _thumbnail(data: bytes) -> str:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((144, 144))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=85)
+    return data_url("image/jpeg", buffer.getvalue())

@@ -1,0 +1,292 @@
+"""The report over a whole made-up run: complete, self-contained, honest about what is missing."""
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mav.artifact import Artifact, Folder
+from mav.data.drawing import PALETTE, SHAPES, draw, draw_clip, random_scene
+from mav.data.shards import TarWriter
+from mav.data.video_io import encode_mp4
+from mav.evaluation.human.study import freeze_study
+from mav.evaluation.protocols import load_protocol
+from mav.recipe import recipe_from_dict
+from mav.report import figures
+from mav.report.page import StageView, write_report
+
+GRAPH = {
+    "demo-world": [],
+    "image-metadata": ["demo-world"],
+    "image-download": ["image-metadata", "demo-world"],
+    "clip": ["image-download"],
+    "image-screen": ["image-download", "clip"],
+    "image-embed": ["image-download", "image-screen", "clip"],
+    "video-shards": ["demo-world"],
+    "train-prior": ["image-embed"],
+    "train-decoder": ["image-download", "image-embed"],
+    "train-sr-low": ["image-download", "image-embed"],
+    "train-sr-high": ["image-download", "image-embed"],
+    "train-decoder-video": ["train-decoder", "video-shards", "clip"],
+    "train-interpolation": ["train-decoder-video", "video-shards", "clip"],
+    "train-sr-low-video": ["train-sr-low", "video-shards"],
+}
+NETWORKS = ["clip", "train-prior", "train-decoder-video", "train-interpolation", "train-sr-low-video", "train-sr-high", "demo-world"]
+GRAPH |= {"generate": NETWORKS, "oracle": ["generate", "video-shards", "demo-world"], "human-study": ["generate"]}
+GRAPH |= dict.fromkeys(("evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation"), NETWORKS)
+
+
+def make_recipe():
+    image = {"network": {"levels": [{"channels": 8}]}, "optimisation": {"samples": 8, "batch_size": 8}}
+    video = {"optimisation": {"samples": 8, "batch_size": 8}}
+    return recipe_from_dict(
+        {
+            "name": "made-up",
+            "world": {},
+            "cascade": {"frames": 8, "frame_skip": 2, "base_size": 16, "low_size": 32, "high_size": 64},
+            "train_prior": {"network": {"embedding_dim": 16}, "optimisation": {"samples": 8, "batch_size": 8}},
+            **dict.fromkeys(("train_decoder", "train_sr_low", "train_sr_high"), image),
+            **dict.fromkeys(("train_decoder_video", "train_interpolation", "train_sr_low_video"), video),
+        }
+    )
+
+
+def make_run(root, videos=6, size=32, frames=8):
+    """Artifacts of every stage, with plausible contents."""
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng, tuple(PALETTE), SHAPES) for _ in range(max(videos, 20))]
+    folders = {name: Folder(f"{root}/{name}") for name in GRAPH}
+    counts, metrics = {}, {}
+
+    def rows_of(stage, rows_in, dropped=None, failed=None):
+        lost = sum((dropped or {}).values()) + sum((failed or {}).values())
+        counts[stage] = {"rows_in": rows_in, "rows_out": rows_in - lost, "dropped": dropped or {}, "failed": failed or {}}
+
+    rows_of("image-metadata", 1502, {"nsfw": 98, "watermark": 71, "toxic": 84, "no_caption": 9})
+    rows_of("image-download", 1240, {"opt_out": 12}, {"http_404": 22, "truncated": 18, "time_out": 15})
+    rows_of("image-screen", 1173, {"nsfw": 24, "watermark": 18})
+    rows_of("image-embed", 1131)
+    rows_of("video-shards", 251, {"duplicate": 1}, {"not_a_video": 10})
+
+    with folders["image-download"].create("00000-00000.tar") as file, TarWriter(file) as tar:
+        for i, scene in enumerate(scenes[:20]):
+            buffer = io.BytesIO()
+            Image.fromarray(draw(scene, 64)).save(buffer, "JPEG")
+            tar.add(f"{i:015d}", {"jpg": buffer.getvalue(), "txt": scene.caption(i).encode(), "json": b"{}"})
+    kept = pa.table({"key": [f"{i:015d}" for i in range(20)], "kept": [i != 0 for i in range(20)]})
+    buffer = io.BytesIO()
+    pq.write_table(kept, buffer)
+    folders["image-screen"].write_bytes("00000-00000.parquet", buffer.getvalue())
+
+    for number, name in enumerate(n for n in GRAPH if n == "clip" or n.startswith("train-")):
+        steps = np.arange(1, 121) * 128
+        losses = 0.05 * (number + 1) + 1.5 * np.exp(-steps / 3000) + rng.normal(0, 0.02, len(steps)) * np.exp(-steps / 20000)
+        lines = [json.dumps({"samples": int(s), "loss": float(v)}) for s, v in zip(steps, losses, strict=True)]
+        folders[name].write_bytes("curves.jsonl", "\n".join(lines).encode())
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate([draw(scene, 16) for scene in scenes[:16]], axis=1)).save(buffer, "PNG")
+    folders["train-decoder"].write_bytes("samples.png", buffer.getvalue())
+
+    rows, seen = [], []
+    for i, scene in enumerate(scenes[:videos]):
+        row = {"index": i, "prompt": scene.caption(i), "seed": i, "fps": 16.0, "colour": scene.colour, "shape": scene.shape}
+        row |= {"file": f"videos/{i:05d}.mp4", "twin": f"time-off/{i:05d}.mp4"}
+        rows.append(row)
+        folders["generate"].write_bytes(row["file"], encode_mp4(draw_clip(scene, size, frames, 16), 16, crf=8))
+        jumping = np.stack([draw(s, size) for s in rng.permutation(np.array(scenes, object))[:frames]])
+        folders["generate"].write_bytes(row["twin"], encode_mp4(jumping, 16, crf=8))
+        seen.append({"file": row["file"], "prompt": row["prompt"], "colour": True, "shape": i % 3 != 2, "frames_without_object": 0})
+    folders["generate"].write_json("videos.json", rows)
+    verdict = {
+        "colour": 0.958, "shape": 0.667, "motion_ratio": 1.24, "motion_ratio_time_off": 7.1, "chance_colour": 1 / 6, "chance_shape": 0.25,
+        "intervals": {"colour": [0.875, 1.0], "shape": [0.48, 0.83], "motion_ratio": [0.98, 1.51], "motion_ratio_time_off": [5.9, 8.3]},
+        "videos": seen, "training_displacement": 0.021, "count": videos,
+    }  # fmt: skip
+    folders["oracle"].write_json("result.json", verdict)
+
+    features = {
+        "name": "demo encoder (the run's own CLIP)",
+        "sha256": "ab" * 32,
+        "note": "demo encoder: not comparable with published numbers",
+    }
+
+    def result(stage, protocol, values, encoder=features):
+        facts = {n: {"value": v, "low": v * 0.8, "high": v * 1.2} | more for n, v, more in values}
+        data = {"benchmark": load_protocol(protocol).benchmark, "protocol": vars(load_protocol(protocol)), "samples": 24, "real": 95}
+        folders[stage].write_json(
+            "result.json", data | {"real_failed": {"unreadable": 1}, "metrics": facts, "features": encoder, "comparable": False}
+        )
+
+    result("evaluate-ucf101", "ucf101-demo", [("fvd", 0.31, {"real_halves": 0.06}), ("is", 9.4, {"real": 17.2})])
+    result("evaluate-msrvtt", "msrvtt-demo", [("fid", 0.21, {"real_halves": 0.03}), ("clipsim", 0.61, {"real": 0.7, "shuffled": 0.11})])
+    result("evaluate-interpolation", "interpolation-demo", [("psnr", 27.1, {}), ("psnr_blend", 24.3, {}), ("psnr_gain", 2.8, {})], None)
+    metrics["human-study"] = freeze_study(make_recipe(), {"generate": folders["generate"]}, folders["human-study"])
+
+    views = []
+    for number, (name, inputs) in enumerate(GRAPH.items()):
+        facts = {"stage": name, "version": 1, "fingerprint": f"{number:02d}" * 32, "recipe": "made-up", "config": {}, "inputs": {}}
+        facts |= {
+            "counts": counts.get(name, {}),
+            "metrics": metrics.get(name, {}),
+            "seconds": 3.0 * (number % 7) ** 2 + 2,
+            "software": {"torch": "2.13.0", "ray": "2.60.0"},
+        }
+        artifact = Artifact.publish(folders[name], finished="2026-01-01T00:00:00+00:00", **facts)
+        views.append(StageView(name, facts["fingerprint"], list(inputs), artifact, "done", facts["seconds"]))
+    return views
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs"))
+
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, their attributes and the text; notices tags that do not nest."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.text, self.wrong = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(views, tmp_path):
+    facts = write_report(make_recipe(), views, Folder(str(tmp_path)))
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert facts["bytes"] == len(page.encode())
+    return page, Reader(page), facts
+
+
+def test_one_file_with_everything_in_it(views, tmp_path):
+    page, reader, facts = read(views, tmp_path)
+    assert not reader.wrong
+    assert not reader.open
+    assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
+    assert len(page) < 8_000_000
+    for tag, attributes in reader.tags:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#")), (tag, attributes[name][:60])
+    assert not re.search(r"url\((?!['\"]?data:)|@import|https?://", page)
+    assert facts["videos"] == 6
+
+
+def test_every_part_is_there(views, tmp_path):
+    page, reader, _ = read(views, tmp_path)
+    text = " ".join(" ".join(reader.text).split())
+    for view in views:
+        assert view.name in text
+        assert view.fingerprint[:12] in text
+    for words in ("96 %", "1.24 times", "chance 17 %", "367.23", "ucf101-paper", "ucf101-demo v1", "msrvtt-demo v1", "0.3049",
+                  "do not compare", "not comparable with published numbers", "22 http 404", "98 nsfw", "1 240",
+                  "A blind study is frozen",
+                  "torch 2.13.0", "a photo of a"):  # fmt: skip
+        assert words in text, words
+    videos = [a for tag, a in reader.tags if tag == "video"]
+    assert len(videos) == 12
+    assert all({"muted", "loop", "playsinline"} <= set(a) for a in videos)
+    decoded = base64.b64decode(videos[0]["src"].partition(",")[2])
+    assert decoded == views[14].artifact.folder.read_bytes("videos/00000.mp4")
+    assert page.count('class="no"') == 2  # two of six shapes wrong
+    assert page.count("<polyline") == 2 * 8  # seven networks and CLIP
+    assert page.count('class="ridge"') == 5
+    assert all(a.get("alt") is not None for tag, a in reader.tags if tag == "img")
+
+
+def test_the_picture_that_screening_dropped_is_not_shown(views, tmp_path):
+    page, _, _ = read(views, tmp_path)
+    with views[2].artifact.folder.open("00000-00000.tar"):
+        shown = page.count("data:image/jpeg")
+    assert 10 <= shown <= 19
+
+
+def test_equal_runs_make_equal_pages(views, tmp_path):
+    read(views, tmp_path / "a")
+    read(views, tmp_path / "b")
+    assert (tmp_path / "a/index.html").read_bytes() == (tmp_path / "b/index.html").read_bytes()
+
+
+def test_a_run_that_has_only_begun_has_a_page_too(views, tmp_path):
+    begun = [StageView(v.name, v.fingerprint, v.inputs, None, "missing", 0.0) for v in views]
+    begun[0] = views[0]
+    page, reader, facts = read(begun, tmp_path)
+    assert not reader.wrong
+    assert facts["videos"] == 0
+    assert "1 of 20" in re.sub(r"<[^>]+>", "", page)
+    assert read([], tmp_path / "none")[1].wrong == []
+
+
+def test_what_people_wrote_is_escaped(views, tmp_path):
+    generate = views[14].artifact
+    rows = generate.folder.read_json("videos.json")
+    copied = Folder(str(tmp_path / "generate"))
+    for row in rows[:1]:
+        copied.write_bytes(row["file"], generate.folder.read_bytes(row["file"]))
+    copied.write_json("videos.json", [{**rows[0], "prompt": "<script>alert(1)</script>", "twin": None}])
+    facts = {"stage": "generate", "version": 1, "fingerprint": "ff", "recipe": "x", "config": {}, "inputs": {}}
+    page, _, _ = read([StageView("generate", "ff", [], Artifact.publish(copied, **facts), "done", 1.0)], tmp_path / "out")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_the_page_stays_light_whatever_the_videos_weigh(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = Folder(str(tmp_path / "generate"))
+    noise = rng.integers(0, 256, (40, 320, 320, 3), dtype=np.uint8)
+    data = encode_mp4(noise, 8, crf=4)
+    rows = [{"prompt": f"noise {i}", "file": f"videos/{i:05d}.mp4", "twin": None, "seed": i} for i in range(12)]
+    for row in rows:
+        folder.write_bytes(row["file"], data)
+    folder.write_json("videos.json", rows)
+    facts = {"stage": "generate", "version": 1, "fingerprint": "ff", "recipe": "x", "config": {}, "inputs": {}}
+    page, _, seen = read([StageView("generate", "ff", [], Artifact.publish(folder, **facts), "done", 1.0)], tmp_path / "out")
+    assert len(page) < 8_000_000
+    assert 0 < seen["videos"] < 12
+    assert f"The first {seen['videos']} of 12" in " ".join(page.split())
+
+
+# ----------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_implied_edges_are_left_out():
+    drawing = figures.graph({"a": [], "b": ["a"], "c": ["a", "b"]}, dict.fromkeys("abc", "done"), {"a": 1.0, "b": 100.0, "c": 4000.0})
+    assert drawing.count('class="edge"') == 2
+    assert drawing.count('class="node done"') == 3
+    assert "1 min 40 s" in drawing
+    assert "1 h 06 min" in drawing
+
+
+def test_curves_survive_what_training_can_log():
+    assert figures.curve([], "nothing") == ""
+    assert figures.curve([(1, 2.0)], "one") == ""
+    flat = figures.curve([(1, 0.5), (2, 0.5)], "flat")
+    wild = figures.curve([(i, v) for i, v in enumerate([1e3, math.nan, 1.0, math.inf, 1e-3, 0.5])], 'a "quoted" label')
+    for drawing in (flat, wild):
+        assert "nan" not in drawing
+        assert "inf" not in drawing
+    assert "&quot;quoted&quot;" in wild
