@@ -32,7 +32,7 @@ def make_recipe(**evaluate):
     video = {"optimisation": {"samples": 8, "batch_size": 8}}
     tree = {
         "name": "test",
-        "world": {"images": 12, "clips": 3, "size": 32, "clip_frames": 16, "evaluation_clips": 24, "port": 8787},
+        "world": {"images": 16, "clips": 3, "size": 32, "clip_frames": 16, "evaluation_clips": 24, "port": 8787},
         "cascade": {"frames": FRAMES, "frame_skip": SKIP, "base_size": 16, "low_size": 24, "high_size": 32},
         "generate": {"batch_size": 10, "fps": 8.0},
         "evaluate": {"bootstrap": 20, "study_pairs": 9, **evaluate},
