@@ -24,6 +24,7 @@ from mav.errors import UserError
 from mav.recipe import Cluster
 
 SERVER_PATIENCE_SECONDS = 120  # a first start migrates its database: 30 s on a slow laptop
+DRAIN_SECONDS = 10
 PR_SET_PDEATHSIG = 1  # Linux: the child is told when its parent dies, even by kill -9
 
 
@@ -108,6 +109,7 @@ def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[s
                 yield address
             finally:
                 os.environ.pop("PREFECT_API_URL", None)
+                _drain_prefect()
     finally:
         process.terminate()
         try:
@@ -115,6 +117,15 @@ def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[s
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _drain_prefect() -> None:
+    """Sends what Prefect still holds back while the server is there; at exit it would wait for one that is gone."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all(timeout=DRAIN_SECONDS)
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:

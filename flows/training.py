@@ -7,9 +7,10 @@ a machine that dies costs the samples since the last one and changes nothing els
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
-from flows.remote import PROGRESS, ProgressFile, watching
+from flows.remote import ProgressFile, watching
 from flows.stage import Job, Outcome, Stage, read_json_or_none, stage
 from mav.errors import UserError
 
@@ -53,6 +54,8 @@ def train(job: Job) -> Outcome:
         raise UserError(f"{job.name} ended without a result: see the Ray dashboard's Train page for its workers' logs.")
     if "user_error" in result:
         raise UserError(result["user_error"])
+    if "error" in result:
+        raise RuntimeError(result["error"])
     return Outcome(metrics=result["metrics"])
 
 
@@ -82,6 +85,10 @@ def _worker(config: dict[str, Any]) -> None:
         result: dict[str, Any] = {"metrics": metrics}
     except UserError as error:
         result = {"user_error": str(error)}  # returned, not raised: trying a user's error again is no use
+    except Exception as error:
+        if context.get_world_size() > 1:
+            raise  # the other workers wait for this one: Ray Train has to end them all
+        result = {"error": f"{type(error).__name__}: {error}\n{traceback.format_exc()}"}
     if rank == 0:
         config["progress"].write_json(RESULT, result)
 
@@ -110,5 +117,3 @@ train_interpolation = _training_stage(
     "train-interpolation", ("cascade", "train_interpolation"), "F^: D^t fine-tuned to fill in masked frames."
 )
 train_sr_low_video = _training_stage("train-sr-low-video", ("cascade", "train_sr_low_video"), "SR_l^t: SR_l inflated.")
-
-__all__ = ["PROGRESS", "train"]

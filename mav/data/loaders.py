@@ -82,7 +82,7 @@ class ImageSource(Source):
     def __init__(self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True) -> None:
         import pyarrow.parquet as pq
 
-        names = [name[: -len(".parquet")] for name in embeds.names() if name.endswith(".parquet")]
+        names = [name.removesuffix(".image.npy") for name in embeds.names() if name.endswith(".image.npy")]
         self._keys: list[tuple[str, str]] = []  # (shard, key)
         self._arrays: dict[str, list[np.ndarray]] = {"image": [], "text": [], "tokens": []}
         for name in names:
