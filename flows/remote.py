@@ -18,7 +18,7 @@ PROGRESS = "progress.json"
 class ProgressFile:
     """Callable in a worker: leaves the latest progress where the driver reads it, at most once a second.
 
-    Takes a mapping with "done" and "total" and whatever else is worth showing (loss, samples/s).
+    Takes a mapping with "samples" (done so far), "total" and whatever else is worth showing (loss, samples/s).
     """
 
     def __init__(self, work: Folder) -> None:
@@ -43,7 +43,8 @@ class watching:  # noqa: N801 - reads as a statement: `with watching(job):`
         while not self._stop.wait(1.0):
             facts = read_json_or_none(self.job.work, PROGRESS)
             if facts:
-                self.job.report(facts.pop("done", facts.pop("samples", 0)), facts.pop("total", 0), **facts)
+                facts.pop("stage", None)
+                self.job.report(facts.pop("samples", 0), facts.pop("total", 0), **facts)
 
     def __enter__(self) -> watching:
         self._thread.start()
