@@ -5,9 +5,9 @@ with everything the real web does to a downloader: missing, slow, cut and oversi
 scores that are absent, captions that are rude. Held-out clips form UCF-101-style and MSR-VTT-style evaluation sets.
 
 How a picture and its scores belong together: an unsafe picture carries a black-and-white checkered band, a watermarked one white
-diagonal lines, each laid on with a strength in 0..1, and the table's probability is that strength plus a little noise. Rows under the
-threshold therefore still show how the sign looks, so a scorer fitted on the rows that survive the table's screening can find
-the sign in rows whose scores are null.
+diagonal lines, each laid on with a strength in 0..1, and the table's probability grows with the cube of that strength, plus a little
+noise. Rows under the threshold therefore still show how the sign looks, so a scorer fitted on the rows that survive the table's
+screening can find the sign in rows whose scores are null.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
         "clip_fps": world.clip_fps,
         "clips": clips,
         "images": {
-            p.name: {"colour": p.scene.colour, "shape": p.scene.shape, "unsafe": p.unsafe >= 0.5, "watermark": p.marked >= 0.5}
+            p.name: {"colour": p.scene.colour, "shape": p.scene.shape, "unsafe": _score(p.unsafe) >= 0.5, "watermark": _score(p.marked) >= 0.5}
             for p in pictures
         },
     }
@@ -144,18 +144,18 @@ def _pictures(world: World, rng: np.random.Generator) -> list[Picture]:
     for picture in some(0.02):
         picture.caption = None
     for share, low, high, sign in (
-        (0.08, 0.75, 1.0, "unsafe"),
-        (0.07, 0.2, 0.48, "unsafe"),
-        (0.08, 0.75, 1.0, "marked"),
-        (0.07, 0.2, 0.48, "marked"),
+        (0.08, 0.86, 1.0, "unsafe"),
+        (0.05, 0.55, 0.77, "unsafe"),
+        (0.08, 0.86, 1.0, "marked"),
+        (0.05, 0.55, 0.77, "marked"),
     ):
         for picture in some(share):
             setattr(picture, sign, float(rng.uniform(low, high)))
     for picture in pictures:
         noise = rng.normal(0, 0.015, size=2)
-        picture.punsafe = float(np.clip(0.03 + 0.94 * picture.unsafe + noise[0], 0.0005, 0.9995))
-        picture.pwatermark = float(np.clip(0.03 + 0.94 * picture.marked + noise[1], 0.0005, 0.9995))
-    border = next(p for p in pictures if p.marked >= 0.75)
+        picture.punsafe = float(np.clip(_score(picture.unsafe) + noise[0], 0.0005, 0.9995))
+        picture.pwatermark = float(np.clip(_score(picture.marked) + noise[1], 0.0005, 0.9995))
+    border = next(p for p in pictures if _score(p.marked) >= 0.6)
     for index in rng.permutation(n)[: round(0.15 * n)]:
         picture = pictures[index]
         if picture is not border:  # both scores are mostly missing together, as in the real tables
@@ -164,6 +164,11 @@ def _pictures(world: World, rng: np.random.Generator) -> list[Picture]:
             picture.pwatermark = None if which < 0.6 or which >= 0.8 else picture.pwatermark
     border.pwatermark = 0.5  # the boundary row: dropped, since the rule says >= 0.5
     return pictures
+
+
+def _score(strength: float) -> float:
+    """The probability a table gives a sign of this strength: it is sure of strong signs only, so visible ones survive its threshold."""
+    return 0.03 + 0.94 * strength**3
 
 
 def paint(picture: Picture) -> np.ndarray:
