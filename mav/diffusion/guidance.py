@@ -22,6 +22,7 @@ class Denoiser:
     guidance: 1 = none; otherwise x0 = uncond + guidance (cond - uncond), both halves in one forward. Mixing x0, eps or v is the same thing.
     rescale: share of the way back to the conditioned prediction's own spread (Lin et al. 2023, section 3.4), against over-exposure.
     clip: hold pixels in [-1, 1]; not for embeddings.
+    Frames that F^ was given (`conditions["known"]`) stand in x0 as they are.
     """
 
     network: Callable[..., Tensor]
@@ -61,6 +62,9 @@ class Denoiser:
             if self.rescale:
                 own, now = _spread(with_condition), _spread(x0)
                 x0 = x0 * (1 + self.rescale * (own / now.clamp_min(1e-8) - 1))
+        if "known" in self.conditions:
+            given, mask = self.conditions["known"].split([3, 1], dim=2)
+            x0 = torch.where(mask > 0, given, x0)
         return (x0.clamp(-1, 1) if self.clip else x0), variance
 
 

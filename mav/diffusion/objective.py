@@ -76,7 +76,11 @@ def diffusion_loss(
     kind = base_kind(objective)
     mean, variance = output.chunk(2, dim=2) if objective.prediction == "eps_learned_sigma" else (output, None)
     alpha, sigma = schedule.at(t, x0)
-    error = (mean - target(x0, noise, alpha, sigma, kind)).square().flatten(1).mean(1)
+    error = (mean - target(x0, noise, alpha, sigma, kind)).square()
+    if "known" in conditions:  # F^ answers for the frames it was not given; copying the others teaches nothing about motion
+        unknown = 1 - conditions["known"][:, :, 3:]
+        error = error * unknown * (unknown[0].numel() / unknown.flatten(1).sum(1).view(-1, 1, 1, 1, 1))
+    error = error.flatten(1).mean(1)
     loss = error * weights(schedule.snr[t].to(error), objective.min_snr_gamma, kind)
     if variance is not None:
         loss = loss + VLB_WEIGHT * schedule.steps * _vlb(x0, x_t, mean.detach(), variance, t, schedule)

@@ -105,3 +105,17 @@ def test_learned_variance_prefers_the_true_posterior_variance():
     low, middle, high = (diffusion_loss(network(f), x0, {}, objective, schedule, draws(64)).mean() for f in (-1.0, 0.0, 1.0))
     assert torch.isfinite(torch.stack([low, middle, high])).all()
     assert low < middle < high
+
+
+def test_given_frames_are_not_asked_for():
+    """F^'s loss is the mean over the frames it was not given, whatever it says about the others."""
+    objective = Objective(prediction="x0", min_snr_gamma=0.0)
+    x0 = torch.zeros(2, 4, 3, 4, 4)
+    mask = torch.tensor([[1, 0, 0, 1], [1, 0, 0, 0]]).view(2, 4, 1, 1, 1).expand(-1, -1, 1, 4, 4)
+    known = torch.cat([x0, mask.float()], dim=2)
+
+    def network(x, t, known):
+        return torch.where(known[:, :, 3:] > 0, 9.0, 0.5).expand_as(x)
+
+    loss = diffusion_loss(network, x0, {"known": known}, objective, make_schedule(objective), draws(2))
+    torch.testing.assert_close(loss, torch.full((2,), 0.25))

@@ -96,3 +96,14 @@ def test_steps_trail_from_the_noisiest():
     assert schedule.trailing(1000) == list(range(999, -1, -1))
     with pytest.raises(ValueError, match="1 to 1000"):
         schedule.trailing(1001)
+
+
+def test_given_frames_stand_as_they_are():
+    known = torch.zeros(1, 3, 4, 2, 2)
+    known[:, 1] = torch.tensor([0.1, 0.2, 0.3, 1.0]).view(4, 1, 1)
+
+    def network(x, t, known):
+        return torch.full_like(x, 0.5)
+
+    x0, _ = Denoiser(network, Objective(prediction="x0"), {"known": known})(torch.zeros(1, 3, 3, 2, 2), 500)
+    torch.testing.assert_close(x0[0, :, :, 0, 0], torch.tensor([[0.5, 0.5, 0.5], [0.1, 0.2, 0.3], [0.5, 0.5, 0.5]]))
