@@ -1,25 +1,56 @@
-"""The ordered training stages, each a Ray Train run. One deployable flow a stage.
+"""The ordered training stages. One deployable flow a stage.
 
-The loop itself is `mav.training.loop`; what each network trains on is `mav.training.stages`. Here a stage becomes Ray Train workers:
-their number, processors and failures. The loop keeps its own exact checkpoints in the stage's work folder, so a worker, a driver or
-a machine that dies costs the samples since the last one and changes nothing else.
+The loop itself is `mav.training.loop`; what each network trains on is `mav.training.stages`. Here a stage becomes Ray workers: their
+number, processors and failures. Several workers are a Ray Train run; one worker is a plain Ray task of the same function, as there is
+nobody to coordinate and a pooled process has torch imported already (a Ray Train run of one worker takes 30 s to start on two cores).
+The loop keeps its own exact checkpoints in the stage's work folder, so a worker, a driver or a machine that dies costs the samples since
+the last one and changes nothing else.
 """
 
 from __future__ import annotations
 
-import traceback
+from collections.abc import Callable
 from typing import Any
 
-from flows.remote import ProgressFile, watching
+from flows.remote import ProgressFile, on_ray, watching
 from flows.stage import Job, Outcome, Stage, read_json_or_none, stage
 from mav.errors import UserError
 
 RESULT = "result.json"
-MAX_FAILURES = 3  # of a worker group before the stage fails
+MAX_FAILURES = 3  # of the workers before the stage fails
 
 
 def train(job: Job) -> Outcome:
-    """Runs the stage's training loop on Ray Train workers until its samples are seen and its network exported."""
+    """Runs the stage's training loop until its samples are seen and its network exported."""
+    cluster = job.recipe.cluster
+    config = {
+        "stage": job.name,
+        "recipe": job.recipe,
+        "inputs": job.inputs,
+        "work": job.work.child("checkpoints"),
+        "progress": job.work,
+        "out": job.out,
+        "threads": cluster.stage_threads.get(job.name, cluster.cpus_per_worker),
+    }
+    if cluster.workers > 1:
+        return Outcome(metrics=_ray_train(job, config))
+    return Outcome(metrics=_one_worker(job, config))
+
+
+def _one_worker(job: Job, config: dict[str, Any]) -> dict[str, Any]:
+    from ray.exceptions import RayError
+
+    cluster = job.recipe.cluster
+    for failures in range(MAX_FAILURES + 1):
+        try:
+            return on_ray(job, _run, config, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
+        except RayError:  # the process died; the checkpoint did not
+            if failures == MAX_FAILURES:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -30,15 +61,7 @@ def train(job: Job) -> Outcome:
     job.work.remove(RESULT)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={
-            "stage": job.name,
-            "recipe": job.recipe,
-            "inputs": job.inputs,
-            "work": job.work.child("checkpoints"),
-            "progress": job.work,
-            "out": job.out,
-            "threads": cluster.cpus_per_worker,
-        },
+        train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
@@ -51,46 +74,42 @@ def train(job: Job) -> Outcome:
         trainer.fit()
     result = read_json_or_none(job.work, RESULT)
     if result is None:
-        raise UserError(f"{job.name} ended without a result: see the Ray dashboard's Train page for its workers' logs.")
+        raise RuntimeError(f"{job.name} ended without a result: see the Ray dashboard's Train page for its workers' logs")
     if "user_error" in result:
         raise UserError(result["user_error"])
-    if "error" in result:
-        raise RuntimeError(result["error"])
-    return Outcome(metrics=result["metrics"])
+    metrics: dict[str, Any] = result["metrics"]
+    return metrics
 
 
 def _worker(config: dict[str, Any]) -> None:
     """In each Ray Train worker."""
     import ray.train
     import ray.train.torch
+
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    report = ProgressFile(config["progress"]) if rank == 0 else _silent
+    place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
+    try:
+        result = {"metrics": _run(config, report, **place)}
+    except UserError as error:
+        result = {"user_error": str(error)}  # returned, not raised: Ray Train would only try it again
+    if rank == 0:
+        config["progress"].write_json(RESULT, result)
+
+
+def _run(
+    config: dict[str, Any], report: Callable[[dict[str, Any]], None], rank: int = 0, world_size: int = 1, device: str = ""
+) -> dict[str, Any]:
+    """The stage's loop, in whatever process it was given."""
     import torch
+
     from mav.training.stages import run_stage
 
     torch.set_num_threads(config["threads"])  # fixed: the number of threads may change the last bits of a sum
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    progress = ProgressFile(config["progress"])
-    try:
-        metrics = run_stage(
-            config["stage"],
-            config["recipe"],
-            config["inputs"],
-            config["work"],
-            config["out"],
-            rank=rank,
-            world_size=context.get_world_size(),
-            device=str(ray.train.torch.get_device()),
-            report=progress if rank == 0 else _silent,
-        )
-        result: dict[str, Any] = {"metrics": metrics}
-    except UserError as error:
-        result = {"user_error": str(error)}  # returned, not raised: trying a user's error again is no use
-    except Exception as error:
-        if context.get_world_size() > 1:
-            raise  # the other workers wait for this one: Ray Train has to end them all
-        result = {"error": f"{type(error).__name__}: {error}\n{traceback.format_exc()}"}
-    if rank == 0:
-        config["progress"].write_json(RESULT, result)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    stage_inputs = (config["stage"], config["recipe"], config["inputs"], config["work"], config["out"])
+    return run_stage(*stage_inputs, rank=rank, world_size=world_size, device=device, report=report)
 
 
 def _silent(facts: dict[str, Any]) -> None:

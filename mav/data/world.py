@@ -97,7 +97,12 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
         "clip_fps": world.clip_fps,
         "clips": clips,
         "images": {
-            p.name: {"colour": p.scene.colour, "shape": p.scene.shape, "unsafe": _score(p.unsafe) >= 0.5, "watermark": _score(p.marked) >= 0.5}
+            p.name: {
+                "colour": p.scene.colour,
+                "shape": p.scene.shape,
+                "unsafe": _score(p.unsafe) >= 0.5,
+                "watermark": _score(p.marked) >= 0.5,
+            }  # fmt: skip
             for p in pictures
         },
     }

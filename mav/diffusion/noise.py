@@ -44,11 +44,17 @@ class Draws:
         return torch.stack([torch.randint(high, shape, generator=g) for g in self.generators])
 
 
+def mix(own: Tensor, common: Tensor, share: float) -> Tensor:
+    """Noise whose frames have `share` of their variance in common; each frame by itself stays standard normal (PYoCo, section 4.2)."""
+    return (1 - share) ** 0.5 * own + share**0.5 * common
+
+
 class SampleNoise:
     """The noise one sampling run needs: call k gives the k-th tensor, (B, *shape) for B samples, or (B, T, *shape) when they have frames.
 
     Each frame is drawn under its own key, so frames with the same key get the same noise: `range(T)` gives independent noise, all zeros
     gives the paper's SR_h its one noise for the whole video (section 3.2), and windows over a long video agree where they overlap.
+    `share` of the variance is common to all frames (see `mix`).
     """
 
     def __init__(
@@ -58,12 +64,17 @@ class SampleNoise:
         shape: Sequence[int],
         frames: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
+        share: float = 0.0,
     ) -> None:
         keys = sorted(set(frames)) if frames is not None else [0]
         self.order = [keys.index(frame) for frame in frames] if frames is not None else None
         self.draws = Draws((seed, purpose, key) for seed in seeds for key in keys)
         self.rows, self.keys, self.shape, self.device = len(seeds), len(keys), tuple(shape), device
+        self.share, self.common = share, Draws((seed, purpose, "common") for seed in seeds)
 
     def __call__(self) -> Tensor:
         noise = self.draws.normal(*self.shape).to(self.device)
-        return noise if self.order is None else noise.unflatten(0, (self.rows, self.keys))[:, self.order]
+        if self.order is None:
+            return noise
+        noise = noise.unflatten(0, (self.rows, self.keys))[:, self.order]
+        return mix(noise, self.common.normal(1, *self.shape).to(self.device), self.share) if self.share else noise

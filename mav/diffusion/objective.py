@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mav.diffusion.noise import Draws
+from mav.diffusion.noise import Draws, mix
 from mav.diffusion.schedule import Schedule
 from mav.recipe import Objective
 
@@ -69,6 +69,8 @@ def diffusion_loss(
     """
     t = draws.integers(schedule.steps)
     noise = draws.normal(*x0.shape[1:]).to(x0)
+    if objective.shared_noise and x0.ndim == 5:
+        noise = mix(noise, draws.normal(1, *x0.shape[2:]).to(x0), objective.shared_noise)
     if "embedding" in conditions or "text_embedding" in conditions:
         conditions = conditions | {"keep": (draws.uniform() >= objective.condition_dropout).to(x0.device)}
     x_t = schedule.noised(x0, noise, t)

@@ -212,7 +212,8 @@ class Run:
     ) -> Tensor:
         """A clip from one of the U-Nets, (B, len(frames), 3, size, size); each frame's noise is keyed by its number."""
         export: Export = getattr(self.cascade, name)
-        noise = SampleNoise(self.seeds, purpose or name, (3, size, size), frames, self.cascade.device)
+        share = export.objective.shared_noise
+        noise = SampleNoise(self.seeds, purpose or name, (3, size, size), frames, self.cascade.device, share)
         return self._walk(name, self._denoiser(export, sampling, conditions, clip=True, time=self.time), noise, sampling)
 
     def _denoiser(self, export: Export, sampling: Sampling, conditions: dict[str, Tensor], **more: Any) -> Denoiser:
