@@ -165,9 +165,8 @@ def verify(
 @app.command()
 def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     """Write the HTML report of what there is so far and print where it lies."""
-    from mav.report.page import write_report
-
     from flows.evaluation import stage_views
+    from mav.report.page import write_report
 
     loaded, plan = _plan(recipe, set_)
     store = _store(runs)

@@ -30,7 +30,7 @@ def train(job: Job) -> Outcome:
         "work": job.work.child("checkpoints"),
         "progress": job.work,
         "out": job.out,
-        "threads": cluster.stage_threads.get(job.name, cluster.cpus_per_worker),
+        "threads": cluster.cpus_per_worker,
     }
     if cluster.workers > 1:
         return Outcome(metrics=_ray_train(job, config))

@@ -343,7 +343,6 @@ class Cluster:
     workers: int = 1  # Ray Train workers a training stage
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
-    stage_threads: dict[str, int] = field(default_factory=dict)  # torch threads of a training stage; default cpus_per_worker
     parallel_stages: int = 2  # independent stages that may run at once
 
 
@@ -404,8 +403,6 @@ def to_plain(value: Any) -> Any:
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
         return [to_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {key: to_plain(v) for key, v in value.items()}
     return value
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,40 @@ def test_the_report_is_one_page(mav: Mav) -> None:
     assert "train-decoder-video" in page
     for outside in ('src="http', "src='http", '<link rel="stylesheet" href="http', "@import"):
         assert outside not in page
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_same_network(mav: Mav) -> None:
+    """Ray Train with two workers sees the same samples as one worker: equal up to the order of sums."""
+    from safetensors.numpy import load_file
+
+    alone = load_file(mav.artifact("train-prior") / "network.safetensors")
+    mav("rerun", "tiny", "train-prior", "--set", "cluster.workers=2")
+    together = load_file(mav.artifact("train-prior") / "network.safetensors")
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        np.testing.assert_allclose(together[name], value, atol=2e-4, err_msg=name)
+    mav("rerun", "tiny", "train-prior")
+    assert all((load_file(mav.artifact("train-prior") / "network.safetensors")[name] == value).all() for name, value in alone.items())
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(mav: Mav, tmp_path: Path) -> None:
+    """kill -9 of the whole command in the middle, twice; the third goes on; every artifact but the report has the undisturbed bytes."""
+    again = Mav(tmp_path)
+    again.port = mav.port  # part of every address, so of every byte
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--until", "train-decoder", "--runs", str(again.runs)]
+    command += ["--set", f"world.port={again.port}"]
+    for milestone in ("image-download", "clip"):
+        process = subprocess.Popen(command, env=again.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while not list((again.runs / "work").glob(f"{milestone}/*/heartbeat.json")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(1.0)
+        process.kill()
+        process.wait()
+        time.sleep(3.0)  # Ray's processes notice and go
+    again("run", "tiny", "--until", "train-decoder")
+    for stage in ("demo-world", "image-metadata", "image-download", "clip", "image-screen", "image-embed", "train-decoder"):
+        files = [json.loads((run.artifact(stage) / "manifest.json").read_text())["files"] for run in (mav, again)]
+        assert files[0] == files[1], stage

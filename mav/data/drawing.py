@@ -58,7 +58,7 @@ def _bounce(x: float, low: float, high: float) -> float:
 
 def random_scene(rng: np.random.Generator, colours: tuple[str, ...], shapes: tuple[str, ...]) -> Scene:
     """A scene drawn uniformly; all of it comes from `rng`."""
-    radius = float(rng.uniform(0.20, 0.27))
+    radius = float(rng.uniform(0.25, 0.32))
     angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.7)
     x, y = rng.uniform(radius, 1 - radius, size=2)
     return Scene(

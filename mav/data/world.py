@@ -102,7 +102,7 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
                 "shape": p.scene.shape,
                 "unsafe": _score(p.unsafe) >= 0.5,
                 "watermark": _score(p.marked) >= 0.5,
-            }  # fmt: skip
+            }
             for p in pictures
         },
     }
