@@ -157,12 +157,13 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS", "")
+    if address:
+        _check_ray_address(address)
     if ray.is_initialized():
         yield _dashboard()
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address:
-        _check_ray_address(address)
         options |= {"address": address}
     else:
         options |= {

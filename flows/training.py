@@ -90,6 +90,7 @@ def _worker(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     report = ProgressFile(config["progress"]) if rank == 0 else _silent
     place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
+    result: dict[str, Any]
     try:
         result = {"metrics": _run(config, report, **place)}
     except UserError as error:
