@@ -175,7 +175,8 @@ def evaluate_oracle(recipe: Recipe, inputs: dict[str, Folder], out: Folder, repo
                     training.append(central_frames(files["mp4"], frames, fps))
     twins = [read(row["twin"]) for row in rows if row.get("twin")]
     settings = recipe.evaluate
-    verdict = oracle_verdict([read(row["file"]) for row in rows], rows, training, twins, settings.bootstrap, settings.seed)
+    videos, shapes = [read(row["file"]) for row in rows], tuple(inputs["demo-world"].read_json("truth.json")["shapes"])
+    verdict = oracle_verdict(videos, rows, training, twins, settings.bootstrap, settings.seed, shapes)
     for row, seen in zip(rows, verdict["videos"], strict=True):
         seen |= {"file": row["file"], "prompt": row["prompt"]}
     out.write_json(RESULT, verdict)

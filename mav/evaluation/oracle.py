@@ -39,8 +39,8 @@ class Reading:
 NOTHING = Reading(None, None, None, 0.0)
 
 
-def read_frame(frame: np.ndarray) -> Reading:
-    """uint8 (H, W, 3) RGB, H and W >= 16, to what is in it."""
+def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
+    """uint8 (H, W, 3) RGB, H and W >= 16, to what is in it, in a world of these shapes."""
     height, width = frame.shape[:2]
     if frame.ndim != 3 or frame.shape[2] != 3 or min(height, width) < 16:
         raise ValueError(f"a frame must be (H, W, 3) of at least 16 pixels a side, not {frame.shape}")
@@ -64,7 +64,7 @@ def read_frame(frame: np.ndarray) -> Reading:
         return NOTHING
     y, x = np.mgrid[0:height, 0:width] + 0.5
     centre = (float((weight * x).sum() / area), float((weight * y).sum() / area))
-    shape, overlap = _shape(weight, centre)
+    shape, overlap = _shape(weight, centre, shapes)
     if overlap < LEAST_OVERLAP:
         return NOTHING
     return Reading(colour, shape, (centre[0] / width, centre[1] / height), overlap)
@@ -108,7 +108,7 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     return np.asarray(labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
 
 
-def _shape(cover: np.ndarray, centre: tuple[float, float]) -> tuple[str, float]:
+def _shape(cover: np.ndarray, centre: tuple[float, float], shapes: tuple[str, ...]) -> tuple[str, float]:
     """The shape whose template, over a few sizes and shifts, overlaps most with the object; and that overlap."""
     import cv2
 
@@ -123,19 +123,19 @@ def _shape(cover: np.ndarray, centre: tuple[float, float]) -> tuple[str, float]:
     source = cv2.GaussianBlur(cover.astype(np.float32), (0, 0), scale / 2) if scale > 1.5 else cover.astype(np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     window = cv2.warpAffine(source, matrix, (WINDOW, WINDOW), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0.0).ravel()
-    templates, owners = _templates()
+    templates, owners = _templates(shapes)
     both = templates @ window
     overlap = both / (templates.sum(axis=1) + window.sum() - both)
     best = int(overlap.argmax())
-    return SHAPES[owners[best]], float(overlap[best])
+    return shapes[owners[best]], float(overlap[best])
 
 
 @functools.cache
-def _templates() -> tuple[np.ndarray, np.ndarray]:
-    """Soft masks (templates, WINDOW^2) of every shape over radii and shifts, and the index of each one's shape."""
+def _templates(shapes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Soft masks (templates, WINDOW^2) of each shape over radii and shifts, and the index of each one's shape."""
     v, u = (np.mgrid[0:WINDOW, 0:WINDOW] + 0.5) / WINDOW * 2 - 1
     masks, owners = [], []
-    for owner, shape in enumerate(SHAPES):
+    for owner, shape in enumerate(shapes):
         for radius in TEMPLATE_RADII:
             for dx in TEMPLATE_SHIFTS:
                 for dy in TEMPLATE_SHIFTS:
@@ -166,9 +166,9 @@ class VideoReading:
         return self.shape > 0.5
 
 
-def read_video(frames: np.ndarray, truth: Mapping[str, Any] | None = None) -> VideoReading:
+def read_video(frames: np.ndarray, truth: Mapping[str, Any] | None = None, shapes: tuple[str, ...] = SHAPES) -> VideoReading:
     """uint8 (F, H, W, 3), and the colour and shape it should show (absent: only motion is of interest)."""
-    readings = [read_frame(frame) for frame in frames]
+    readings = [read_frame(frame, shapes) for frame in frames]
     truth = truth or {}
     steps = tuple(
         float(np.hypot(b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]))
@@ -190,17 +190,18 @@ def oracle_verdict(
     time_off: Sequence[np.ndarray] = (),
     draws: int = 200,
     seed: int = 0,
+    shapes: tuple[str, ...] = SHAPES,
 ) -> dict[str, Any]:
     """How often the text was obeyed, and whether things move as they do in the training clips.
 
     videos: generated, uint8 (F, H, W, 3) each; truths: {"colour", "shape"} of each. training: clips at the same interval between frames;
     time_off: the same cascade's with its time layers off. A video is right when more than half of its frames are, frames without
     a clear object being wrong. motion_ratio is the median displacement per frame over that of the training clips (None when nothing
-    can be followed). Intervals are 95 %, by resampling videos.
+    can be followed). Intervals are 95 %, by resampling videos. shapes: those that exist in this world, among which the reading chooses.
     """
     if len(videos) != len(truths) or not videos:
         raise ValueError(f"{len(videos)} videos and {len(truths)} truths: there must be as many, and at least one")
-    ours = [read_video(frames, truth) for frames, truth in zip(videos, truths, strict=True)]
+    ours = [read_video(frames, truth, shapes) for frames, truth in zip(videos, truths, strict=True)]
     twins = [read_video(frames) for frames in time_off]
     reference = _median_step([read_video(frames) for frames in training])
 
@@ -223,7 +224,7 @@ def oracle_verdict(
         "motion_ratio": motion,
         "motion_ratio_time_off": off,
         "chance_colour": 1 / len({truth["colour"] for truth in truths}),
-        "chance_shape": 1 / len({truth["shape"] for truth in truths}),
+        "chance_shape": 1 / len(shapes),
         "intervals": {
             "colour": colour_interval,
             "shape": shape_interval,
