@@ -204,12 +204,10 @@ def main() -> None:
         from flows.runtime import configure_environment
 
         configure_environment()
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit comes back as the value
     except UserError as error:
         print(f"mav: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("mav: stopped; the same command goes on where it was.", file=sys.stderr)
         sys.exit(130)

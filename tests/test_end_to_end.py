@@ -125,8 +125,10 @@ def test_one_changed_byte_anywhere_is_named(mav: Mav) -> None:
         path = mav.artifact(stage) / name
         whole = path.read_bytes()
         path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
-        assert str(path) in mav("verify", "tiny", expect=1).stderr
-        path.write_bytes(whole)
+        try:
+            assert str(path) in mav("verify", "tiny", expect=1).stderr
+        finally:
+            path.write_bytes(whole)
     mav("verify", "tiny")
 
 
