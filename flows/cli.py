@@ -15,7 +15,8 @@ from rich.table import Table
 
 from flows import cli_generate
 from mav.errors import UserError
-from mav.recipe import Recipe, load_recipe
+from mav.recipe import Recipe
+from mav.recipe_file import load_recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Make-A-Video as a system: from image-text tables and unlabelled video to a text-to-video model.")  # fmt: skip

@@ -73,7 +73,7 @@ def _cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[Recip
     from flows.make_a_video import make_a_video
     from flows.stage import Store
     from mav.generation.cascade import NETWORKS, Cascade
-    from mav.recipe import load_recipe
+    from mav.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     plan, store = make_a_video(loaded), Store(runs)

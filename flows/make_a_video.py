@@ -17,7 +17,8 @@ from flows.runtime import configure_environment
 from flows.stage import Node, Plan, Run, Store, build
 from mav.artifact import Artifact
 from mav.errors import UserError
-from mav.recipe import Recipe, digest, load_recipe
+from mav.recipe import Recipe, digest
+from mav.recipe_file import load_recipe
 
 
 def make_a_video(recipe: Recipe) -> Plan:

@@ -21,7 +21,8 @@ from mav.evaluation.human.study import freeze_study
 from mav.evaluation.protocols import load_protocol, protocol_names, published
 from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
 from mav.models.clip import Clip
-from mav.recipe import ClipConfig, Generate, recipe_from_dict
+from mav.recipe import ClipConfig, Generate
+from mav.recipe_file import recipe_from_dict
 
 FRAMES, SKIP = 4, 3
 

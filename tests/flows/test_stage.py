@@ -13,7 +13,8 @@ from flows.make_a_video import make_a_video
 from flows.stage import Job, Node, Outcome, Plan, Run, Stage, Store, build
 from mav.artifact import MANIFEST
 from mav.errors import UserError
-from mav.recipe import Recipe, load_recipe
+from mav.recipe import Recipe
+from mav.recipe_file import load_recipe
 
 TABLE = {
     "image-metadata", "image-download", "clip", "image-screen", "image-embed", "video-shards", "train-prior", "train-decoder",

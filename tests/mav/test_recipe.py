@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mav.errors import UserError
-from mav.recipe import Recipe, digest, load_recipe, recipe_from_dict, shipped_recipes, to_plain
+from mav.recipe import Recipe, digest, to_plain
+from mav.recipe_file import load_recipe, recipe_from_dict, shipped_recipes
 
 
 def test_every_shipped_recipe_loads() -> None:

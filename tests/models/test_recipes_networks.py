@@ -7,7 +7,7 @@ import torch
 
 from mav.models.prior import Prior
 from mav.models.unet import UNet
-from mav.recipe import load_recipe
+from mav.recipe_file import load_recipe
 
 WORLD = ["world.images=8"]
 

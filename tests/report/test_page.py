@@ -19,7 +19,7 @@ from mav.data.shards import TarWriter
 from mav.data.video_io import encode_mp4
 from mav.evaluation.human.study import freeze_study
 from mav.evaluation.protocols import load_protocol
-from mav.recipe import recipe_from_dict
+from mav.recipe_file import recipe_from_dict
 from mav.report import figures
 from mav.report.page import StageView, write_report
 

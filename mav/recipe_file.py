@@ -1,0 +1,138 @@
+"""Reading recipes: a shipped name or a YAML file, `extends`, overrides, and every check, each mistake one sentence naming its key."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+from mav.errors import UserError
+from mav.recipe import Recipe
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(f.name[: -len(".yaml")] for f in resources.files("mav.recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a shipped recipe by name, or a YAML file by path; `overrides` are `key.sub=value` with YAML values.
+
+    A file may say `extends: NAME` and then give only what differs. Raises UserError with one sentence that names the key.
+    """
+    tree = _read_tree(name_or_path, seen=())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override!r} is not of the form key=value, for example --set generate.count=4.")
+        _assign(tree, key.split("."), _parse_yaml(text, f"the value of --set {key}"), override)
+    return recipe_from_dict(tree, name_or_path)
+
+
+def recipe_from_dict(tree: Mapping[str, Any], source: str = "the recipe") -> Recipe:
+    """Checks plain data and makes the recipe of it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(dict(tree))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        given = f" (it says {first['input']!r})" if not isinstance(first["input"], dict) else ""
+        what = {
+            "unexpected_keyword_argument": "is not a key of this section: check its spelling",
+            "missing": "is missing and has no default",
+            "missing_argument": "is missing and has no default",
+        }.get(first["type"], first["msg"])
+        more = f" {error.error_count() - 1} more like it follow." if error.error_count() > 1 else ""
+        raise UserError(f"Recipe {source}: `{key}` {what}{given}.{more}") from None
+    _check(recipe, source)
+    return recipe
+
+
+def _check(recipe: Recipe, source: str) -> None:
+    """Rules that span sections: each violation is one sentence naming the key."""
+    try:
+        cascade = recipe.cascade
+        _require(cascade.frames >= 2, "`cascade.frames` must be at least 2")
+        _require(cascade.frame_skip >= 1, "`cascade.frame_skip` must be at least 1")
+        _require(
+            cascade.base_size < cascade.low_size < cascade.high_size,
+            "`cascade.base_size`, `low_size` and `high_size` must grow",
+        )
+        for name in ("punsafe_threshold", "pwatermark_threshold"):
+            _require(0 <= getattr(recipe.screening, name) <= 1, f"`screening.{name}` is a probability: 0 to 1")
+        for name in ("image_download", "video_shards"):
+            _require(0 <= getattr(recipe, name).success_floor <= 1, f"`{name}.success_floor` is a share: 0 to 1")
+        for name, part in _training(recipe):
+            o = part.optimisation
+            _require(o.batch_size >= 1 and o.samples >= o.batch_size, f"`{name}.optimisation.samples` must be at least one batch")
+            _require(o.batch_size % (o.accumulation * recipe.cluster.workers) == 0,
+                     f"`{name}.optimisation.batch_size` must be a multiple of accumulation times cluster.workers")  # fmt: skip
+        if recipe.world is None:
+            _require(
+                bool(recipe.image_metadata.sources), "`image_metadata.sources` is empty and there is no `world`: name your parquet files"
+            )
+            _require(bool(recipe.video_shards.sources), "`video_shards.sources` is empty and there is no `world`: name your video lists")
+    except ValueError as error:
+        raise UserError(f"Recipe {source}: {error}.") from None
+    for key, path in recipe.paths():
+        if "://" not in path and "*" not in path and not os.path.exists(path):
+            raise UserError(f"Recipe {source}: `{key}` names {path!r}, which does not exist: correct the path or bring the file.")
+
+
+def _training(recipe: Recipe) -> list[tuple[str, Any]]:
+    return [(f.name, getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name.startswith("train_")]
+
+
+def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if name_or_path in seen:
+        raise UserError(f"Recipe {name_or_path} extends itself through {' -> '.join(seen)}: break the circle.")
+    if name_or_path in shipped_recipes():
+        text = resources.files("mav.recipes").joinpath(f"{name_or_path}.yaml").read_text()
+    else:
+        try:
+            with open(name_or_path, encoding="utf-8") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            known = ", ".join(shipped_recipes())
+            raise UserError(
+                f"No recipe {name_or_path!r} ({getattr(error, 'strerror', None) or error}): give a YAML file or one of {known}."
+            ) from None
+    tree = _parse_yaml(text, f"recipe {name_or_path}")
+    if not isinstance(tree, dict):
+        raise UserError(f"Recipe {name_or_path} is not a mapping of sections: start from a shipped one ({', '.join(shipped_recipes())}).")
+    parent = tree.pop("extends", None)
+    return _merge(_read_tree(str(parent), (*seen, name_or_path)), tree) if parent else tree
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"--set {override}: {key!r} is a value, not a section.")
+    tree[keys[-1]] = value
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
