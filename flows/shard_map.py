@@ -33,15 +33,26 @@ STRAGGLER_FLOOR_SECONDS = 60.0
 Work = Callable[[str], "ShardOutput"]
 
 
-def run_shard(work: Work, name: str, out: Folder, markers: Folder, attempt: int) -> dict[str, Any]:
-    """In the worker: makes one shard and commits it. Returns its marker."""
+def run_shard(work: Work, name: str, out: Folder, markers: Folder, attempt: int, floor: float) -> dict[str, Any]:
+    """In the worker: makes one shard and commits it. Returns its marker.
+
+    A shard under the floor is not committed but tried again: its network may have gone in the middle, with its driver, say.
+    """
     began = time.monotonic()
     output = work(name)
+    if below_floor(output.counts, floor):
+        raise RuntimeError(f"only {output.counts['rows_out']} of {output.counts['rows_in']} rows came through")
     files = {file: {"bytes": out.size(file), "sha256": out.sha256(file)} for file in output.files}
     out.sync()  # the shard is on the disk before its marker says so
     marker = {"shard": name, "counts": output.counts, "files": files, "attempt": attempt, "seconds": round(time.monotonic() - began, 3)}
     markers.write_json(f"{name}.json", marker)
     return marker
+
+
+def below_floor(counts: dict[str, Any], floor: float) -> bool:
+    """Whether fewer than `floor` of the rows that were not dropped on purpose came through."""
+    wanted = counts.get("rows_in", 0) - sum(counts.get("dropped", {}).values())
+    return bool(counts.get("rows_out", 0) < floor * wanted)
 
 
 @dataclass
@@ -64,7 +75,7 @@ def shard_map(
     markers = job.work.child(MARKERS)
     done = _committed(markers, job.out, set(names))
     todo = [name for name in sorted(names) if name not in done]
-    quarantined = _drive(job, work, todo, done, markers, cpus, gpus) if todo else {}
+    quarantined = _drive(job, work, todo, done, markers, success_floor, cpus, gpus) if todo else {}
     cluster = job.recipe.cluster
     if len(quarantined) > cluster.quarantine_floor * len(names):
         name, reason = sorted(quarantined.items())[0]
@@ -75,7 +86,7 @@ def shard_map(
     ordered = [done[name] for name in sorted(done)]
     _write_ledger(job.out, ordered)
     counts = add_counts([marker["counts"] for marker in ordered])
-    if counts["rows_in"] and counts["rows_out"] < success_floor * (counts["rows_in"] - sum(counts["dropped"].values())):
+    if below_floor(counts, success_floor):
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts["failed"].items(), key=lambda item: -item[1]))
         raise UserError(
             f"{job.name}: only {counts['rows_out']:,} of {counts['rows_in']:,} rows came through, below the floor of {success_floor:.0%} "
@@ -104,7 +115,7 @@ def _committed(markers: Folder, out: Folder, names: set[str]) -> dict[str, dict[
 
 
 def _drive(
-    job: Job, work: Work, todo: list[str], done: dict[str, dict[str, Any]], markers: Folder, cpus: float | None, gpus: float
+    job: Job, work: Work, todo: list[str], done: dict[str, dict[str, Any]], markers: Folder, floor: float, cpus: float | None, gpus: float
 ) -> dict[str, str]:
     """The window: submits, collects, retries, doubles stragglers. Fills `done`; returns what was quarantined and why."""
     import ray
@@ -124,7 +135,8 @@ def _drive(
     began, rows = time.monotonic(), 0
 
     def submit(name: str, attempt: int) -> None:
-        flights[remote.remote(shared, name, job.out, markers, attempt)] = _Flight(name, attempt)
+        last = attempt == cluster.attempts  # committed as it is: then the stage's floor decides
+        flights[remote.remote(shared, name, job.out, markers, attempt, 0.0 if last else floor)] = _Flight(name, attempt)
 
     try:
         while queue or flights:

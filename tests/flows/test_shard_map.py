@@ -117,6 +117,21 @@ def test_a_full_disk_is_not_tried_again(job: Job, tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_a_shard_under_the_floor_is_tried_again(job: Job, tmp_path: Path) -> None:
+    """As when a killed driver takes the network with it: the orphaned worker must not commit what it could not fetch."""
+
+    @dataclass(frozen=True)
+    class Offline(Fault):
+        def __call__(self, name: str) -> ShardOutput:
+            first = not list(Path(self.tries).glob(f"{name}.*"))
+            output = super().__call__(name)
+            return ShardOutput({"rows_in": 10, "rows_out": 0, "dropped": {}, "failed": {"reset": 10}}, ()) if first else output
+
+    outcome = shard_map(job, Offline(job.out, str(tmp_path / "tries")), NAMES, success_floor=0.5)
+    assert outcome.counts["failed"] == {}
+    assert _executions(tmp_path) == 2 * len(NAMES)
+
+
 def test_the_floor_names_the_reasons(job: Job, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class AllFail(Fault):
