@@ -38,12 +38,12 @@ def image_metadata(job: Job) -> Outcome:
 @stage("image-download", sections=("image_download",))
 def image_download(job: Job) -> Outcome:
     """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
-    from mav.data.download import DownloadWork, shard_names
+    from mav.data.download import DownloadWork
 
     metadata = job.inputs["image-metadata"]
     section = dataclasses.replace(job.recipe.image_download, allow_addresses=job.allowed_addresses(job.recipe.image_download))
     work = DownloadWork(metadata, section, job.out)
-    return shard_map(job, work, shard_names(metadata), success_floor=section.success_floor)
+    return shard_map(job, work, work.names(), success_floor=section.success_floor)
 
 
 @stage("image-screen", sections=("screening", "image_embed"))

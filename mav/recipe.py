@@ -324,7 +324,6 @@ class Cluster:
     """Where a run happens. Enters no fingerprint: the same artifact comes out of a laptop and of a cluster."""
 
     cpus: int = 0  # of a locally started Ray; 0 = all of this machine
-    memory_gb: float = 0.0  # refuse to start a local run with less; 0 = no check
     object_store_mb: int = 200
     dashboard: bool = True
     window: int = 0  # shard tasks in flight; 0 = twice the cluster's CPUs
