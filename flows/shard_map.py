@@ -1,58 +1,126 @@
 """Walks the shards of one stage on Ray: a bounded window, every shard accounted for, nothing done twice.
 
-A shard is committed when its marker file exists, written by the worker after the shard's own files. Markers are the truth on
-resume. Ray's own retries are off (`max_retries=0`): they are invisible, and endless after an out-of-memory kill. Here a failed
-shard is tried again up to `cluster.attempts` times, then set aside and reported; a straggler gets one second copy, which is safe
-because a shard's bytes depend on its name alone and files appear whole.
+A shard is committed when its marker file exists, written by the worker after the shard's own files (`flows.markers`). Ray's own
+retries are off (`max_retries=0`): they are invisible, and endless after an out-of-memory kill. Here a failed shard is tried again up
+to `cluster.attempts` times, then set aside and reported; a straggler gets one second copy, which is safe because files appear whole
+and a marker names the bytes of one execution. The driver keeps names and a window of flights, nothing that grows with the shards' contents.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
+import errno
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from flows.markers import Markers
 from flows.stage import Job, Outcome
-from mav.artifact import Folder, add_counts
+from mav.artifact import Folder
 from mav.errors import UserError
 
 if TYPE_CHECKING:
     from mav.data.shards import ShardOutput
 
-MARKERS = "markers"
-LEDGER = "shards.parquet"  # one row a shard: the compacted markers, handed over with the artifact
 STRAGGLER_FACTOR = 3.0
 STRAGGLER_FLOOR_SECONDS = 60.0
+SHORT_SECONDS = 0.1  # shards shorter than this are handed out many at a time, or the way to the worker would be the work
+SHORT_WINDOW = 16  # times the usual window
+REPORT_SECONDS = 0.5
 
 Work = Callable[[str], "ShardOutput"]
 
 
-def run_shard(work: Work, name: str, out: Folder, markers: Folder, attempt: int, floor: float) -> dict[str, Any]:
-    """In the worker: makes one shard and commits it. Returns its marker.
+@dataclass(frozen=True)
+class Flown:
+    """What comes back from one execution: its rows and time, or why it failed. `stop`: an error that trying again cannot mend."""
+
+    rows: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+    stop: Exception | None = None
+
+
+def run_shard(work: Work, name: str, out: Folder, markers: Folder, floor: float, fsync: bool) -> Flown:
+    """In the worker: makes one shard and commits it.
 
     A shard under the floor is not committed but tried again: its network may have gone in the middle, with its driver, say.
     """
     began = time.monotonic()
-    output = work(name)
-    if below_floor(output.counts, floor):
-        raise RuntimeError(f"only {output.counts['rows_out']} of {output.counts['rows_in']} rows came through")
-    files = {file: {"bytes": out.size(file), "sha256": out.sha256(file)} for file in output.files}
-    out.sync()  # the shard is on the disk before its marker says so
-    marker = {"shard": name, "counts": output.counts, "files": files, "attempt": attempt, "seconds": round(time.monotonic() - began, 3)}
-    markers.write_json(f"{name}.json", marker)
-    return marker
+    try:
+        output = work(name)
+        if below_floor(output.counts, floor):
+            rows = f"only {output.counts['rows_out']} of {output.counts['rows_in']} rows came through"
+            return Flown(problem=f"{rows} ({reasons(output.counts)})")
+        Markers(out, markers).commit(name, output.counts, output.files, fsync=fsync)
+    except Exception as error:
+        if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC:
+            return Flown(stop=error)
+        return Flown(problem=_sentence(error))
+    return Flown(output.counts.get("rows_in", 0), time.monotonic() - began)
 
 
 def below_floor(counts: dict[str, Any], floor: float) -> bool:
     """Whether fewer than `floor` of the rows that were not dropped on purpose came through."""
     wanted = counts.get("rows_in", 0) - sum(counts.get("dropped", {}).values())
     return bool(counts.get("rows_out", 0) < floor * wanted)
+
+
+def reasons(counts: dict[str, Any]) -> str:
+    """Why rows failed, the most frequent reason first."""
+    failed = sorted(counts.get("failed", {}).items(), key=lambda item: -item[1])
+    return "failed: " + (", ".join(f"{reason} {n:,}" for reason, n in failed) or "none")
+
+
+def _sentence(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def shard_map(
+    job: Job,
+    work: Work,
+    names: Sequence[str],
+    *,
+    success_floor: float = 0.0,
+    shard_floor: float = 0.0,
+    gpus: float = 0.0,
+    actors: bool = False,
+) -> Outcome:
+    """Runs `work(name)` for every name on Ray and returns summed counts and the digests of all files.
+
+    work: a picklable callable that writes into `job.out`. success_floor: share of the stage's rows that must come through; a shard
+    under it is tried again before it is accepted. shard_floor: share under which a shard is never accepted. actors: run in
+    long-lived processes that keep what they loaded (a network, say). Raises UserError when shards fail for good or the stage stays under
+    its floor; finished shards are kept, so that the next run does the others only.
+    """
+    if len(set(names)) != len(names):
+        raise ValueError("shard names repeat")
+    markers = Markers.of(job)
+    done = markers.committed(set(names))
+    todo = [name for name in sorted(names) if name not in done]
+    quarantined: dict[str, str] = {}
+    if todo:
+        markers.forget_ledger()
+        quarantined = _Walk(job, work, markers, done, (success_floor, shard_floor), gpus, actors).run(todo)
+    cluster = job.recipe.cluster
+    if len(quarantined) > cluster.quarantine_floor * len(names):
+        name, problem = sorted(quarantined.items())[0]
+        raise UserError(
+            f"{job.name}: {len(quarantined)} of {len(names)} shards failed {cluster.attempts} times, shard {name} with: {problem}; "
+            f"mend the cause and run again: the {len(done)} finished shards are kept."
+        )
+    summary = markers.compact(sorted(done))
+    counts = summary.counts
+    if below_floor(counts, success_floor):
+        markers.forget(name for name, part in markers.counts() if below_floor(part, success_floor))
+        raise UserError(
+            f"{job.name}: only {counts['rows_out']:,} of {counts['rows_in']:,} rows came through, below the floor of {success_floor:.0%} "
+            f"({reasons(counts)}); mend the cause and run again, or lower success_floor in the recipe."
+        )
+    return Outcome(counts=counts, metrics={"shards": len(done), "quarantined": len(quarantined)}, digests=summary.digests)
 
 
 @dataclass
@@ -62,142 +130,189 @@ class _Flight:
     began: float = field(default_factory=time.monotonic)
 
 
-def shard_map(
-    job: Job, work: Work, names: Sequence[str], *, success_floor: float = 0.0, cpus: float | None = None, gpus: float = 0.0
-) -> Outcome:
-    """Runs `work(name)` for every name on Ray and returns summed counts and the digests of all files.
+class _Carrier(Protocol):
+    """Where executions run: fresh tasks, or a pool of actors."""
 
-    work: a picklable callable that writes into `job.out`. Raises UserError when too many shards fail for good or
-    fewer than `success_floor` of the rows come through.
-    """
-    if len(set(names)) != len(names):
-        raise ValueError("shard names repeat")
-    markers = job.work.child(MARKERS)
-    done = _committed(markers, job.out, set(names))
-    todo = [name for name in sorted(names) if name not in done]
-    quarantined = _drive(job, work, todo, done, markers, success_floor, cpus, gpus) if todo else {}
-    cluster = job.recipe.cluster
-    if len(quarantined) > cluster.quarantine_floor * len(names):
-        name, reason = sorted(quarantined.items())[0]
-        raise UserError(
-            f"{job.name}: {len(quarantined)} of {len(names)} shards failed {cluster.attempts} times, shard {name} with: {reason}; "
-            f"mend the cause and run again: the {len(done)} finished shards are kept."
-        )
-    ordered = [done[name] for name in sorted(done)]
-    _write_ledger(job.out, ordered)
-    counts = add_counts([marker["counts"] for marker in ordered])
-    if below_floor(counts, success_floor):
-        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(counts["failed"].items(), key=lambda item: -item[1]))
-        raise UserError(
-            f"{job.name}: only {counts['rows_out']:,} of {counts['rows_in']:,} rows came through, below the floor of {success_floor:.0%} "
-            f"(failed: {reasons}); mend the cause, or lower success_floor in the recipe."
-        )
-    digests = {file: facts for marker in ordered for file, facts in marker["files"].items()}
-    return Outcome(counts=counts, metrics={"shards": len(ordered), "quarantined": len(quarantined)}, digests=digests)
+    def submit(self, *arguments: Any) -> Any: ...
+
+    def landed(self, reference: Any, lost: bool) -> None: ...
+
+    def close(self, references: Sequence[Any]) -> None: ...
 
 
-def _committed(markers: Folder, out: Folder, names: set[str]) -> dict[str, dict[str, Any]]:
-    """Markers whose files are there in full; a torn or orphaned marker is as good as none."""
-    done = {}
-    present = set(out.names()) if markers.exists() else set()
-    for file in markers.names():
-        name = file.removesuffix(".json")
-        if name not in names:
-            continue
-        try:
-            marker = markers.read_json(file)
-            whole = all(f in present and out.size(f) == facts["bytes"] for f, facts in marker["files"].items())
-        except (ValueError, KeyError):
-            whole = False
-        if whole:
-            done[name] = marker
-    return done
+class _Tasks:
+    """One Ray task an execution."""
 
+    def __init__(self, name: str, cpus: float, gpus: float, slots: int) -> None:
+        import ray
 
-def _drive(
-    job: Job, work: Work, todo: list[str], done: dict[str, dict[str, Any]], markers: Folder, floor: float, cpus: float | None, gpus: float
-) -> dict[str, str]:
-    """The window: submits, collects, retries, doubles stragglers. Fills `done`; returns what was quarantined and why."""
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+        self._run = ray.remote(run_shard).options(name=name, num_cpus=cpus, num_gpus=gpus, max_retries=0)
 
-    job.run.ray()
-    cluster = job.recipe.cluster
-    need = cluster.cpus_per_shard if cpus is None else cpus
-    remote = ray.remote(run_shard).options(name=job.name, num_cpus=need, num_gpus=gpus, max_retries=0)
-    window = cluster.window or 2 * max(1, int(ray.cluster_resources().get("CPU", 1) / max(need, 0.1)))
-    shared = ray.put(work)
-    queue = deque((name, 1) for name in todo)
-    flights: dict[Any, _Flight] = {}
-    quarantined: dict[str, str] = {}
-    seconds: list[float] = []
-    total = len(todo) + len(done)
-    began, rows = time.monotonic(), 0
+    def submit(self, *arguments: Any) -> Any:
+        return self._run.remote(*arguments)
 
-    def submit(name: str, attempt: int) -> None:
-        last = attempt == cluster.attempts  # committed as it is: then the stage's floor decides
-        flights[remote.remote(shared, name, job.out, markers, attempt, 0.0 if last else floor)] = _Flight(name, attempt)
+    def landed(self, reference: Any, lost: bool) -> None:
+        """Nothing is held for a task."""
 
-    try:
-        while queue or flights:
-            while queue and len(flights) < window:
-                submit(*queue.popleft())
-            ready, _ = ray.wait(list(flights), num_returns=1, timeout=5.0)
-            for reference in ready:
-                flight = flights.pop(reference)
-                if flight.name in done:
-                    continue  # the other copy of a straggler was first
-                try:
-                    marker = ray.get(reference)
-                except RayError as error:
-                    cause = error.cause if isinstance(error, RayTaskError) else error
-                    if isinstance(cause, UserError) or getattr(cause, "errno", None) == 28:
-                        raise cause from None
-                    if any(other.name == flight.name for other in flights.values()):
-                        continue  # its twin may still succeed
-                    if flight.attempt < cluster.attempts:
-                        queue.append((flight.name, flight.attempt + 1))
-                    else:
-                        quarantined[flight.name] = (
-                            f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else ''}"
-                        )
-                    continue
-                done[flight.name] = marker
-                seconds.append(marker["seconds"])
-                rows += marker["counts"].get("rows_in", 0)
-            _double_stragglers(flights, seconds, submit)
-            job.report(len(done), total, rows_per_s=round(rows / max(time.monotonic() - began, 1e-9)), in_flight=len(flights))
-    finally:
-        for reference in flights:
+    def close(self, references: Sequence[Any]) -> None:
+        import ray
+
+        for reference in references:
             ray.cancel(reference, force=True)
-    return quarantined
 
 
-def _double_stragglers(flights: dict[Any, _Flight], seconds: list[float], submit: Callable[[str, int], None]) -> None:
-    if len(seconds) < 5:
-        return
-    limit = max(STRAGGLER_FLOOR_SECONDS, STRAGGLER_FACTOR * statistics.quantiles(seconds, n=20)[-1])
-    names = [flight.name for flight in flights.values()]
-    for flight in list(flights.values()):
-        if time.monotonic() - flight.began > limit and names.count(flight.name) == 1:
-            submit(flight.name, flight.attempt)
+class ShardActor:
+    """A process that lives for the whole walk, so that what the work loads once a process is loaded once."""
+
+    def run(self, *arguments: Any) -> Flown:
+        return run_shard(*arguments)
 
 
-def _write_ledger(out: Folder, markers: list[dict[str, Any]]) -> None:
-    """`shards.parquet`: a row a shard with its counts and files. No times and no attempts: equal shards, equal bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class _Actors:
+    """As many actors as fit; each has the next execution waiting while it works. A dead one is replaced."""
 
-    table = pa.table(
-        {
-            "shard": [m["shard"] for m in markers],
-            "rows_in": [int(m["counts"].get("rows_in", 0)) for m in markers],
-            "rows_out": [int(m["counts"].get("rows_out", 0)) for m in markers],
-            "counts": [json.dumps(m["counts"], sort_keys=True) for m in markers],
-            "files": [json.dumps(m["files"], sort_keys=True) for m in markers],
-            "digest": [hashlib.sha256(json.dumps(m["files"], sort_keys=True).encode()).hexdigest() for m in markers],
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    out.write_bytes(LEDGER, buffer.getvalue())
+    def __init__(self, name: str, cpus: float, gpus: float, slots: int) -> None:
+        import ray
+
+        actor: Any = ray.remote(ShardActor)
+        self._make = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0).remote
+        self._name = name
+        self._load: Counter[Any] = Counter({self._make(): 0 for _ in range(slots)})
+        self._where: dict[Any, Any] = {}
+
+    def submit(self, *arguments: Any) -> Any:
+        actor = min(self._load, key=self._load.__getitem__)
+        reference = actor.run.options(name=self._name).remote(*arguments)
+        self._where[reference] = actor
+        self._load[actor] += 1
+        return reference
+
+    def landed(self, reference: Any, lost: bool) -> None:
+        actor = self._where.pop(reference)
+        if actor in self._load:
+            self._load[actor] -= 1
+            if lost:
+                del self._load[actor]
+                self._load[self._make()] = 0
+
+    def close(self, references: Sequence[Any]) -> None:
+        import ray
+
+        for actor in self._load:
+            ray.kill(actor)
+
+
+class _Walk:
+    """Submits, collects, retries, doubles stragglers, until every shard is done or set aside."""
+
+    def __init__(
+        self, job: Job, work: Work, markers: Markers, done: set[str], floors: tuple[float, float], gpus: float, actors: bool
+    ) -> None:
+        import ray
+
+        job.run.ray()
+        cluster = job.recipe.cluster
+        resources = ray.cluster_resources()
+        slots = int(resources.get("CPU", 1) / max(cluster.cpus_per_shard, 0.1))
+        if gpus:
+            slots = min(slots, int(resources.get("GPU", 0) / gpus))
+            if not slots:
+                raise UserError(f"{job.name} asks for {gpus:g} GPU a worker and Ray has none: give `--set cluster.gpus_per_worker=0`.")
+        slots = max(1, slots)
+        self.job, self.markers, self.done, self.floors, self.cluster = job, markers, done, floors, cluster
+        self.carrier: _Carrier = (_Actors if actors else _Tasks)(job.name, cluster.cpus_per_shard, gpus, slots)
+        self.work = ray.put(work)
+        self.slots, self.usual_window = slots, cluster.window or 2 * slots
+        self.flights: dict[Any, _Flight] = {}
+        self.airborne: Counter[str] = Counter()
+        self.quarantined: dict[str, str] = {}
+        self.seconds: deque[float] = deque(maxlen=200)  # of late, for what is short and what is late
+        self.window = self.usual_window
+        self.rows = 0
+
+    def run(self, todo: Sequence[str]) -> dict[str, str]:
+        """Fills `done`; returns what was quarantined and why."""
+        queue = deque((name, 1) for name in todo)
+        total, began, told = len(todo) + len(self.done), time.monotonic(), 0.0
+        try:
+            while queue or self.flights:
+                while queue and len(self.flights) < self.window:
+                    self._submit(*queue.popleft())
+                for name, attempt, flown in self._land():
+                    again = self._settle(name, attempt, flown)
+                    if again:
+                        queue.append(again)
+                now = time.monotonic()
+                if now - told > REPORT_SECONDS or not (queue or self.flights):
+                    told = now
+                    self._adapt()
+                    rate = round(self.rows / max(now - began, 1e-9))
+                    self.job.report(len(self.done), total, rows_per_s=rate, in_flight=len(self.flights))
+        finally:
+            self.carrier.close(list(self.flights))
+        return self.quarantined
+
+    def _submit(self, name: str, attempt: int) -> None:
+        _, shard = self.floors
+        floor = shard if attempt == self.cluster.attempts else max(self.floors)  # at last as it is: then the stage's floor decides
+        reference = self.carrier.submit(self.work, name, self.markers.out, self.markers.folder, floor, self.cluster.fsync)
+        self.flights[reference] = _Flight(name, attempt)
+        self.airborne[name] += 1
+
+    def _land(self) -> list[tuple[str, int, Flown]]:
+        """Every execution that has ended by now; waits for one."""
+        import ray
+        from ray.exceptions import RayError
+
+        waiting = list(self.flights)
+        ready, rest = ray.wait(waiting, num_returns=1, timeout=5.0)
+        if ready and rest:
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        try:
+            results: list[Flown | None] = ray.get(ready)
+        except RayError:
+            results = [None] * len(ready)
+        landed = []
+        for reference, result in zip(ready, results, strict=True):
+            lost = False
+            if result is None:
+                try:
+                    result = ray.get(reference)
+                except RayError as error:
+                    result, lost = Flown(problem=_sentence(error)), True
+            flight = self.flights.pop(reference)
+            self.carrier.landed(reference, lost)
+            self.airborne[flight.name] -= 1
+            if not self.airborne[flight.name]:
+                del self.airborne[flight.name]
+            landed.append((flight.name, flight.attempt, result))
+        return landed
+
+    def _settle(self, name: str, attempt: int, flown: Flown) -> tuple[str, int] | None:
+        """Books one execution; returns what is to be tried again."""
+        if name in self.done:
+            return None  # the other copy of a straggler was first
+        if flown.stop is not None:
+            raise flown.stop
+        if not flown.problem:
+            self.done.add(name)
+            self.seconds.append(flown.seconds)
+            self.rows += flown.rows
+        elif name in self.airborne:
+            return None  # its twin may still succeed
+        elif attempt < self.cluster.attempts:
+            return name, attempt + 1
+        else:
+            self.quarantined[name] = flown.problem
+        return None
+
+    def _adapt(self) -> None:
+        """Widens the window for short shards; gives each straggler a second copy."""
+        if len(self.seconds) < 5:
+            return
+        short = statistics.median(self.seconds) < SHORT_SECONDS
+        self.window = self.usual_window * SHORT_WINDOW if short and not self.cluster.window else self.usual_window
+        limit = max(STRAGGLER_FLOOR_SECONDS, STRAGGLER_FACTOR * statistics.quantiles(self.seconds, n=20)[-1])
+        for flight in list(self.flights.values()):
+            if time.monotonic() - flight.began > limit and self.airborne[flight.name] == 1:
+                self._submit(flight.name, flight.attempt)

@@ -330,6 +330,7 @@ class Cluster:
     cpus_per_shard: float = 1.0
     attempts: int = 4  # of one shard before it is quarantined
     quarantine_floor: float = 0.0  # share of shards that may be quarantined before a stage fails
+    fsync: bool = True  # a shard is on the disk before it counts as done; without, a power failure may cost finished shards
     workers: int = 1  # Ray Train workers a training stage
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0

@@ -32,9 +32,9 @@ def shard_names(images: Folder) -> list[str]:
 
 
 @functools.cache
-def load_clip(url: str) -> Clip:
+def load_clip(url: str, device: str) -> Clip:
     """The CLIP at this artifact, loaded once a process."""
-    return Clip.load(Folder(url))
+    return Clip.load(Folder(url), device)
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,12 @@ class ScreenWork:
     out: Folder
     screening: Screening
     batch_size: int = 256
+    device: str = "cpu"
 
     def __call__(self, name: str) -> ShardOutput:
         import pyarrow as pa
 
-        clip = load_clip(self.clip.url)
+        clip = load_clip(self.clip.url, self.device)
         keys, known = [], []
         embeddings = [np.zeros((0, clip.dim), np.float32)]
         for rows in _batches(read_tar(self.images, f"{name}.tar"), self.batch_size):
@@ -65,10 +66,10 @@ class ScreenWork:
         score = np.concatenate([np.zeros((0, len(HEADS))), *known])
         unknown = np.isnan(score)
         if self.screening.unknown_scores == "score":
-            estimates = clip.scores(torch.from_numpy(embedding))
+            estimates = clip.scores(torch.from_numpy(embedding).to(self.device))
             for column, head in enumerate(HEADS):
                 if head in estimates:
-                    score[:, column] = np.where(unknown[:, column], estimates[head].double().numpy(), score[:, column])
+                    score[:, column] = np.where(unknown[:, column], estimates[head].double().cpu().numpy(), score[:, column])
         scored = (unknown & ~np.isnan(score)).any(axis=1)
         reasons = [self._reason(row) for row in score]
         table = pa.table(
@@ -107,12 +108,13 @@ class EmbedWork:
     clip: Folder
     out: Folder
     batch_size: int = 256
+    device: str = "cpu"
 
     def __call__(self, name: str) -> ShardOutput:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        clip = load_clip(self.clip.url)
+        clip = load_clip(self.clip.url, self.device)
         with self.screen.open(f"{name}.parquet") as file:
             screened = pq.read_table(file, columns=["key", "kept"])
         kept = screened.column("kept").to_numpy(zero_copy_only=False).astype(bool)
@@ -128,7 +130,7 @@ class EmbedWork:
         for part in _batches(keys, self.batch_size):
             batch = clip.tokenize([captions[key] for key in part])
             tokens.append(batch.numpy().astype(np.uint16))
-            text.append(clip.encode_text(batch).numpy())
+            text.append(clip.encode_text(batch.to(self.device)).cpu().numpy())
         arrays = {"image": image, "text": np.concatenate(text).astype(np.float16), "tokens": np.concatenate(tokens)}
         for kind, array in arrays.items():
             _write_array(self.out, f"{name}.{kind}.npy", array)
@@ -155,7 +157,7 @@ def _embed(clip: Clip, pictures: list[tuple[str, bytes]]) -> np.ndarray:
     embedding = np.zeros((len(pixels), clip.dim), np.float32)
     for shape in sorted({tuple(p.shape) for p in pixels}):
         rows = [i for i, p in enumerate(pixels) if tuple(p.shape) == shape]
-        embedding[rows] = clip.encode_image(torch.stack([pixels[i] for i in rows])).numpy()
+        embedding[rows] = clip.encode_image(torch.stack([pixels[i] for i in rows]).to(clip.device)).cpu().numpy()
     return embedding
 
 

@@ -93,6 +93,10 @@ class Clip(nn.Module):
         self.heads = nn.ModuleDict()
 
     @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
     def dim(self) -> int:
         """Length of an embedding."""
         return int(self.model.text_projection.shape[-1])

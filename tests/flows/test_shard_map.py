@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.console import Screen
-from flows.shard_map import LEDGER, shard_map
+from flows.markers import LEDGER, Markers, sizes
+from flows.shard_map import shard_map
 from flows.stage import Job, Outcome, Plan, Run, Stage, Store
 from mav.artifact import Folder
 from mav.data.shards import ShardOutput
@@ -87,6 +89,7 @@ def test_a_second_walk_does_nothing_and_gives_the_same_bytes(job: Job, tmp_path:
 def test_torn_and_orphaned_markers_are_done_again(job: Job, tmp_path: Path) -> None:
     shard_map(job, _fault(job, tmp_path), NAMES)
     before = _executions(tmp_path)
+    job.out.remove(LEDGER)  # as after a walk that was stopped
     Path(job.work.path("markers/00001.json")).write_text('{"shard": "00')
     job.out.remove("00002.bin")
     job.out.write_bytes("00003.bin", b"short")
@@ -94,6 +97,57 @@ def test_torn_and_orphaned_markers_are_done_again(job: Job, tmp_path: Path) -> N
     assert _executions(tmp_path) == before + 3
     assert outcome.counts["rows_in"] == 120
     assert job.out.size("00003.bin") == 500
+
+
+def test_what_is_missing_is_noticed_behind_a_whole_ledger(job: Job, tmp_path: Path) -> None:
+    one = shard_map(job, _fault(job, tmp_path), NAMES)
+    before = _executions(tmp_path)
+    job.out.remove("00002.bin")
+    job.work.remove("markers/00003.json")
+    two = shard_map(job, _fault(job, tmp_path), NAMES)
+    assert _executions(tmp_path) == before + 2
+    assert (two.counts, two.digests) == (one.counts, one.digests)
+
+
+def test_markers_on_storage_that_is_not_local() -> None:
+    out, work = Folder("memory://markers-out"), Folder("memory://markers-work")
+    markers = Markers(out, work)
+    for name in NAMES:
+        out.write_bytes(f"{name}.bin", name.encode())
+        markers.commit(name, {"rows_in": 1, "rows_out": 1, "dropped": {}, "failed": {}}, (f"{name}.bin",))
+    assert sizes(out) == {f"{name}.bin": 5 for name in NAMES}
+    out.write_bytes(f"{NAMES[3]}.bin", b"short")
+    out.remove(f"{NAMES[4]}.bin")
+    assert markers.committed(set(NAMES)) == set(NAMES) - {NAMES[4]}
+    summary = markers.compact(NAMES)
+    assert summary.counts["rows_in"] == len(NAMES)
+    assert markers.committed(set(NAMES)) == set(NAMES) - {NAMES[4]}, "the ledger says the same as the markers"
+
+
+@dataclass(frozen=True)
+class CountsLoads(Fault):
+    """Loads something dear once a process, as a network is."""
+
+    def __call__(self, name: str) -> ShardOutput:
+        (Path(self.tries) / f"process-{os.getpid()}").touch()
+        time.sleep(0.05)
+        output = super().__call__(name)
+        return output
+
+
+def test_actors_live_for_the_walk_and_are_replaced(job: Job, tmp_path: Path) -> None:
+    work = CountsLoads(job.out, str(tmp_path / "tries"), kill=(NAMES[5],), poison=(NAMES[6],))
+    with pytest.raises(UserError, match="poison in 00006"):
+        shard_map(job, work, NAMES, actors=True)
+    processes = len(list((tmp_path / "tries").glob("process-*")))
+    assert processes <= 3, "two actors, and one in the place of the killed one"
+    outcome = shard_map(job, CountsLoads(job.out, str(tmp_path / "tries")), NAMES, actors=True)
+    assert outcome.counts == {"rows_in": 120, "rows_out": 108, "dropped": {"nsfw": 12}, "failed": {}}
+
+
+def test_gpus_that_are_not_there_are_named(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gpus_per_worker=0"):
+        shard_map(job, _fault(job, tmp_path), NAMES, gpus=1.0, actors=True)
 
 
 def test_a_poison_shard_is_set_aside_and_named(job: Job, tmp_path: Path) -> None:
@@ -140,3 +194,6 @@ def test_the_floor_names_the_reasons(job: Job, tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"0 of 60 rows came through.*dns 48, http_404 12"):
         shard_map(job, AllFail(job.out, str(tmp_path / "tries")), NAMES, success_floor=0.5)
+    assert Markers.of(job).committed(set(NAMES)) == set(), "what is under the floor is done again by the next run"
+    with pytest.raises(UserError, match=r"shard 00000 with: only 0 of 5 rows came through .failed: dns 4, http_404 1"):
+        shard_map(job, AllFail(job.out, str(tmp_path / "tries")), NAMES, shard_floor=0.25)
