@@ -8,7 +8,7 @@ from flows.shard_map import shard_map
 from flows.stage import Job, Outcome, stage
 
 
-@stage("video-shards", sections=("video_shards",))
+@stage("video-shards", sections=("video_shards",), version=2)
 def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
     from mav.data.videos import VideoWork

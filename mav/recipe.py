@@ -89,11 +89,12 @@ class ImageDownload:
 
 @section
 class VideoShards:
-    """`video-shards`: WebVid CSV or HD-VILA jsonl to WebDataset tars of validated, re-encoded clips."""
+    """`video-shards`: WebVid CSV, HD-VILA jsonl or any table of videos to WebDataset tars of validated, re-encoded clips."""
 
-    sources: tuple[str, ...] = ()  # CSV or jsonl paths; empty: the demo world's list
-    files: str = ""  # folder that holds page_dir/videoid.mp4; empty: fetch the URLs
+    sources: tuple[str, ...] = ()  # paths or globs of CSV, jsonl or parquet lists; empty: the demo world's list
+    files: str = ""  # folder that holds page_dir/videoid.mp4, or what a list's `path` names; empty: fetch the URLs
     clips_per_shard: int = 500
+    reencode: bool = True  # False: keep the original bytes of every video that training can read as they are
     short_side: int = 256
     keyframe_interval: int = 8  # frames; short closed GOPs for random access
     crf: int = 18

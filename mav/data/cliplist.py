@@ -1,27 +1,41 @@
-"""Lists of clips: WebVid CSV and HD-VILA jsonl, streamed. What a clip is called or said to show is never read.
+"""Lists of clips: WebVid, HD-VILA, or any table with a path or an address. What a clip is called or said to show is never read.
 
 A list of ten million rows is walked once, remembering where each shard's rows begin and which rows repeat an id seen before; a worker
 then reads the rows of its shard alone.
+
+- WebVid CSV, 10M form (videoid, contentUrl, duration, page_dir, name) and 2M form (in another order, with page_idx);
+- HD-VILA-100M jsonl, {video_id, url, clip: [{clip_id, span: [start, end]}]} a line: three spans of each video, drawn by seed, are the
+  paper's 10M clips (section 4.1);
+- any other CSV or parquet with a column url or path, and videoid, duration, start and end where it has them.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import Any
 
-import fsspec
 import numpy as np
 
+from mav.data.list_files import Row, columns_of, matching, rows
 from mav.errors import UserError
 
-SPANS_A_VIDEO = 3  # HD-VILA: as many random clips of each video as the paper takes (section 4.1)
-WEBVID = ("videoid", "contentUrl", "duration", "page_dir", "name")
+SPANS_A_VIDEO = 3
+ROLES = {  # our name -> names in tables, in lower case
+    "videoid": ("videoid", "video_id", "id"),
+    "url": ("contenturl", "url"),
+    "path": ("path", "file"),
+    "page_dir": ("page_dir",),
+    "duration": ("duration",),
+    "start": ("start",),
+    "end": ("end",),
+}
+TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")  # 00:01:02.500, or plain seconds
+ISO_DURATION = re.compile(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?")  # PT00H00M17S
+BYTE_COUNT = 8  # of an id's digest
 
 
 @dataclass(frozen=True)
@@ -29,11 +43,13 @@ class Clip:
     """One entry of a list. No field for a caption: text never meets motion."""
 
     videoid: str
-    url: str
+    url: str = ""
     page_dir: str = ""
+    path: str = ""  # of a file, in `video_shards.files` or of its own
     start: float = 0.0  # seconds
     end: float = 0.0  # 0 = to the end
-    repeated: bool = False  # the id came before in this list
+    duration: float = 0.0  # seconds, as the list says; 0 = it does not
+    problem: str = ""  # why it is not even fetched: duplicate, bad_span, no_spans
 
 
 @dataclass(frozen=True)
@@ -41,152 +57,131 @@ class Part:
     """The rows of one shard: where they are in which list."""
 
     path: str
-    offset: int  # bytes
+    place: int  # as `list_files.rows` understands it
     rows: int
-    columns: tuple[str, ...]  # of a CSV; empty for jsonl
+    columns: tuple[str, ...]  # those that are read; none of jsonl
     repeated: frozenset[int] = frozenset()  # row numbers within the part
 
 
-def split_lists(sources: Sequence[str], rows_per_part: int) -> list[Part]:
-    """Walks every list once and cuts it into parts. Raises UserError for a list that is absent, empty or of unknown form."""
+def split_lists(sources: Sequence[str], clips_per_part: int) -> list[Part]:
+    """Walks every list once and cuts it into parts. Raises UserError for a list that is absent, empty or of unknown form.
+
+    An id that any list before has is a repeated one.
+    """
+    places, ids = array("q"), array("q")
     parts: list[Part] = []
-    for path in sources:
-        try:
-            with fsspec.open(path, "rb") as file:
-                parts += _split(path, file, rows_per_part)
-        except FileNotFoundError:
-            raise UserError(f"There is no file {path}: correct `video_shards.sources`.") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path} cannot be read as a list of clips ({error}): it must be a CSV or jsonl file in UTF-8.") from None
+    for path in matching(sources):
+        columns = () if path.endswith((".jsonl", ".json")) else _columns(path)
+        roles = _roles(columns)
+        rows_per_part = clips_per_part if columns else max(clips_per_part // SPANS_A_VIDEO, 1)
+        count = 0
+        for place, row in rows(path, columns):
+            if count % rows_per_part == 0:
+                parts.append(Part(path, place, 0, columns))
+                places.append(len(ids))
+            # 64-bit digests of ids: ten million of them sort in seconds, where a set of strings would fill gigabytes
+            ids.append(_digest(_identity(_fields(row, roles)) if columns else _video(path, row)))
+            count += 1
+        if not count:
+            raise UserError(f"{path} lists no clips: bring a list with rows, or take it out of `video_shards.sources`.")
     if not parts:
-        raise UserError("`video_shards.sources` names no list: give it the paths of WebVid CSV or HD-VILA jsonl files.")
-    return parts
+        raise UserError("`video_shards.sources` names no list: give it paths of WebVid CSV, HD-VILA jsonl or parquet files.")
+    return [
+        Part(part.path, part.place, end - first, part.columns, repeated)
+        for part, first, end, repeated in zip(parts, places, [*places[1:], len(ids)], _repeated(ids, places), strict=True)
+    ]
 
 
-def _split(path: str, file: IO[bytes], rows_per_part: int) -> Iterator[Part]:
-    columns, records = _records(path, file)
-    offsets, ids = array("q"), array("q")
-    for offset, record in records:
-        if len(ids) % rows_per_part == 0:
-            offsets.append(offset)
-        # 64-bit digests of ids: ten million of them sort in a second, where a set of strings would fill gigabytes
-        identity = _webvid_id(record, columns) if columns else str(_object(path, record[0])["video_id"])
-        ids.append(int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little", signed=True))
-    if not ids:
-        raise UserError(f"{path} lists no clips: bring a list with rows, or take it out of `video_shards.sources`.")
+def _repeated(ids: array[int], places: array[int]) -> Iterator[frozenset[int]]:
+    """For each part, the rows whose id came before, in this part or an earlier one."""
     numbers = np.frombuffer(ids, dtype=np.int64)
     order = np.argsort(numbers, kind="stable")
     again = np.sort(order[1:][numbers[order][1:] == numbers[order][:-1]])
-    for part, offset in enumerate(offsets):
-        first = part * rows_per_part
-        rows = min(rows_per_part, len(ids) - first)
-        inside = again[(again >= first) & (again < first + rows)] - first
-        yield Part(path, offset, rows, columns, frozenset(int(i) for i in inside))
+    for first, end in zip(places, [*places[1:], len(ids)], strict=True):
+        yield frozenset((again[np.searchsorted(again, first) : np.searchsorted(again, end)] - first).tolist())
 
 
-def _records(path: str, file: IO[bytes]) -> tuple[tuple[str, ...], Iterator[tuple[int, list[str]]]]:
-    """(columns of a CSV or none for jsonl, records with the byte at which each begins)."""
-    if path.removesuffix(".gz").endswith((".jsonl", ".json")):
-        return (), ((offset, [line]) for offset, line in _lines(file) if line.strip())
-    lines = _Lines(file)
-    header = next(csv.reader(lines), None)
-    if not header:
-        raise UserError(f"{path} is empty: expected is a CSV whose first line names {', '.join(WEBVID)}.")
-    columns = tuple(column.strip().lstrip("\ufeff") for column in header)
-    if not {"videoid", "contentUrl"} <= set(columns):
-        raise UserError(f"{path} is no WebVid list: it has the columns {', '.join(columns)}, and expected are {', '.join(WEBVID)}.")
-    return columns, _csv_records(lines)
+def _columns(path: str) -> tuple[str, ...]:
+    """The columns of a table that are read. Raises UserError when they do not say where a clip is."""
+    columns = columns_of(path)
+    known = {name: column for name, column in _roles(columns).items() if column}
+    if not {"url", "path"} & set(known):
+        raise UserError(
+            f"{path} is no list of clips: it has the columns {', '.join(columns)}, and expected are WebVid's "
+            "(videoid, contentUrl, duration, page_dir), or url or path, with videoid, start and end where known."
+        )
+    return tuple(known.values())
 
 
-def _csv_records(lines: _Lines) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(lines)
-    while True:
-        offset = lines.offset
-        record = next(reader, None)
-        if record is None:
-            return
-        if record:
-            yield offset, record
+def _roles(columns: Sequence[str]) -> dict[str, str]:
+    """Our name -> the table's column, "" where it has none."""
+    lower = {column.lower(): column for column in reversed(columns)}
+    return {name: next((lower[theirs] for theirs in names if theirs in lower), "") for name, names in ROLES.items()}
 
 
-class _Lines:
-    """Decoded lines of a binary file that know the byte at which the next one begins. A record may hold several."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.offset = file, file.tell()
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = self._file.readline()
-        if not line:
-            raise StopIteration
-        self.offset += len(line)
-        return line.decode()
+def _fields(row: Row, roles: dict[str, str]) -> dict[str, str]:
+    return {name: row[column].strip() if column else "" for name, column in roles.items()}
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, str]]:
-    lines = _Lines(file)
-    while True:
-        offset = lines.offset
-        line = next(lines, None)
-        if line is None:
-            return
-        yield offset, line
+def _identity(fields: dict[str, str]) -> str:
+    """What makes an entry a repeated one: its id, or where it is, and its span."""
+    return "\n".join([fields["videoid"] or fields["path"] or fields["url"], fields["start"], fields["end"]])
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=BYTE_COUNT).digest(), "little", signed=True)
 
 
 def read_clips(part: Part, seed: int) -> Iterator[Clip]:
     """The clips of a part in order; of an HD-VILA video a few spans drawn by seed."""
-    with fsspec.open(part.path, "rb") as file:
-        file.seek(part.offset)
+    found, roles = rows(part.path, part.columns, part.place), _roles(part.columns)
+    for number, (_, row) in zip(range(part.rows), found, strict=False):
+        repeated = "duplicate" if number in part.repeated else ""
         if part.columns:
-            for row, (_, record) in zip(range(part.rows), _csv_records(_Lines(file)), strict=False):
-                values = dict(zip(part.columns, record, strict=False))
-                yield Clip(
-                    _webvid_id(record, part.columns),
-                    values.get("contentUrl", ""),
-                    values.get("page_dir", ""),
-                    repeated=row in part.repeated,
-                )
-            return
-        records = (line for _, line in _lines(file) if line.strip())
-        for row, line in zip(range(part.rows), records, strict=False):
-            yield from _spans(_object(part.path, line), row in part.repeated, seed)
+            yield _clip(_fields(row, roles), repeated)
+        else:
+            yield from _spans(part.path, row, repeated, seed)
 
 
-def _webvid_id(record: list[str], columns: tuple[str, ...]) -> str:
-    place = columns.index("videoid")
-    return record[place].strip() if place < len(record) else ""
+def _clip(fields: dict[str, str], problem: str) -> Clip:
+    # Without an id the clip is called by a digest: an address of stock footage holds its caption.
+    where = "\n".join([fields["path"] or fields["url"], fields["start"], fields["end"]])
+    name = fields["videoid"] or hashlib.sha256(where.encode()).hexdigest()[:16]
+    place = {"url": fields["url"], "page_dir": fields["page_dir"], "path": fields["path"]}
+    start, end = (_seconds(fields[side]) if fields[side] else 0.0 for side in ("start", "end"))
+    if start is None or end is None or (end and end <= start):
+        return Clip(name, **place, problem=problem or "bad_span")
+    iso = ISO_DURATION.fullmatch(fields["duration"])
+    hours, minutes, seconds = iso.groups(default="0") if iso else ("0", "0", "0")
+    listed = 3600 * int(hours) + 60 * int(minutes) + float(seconds) if iso else _seconds(fields["duration"]) or 0.0
+    return Clip(name, **place, start=start, end=end, duration=listed, problem=problem)
 
 
-def _object(path: str, line: str) -> dict[str, object]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict) or "video_id" not in value:
+def _video(path: str, video: Row) -> str:
+    if "video_id" not in video:
         raise UserError(f"{path} is no HD-VILA list: expected is one {{video_id, url, clip: [{{clip_id, span}}]}} a line.")
-    return value
+    return str(video["video_id"])
 
 
-def _spans(video: dict[str, object], repeated: bool, seed: int) -> Iterator[Clip]:
-    name = str(video["video_id"])
-    spans = video.get("clip")
-    clips = [clip for clip in spans if isinstance(clip, dict)] if isinstance(spans, list) else []
-    salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-    chosen = sorted(np.random.default_rng([seed, salt]).permutation(len(clips))[:SPANS_A_VIDEO].tolist())
-    for number in chosen:
-        start, end = (_seconds(str(t)) for t in clips[number]["span"])
-        clip_id = str(clips[number].get("clip_id", f"{name}.{number}.mp4")).removesuffix(".mp4")
-        yield Clip(clip_id, str(video.get("url", "")), name, start, end, repeated)
+def _spans(path: str, video: Row, problem: str, seed: int) -> Iterator[Clip]:
+    name, url = _video(path, video), str(video.get("url", ""))
+    listed = video.get("clip")
+    clips: list[Any] = listed if isinstance(listed, list) else []
+    if not clips:
+        yield Clip(name, url, name, problem=problem or "no_spans")
+    salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=BYTE_COUNT).digest(), "little")
+    for number in sorted(np.random.default_rng([seed, salt]).permutation(len(clips))[:SPANS_A_VIDEO].tolist()):
+        clip = clips[number] if isinstance(clips[number], dict) else {}
+        clip_id = str(clip.get("clip_id", f"{name}.{number}.mp4")).removesuffix(".mp4")
+        span = clip.get("span")
+        times = [_seconds(str(time)) for time in span] if isinstance(span, list) else []
+        if len(times) != 2 or times[0] is None or times[1] is None or times[1] <= times[0]:
+            yield Clip(clip_id, url, name, problem=problem or "bad_span")
+        else:
+            yield Clip(clip_id, url, name, start=times[0], end=times[1], problem=problem)
 
 
-def _seconds(text: str) -> float:
-    """00:01:02.500 or plain seconds."""
-    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d+)?", text):
-        raise UserError(f"The span {text!r} is no time of the form 00:01:02.500.")
-    total = 0.0
-    for part in text.split(":"):
-        total = total * 60 + float(part)
-    return total
+def _seconds(text: str) -> float | None:
+    """00:01:02.500 or plain seconds; None for anything else."""
+    match = TIME.fullmatch(text.strip())
+    return 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3]) if match else None

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
 from fractions import Fraction
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import av
 
-
-def encode_mp4(
-    frames: np.ndarray, fps: float, *, crf: int = 12, keyframe_interval: int = 0, target: str | IO[bytes] | None = None
-) -> bytes:
+def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12, target: str | IO[bytes] | None = None) -> bytes:
     """H.264 in MP4, playable by browsers, the same bytes for the same input.
 
-    frames: uint8 (F, H, W, 3) RGB; odd sizes are padded by one repeated row or column, as 4:2:0 needs even ones.
-    keyframe_interval: frames between closed-GOP key frames, 0 = the encoder's choice. Written to `target` as well when given.
+    frames: uint8 (F, H, W, 3) RGB; odd sizes are padded by one repeated row or column, as 4:2:0 needs even ones. Written to `target` as
+    well when given.
     """
     import av
 
@@ -28,37 +22,24 @@ def encode_mp4(
         raise ValueError(f"frames must be uint8 (F, H, W, 3) with F >= 1, not {frames.dtype} {frames.shape}")
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    pictures = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames)
-    data = encode_frames(pictures, frames.shape[2], frames.shape[1], fps, crf=crf, keyframe_interval=keyframe_interval)[0]
+    buffer, rate = io.BytesIO(), Fraction(fps).limit_denominator(1001)
+    with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        # Without mbtree: its look-ahead depends, now and then, on memory that nobody wrote, and two runs differ in bytes.
+        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = number, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = buffer.getvalue()
     if isinstance(target, (str, os.PathLike)):
         with open(target, "wb") as file:
             file.write(data)
     elif target is not None:
         target.write(data)
     return data
-
-
-def encode_frames(
-    frames: Iterable[av.VideoFrame], width: int, height: int, fps: float, *, crf: int = 12, keyframe_interval: int = 0
-) -> tuple[bytes, int]:
-    """(H.264 in MP4, number of frames) of PyAV frames of one even size as they come, so that only one needs to be in memory."""
-    import av
-
-    buffer, number, rate = io.BytesIO(), 0, Fraction(fps).limit_denominator(1001)
-    with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # Without mbtree: its look-ahead depends, now and then, on memory that nobody wrote, and two runs differ in bytes.
-        options: dict[str, object] = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
-        if keyframe_interval:
-            options |= {"g": str(keyframe_interval), "keyint_min": str(keyframe_interval), "sc_threshold": "0", "flags": "+cgop+bitexact"}
-        stream.options = options
-        for frame in frames:
-            frame.pts, frame.time_base = number, 1 / rate
-            container.mux(stream.encode(frame))
-            number += 1
-        container.mux(stream.encode())
-    return buffer.getvalue(), number
 
 
 def open_video(data: bytes | str):  # type: ignore[no-untyped-def]

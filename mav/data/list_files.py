@@ -1,0 +1,140 @@
+"""Streams the rows of CSV, jsonl and parquet files from any storage, each with the place from which reading can begin again."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import fsspec
+
+from mav.errors import UserError
+
+Row = dict[str, Any]
+
+
+def matching(sources: Sequence[str]) -> list[str]:
+    """The files that paths and globs name, in order; the matches of a glob are sorted. A glob without a match is a UserError."""
+    paths: list[str] = []
+    for source in sources:
+        if "*" not in source:
+            paths.append(source)
+            continue
+        fs, pattern = fsspec.core.url_to_fs(source)
+        found = sorted(fs.unstrip_protocol(path) if "://" in source else path for path in fs.glob(pattern))
+        if not found:
+            raise UserError(f"No file matches {source}: correct `video_shards.sources`.")
+        paths += found
+    return paths
+
+
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Errors of reading a list become UserErrors that name it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}: correct `video_shards.sources`.") from None
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowException, OSError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read as a list of clips ({what}): it must be parquet, or CSV or jsonl in UTF-8.") from None
+
+
+def columns_of(path: str) -> tuple[str, ...]:
+    """Column names of a CSV or parquet file. Raises UserError for an empty file."""
+    with readable(path), fsspec.open(path, "rb") as file:
+        if path.endswith(".parquet"):
+            import pyarrow.parquet as pq
+
+            return tuple(pq.ParquetFile(file).schema_arrow.names)
+        header = next(csv.reader(_Lines(file)), None)
+    if not header:
+        raise UserError(f"{path} is empty: expected is a CSV whose first line names its columns.")
+    return tuple(column.strip().lstrip("\ufeff") for column in header)
+
+
+def rows(path: str, columns: Sequence[str], place: int = -1) -> Iterator[tuple[int, Row]]:
+    """(place, row) of each row from `place` on, -1 = the first. A place is a byte of CSV and jsonl, and a row's number of parquet.
+
+    Rows hold the given columns as text, "" where a row has none; the objects of jsonl, which has no columns, as they are.
+    """
+    with readable(path), fsspec.open(path, "rb") as file:
+        if path.endswith(".parquet"):
+            yield from _parquet_rows(file, columns, max(place, 0))
+        elif columns:
+            yield from _csv_rows(file, place)
+        else:
+            yield from _jsonl_rows(path, file, max(place, 0))
+
+
+def _csv_rows(file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
+    lines = _Lines(file)
+    reader = csv.reader(lines)
+    columns = [column.strip().lstrip("\ufeff") for column in next(reader, [])]
+    if place >= 0:
+        lines.seek(place)
+    while True:
+        begin = lines.offset
+        record = next(reader, None)
+        if record is None:
+            return
+        if record:
+            yield begin, dict.fromkeys(columns, "") | dict(zip(columns, record, strict=False))
+
+
+def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
+    lines = _Lines(file)
+    lines.seek(place)
+    while True:
+        begin = lines.offset
+        line = next(lines, None)
+        if line is None:
+            return
+        if not line.strip():
+            continue
+        value = json.loads(line)
+        if not isinstance(value, dict):
+            raise UserError(f"{path} is no list of clips: a line of it holds {line.strip()[:40]!r} where an object is expected.")
+        yield begin, value
+
+
+def _parquet_rows(file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
+    import pyarrow.parquet as pq
+
+    parquet = pq.ParquetFile(file)
+    first = 0
+    for group in range(parquet.num_row_groups):
+        count = parquet.metadata.row_group(group).num_rows
+        if first + count > place:
+            number = first
+            for batch in parquet.iter_batches(1024, row_groups=[group], columns=list(columns)):
+                for row in batch.to_pylist():
+                    if number >= place:
+                        yield number, {name: "" if value is None else str(value) for name, value in row.items()}
+                    number += 1
+        first += count
+
+
+class _Lines:
+    """Decoded lines of a binary file that know the byte at which the next one begins. A record may hold several."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.offset = file, file.tell()
+
+    def seek(self, offset: int) -> None:
+        self._file.seek(offset)
+        self.offset = offset
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline()
+        if not line:
+            raise StopIteration
+        self.offset += len(line)
+        return line.decode()
