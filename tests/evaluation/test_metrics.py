@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from mav.evaluation.metrics import Moments, bootstrap, clipsim, frechet, frechet_features, inception_score, psnr
+from mav.evaluation.intervals import GROUPS, FrechetTo, jackknife
+from mav.evaluation.metrics import (
+    Moments,
+    bootstrap,
+    clipsim,
+    frechet,
+    frechet_features,
+    inception_score,
+    kernel_distance,
+    psnr,
+    ssim,
+)
 
 
 def features(n, d, seed, shift=0.0):
@@ -79,3 +90,126 @@ def test_intervals_hold_the_estimate_and_the_truth_about_as_often_as_they_say():
     low, high = bootstrap(lambda rows: frechet_features(x[rows], y), 30, 100)
     assert low <= frechet_features(x, y) <= high
     assert bootstrap(lambda rows: float(rows.mean()), 5, 50) == bootstrap(lambda rows: float(rows.mean()), 5, 50)
+
+
+# ---------------------------------------------------------------------------------------------------------- against libraries
+
+
+def test_moments_are_those_of_torchmetrics():
+    """FID's own sums in torchmetrics, fed the same features."""
+    import torch
+    from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
+
+    class Same(torch.nn.Module):
+        num_features = 24
+
+        def forward(self, x):
+            return x.flatten(1)[:, :24].double()
+
+    x, y = features(90, 24, 8), features(70, 24, 9, 0.4)
+    fid = FrechetInceptionDistance(feature=Same(), input_img_size=(3, 4, 4), normalize=True).set_dtype(torch.float64)
+    for rows, real in ((x, False), (y, True)):
+        for start in range(0, len(rows), 32):
+            part = rows[start : start + 32]
+            padded = np.zeros((len(part), 48))
+            padded[:, :24] = part / 255  # normalize=True scales to bytes
+            fid.inception.forward = lambda images, part=part: torch.from_numpy(part)
+            fid.update(torch.from_numpy(padded.reshape(-1, 3, 4, 4)), real=real)
+    ours = {True: Moments.of(y), False: Moments.of(x[:40]).merge(Moments.of(x[40:]))}
+    for real, total, squares, count in (
+        (True, fid.real_features_sum, fid.real_features_cov_sum, fid.real_features_num_samples),
+        (False, fid.fake_features_sum, fid.fake_features_cov_sum, fid.fake_features_num_samples),
+    ):
+        mean = (total / count).numpy()
+        covariance = ((squares - count * (total / count).outer(total / count)) / (count - 1)).numpy()
+        assert ours[real].count == int(count)
+        assert np.allclose(ours[real].mean, mean, rtol=1e-5, atol=1e-9)
+        assert np.allclose(ours[real].covariance, covariance, rtol=1e-5, atol=1e-9)
+    assert frechet(ours[True], ours[False]) == pytest.approx(float(fid.compute()), rel=1e-5)
+    assert callable(_compute_fid)
+
+
+def test_kernel_distance_is_torchmetrics_on_one_subset():
+    import torch
+    from torchmetrics.image.kid import poly_mmd
+
+    x, y = features(60, 10, 10), features(60, 10, 11, 0.3)
+    theirs = float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y)))
+    assert kernel_distance(x, y)[0] == pytest.approx(theirs, rel=1e-9)
+    assert kernel_distance(x, y, block=7)[0] == pytest.approx(theirs, rel=1e-9)
+    with pytest.raises(ValueError, match="at least 2"):
+        kernel_distance(x[:1], y)
+
+
+def test_kernel_distance_is_unbiased_and_knows_its_error():
+    rng = np.random.default_rng(0)
+    draws = [kernel_distance(rng.normal(size=(20, 4)), rng.normal(size=(25, 4))) for _ in range(400)]
+    found = np.array([value for value, _ in draws])
+    assert abs(found.mean()) < 3 * found.std() / 20  # the biased estimator would sit far above zero
+    assert (found < 0).any()
+    apart = [kernel_distance(rng.normal(size=(60, 4)), rng.normal(0.7, 1, (500, 4))) for _ in range(60)]
+    value, error = np.array(apart).T
+    assert error.mean() == pytest.approx(value.std(), rel=0.4)
+
+
+def test_ssim_is_torchmetrics():
+    import torch
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    rng = np.random.default_rng(3)
+    a = np.repeat(np.repeat(rng.integers(0, 256, (2, 8, 8, 3)), 5, 1), 5, 2).astype(np.uint8)
+    b = np.clip(a + rng.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
+    frames = (torch.from_numpy(v).permute(0, 3, 1, 2).double() for v in (a, b))
+    _, everywhere = structural_similarity_index_measure(*frames, data_range=255.0, return_full_image=True)
+    assert ssim(a, b) == pytest.approx(float(everywhere[..., 5:-5, 5:-5].mean()), abs=1e-6)
+    assert ssim(a, a) == pytest.approx(1)
+    with pytest.raises(ValueError, match="more than 10 pixels"):
+        ssim(a[:, :8, :8], b[:, :8, :8])
+
+
+# ----------------------------------------------------------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 9), (12, 40)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_quick_frechet_equals_the_plain_one_on_every_resample(n, d, biased):
+    x, y = features(n, d, 12), features(3 * d, d, 13, 0.3)
+    quick = FrechetTo(x, Moments.of(y), biased)
+    rng = np.random.default_rng(0)
+    for rows in (np.arange(n), rng.integers(0, n, n), rng.permutation(n)[: n // 2]):
+        plain = frechet(Moments.of(x[rows]), Moments.of(y), biased)
+        assert quick(np.bincount(rows, minlength=n)) == pytest.approx(plain, rel=1e-6)
+    value, low, high = quick.interval(50)
+    assert low <= value <= high
+    with pytest.raises(ValueError, match="at least 2"):
+        quick(np.eye(n)[0])
+
+
+def test_frames_of_a_video_are_resampled_together():
+    x, y = features(40, 6, 14).reshape(10, 4, 6), features(50, 6, 15)
+    quick = FrechetTo(x, Moments.of(y))
+    rows = np.array([0, 0, 3, 9, 5, 5, 5, 1, 2, 7])
+    assert quick(np.bincount(rows, minlength=10)) == pytest.approx(frechet_features(x[rows].reshape(-1, 6), y), rel=1e-6)
+
+
+def test_extrapolation_takes_most_of_the_bias_away():
+    y = features(4000, 16, 16)
+    rng = np.random.default_rng(17)
+    x = y[rng.permutation(4000)[:160]] + 0.0  # of the same distribution: endless videos would score nearly zero
+    quick = FrechetTo(x, Moments.of(y))
+    plain, endless = quick(np.ones(160)), quick.endless()
+    assert abs(endless) < plain / 3
+    with pytest.raises(ValueError, match="16 videos"):
+        FrechetTo(x[:9], Moments.of(y)).endless()
+
+
+def test_the_jackknife_agrees_with_the_bootstrap():
+    x, y = features(400, 8, 18), features(500, 8, 19, 0.5)
+    reference = Moments.of(y)
+    value, low, high = jackknife((Moments.of(part) for part in np.array_split(x, 50)), reference)
+    whole, boot_low, boot_high = FrechetTo(x, reference).interval(200)
+    assert value == pytest.approx(whole, rel=1e-9)
+    assert high - low == pytest.approx(boot_high - boot_low, rel=0.5)
+    assert Moments.of(x).without(Moments.of(x[:150])).mean == pytest.approx(x[150:].mean(0))
+    assert np.allclose(Moments.of(x).without(Moments.of(x[:150])).covariance, np.cov(x[150:].T))
+    assert GROUPS == 20
