@@ -1,68 +1,104 @@
 """Screening: which rows of a table may enter the image-text set, and why the others may not.
 
-Checks run in one fixed order, from cheap to dear, and a dropped row carries the reason of the first it fails:
-no_url, no_caption, nsfw, watermark, unknown_score, too_small, aspect, caption_length, toxic, duplicate.
+Checks run in one fixed order, from cheap to dear, and a dropped row carries the reason of the first it fails (`REASONS`).
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from filters.duplicates import NO_HASHES, SeenRows, pair_hashes, repeats_of
 from filters.nsfw import is_unsafe
 from filters.toxicity import toxic_words
 from filters.watermark import is_watermarked
 from mav.artifact import Folder
-from mav.data.laion import read_part
-from mav.data.shards import ShardOutput, write_table
+from mav.data.laion import BATCH_ROWS, read_part
+from mav.data.shards import ShardOutput
 from mav.errors import UserError
 from mav.recipe import Screening
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+REASONS = (
+    "no_url", "no_caption", "nsfw", "watermark", "unknown_score", "too_small", "aspect", "caption_length", "toxic", "duplicate",
+)  # fmt: skip
+SCORES = ("punsafe", "pwatermark")
+BINS = 20  # of a score's histogram
 LARGEST_SHARD = 100_000  # five digits of the key count the rows of a shard
 
 
 class Screen:
-    """Applies a recipe's screening to one source part, batch by batch; it remembers the part's rows to find duplicates."""
+    """Applies a recipe's screening to one source part, batch by batch; it remembers the part's rows to find duplicates.
 
-    def __init__(self, screening: Screening) -> None:
+    seen: hashes of rows (`filters.duplicates`) that came in earlier parts.
+    """
+
+    def __init__(self, screening: Screening, seen: np.ndarray = NO_HASHES) -> None:
         self.screening = screening
         self.toxic = toxic_words(screening.word_lists, screening.word_exceptions, screening.obfuscations)
+        self.rows_in = self.rows_out = 0
         self.words: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.unknown = 0  # rows kept although a score is unknown: `image-screen` looks at them
-        self._seen: set[bytes] = set()
+        self.histograms = {score: np.zeros(BINS + 1, np.int64) for score in SCORES}  # the last bin: unknown
+        self._seen = SeenRows(seen)
 
     def __call__(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """(rows kept, with all columns; rows dropped, as url, caption, reason, word)."""
         import pyarrow as pa
 
-        reasons = np.full(len(table), "", dtype=object)
-        words = np.full(len(table), None, dtype=object)
+        code = np.zeros(len(table), np.int8)  # 0: kept, else the place of the reason in REASONS, plus one
         for reason, failed in self._column_checks(table):
-            reasons[np.asarray(failed) & (reasons == "")] = reason
-        left = np.flatnonzero(reasons == "")
-        positions, found = self.toxic.find(table.column("caption").take(pa.array(left)))
-        reasons[left[positions]] = "toxic"
-        words[left[positions]] = found
-        left = np.flatnonzero(reasons == "")
-        reasons[left[self._repeated(table.take(pa.array(left)))]] = "duplicate"
+            code[failed & (code == 0)] = REASONS.index(reason) + 1
+        positions, found = self.toxic.find(table.column("caption"))
+        first = code[positions] == 0
+        toxic, found = positions[first], list(itertools.compress(found, first))
+        code[toxic] = REASONS.index("toxic") + 1
+        left = np.flatnonzero(code == 0)
+        repeated = self._seen.repeated(pair_hashes(table)[left])
+        code[left[repeated]] = REASONS.index("duplicate") + 1
 
-        keep = reasons == ""
-        self.words.update(found)
-        self.reasons.update(reasons[~keep].tolist())
-        kept = table.filter(pa.array(keep))
+        keep = code == 0
+        kept, refused = table.filter(pa.array(keep)), np.flatnonzero(~keep)
+        self._count(table, kept, code, found)
+        words = np.full(len(table), None, dtype=object)
+        words[toxic] = found
+        dropped = table.select(["url", "caption"]).take(pa.array(refused))
+        reasons = pa.DictionaryArray.from_arrays(pa.array(code[refused] - 1), pa.array(REASONS)).dictionary_decode()
+        return kept, dropped.append_column("reason", reasons).append_column("word", pa.array(words[refused], pa.string()))
+
+    def counts(self) -> dict[str, Any]:
+        """What came in and went out, by reason and by word, and how the scores are spread (lower edges of bins, and unknown)."""
+        edges = [f"{edge / BINS:.2f}" for edge in range(BINS)] + ["unknown"]
+        return {
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "dropped": dict(sorted(self.reasons.items())),
+            "failed": {},
+            "toxic_words": dict(sorted(self.words.items())),
+            "unknown_scores": self.unknown,
+            **{f"{score}_histogram": dict(zip(edges, bins.tolist(), strict=True)) for score, bins in self.histograms.items()},
+        }
+
+    def _count(self, table: pa.Table, kept: pa.Table, code: np.ndarray, words: list[str]) -> None:
+        self.rows_in, self.rows_out = self.rows_in + len(table), self.rows_out + len(kept)
+        self.words.update(words)
+        tally = np.bincount(code, minlength=len(REASONS) + 1).tolist()[1:]
+        self.reasons.update({reason: n for reason, n in zip(REASONS, tally, strict=True) if n})
         self.unknown += int(_either_null(kept).sum())
-        dropped = table.select(["url", "caption"]).filter(pa.array(~keep))
-        dropped = dropped.append_column("reason", pa.array(reasons[~keep], pa.string()))
-        return kept, dropped.append_column("word", pa.array(words[~keep], pa.string()))
+        for score, bins in self.histograms.items():
+            values = table.column(score).to_numpy()
+            known = values[~np.isnan(values)]
+            bins += np.bincount(np.clip(known * BINS, 0, BINS - 1).astype(np.int64), minlength=BINS + 1)
+            bins[-1] += len(values) - len(known)
 
     def _column_checks(self, table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         """Reason and mask of the checks that look at one row's columns, in their order."""
@@ -72,7 +108,7 @@ class Screen:
         width, height = table.column("width"), table.column("height")
 
         def mask(condition: Any) -> np.ndarray:
-            return np.asarray(pc.fill_null(condition, False).to_numpy())
+            return np.asarray(pc.fill_null(condition, False).to_numpy(), dtype=bool)
 
         length = pc.utf8_length(pc.utf8_trim_whitespace(table.column("caption")))
         yield "no_url", mask(pc.equal(pc.fill_null(pc.binary_length(table.column("url")), 0), 0))
@@ -88,16 +124,6 @@ class Screen:
             yield "aspect", mask(pc.greater(pc.divide(pc.cast(longer, "double"), shorter), rule.max_aspect))
         yield "caption_length", mask(pc.or_(pc.less(length, rule.min_caption), pc.greater(length, rule.max_caption)))
 
-    def _repeated(self, table: pa.Table) -> list[int]:
-        """Positions of rows whose address and caption both came before in this part."""
-        repeated = []
-        for position, (url, caption) in enumerate(zip(table.column("url").to_pylist(), table.column("caption").to_pylist(), strict=True)):
-            pair = hashlib.blake2b(f"{url}\0{caption}".encode(errors="surrogatepass"), digest_size=8).digest()
-            if pair in self._seen:
-                repeated.append(position)
-            self._seen.add(pair)
-        return repeated
-
 
 def _either_null(table: pa.Table) -> np.ndarray:
     import pyarrow.compute as pc
@@ -105,60 +131,124 @@ def _either_null(table: pa.Table) -> np.ndarray:
     return np.asarray(pc.or_(pc.is_null(table.column("punsafe")), pc.is_null(table.column("pwatermark"))).to_numpy())
 
 
+def write_plain(table: pa.Table, file: IO[bytes]) -> None:
+    """Parquet as it is fastest to write and to read: neither dictionaries, which texts that hardly repeat only give up, nor compression.
+
+    The tables are a thousandth of the pictures they lead to.
+    """
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, file, compression="none", use_dictionary=False, write_statistics=False)
+
+
 @dataclass(frozen=True)
 class MetadataWork:
     """The shard work of `image-metadata`: one source part in, screened shards of at most `rows_per_shard` rows out.
 
     Writes `shards/PPPPP-KKKKK.parquet` and `dropped/PPPPP.parquet`, PPPPP being the part's number in `parts` and the shard's name.
+    repeats: what `filters.duplicates.RepeatWork` found across parts, when the recipe asks for that.
     """
 
     parts: tuple[str, ...]
     screening: Screening
     rows_per_shard: int
     out: Folder
+    repeats: Folder | None = None
 
     def names(self) -> list[str]:
         """One name for each source part."""
         return [f"{number:05d}" for number in range(len(self.parts))]
 
     def __call__(self, name: str) -> ShardOutput:
-        import pyarrow as pa
-
         if not 1 <= self.rows_per_shard <= LARGEST_SHARD:
             raise UserError(f"`image_metadata.rows_per_shard` is {self.rows_per_shard}: it must be 1 to {LARGEST_SHARD}.")
-        screen = Screen(self.screening)
-        dropped: list[pa.Table] = []
-        waiting: list[pa.Table] = []
-        files: list[str] = []
-        rows_in = rows_out = 0
-        for batch in read_part(self.parts[int(name)]):
-            kept, refused = screen(batch)
-            rows_in, rows_out = rows_in + len(batch), rows_out + len(kept)
-            dropped.append(refused)
-            waiting.append(kept)
-            while sum(map(len, waiting)) >= self.rows_per_shard:
-                table = pa.concat_tables(waiting)
-                self._write(name, files, table.slice(0, self.rows_per_shard))
-                waiting = [table.slice(self.rows_per_shard)]
-        if sum(map(len, waiting)):
-            self._write(name, files, pa.concat_tables(waiting))
-        if dropped:
-            write_table(self.out, f"dropped/{name}.parquet", pa.concat_tables(dropped))
-            files.append(f"dropped/{name}.parquet")
-        counts = {
-            "rows_in": rows_in,
-            "rows_out": rows_out,
-            "dropped": dict(sorted(screen.reasons.items())),
-            "failed": {},
-            "toxic_words": dict(sorted(screen.words.items())),
-            "unknown_scores": screen.unknown,
-        }
-        return ShardOutput(counts, tuple(files))
+        schema, batches = read_part(self.parts[int(name)])
+        screen = Screen(self.screening, NO_HASHES if self.repeats is None else repeats_of(self.repeats, name))
+        shards = _Shards(self.out, name, self.rows_per_shard)
+        with _Dropped(self.out, f"dropped/{name}.parquet") as dropped:
+            for kept, refused in map(screen, batches):
+                shards.add(kept)
+                dropped.add(refused)
+        shards.close()
+        counts = screen.counts() | {"forms": {schema.name: screen.rows_in}}
+        return ShardOutput(counts, (*shards.files, f"dropped/{name}.parquet"))
 
-    def _write(self, part: str, files: list[str], table: pa.Table) -> None:
+    def batches(self, name: str) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Rows kept and rows dropped of a part, and nothing written."""
+        return map(Screen(self.screening), read_part(self.parts[int(name)])[1])
+
+
+class _Shards:
+    """Rows as they come, out in files of `size` rows with their keys."""
+
+    def __init__(self, out: Folder, part: str, size: int) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self.files: list[str] = []
+        self._out, self._part, self._size = out, part, size
+        self._waiting: list[pa.Table] = []
+        self._count = 0
+        self._rows = pc.utf8_lpad(pa.array(range(size)).cast(pa.string()), 5, "0")
+
+    def add(self, table: pa.Table) -> None:
         import pyarrow as pa
 
-        number = len(files)
-        keys = pa.array([f"{part}{number:05d}{row:05d}" for row in range(len(table))])
-        files.append(f"shards/{part}-{number:05d}.parquet")
-        write_table(self.out, files[-1], table.add_column(0, "key", keys))
+        self._waiting.append(table)
+        self._count += len(table)
+        if self._count >= self._size:
+            whole, at = pa.concat_tables(self._waiting), 0
+            for at in range(0, self._count - self._size + 1, self._size):
+                self._write(whole.slice(at, self._size))
+            self._waiting = [whole.slice(at + self._size)]
+            self._count = len(self._waiting[0])
+
+    def close(self) -> None:
+        import pyarrow as pa
+
+        if self._count:
+            self._write(pa.concat_tables(self._waiting))
+
+    def _write(self, table: pa.Table) -> None:
+        import pyarrow.compute as pc
+
+        number = len(self.files)
+        keys = pc.binary_join_element_wise(f"{self._part}{number:05d}", self._rows.slice(0, len(table)), "")
+        self.files.append(f"shards/{self._part}-{number:05d}.parquet")
+        with self._out.create(self.files[-1]) as file:
+            write_plain(table.add_column(0, "key", keys), file)
+
+
+class _Dropped:
+    """The rows that did not enter, in one file, written as they come."""
+
+    def __init__(self, out: Folder, name: str) -> None:
+        self._creating = out.create(name)
+        self._waiting: list[pa.Table] = []
+        self._writer: Any = None
+
+    def __enter__(self) -> _Dropped:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([(column, pa.string()) for column in ("url", "caption", "reason", "word")])
+        self._writer = pq.ParquetWriter(self._creating.__enter__(), schema, compression="snappy", use_dictionary=["reason", "word"])
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        if sum(map(len, self._waiting)) >= BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+            self._waiting = []
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self._flush()
+        self._writer.close()
+        self._creating.__exit__(kind, error, trace)

@@ -32,9 +32,8 @@ LANGUAGES = {
     "fi": "finnish", "fr": "french", "hi": "hindi", "hu": "hungarian", "it": "italian", "ja": "japanese", "ko": "korean", "nl": "dutch",
     "no": "norwegian", "pl": "polish", "pt": "portuguese", "ru": "russian", "sv": "swedish", "th": "thai", "tr": "turkish", "zh": "chinese",
 }  # fmt: skip
-INVISIBLE = dict.fromkeys(
-    [0x00AD, 0x034F, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0xFE00, 0xFE10), 0xFEFF]
-)
+INVISIBLE = re.compile("[\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+SEPARATOR = "\0"  # stays itself when folded, and joins with nothing
 BETWEEN = r"[\s_-]+"  # between the words of a phrase
 LOOKALIKE = {"a": "a4@", "b": "b8", "e": "e3", "g": "g9", "i": "i1!|", "l": "l1|", "o": "o0", "s": "s5$", "t": "t7+", "u": "uv"}
 MASKS = "*#%@$!.-"  # one of them in a letter's place
@@ -44,7 +43,8 @@ PHRASES_AN_EXPRESSION = 600
 
 def fold(text: str) -> str:
     """Compatibility form, case folded, invisible characters removed."""
-    return unicodedata.normalize("NFKC", text.translate(INVISIBLE)).casefold()
+    seen = INVISIBLE.sub("", text)
+    return (seen if unicodedata.is_normalized("NFKC", seen) else unicodedata.normalize("NFKC", seen)).casefold()
 
 
 def load_words(lists: Sequence[str]) -> tuple[str, ...]:
@@ -92,11 +92,11 @@ class ToxicWords:
         # What the column is searched with may find too much (any sign that is no ASCII letter ends a word), never too
         # little. Unicode's classes of letters would be exact, but RE2 then runs out of memory for its automaton and crawls.
         edged = [patterns[word] for word in self.words if word.isascii()]
-        self._columns = [
+        self._plain = [
             rf"(?:^|[^a-z0-9])(?:{'|'.join(edged[at : at + step])})(?:[^a-z0-9]|$)" for at in range(0, len(edged), step)
         ]  # fmt: skip
         rest = [patterns[word] for word in self.words if not word.isascii()]
-        self._columns += ["|".join(rest[at : at + step]) for at in range(0, len(rest), step)]
+        self._other = ["|".join(rest[at : at + step]) for at in range(0, len(rest), step)]
         self._row = self._exact(patterns)
         self._excepted = (
             re.compile("|".join(_whole(p, _pattern(p, False)) for p in sorted(excepted, key=len, reverse=True))) if excepted else None
@@ -118,18 +118,18 @@ class ToxicWords:
 
         if self._row is None or len(captions) == 0:
             return np.zeros(0, dtype=np.int64), []
-        folded = fold_column(captions)
-        suspect = None
-        for expression in self._columns:
-            hit = pc.match_substring_regex(folded, expression)
-            suspect = hit if suspect is None else pc.or_(suspect, hit)
-        places = pc.indices_nonzero(pc.fill_null(suspect, False))
-        positions, words = [], []
-        for position, text in zip(places.to_pylist(), pc.take(folded, pa.array(places)).to_pylist(), strict=True):
-            if word := self.first(text):
-                positions.append(position)
-                words.append(word)
-        return np.array(positions, dtype=np.int64), words
+        captions = captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions
+        plain = pc.fill_null(pc.string_is_ascii(captions), True)
+        places = np.flatnonzero(_suspects(captions, self._plain, plain, ignore_case=True))
+        texts = pc.ascii_lower(captions.take(pa.array(places))).to_pylist()
+        if not pc.all(plain).as_py():
+            other = np.flatnonzero(~_numpy(plain))
+            folded = fold_all(captions.take(pa.array(other)))
+            hits = np.flatnonzero(_suspects(folded, self._plain + self._other))
+            places, texts = np.concatenate([places, other[hits]]), texts + folded.take(pa.array(hits)).to_pylist()
+        found = [(place, word) for place, text in zip(places.tolist(), texts, strict=True) if (word := self.first(text))]
+        found.sort()
+        return np.array([place for place, _ in found], dtype=np.int64), [word for _, word in found]
 
     def first(self, folded: str) -> str:
         """The first phrase of one folded caption, or an empty string."""
@@ -144,20 +144,30 @@ def toxic_words(lists: tuple[str, ...], exceptions: tuple[str, ...], obfuscation
     return ToxicWords(load_words(lists), exceptions, obfuscations)
 
 
-def fold_column(captions: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """`fold` over a column: ASCII rows, which are most, in one vectorised step."""
+def fold_all(texts: pa.Array) -> pa.Array:
+    """`fold` over a column that holds no null, joined for the steps that take one text as well as many."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if isinstance(captions, pa.ChunkedArray):
-        captions = captions.combine_chunks()
-    plain = pc.fill_null(pc.string_is_ascii(captions), True)
-    lowered = pc.ascii_lower(captions)
-    if pc.all(plain).as_py() in (True, None):
-        return lowered
-    other = pc.invert(plain)
-    folded = pa.array([fold(text) for text in captions.filter(other).to_pylist()], captions.type)
-    return pc.replace_with_mask(lowered, other, folded)
+    whole = pc.replace_substring(texts, SEPARATOR, " ")
+    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), whole), SEPARATOR)[0].as_py()
+    lines = INVISIBLE.sub("", joined).split(SEPARATOR)
+    normal = [line if unicodedata.is_normalized("NFKC", line) else unicodedata.normalize("NFKC", line) for line in lines]
+    return pa.array(SEPARATOR.join(normal).casefold().split(SEPARATOR), texts.type)
+
+
+def _suspects(texts: pa.Array, expressions: list[str], among: pa.Array | None = None, ignore_case: bool = False) -> np.ndarray:
+    """bool (texts,): where one of the expressions matches, and `among` is true."""
+    import pyarrow.compute as pc
+
+    hit = np.zeros(len(texts), bool)
+    for expression in expressions:
+        hit |= _numpy(pc.fill_null(pc.match_substring_regex(texts, expression, ignore_case=ignore_case), False))
+    return hit if among is None else hit & _numpy(among)
+
+
+def _numpy(flags: pa.Array) -> np.ndarray:
+    return np.asarray(flags.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _boundless(word: str) -> bool:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from flows.remote import on_ray
 from flows.shard_map import shard_map
 from flows.stage import Job, Outcome, stage
+from mav.artifact import Folder
+
+if TYPE_CHECKING:
+    from filters.screen import MetadataWork
 
 
 @stage("demo-world", sections=("world",))
@@ -22,7 +27,7 @@ def _draw_world(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
     return draw(world, seed, out)
 
 
-@stage("image-metadata", sections=("screening", "image_metadata"))
+@stage("image-metadata", sections=("screening", "image_metadata"), version=2)
 def image_metadata(job: Job) -> Outcome:
     """Screens LAION-style tables: NSFW, toxic words, watermarks, sizes; every dropped row with its reason."""
     from filters.screen import MetadataWork
@@ -32,7 +37,22 @@ def image_metadata(job: Job) -> Outcome:
     world = job.inputs.get("demo-world")
     sources = section.sources or ([world.child("laion/*.parquet").url] if world else [])
     work = MetadataWork(tuple(source_parts(sources)), job.recipe.screening, section.rows_per_shard, job.out)
+    if work.screening.duplicates == "all":
+        work = dataclasses.replace(work, repeats=_repeats(job, work))
     return shard_map(job, work, work.names())
+
+
+def _repeats(job: Job, screening: MetadataWork) -> Folder:
+    """Walks the tables once for their hashes and the hashes once for repeats; both lie in the stage's work folder until it is done."""
+    from filters.duplicates import HashWork, RepeatWork
+
+    walks = {
+        name: dataclasses.replace(job, out=job.work.child(name), work=job.work.child(f"{name}-walk")) for name in ("hashes", "repeats")
+    }
+    shard_map(walks["hashes"], HashWork(screening, walks["hashes"].out), screening.names())
+    repeats = RepeatWork(tuple(screening.names()), walks["hashes"].out, walks["repeats"].out)
+    shard_map(walks["repeats"], repeats, repeats.names())
+    return walks["repeats"].out
 
 
 @stage("image-download", sections=("image_download",))

@@ -59,6 +59,7 @@ class Screening:
     max_aspect: float = 0.0  # longer over shorter side; 0 = any
     min_caption: int = 1  # characters
     max_caption: int = 2000
+    duplicates: Literal["part", "all"] = "part"  # rows with the address and caption of an earlier one: in the same table, or in any
 
 
 @section

@@ -6,13 +6,17 @@ Four published forms are known, and any table that at least pairs addresses with
   NSFW is a tag (UNLIKELY, UNSURE, NSFW) of which only NSFW says something certain;
 - joined with scores (URL, TEXT, WIDTH, HEIGHT, similarity, hash, punsafe, pwatermark), and aesthetic, which adds a column;
 - Re-LAION (url, caption, width, height, punsafe, pwatermark).
+
+A digest of the picture itself, where a table has one (columns md5, sha256 or sha512, or a textual `hash`), travels along and is
+checked when the picture is fetched. LAION's numeric `hash` is of address and caption and says nothing of the picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
 
@@ -29,8 +33,13 @@ TYPES = {
     "punsafe": "float",
     "pwatermark": "float",
     "hash": "int64",
+    "digest": "string",  # lower-case hex of the picture's bytes, as they come: md5, sha256 or sha512 by its length
 }
+DIGESTS = ("sha256", "sha512", "md5", "hash")  # columns, in any case, that may hold one; the first there is counts
+HEX = r"^(?:[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{128})$"
 BATCH_ROWS = 65_536
+LARGE_GROUP = 256 << 20  # bytes of a row group, from which on its columns are read
+PAGE_BYTES = 4 << 20  # so much at a time, whatever its size; smaller ones are read whole, which is faster
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Schema:
     name: str
     columns: Mapping[str, str]
     tag: str = ""  # column of NSFW tags, where there are tags and no probabilities
+    digest: str = ""  # column of the pictures' digests
 
 
 def recognise(columns: Sequence[str], path: str) -> Schema:
@@ -89,25 +99,63 @@ def source_parts(sources: Sequence[str]) -> list[str]:
     return paths
 
 
-def read_part(path: str, batch_rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
-    """Batches of a part with the columns of `TYPES`, null where the table has none or holds NaN; memory is one row group's pages.
+def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator[pa.Table]]:
+    """The form of a part, and its rows in batches with the columns of `TYPES`, null where the table has none or holds NaN.
 
-    Raises UserError when the file is absent, is not parquet, or has other columns.
+    Row group by row group, of which a few pages are in memory at a time. Raises UserError when the file is absent, is not parquet, or
+    has other columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with fsspec.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            schema = recognise(parquet.schema_arrow.names, path)
-            wanted = sorted({*schema.columns.values(), *([schema.tag] if schema.tag else [])})
-            for batch in parquet.iter_batches(batch_size=batch_rows, columns=wanted):
+    @contextmanager
+    def opened() -> Iterator[pq.ParquetFile]:
+        try:
+            with _source(path) as file:
+                facts = pq.read_metadata(file)
+                largest = max((facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)), default=0)
+                with pq.ParquetFile(file, metadata=facts, buffer_size=PAGE_BYTES if largest > LARGE_GROUP else 0) as parquet:
+                    yield parquet
+        except FileNotFoundError:
+            raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): bring the file again.") from None
+        except ImportError as error:
+            raise UserError(f"{path} needs a storage package that is not installed ({error}).") from None
+
+    def batches() -> Iterator[pa.Table]:
+        wanted = sorted({*schema.columns.values(), *([schema.tag] if schema.tag else []), *([schema.digest] if schema.digest else [])})
+        with opened() as parquet:
+            for batch in parquet.iter_batches(batch_size=batch_rows, columns=wanted, use_threads=False):
                 yield _canonical(pa.Table.from_batches([batch]), schema)
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): bring the file again.") from None
+
+    with opened() as parquet:
+        schema = recognise(parquet.schema_arrow.names, path)
+        column = _digest_column(parquet.schema_arrow)
+    if column == schema.columns.get("hash"):
+        schema = replace(schema, columns={ours: theirs for ours, theirs in schema.columns.items() if ours != "hash" or not column})
+    schema = replace(schema, digest=column)
+    return schema, batches()
+
+
+def _source(path: str) -> Any:
+    """An open file: by its path when it is local, which parquet reads best, else through its storage."""
+    if "://" not in path:
+        return open(path, "rb")
+    file: IO[bytes] = fsspec.open(path, "rb")
+    return file
+
+
+def _digest_column(schema: pa.Schema) -> str:
+    """The column that holds a digest of the picture as text, or an empty string."""
+    import pyarrow as pa
+
+    textual = {
+        name.lower(): name
+        for name, kind in zip(schema.names, schema.types, strict=True)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    }
+    return next((textual[name] for name in DIGESTS if name in textual), "")
 
 
 def _canonical(table: pa.Table, schema: Schema) -> pa.Table:
@@ -116,6 +164,10 @@ def _canonical(table: pa.Table, schema: Schema) -> pa.Table:
 
     columns: dict[str, Any] = {}
     for name, kind in TYPES.items():
+        if name == "digest" and schema.digest:
+            text = pc.ascii_lower(pc.utf8_trim_whitespace(pc.cast(table.column(schema.digest), pa.string())))
+            columns[name] = pc.if_else(pc.match_substring_regex(text, HEX), text, pa.scalar(None, pa.string()))
+            continue
         target = pa.type_for_alias(kind)
         if name not in schema.columns:
             columns[name] = pa.nulls(len(table), target)

@@ -1,9 +1,13 @@
+import dataclasses
 import pickle
+import random
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filters.duplicates import HashWork, RepeatWork, SeenRows, pair_hashes
 from filters.nsfw import is_unsafe
 from filters.screen import MetadataWork, Screen
 from filters.watermark import is_watermarked
@@ -12,7 +16,8 @@ from mav.data.laion import TYPES, source_parts
 from mav.errors import UserError
 from mav.recipe import Screening
 
-ROW = {"url": "http://h/a.jpg", "caption": "a house", "width": 100, "height": 100, "punsafe": 0.1, "pwatermark": 0.1, "hash": None}
+ROW = {"url": "http://h/a.jpg", "caption": "a house", "width": 100, "height": 100, "punsafe": 0.1, "pwatermark": 0.1, "hash": None,
+       "digest": None}  # fmt: skip
 
 
 def table(*changes: dict) -> pa.Table:
@@ -92,6 +97,54 @@ def test_words_are_named_and_counted():
     assert screen.words == {"sucks": 2, "bollocks": 1}
 
 
+def test_scores_are_counted_in_bins():
+    screen = Screen(Screening())
+    screen(table({"punsafe": 0.0}, {"punsafe": 0.049}, {"punsafe": 0.05}, {"punsafe": 1.0, "pwatermark": None}, {"punsafe": None}))
+    counts = screen.counts()
+    assert {edge: n for edge, n in counts["punsafe_histogram"].items() if n} == {"0.00": 2, "0.05": 1, "0.95": 1, "unknown": 1}
+    assert {edge: n for edge, n in counts["pwatermark_histogram"].items() if n} == {"0.10": 4, "unknown": 1}
+    assert len(counts["punsafe_histogram"]) == 21
+
+
+def test_hashes_tell_rows_apart_as_pairs_do():
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("ab", k=rng.randrange(30))) for _ in range(20_000)]
+    pairs = [*zip(texts[::2], texts[1::2], strict=True), ("ab", "c"), ("a", "bc"), ("", "abc"), ("abc", ""), ("x" * 70_000, "y")]
+    rows = pa.table({"url": [a for a, _ in pairs], "caption": [b for _, b in pairs]})
+    hashes = pair_hashes(rows)
+    assert len(set(hashes.tolist())) == len(set(pairs))
+    assert len({*zip(pairs, hashes.tolist(), strict=True)}) == len(set(pairs)), "equal pairs, equal hashes"
+    assert pair_hashes(rows.slice(777, 100)).tolist() == hashes[777:877].tolist(), "whatever stands before"
+    assert len(pair_hashes(rows.slice(0, 0))) == 0
+
+
+def test_seen_rows_agree_with_a_set():
+    rng, seen, plain = np.random.default_rng(1), SeenRows(), set()
+    for _ in range(40):
+        batch = rng.integers(0, 3000, rng.integers(0, 200)).astype(np.uint64)
+        expected = [bool(x in plain or plain.add(x)) for x in batch.tolist()]
+        assert seen.repeated(batch).tolist() == expected
+    assert seen.sorted().tolist() == sorted(plain)
+
+
+def test_duplicates_across_parts(tmp_path):
+    """The earliest part keeps a row; a row that was dropped there for another reason is not seen."""
+    parts = []
+    for number in range(3):
+        rows = [{"url": f"http://h/{i}.jpg", "punsafe": 0.9 if (number, i) == (0, 5) else 0.1} for i in range(number * 4, number * 4 + 8)]
+        parts.append(str(tmp_path / f"{number}.parquet"))
+        pq.write_table(pa.Table.from_pylist([{"caption": "a house", "pwatermark": 0.1, **row} for row in rows]), parts[-1])
+    work = MetadataWork(tuple(parts), Screening(duplicates="all"), 100, Folder(str(tmp_path / "out")))
+    hashes, found = Folder(str(tmp_path / "hashes")), Folder(str(tmp_path / "repeats"))
+    sizes = [HashWork(work, hashes)(name).counts["hashes"] for name in work.names()]
+    assert sizes == [7, 8, 8]
+    repeats = RepeatWork(tuple(work.names()), hashes, found)
+    assert sum(repeats(name).counts["repeats"] for name in repeats.names()) == 7
+    outputs = [dataclasses.replace(work, repeats=found)(name).counts for name in work.names()]
+    assert [counts["dropped"] for counts in outputs] == [{"nsfw": 1}, {"duplicate": 3}, {"duplicate": 4}]
+    assert [counts["rows_out"] for counts in outputs] == [7, 5, 4]
+
+
 @pytest.fixture
 def sources(tmp_path):
     upper = {"URL": [f"http://h/{i}.jpg" for i in range(25)], "TEXT": ["a house"] * 25, "WIDTH": [10] * 25, "HEIGHT": [20] * 25,
@@ -117,6 +170,7 @@ def test_metadata_work(sources, tmp_path):
     assert counts["rows_in"] == 30
     assert counts["dropped"] == {"nsfw": 5}
     assert counts["unknown_scores"] == 5
+    assert counts["forms"] == {"joined": 25, "url and caption": 5}
     shard = pq.read_table(work.out.path("shards/00000-00001.parquet"))
     assert shard.column_names[0] == "key"
     assert shard.column("key")[0].as_py() == "000000000100000"
