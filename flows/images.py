@@ -55,7 +55,7 @@ def _repeats(job: Job, screening: MetadataWork) -> Folder:
     return walks["repeats"].out
 
 
-@stage("image-download", sections=("image_download",))
+@stage("image-download", sections=("image_download",), version=2)
 def image_download(job: Job) -> Outcome:
     """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
     from mav.data.download import DownloadWork
@@ -63,7 +63,7 @@ def image_download(job: Job) -> Outcome:
     metadata = job.inputs["image-metadata"]
     section = dataclasses.replace(job.recipe.image_download, allow_addresses=job.allowed_addresses(job.recipe.image_download))
     work = DownloadWork(metadata, section, job.out)
-    return shard_map(job, work, work.names(), success_floor=section.success_floor)
+    return shard_map(job, work, work.names(), success_floor=section.success_floor, shard_floor=section.shard_floor)
 
 
 @stage("image-screen", sections=("screening", "image_embed"))

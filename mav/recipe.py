@@ -84,8 +84,9 @@ class ImageDownload:
     per_host: int = 8  # concurrent fetches from one host
     contact: str = ""  # e-mail or address of the operator, sent in the user agent
     allow_addresses: tuple[str, ...] = ()  # private or loopback host:port that may be fetched (demo, tests)
-    refuse_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "noml")
+    refuse_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "noml", "tdm-reservation")
     success_floor: float = 0.5  # share of rows that must succeed, or the stage fails
+    shard_floor: float = 0.0  # share of each shard's rows that must succeed, or the stage fails
 
 
 @section

@@ -1,36 +1,31 @@
 """`image-download`: screened rows to WebDataset tars, through img2dataset's Downloader and Resizer.
 
-img2dataset fetches with a thread pool, decodes, resizes and encodes. Ours are the opener it fetches through (mav.data.guards), a look at
-each picture before it is decoded, and the writer: samples reach the tar in the order of their keys whoever finished first, and every
-row ends in the ledger with a status and a reason.
+img2dataset fetches with a thread pool, decodes, resizes and encodes. Ours are the opener it fetches through (mav.data.guards), which
+also has each picture prepared in the thread that fetched it (mav.data.pictures), and the writer: samples reach the tar in the order of
+their keys whoever finished first, and every row ends in the ledger with a status and a reason.
 """
 
 from __future__ import annotations
 
 import functools
-import io
+import hashlib
 import os
 import tempfile
-import warnings
-from dataclasses import dataclass
+import urllib.request
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mav.artifact import Folder
-from mav.data.guards import GuardedOpener, Resolver, installed, system_resolver
+from mav.data.guards import Answer, GuardedOpener, Resolver, installed, system_resolver
+from mav.data.pictures import guarded_resizer
 from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, write_ledger
 from mav.recipe import ImageDownload
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from img2dataset.resizer import Resizer
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's resizing library would ask the package index for news
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
-PNG = b"\x89PNG\r\n\x1a\n"
-ORIENTATION = 0x0112  # EXIF's tag
-COLUMNS = ("url", "caption", "row_key", "position", "punsafe", "pwatermark")
+COLUMNS = ("url", "caption", "row_key", "position", "punsafe", "pwatermark", "digest")
+ALGORITHMS = {32: "md5", 64: "sha256", 128: "sha512"}  # of a digest, by its length in hex
 
 
 def shard_names(metadata: Folder) -> list[str]:
@@ -59,7 +54,9 @@ class DownloadWork:
         with self.metadata.open(f"shards/{name}.parquet") as file:
             table = pq.read_table(file)
         rule = self.download
-        opener = GuardedOpener(
+        opener = PreparingOpener(
+            resizer=guarded_resizer(rule),
+            algorithms=_algorithms(table),
             timeout=rule.timeout_seconds,
             deadline=rule.deadline_seconds,
             max_bytes=rule.max_bytes,
@@ -73,18 +70,57 @@ class DownloadWork:
         with self.out.create(f"{name}.tar") as file, TarWriter(file) as tar:
             _download(table, rule, opener, tar, ledger)
         write_ledger(self.out, f"{name}.parquet", IMAGE_LEDGER, ledger)
-        counts = count(ledger, bytes=sum(row["bytes"] or 0 for row in ledger))
+        counts = count(ledger, bytes=sum(row.get("bytes", 0) for row in ledger))
         return ShardOutput(counts, (f"{name}.tar", f"{name}.parquet"))
 
 
-def _download(table: pa.Table, rule: ImageDownload, opener: GuardedOpener, tar: TarWriter, ledger: list[dict[str, Any]]) -> None:
+@dataclass(frozen=True)
+class Facts:
+    """What the ledger says of the bytes of a URL."""
+
+    size: int
+    content_type: str
+    final_url: str
+    digests: dict[str, str]  # algorithm -> hex
+
+
+@dataclass(kw_only=True)
+class PreparingOpener(GuardedOpener):
+    """Fetches under the guards and prepares the picture at once, in the thread that fetched it.
+
+    algorithms: url -> names of the digests its rows are checked by, beside sha256, which every row has.
+    """
+
+    resizer: Any
+    algorithms: dict[str, set[str]] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
+
+    def open(self, fullurl: urllib.request.Request | str, data: object = None, timeout: object = None) -> Answer:
+        url = fullurl if isinstance(fullurl, str) else fullurl.full_url
+        answer = self.fetch(url)
+        body = answer.body
+        digests = {name: hashlib.new(name, body).hexdigest() for name in {"sha256"} | self.algorithms.get(url, set())}
+        self.facts[url] = Facts(len(body), answer.content_type, answer.final_url, digests)
+        self.resizer.ahead(body)
+        return Answer(answer)
+
+
+def _algorithms(table: pa.Table) -> dict[str, set[str]]:
+    wanted: dict[str, set[str]] = {}
+    for url, digest in zip(table.column("url").to_pylist(), table.column("digest").to_pylist(), strict=True):
+        if digest:
+            wanted.setdefault(url, set()).add(ALGORITHMS[len(digest)])
+    return wanted
+
+
+def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar: TarWriter, ledger: list[dict[str, Any]]) -> None:
     """Runs img2dataset's Downloader over a table. It takes an Arrow file and leaves a statistics file: both in a folder that goes."""
     import pyarrow as pa
     from img2dataset.downloader import Downloader
 
     rows = {"url": table.column("url"), "caption": table.column("caption"), "row_key": table.column("key"),
             "position": pa.array(range(len(table)), pa.int64()), "punsafe": table.column("punsafe"),
-            "pwatermark": table.column("pwatermark")}  # fmt: skip
+            "pwatermark": table.column("pwatermark"), "digest": table.column("digest")}  # fmt: skip
     errors: list[Exception] = []
     with tempfile.TemporaryDirectory(prefix="mav-download-") as folder:
         path = os.path.join(folder, "rows.arrow")
@@ -92,7 +128,7 @@ def _download(table: pa.Table, rule: ImageDownload, opener: GuardedOpener, tar: 
             writer.write_table(pa.table(rows))
         downloader = Downloader(
             sample_writer_class=functools.partial(_Writer, tar, opener, ledger, errors),
-            resizer=guarded_resizer(rule),
+            resizer=opener.resizer,
             thread_count=rule.threads,
             save_caption=True,
             extract_exif=False,
@@ -101,8 +137,8 @@ def _download(table: pa.Table, rule: ImageDownload, opener: GuardedOpener, tar: 
             timeout=rule.timeout_seconds,
             number_sample_per_shard=max(len(table), 2),
             oom_shard_count=5,
-            compute_hash="sha256",
-            verify_hash_type=None,
+            compute_hash=None,  # the opener takes digests, in its threads
+            verify_hash_type=None,  # and the writer compares, where there is something to compare with
             encode_format="jpg",
             retries=0,  # the opener knows which answers are worth asking again
             user_agent_token=None,  # and says who asks, and hears who opted out
@@ -123,7 +159,7 @@ class _Writer:
     """
 
     def __init__(
-        self, tar: TarWriter, opener: GuardedOpener, ledger: list[dict[str, Any]], errors: list[Exception], *_of_img2dataset: Any
+        self, tar: TarWriter, opener: PreparingOpener, ledger: list[dict[str, Any]], errors: list[Exception], *_of_img2dataset: Any
     ) -> None:
         self._tar, self._opener, self._ledger, self._errors = tar, opener, ledger, errors
         self._waiting: dict[int, tuple[str, dict[str, bytes] | None]] = {}
@@ -142,16 +178,21 @@ class _Writer:
 
     def _take(self, picture: bytes | None, caption: str | None, meta: dict[str, Any]) -> None:
         key, url = meta["row_key"], meta["url"]
-        size, content_type, final_url = self._opener.fetched.get(url, (None, None, None))
-        row = {"key": key, "url": url, "bytes": size, "content_type": content_type, "final_url": final_url, "sha256": meta["sha256"]}
+        fetched, expected = self._opener.facts.get(url), meta["digest"]
+        row: dict[str, Any] = {"key": key, "url": url}
+        if fetched:
+            row |= {"bytes": fetched.size, "content_type": fetched.content_type, "final_url": fetched.final_url}
+            row["sha256"] = fetched.digests["sha256"]
+        reason = str(meta["error_message"]).partition(":")[0] if picture is None else ""
+        if fetched and expected and fetched.digests[ALGORITHMS[len(expected)]] != expected:
+            reason = "hash_mismatch"
         files = None
-        if picture is None:
-            reason = str(meta["error_message"]).partition(":")[0]
+        if reason or picture is None or fetched is None:
             row |= {"status": "dropped" if reason == "opted_out" else "failed", "reason": reason}
         else:
             row |= {"status": "ok", "reason": "", "width": meta["width"], "height": meta["height"]}
-            known = ("url", "width", "height", "original_width", "original_height", "sha256", "punsafe", "pwatermark")
-            facts = {"key": key} | {name: meta[name] for name in known}
+            known = ("url", "width", "height", "original_width", "original_height", "punsafe", "pwatermark")
+            facts = {"key": key, "sha256": row["sha256"]} | {name: meta[name] for name in known}
             files = {"jpg": picture, "json": json_bytes(facts), "txt": (caption or "").encode()}
         self._ledger.append(row)
         self._waiting[meta["position"]] = (key, files)
@@ -163,82 +204,3 @@ class _Writer:
         key, files = self._waiting.pop(position)
         if files is not None:
             self._tar.add(key, files)
-
-
-def guarded_resizer(rule: ImageDownload) -> Resizer:
-    """img2dataset's Resizer, shorter side to `image_size`, that looks before it decodes.
-
-    Its error messages are reasons: not_an_image, truncated, too_many_pixels, undecodable.
-    """
-    from img2dataset.resizer import Resizer
-
-    class GuardedResizer(Resizer):
-        def __call__(self, stream: io.BytesIO, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
-            problem, plain = look(stream.getvalue(), rule.max_pixels)
-            if problem:
-                return None, None, None, None, None, problem
-            answer: tuple[Any, ...] = super().__call__(io.BytesIO(plain), blurring_bbox_list)
-            return answer if answer[-1] is None else (*answer[:-1], "undecodable")
-
-    return GuardedResizer(
-        rule.image_size, "keep_ratio", resize_only_if_bigger=False, encode_quality=rule.encode_quality, encode_format="jpg"
-    )
-
-
-def look(data: bytes, max_pixels: int) -> tuple[str, bytes]:
-    """(reason to refuse a picture or "", its bytes in a form OpenCV reads right).
-
-    Only headers are read: a bomb is refused before it is unpacked. Pictures that a camera laid on its side are set upright, more
-    than 8 bits a channel are brought to 8.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        if data[:8] == PNG and data[12:16] == b"IHDR":  # read here: Pillow refuses real PNGs for long texts among their chunks
-            width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-            form, deep, image = "PNG", data[24] == 16, None
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's own, fixed opinion of how large is suspicious
-                image = Image.open(io.BytesIO(data), formats=FORMATS)
-            form, deep, (width, height) = image.format or "", image.mode in DEEP_MODES, image.size
-        if width * height > max_pixels:
-            return "too_many_pixels", b""
-        if not _whole(data, form):
-            return "truncated", b""
-        if deep:
-            return "", _shallow(data)
-        if image is None or image.getexif().get(ORIENTATION, 1) == 1:
-            return "", data
-        upright = io.BytesIO()
-        ImageOps.exif_transpose(image).convert("RGBA" if "A" in image.getbands() else "RGB").save(upright, format="PNG", compress_level=0)
-        return "", upright.getvalue()
-    except Image.DecompressionBombError:
-        return "too_many_pixels", b""
-    except UnidentifiedImageError:
-        return "not_an_image", b""
-    except (OSError, ValueError, SyntaxError, MemoryError, EOFError, KeyError, TypeError):  # what Pillow's parsers raise on nonsense
-        return "undecodable", b""
-
-
-def _shallow(data: bytes) -> bytes:
-    """A picture of 16-bit or floating samples as an 8-bit PNG. Raises ValueError when OpenCV cannot read it."""
-    import cv2
-    import numpy as np
-
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ValueError("undecodable")
-    white = 65535.0 if pixels.dtype == np.uint16 else max(float(pixels.max()), 1.0)
-    return bytes(cv2.imencode(".png", np.clip(pixels * (255.0 / white), 0, 255).astype(np.uint8))[1])
-
-
-def _whole(data: bytes, form: str) -> bool:
-    """Whether a picture's end is there: OpenCV fills what is missing of a JPEG with grey and says nothing."""
-    if form in ("JPEG", "MPO"):
-        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
-    if form == "PNG":
-        return b"IEND" in data
-    if form == "WEBP":
-        return len(data) >= int.from_bytes(data[4:8], "little") + 8
-    return True

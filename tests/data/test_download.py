@@ -1,5 +1,6 @@
 import errno
 import functools
+import hashlib
 import http.server
 import io
 import json
@@ -8,6 +9,7 @@ import pickle
 import socket
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,19 @@ from PIL import Image
 
 from filters.screen import MetadataWork
 from mav.artifact import Folder, add_counts, unbalanced
-from mav.data.download import DownloadWork, guarded_resizer, look, shard_names
+from mav.data.download import DownloadWork, shard_names
+from mav.data.pictures import guarded_resizer, look
 from mav.data.shards import TarWriter, read_tar
 from mav.data.world import draw_world
 from mav.data.world_server import WorldServer
 from mav.recipe import ImageDownload, Screening, World
+
+
+def their_resizer(*arguments, **options):
+    """img2dataset's own; imported late, after the setting that keeps its resizing library from asking the package index for news."""
+    from img2dataset.resizer import Resizer
+
+    return Resizer(*arguments, **options)
 
 
 def free_port() -> int:
@@ -115,13 +125,13 @@ def test_a_full_disk_ends_the_shard_and_leaves_nothing(world, tmp_path, monkeypa
 
 
 def test_looking_before_decoding():
-    assert look(encoded(), 10_000) == ("", encoded())
-    assert look(encoded(), 1000)[0] == "too_many_pixels"
-    assert look(b"<html>", 1000)[0] == "not_an_image"
-    assert look(b"", 1000)[0] == "not_an_image"
+    assert (look(encoded(), 10_000).problem, look(encoded(), 10_000).width) == ("", 40)
+    assert look(encoded(), 1000).problem == "too_many_pixels"
+    assert look(b"<html>", 1000).problem == "not_an_image"
+    assert look(b"", 1000).problem == "not_an_image"
     for form in ("JPEG", "PNG", "WEBP"):
-        assert look(encoded(form)[:-40], 10_000)[0] in ("truncated", "undecodable"), form
-    assert look(png_of_size(60_000, 60_000), 100_000_000)[0] == "too_many_pixels"
+        assert look(encoded(form)[:-40], 10_000).problem in ("truncated", "undecodable"), form
+    assert look(png_of_size(60_000, 60_000), 100_000_000).problem == "too_many_pixels"
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -149,8 +159,79 @@ def test_deep_and_turned_pictures():
     assert abs(int(np.asarray(Image.open(io.BytesIO(picture))).mean()) - 127) <= 2
     exif = Image.Exif()
     exif[0x0112] = 6
-    _, width, height, *_ = resizer(io.BytesIO(encoded(exif=exif.tobytes())))
-    assert (width, height) == (16, 21)
+    for side in (40, 400):  # the larger is unpacked at a reduced size
+        _, *sizes, problem = resizer(io.BytesIO(encoded(size=(side, side * 3 // 4), exif=exif.tobytes())))
+        assert (sizes, problem) == ([16, 21, side * 3 // 4, side], None)
+
+
+@pytest.mark.parametrize("size", [(33, 57), (64, 64), (200, 131), (31, 400)])
+@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("WEBP", "RGB")])
+def test_resizes_as_img2dataset_does(size, form, mode):
+    """Byte for byte, as long as nothing is unpacked at a reduced size."""
+    rule = ImageDownload(image_size=max(32, min(size) // 2 + 1))
+    theirs = their_resizer(
+        rule.image_size, "keep_ratio", resize_only_if_bigger=False, encode_quality=rule.encode_quality, encode_format="jpg"
+    )
+    data = encoded(form, size=size, mode=mode)
+    assert guarded_resizer(rule)(io.BytesIO(data)) == theirs(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_reduced_unpacking_keeps_the_picture(mode):
+    across = np.linspace(0, 255, 1200, dtype=np.float32)[None, :] * np.ones((900, 1), np.float32)
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([across, across[:, ::-1], across], 2).astype(np.uint8)).convert(mode).save(buffer, "JPEG", quality=95)
+    theirs = their_resizer(64, "keep_ratio", resize_only_if_bigger=False, encode_quality=95, encode_format="jpg")
+    ours, plain = guarded_resizer(ImageDownload(image_size=64))(buffer), theirs(buffer)
+    assert ours[1:] == plain[1:]
+    pictures = [np.asarray(Image.open(io.BytesIO(p[0]))).astype(int) for p in (ours, plain)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 4
+
+
+def test_many_threads_prepare_at_once():
+    resizer = guarded_resizer(ImageDownload(image_size=16))
+    pictures = [encoded(size=(40 + i, 30)) for i in range(64)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(resizer.ahead, pictures))
+    assert [resizer(io.BytesIO(p)) for p in pictures] == [resizer.prepare(p) for p in pictures]
+    assert not resizer._ready
+
+
+def serve(folder):
+    """A quiet loopback server of a folder, as a context."""
+    handler = functools.partial(type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *a: None}), directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    return server
+
+
+def test_digests_of_tables_are_verified(tmp_path):
+    """md5, sha256 or sha512, whichever a table has; null is not checked; what differs is not kept."""
+    (tmp_path / "site").mkdir()
+    body = encoded()
+    digests = [
+        hashlib.md5(body).hexdigest(),
+        None,
+        "0" * 32,
+        hashlib.sha512(body).hexdigest().upper(),
+        hashlib.sha256(body).hexdigest(),
+        "f" * 64,
+    ]
+    for i in range(len(digests)):
+        (tmp_path / f"site/{i}.jpg").write_bytes(body)
+    with serve(tmp_path / "site") as server:
+        base = f"127.0.0.1:{server.server_address[1]}"
+        pq.write_table(
+            pa.table({"url": [f"http://{base}/{i}.jpg" for i in range(6)], "caption": ["x"] * 6, "md5": digests}), tmp_path / "a.parquet"
+        )
+        metadata = Folder(str(tmp_path / "metadata"))
+        MetadataWork((str(tmp_path / "a.parquet"),), Screening(), 100, metadata)("00000")
+        work, (output,) = run(metadata, ImageDownload(image_size=16, allow_addresses=(base,)), Folder(str(tmp_path / "out")))
+        server.shutdown()
+    assert output.counts["failed"] == {"hash_mismatch": 2}
+    reasons = pq.read_table(work.out.path("00000-00000.parquet")).column("reason").to_pylist()
+    assert reasons == ["", "", "hash_mismatch", "", "", "hash_mismatch"]
+    assert len(list(read_tar(work.out, "00000-00000.tar"))) == 4
 
 
 def test_undecodable_behind_a_good_header():
@@ -167,10 +248,8 @@ real = pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs MAV_R
 @real
 def test_real_photos_over_loopback(tmp_path):
     photos = Path(os.environ["MAV_REAL_DATA"]) / "images"
-    handler = functools.partial(type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *a: None}), directory=photos)
     names = sorted(p.name for p in photos.iterdir())
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serve(photos) as server:
         base = f"127.0.0.1:{server.server_address[1]}"
         table = pa.table(
             {"URL": [f"http://{base}/{n}" for n in [*names, "none.jpg"]], "TEXT": [f"a real photo {n}" for n in [*names, "none"]]}

@@ -256,6 +256,37 @@ def test_robots_headers(headers, refused):
     assert opted_out(headers, REFUSE) is refused
 
 
+@pytest.mark.parametrize(
+    ("value", "refuse", "expected"),
+    [("1", (*REFUSE, "tdm-reservation"), "opted_out"), ("0", (*REFUSE, "tdm-reservation"), ""), ("1", REFUSE, "")],
+)
+def test_text_and_data_mining_reservation(web, value, refuse, expected):
+    routes, base = web
+    routes["/a"] = lambda h: h.answer(body=b"fine", TDM_Reservation=value)
+    guard = opener(base, refuse=refuse)
+    if expected:
+        assert reason(guard, f"{base}/a") == expected
+    else:
+        assert guard.fetch(f"{base}/a").body == b"fine"
+
+
+def test_a_host_is_looked_up_once_by_all_openers(web):
+    routes, base = web
+    routes["/a"] = lambda h: h.answer(body=b"fine")
+    port = base.rpartition(":")[2]
+    asked = []
+
+    def resolver(host, port):
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    for _ in range(3):
+        assert opener(base, resolver=resolver).fetch(f"http://known.example:{port}/a").body == b"fine"
+    assert asked == ["known.example"]
+    with pytest.raises(FetchError, match="private_address"):
+        GuardedOpener(resolver=resolver).fetch(f"http://known.example:{port}/a")
+
+
 def test_opt_out_and_urllib_use(web):
     routes, base = web
     routes["/no"] = lambda h: h.answer(X_Robots_Tag=["nofollow", "noai"])
@@ -267,4 +298,3 @@ def test_opt_out_and_urllib_use(web):
         with pytest.raises(FetchError, match="opted_out"):
             urllib.request.urlopen(f"{base}/no")
     assert getattr(urllib.request, "_opener", None) is before
-    assert guard.fetched[f"{base}/yes"] == (4, "image/jpeg", f"{base}/yes")
