@@ -29,7 +29,7 @@ def oracle(job: Job) -> Outcome:
     return _evaluate(job, evaluate_oracle)
 
 
-@stage("evaluate-ucf101", sections=(*TOLD, "evaluate"))
+@stage("evaluate-ucf101", sections=(*TOLD, "evaluate"), version=2)
 def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_ucf101 as body
@@ -37,7 +37,7 @@ def evaluate_ucf101(job: Job) -> Outcome:
     return _evaluate(job, body)
 
 
-@stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"))
+@stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"), version=2)
 def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_msrvtt as body
@@ -45,10 +45,10 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     return _evaluate(job, body)
 
 
-@stage("evaluate-interpolation", sections=(*TOLD, "evaluate"))
+@stage("evaluate-interpolation", sections=(*TOLD, "evaluate"), version=2)
 def evaluate_interpolation(job: Job) -> Outcome:
-    """F^ against linear blending on held-out middle frames."""
-    from mav.evaluation.benchmarks import evaluate_interpolation as body
+    """F^ against linear blending on held-out middle frames, and between photographs."""
+    from mav.evaluation.interpolation import evaluate_interpolation as body
 
     return _evaluate(job, body)
 

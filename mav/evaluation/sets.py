@@ -1,42 +1,128 @@
-"""Readers of the evaluation sets as they are distributed: UCF-101's folders and lists, MSR-VTT's captions and clips."""
+"""Readers of the evaluation sets as they are distributed: UCF-101's folders and lists, MSR-VTT's captions and clips, lists of prompts.
+
+Each gives a `BenchmarkSet`: what to ask a model for, in order, and the real clips, present or not.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import posixpath
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mav.artifact import Folder
-from mav.data.video_io import open_video
 from mav.errors import UserError
+from mav.evaluation.protocols import Protocol
+
+VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
+MSRVTT_JSON = ("captions.json", "test_videodatainfo.json", "MSRVTT_data.json")
+MSRVTT_CSV, MSRVTT_LIST = "MSRVTT_JSFUSION_test.csv", "msrvtt_test.list"
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """What a benchmark asks for and compares with."""
+
+    prompts: tuple[str, ...]  # one a video to generate, in order
+    categories: tuple[str, ...]  # of each prompt
+    real: tuple[str, ...] = ()  # clips, as paths below the folder or as the list names them when they are not there
+    real_texts: tuple[str, ...] = ()  # a caption of each real clip, where there is one
+    sentences: tuple[str, ...] = ()  # one a class
+    notes: tuple[str, ...] = ()  # what a reader should know about the lists
+
+
+def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: Folder | None = None) -> BenchmarkSet:
+    """The set of a protocol's benchmark. samples: how many prompts to allot; 0 = all there are.
+
+    prompts: the folder or file of DrawBench's list or of one's own. Raises UserError when a list is missing or malformed.
+    """
+    if protocol.benchmark in ("drawbench", "prompts"):
+        if prompts is None:
+            raise UserError(f"{protocol.benchmark} needs its list of prompts: name the file with --prompts.")
+        rows = read_prompts(prompts)
+        kept = rows[:samples] if samples else rows
+        return BenchmarkSet(tuple(text for text, _ in kept), tuple(category for _, category in kept))
+    if folder is None:
+        raise UserError(f"{protocol.benchmark} needs the real set's folder: name it with --real.")
+    present = _videos_by_name(folder)
+    if protocol.benchmark == "ucf101":
+        classes = read_ucf101(folder, protocol.split)
+        chosen = [classes[index] for index in allot(classes, samples)]
+        listed = [clip for c in classes for clip in c.clips]
+        notes = () if folder.exists("class_prompts.txt") else ("sentences made from the class names: class_prompts.txt is not there",)
+        return BenchmarkSet(
+            tuple(c.sentence for c in chosen),
+            tuple(c.name for c in chosen),
+            tuple(_place(path, present) for path in listed),
+            tuple(c.sentence for c in classes for _ in c.clips),
+            tuple(c.sentence for c in classes),
+            notes,
+        )
+    clips, told = read_msrvtt(folder, protocol)
+    texts = [(text, clip.category) for clip in clips for text in clip.captions]
+    if protocol.prompts.startswith("the first caption"):
+        texts = [(clip.captions[0], clip.category) for clip in clips if clip.captions]
+    if not texts:
+        raise UserError(f"{folder.url} lists no test clip with a caption: bring one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}.")
+    kept = texts[:samples] if samples else texts
+    return BenchmarkSet(
+        tuple(text for text, _ in kept),
+        tuple(category for _, category in kept),
+        tuple(_place(clip.path, present) for clip in clips),
+        tuple(clip.captions[0] if clip.captions else "" for clip in clips),
+        notes=tuple(told),
+    )
+
+
+def _videos_by_name(folder: Folder) -> dict[str, str]:
+    """Base name in lower case, ending left out -> path, of every video below: sets are unpacked in many layouts."""
+    names = [name for name in folder.names() if name.lower().endswith(VIDEO_ENDINGS)]
+    return {posixpath.splitext(posixpath.basename(name))[0].lower(): name for name in reversed(names)}
+
+
+def _place(path: str, present: Mapping[str, str]) -> str:
+    return present.get(posixpath.splitext(posixpath.basename(path))[0].lower(), path)
+
+
+# ---------------------------------------------------------------------------------------------------------------- UCF-101
 
 
 @dataclass(frozen=True)
 class UcfClass:
-    """A class of UCF-101: its sentence and its training clips."""
+    """A class of UCF-101: its sentence and its clips of the split."""
 
     name: str
     sentence: str
     clips: tuple[str, ...]  # paths below the folder, sorted
 
 
-def read_ucf101(folder: Folder) -> list[UcfClass]:
-    """Classes in the order of classInd.txt. Lists may end lines in CRLF and spell HandStandPushups either way."""
-    names = [line.split(maxsplit=1)[1] for line in _lines(folder, "classInd.txt")]
-    sentences = _lines(folder, "class_prompts.txt")
+def read_ucf101(folder: Folder, split: str = "train") -> list[UcfClass]:
+    """Classes in the order of classInd.txt. Lists may end lines in CRLF and spell HandStandPushups either way.
+
+    Without class_prompts.txt a class's sentence is its name in words.
+    """
+    names = [line.split(maxsplit=1)[-1] for line in _lines(folder, "classInd.txt")]
+    if folder.exists("class_prompts.txt"):
+        sentences = _lines(folder, "class_prompts.txt")
+    else:
+        sentences = [" ".join(re.findall(r"[A-Z][a-z]*|[a-z]+|\d+", name)).lower() for name in names]
     if len(sentences) != len(names):
         raise UserError(
             f"{folder.path('class_prompts.txt')} has {len(sentences)} sentences for {len(names)} classes: give one a class, in order."
         )
     clips: dict[str, list[str]] = {name.lower(): [] for name in names}
-    for line in _lines(folder, "trainlist01.txt"):
+    for line in _lines(folder, f"{split}list01.txt"):
         path = line.split()[0]
         name = posixpath.dirname(path).lower()
         if name not in clips:
-            raise UserError(f"{folder.path('trainlist01.txt')} names the class {posixpath.dirname(path)!r}, which classInd.txt does not.")
+            raise UserError(
+                f"{folder.path(f'{split}list01.txt')} names the class {posixpath.dirname(path)!r}, which classInd.txt does not."
+            )
         clips[name].append(path)
     return [UcfClass(name, sentence, tuple(sorted(clips[name.lower()]))) for name, sentence in zip(names, sentences, strict=True)]
 
@@ -53,59 +139,88 @@ def allot(classes: Sequence[UcfClass], samples: int) -> list[int]:
     return [index for index, count in enumerate(counts) for _ in range(count)]
 
 
+# ---------------------------------------------------------------------------------------------------------------- MSR-VTT
+
+
 @dataclass(frozen=True)
 class MsrvttClip:
     """A test clip of MSR-VTT and its captions, in the file's order."""
 
     path: str
     captions: tuple[str, ...]
+    category: str = ""
 
 
-def read_msrvtt(folder: Folder) -> list[MsrvttClip]:
-    """Test clips of captions.json, in its order, with `videos/ID.mp4` below the folder."""
-    try:
-        data = folder.read_json("captions.json")
-        wanted = [video["video_id"] for video in data["videos"] if video.get("split", "test") == "test"]
-        captions: dict[str, list[str]] = {video: [] for video in wanted}
-        for sentence in data["sentences"]:
-            if sentence["video_id"] in captions:
-                captions[sentence["video_id"]].append(sentence["caption"])
-    except FileNotFoundError:
-        raise UserError(f"{folder.path('captions.json')} is missing: name MSR-VTT's folder in `evaluate.msrvtt`.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.path('captions.json')} is not in MSR-VTT's layout ({error!r}).") from None
-    return [MsrvttClip(f"videos/{video}.mp4", tuple(captions[video])) for video in wanted if captions[video]]
+def read_msrvtt(folder: Folder, protocol: Protocol | None = None) -> tuple[list[MsrvttClip], list[str]]:
+    """Test clips and what there is to say about the list: MSR-VTT's JSON, or the 1k-A CSV with the list of all test clips.
 
-
-def central_frames(video: bytes, frames: int, fps: float) -> np.ndarray:
-    """uint8 (frames, H, W, 3) from the middle of a clip as if filmed at `fps`; a clip too short gives its frames more densely.
-
-    Raises ValueError when it cannot be read or holds fewer frames than asked for.
+    Raises UserError when there is neither, or it is not in its layout.
     """
-    reader = open_video(video)
-    available, native = len(reader), float(reader.get_avg_fps())
-    if available < frames:
-        raise ValueError(f"the clip has {available} frames, not {frames}")
-    step = min(max(native / fps, 1.0), (available - 1) / max(frames - 1, 1))
-    start = (available - 1 - step * (frames - 1)) / 2
-    indices = np.floor(start + step * np.arange(frames) + 0.5).astype(int)
-    return np.asarray(reader.get_batch(list(np.minimum(indices, available - 1))).asnumpy())
+    name = next((name for name in (*MSRVTT_JSON, MSRVTT_CSV) if folder.exists(name)), None)
+    if name is None:
+        raise UserError(f"{folder.path(MSRVTT_JSON[0])} is missing: name a folder with one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}.")
+    try:
+        clips = _msrvtt_csv(folder) if name == MSRVTT_CSV else _msrvtt_json(folder, name)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.path(name)} is not in MSR-VTT's layout ({error!r}).") from None
+    captions = sum(len(clip.captions) for clip in clips)
+    whole = protocol.samples if protocol else 0
+    notes = [f"{name} holds {captions:,} captions of {len(clips):,} clips"]
+    if whole > captions:
+        notes[0] += f", {captions:,} of the protocol's {whole:,} prompts"
+    return clips, notes
 
 
-def readable(folder: Folder, paths: Sequence[str], frames: int, fps: float, failed: Counter[str]) -> Iterator[np.ndarray]:
-    """The central frames of every clip that can be read, one at a time; the others are counted in `failed` by reason, to be reported."""
-    for path in paths:
-        try:
-            yield central_frames(folder.read_bytes(path), frames, fps)
-        except FileNotFoundError:
-            failed["missing"] += 1
-        except ValueError:
-            failed["unreadable"] += 1
+def _msrvtt_json(folder: Folder, name: str) -> list[MsrvttClip]:
+    data = folder.read_json(name)
+    wanted = {video["video_id"]: str(video.get("category", "")) for video in data["videos"] if video.get("split", "test") == "test"}
+    captions: dict[str, list[str]] = {video: [] for video in wanted}
+    for sentence in data["sentences"]:
+        if sentence["video_id"] in captions:
+            captions[sentence["video_id"]].append(sentence["caption"])
+    return [MsrvttClip(f"videos/{video}.mp4", tuple(captions[video]), category) for video, category in wanted.items() if captions[video]]
+
+
+def _msrvtt_csv(folder: Folder) -> list[MsrvttClip]:
+    """The 1k-A list has one caption of each of its 1,000 clips; the other test clips come without, as real ones."""
+    captions = {row["video_id"]: row["sentence"] for row in csv.DictReader(io.StringIO(folder.read_bytes(MSRVTT_CSV).decode("utf-8")))}
+    listed = json.loads(folder.read_bytes(MSRVTT_LIST)) if folder.exists(MSRVTT_LIST) else []
+    names = [*captions, *(str(video) for video in listed if video not in captions)]
+    return [MsrvttClip(f"videos/{video}.mp4", (captions[video],) if video in captions else ()) for video in names]
+
+
+# ---------------------------------------------------------------------------------------------------------------- prompts
+
+
+def read_prompts(file: Folder) -> list[tuple[str, str]]:
+    """(prompt, category) of a CSV with a Prompt column (DrawBench's), a JSON list of {"prompt", "category"}, or one prompt a line.
+
+    Raises UserError when the file is missing, malformed or empty.
+    """
+    try:
+        text = file.read_bytes("").decode("utf-8-sig")
+        if file.url.endswith(".csv"):
+            rows = [{key.strip().lower(): value for key, value in row.items() if key} for row in csv.DictReader(io.StringIO(text))]
+        elif file.url.endswith(".json"):
+            rows = json.loads(text)
+        else:
+            rows = [{"prompt": line} for line in text.splitlines()]
+        pairs = [(str(row["prompt"]).strip(), str(row.get("category") or "").strip()) for row in rows]
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{file.url} is not there: name a file of prompts.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file.url} cannot be read as prompts ({error!r}): give one a line, or a CSV with a Prompt column.") from None
+    pairs = [(prompt, category) for prompt, category in pairs if prompt]
+    if not pairs:
+        raise UserError(f"{file.url} holds no prompt: write one a line.")
+    return pairs
 
 
 def _lines(folder: Folder, name: str) -> list[str]:
     try:
         text = folder.read_bytes(name).decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"{folder.path(name)} is missing: name a folder of UCF-101 as distributed in `evaluate.ucf101`.") from None
+        raise UserError(f"{folder.path(name)} is missing: name a folder of UCF-101 as distributed.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder.path(name)} is not text ({error.reason}).") from None
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -15,11 +15,12 @@ from mav.data.shards import TarWriter
 from mav.data.video_io import encode_mp4, read_frames
 from mav.data.world import draw_world
 from mav.errors import UserError
-from mav.evaluation import benchmarks
+from mav.evaluation import benchmarks, interpolation
 from mav.evaluation.features import DEMO_NOTE
 from mav.evaluation.human.study import freeze_study
+from mav.evaluation.networks.weights import PUBLISHED
 from mav.evaluation.protocols import load_protocol, protocol_names, published
-from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
+from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_prompts, read_set, read_ucf101
 from mav.models.clip import Clip
 from mav.recipe import ClipConfig, Generate
 from mav.recipe_file import recipe_from_dict
@@ -139,23 +140,46 @@ def test_interpolation_that_blends_gains_nothing_over_blending(inputs, tmp_path,
 
     def fill(self, clip, embedding):
         given = ((clip[0].permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-        made = torch.from_numpy(benchmarks.blend(given, SKIP)).permute(0, 3, 1, 2)
+        made = torch.from_numpy(interpolation.blend(given, SKIP)).permute(0, 3, 1, 2)
         return made[None].float() / 127.5 - 1
 
+    def fill_window(self, clip, known, embedding, fps, start, purpose):
+        assert purpose == "animation"
+        return clip
+
     monkeypatch.setattr(generation.Run, "fill", fill)
+    monkeypatch.setattr(generation.Run, "fill_window", fill_window)
     clip = Clip.load(inputs["clip"])
     network = generation.Cascade(make_recipe().cascade, clip, None, None, None, None, None)
     out = Folder(str(tmp_path))
-    metrics = benchmarks.evaluate_interpolation(make_recipe(), inputs, out, cascade=network)
+    metrics = interpolation.evaluate_interpolation(make_recipe(), inputs, out, cascade=network)
     assert metrics["samples"] == 16
     assert 15 < metrics["psnr_blend"] < 50
     assert metrics["psnr_gain"] == pytest.approx(0, abs=0.5)
+    assert metrics["ssim"] == pytest.approx(metrics["ssim_blend"], abs=0.02)
     assert out.read_json("result.json")["features"] is None
+    names = Counter(name.partition("/")[0] for name in out.names())
+    assert names == {"videos": 16, "truth": 16, "given": 16, "photos": 4, "result.json": 1}
+    # Another method's folder, here the truth itself and one clip too few, is measured alike.
+    theirs = Folder(str(tmp_path / "theirs"))
+    for number in range(15):
+        theirs.write_bytes(f"{number:05d}.mp4", out.read_bytes(f"truth/{number:05d}.mp4"))
+    theirs.write_bytes("00003.mp4", out.read_bytes("given/00003.mp4"))
+    result = interpolation.measure_interpolation(
+        load_protocol("interpolation-demo"), theirs, out.child("truth"), SKIP, make_recipe().evaluate, Folder(str(tmp_path / "result"))
+    )
+    assert result["metrics"]["psnr"]["value"] == 99
+    assert result["failed"] == {"another number of frames": 1, "missing": 1}
+    assert (result["samples"], result["readable"]) == (16, 14)
+    with pytest.raises(UserError, match="has its match"):
+        interpolation.measure_interpolation(
+            load_protocol("interpolation-paper"), out.child("photos"), Folder(str(tmp_path / "no")), 4, make_recipe().evaluate, theirs
+        )
 
 
 def test_blend():
     given = np.array([0, 30, 90], np.uint8).reshape(3, 1, 1, 1)
-    assert benchmarks.blend(given, 3).ravel().tolist() == [0, 10, 20, 30, 50, 70, 90]
+    assert interpolation.blend(given, 3).ravel().tolist() == [0, 10, 20, 30, 50, 70, 90]
 
 
 def test_oracle_stage_judges_the_generated_videos(inputs, tmp_path):
@@ -172,7 +196,7 @@ def test_oracle_stage_judges_the_generated_videos(inputs, tmp_path):
 
 
 def test_published_features_say_what_is_missing(inputs, tmp_path):
-    with pytest.raises(UserError, match=r"evaluate\.features.*I3D"):
+    with pytest.raises(UserError, match=r"I3D.*--weights-dir.*nothing is downloaded"):
         benchmarks.evaluate_ucf101(make_recipe(features="published"), inputs, Folder(str(tmp_path)), cascade=DrawingCascade())
 
 
@@ -189,7 +213,8 @@ def test_readers_take_the_layouts_as_distributed(inputs):
     assert len(classes) == 24
     assert classes[0].sentence == "a red circle"
     assert all(c.name and not c.name.endswith("\r") for c in classes)
-    clips = read_msrvtt(inputs["demo-world"].child("msrvtt"))
+    clips, notes = read_msrvtt(inputs["demo-world"].child("msrvtt"), load_protocol("msrvtt-paper"))
+    assert notes == ["captions.json holds 48 captions of 24 clips, 48 of the protocol's 59,794 prompts"]
     assert len(clips) == 24
     assert all(len(clip.captions) == 2 for clip in clips)
 
@@ -216,7 +241,11 @@ def test_samples_follow_the_class_distribution():
 def test_protocols_are_whole(name):
     protocol = load_protocol(name)
     assert protocol.name == name
-    assert protocol.samples > 0
+    assert protocol.samples > 0 or protocol.benchmark == "prompts"
+    assert protocol.about
+    assert protocol.features
+    assert set(protocol.networks) <= {"demo", *PUBLISHED}
+    assert protocol.preparation(make_recipe()).frames > 0
     assert protocol.label == f"{name} v{protocol.version}"
 
 

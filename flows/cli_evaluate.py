@@ -1,0 +1,290 @@
+"""`mav evaluate`: any system's videos in a folder, measured as a named protocol says, with published rows beside."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mav.errors import UserError
+
+if TYPE_CHECKING:
+    from mav.artifact import Folder
+    from mav.evaluation.store import Run
+    from mav.recipe import Recipe
+
+app = typer.Typer()
+
+BENCHMARKS = ("ucf101", "msrvtt", "drawbench", "prompts", "interpolation")
+IN_PROCESS_CHUNKS = 4  # fewer than so many are not worth starting Ray for
+# How a metric is shown: its title, which way is better, digits.
+SHOWN = {
+    "fvd": ("FVD", "lower", 2), "kvd": ("KVD", "lower", 4), "is": ("IS", "higher", 2), "fid": ("FID", "lower", 2),
+    "kid": ("KID", "lower", 5), "clipsim": ("CLIPSIM", "higher", 4), "psnr": ("PSNR", "higher", 2), "ssim": ("SSIM", "higher", 4),
+}  # fmt: skip
+
+YARDSTICKS = {
+    "endless": "  with endless videos, extrapolated",
+    "of_readable": "  of the readable ones",
+    "real_halves": "  real clips, half against half",
+    "real": "  real clips",
+    "shuffled": "  these, with another's text",
+}
+
+BenchmarkName = Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"One of {', '.join(BENCHMARKS)}.")]
+Videos = Annotated[
+    str, typer.Option("--videos", metavar="DIR", help="mp4, GIF, npy or pt files, or folders of frames; 00042 is prompt 42.")
+]
+Real = Annotated[str, typer.Option("--real", metavar="DIR", help="The real set as distributed: its lists and clips.")]
+ProtocolName = Annotated[str, typer.Option("--protocol", metavar="NAME", help="How it is measured; by default the paper's way.")]
+Weights = Annotated[
+    str, typer.Option("--weights-dir", metavar="DIR", help="Published weights; what is missing is said, nothing is fetched.")
+]
+Metrics = Annotated[list[str] | None, typer.Option("--metric", metavar="NAME", help="Only this metric of the protocol; may repeat.")]
+
+
+@app.command()
+def evaluate(
+    benchmark: BenchmarkName,
+    videos: Videos,
+    real: Real = "",
+    protocol: ProtocolName = "",
+    weights_dir: Weights = "",
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="Whose CLIP the demo protocols use.")] = "demo",
+    prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help="DrawBench's CSV, or a list of one's own.")] = "",
+    metric: Metrics = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Videos expected; 0 = as the protocol says.")] = 0,
+    endless: Annotated[bool, typer.Option("--endless", help="Also extrapolate Frechet distances to endless videos.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result and our features go.")] = Path("evaluation"),
+    cache: Annotated[str, typer.Option("--cache", metavar="DIR", help="Where features of real clips are kept.")] = "evaluation/real",
+    runs: Annotated[str, typer.Option("--runs", metavar="URL", help="Where the recipe's artifacts are.")] = "runs",
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure a folder of videos: numbers with their protocol, count, interval and weights. A killed evaluation goes on where it was."""
+    from mav.artifact import Folder
+    from mav.evaluation.protocols import load_protocol, protocol_names
+    from mav.recipe_file import load_recipe
+
+    if benchmark not in BENCHMARKS:
+        raise UserError(f"There is no benchmark {benchmark!r}: choose one of {', '.join(BENCHMARKS)}.")
+    chosen = load_protocol(
+        protocol or ("prompts-clip" if benchmark == "prompts" else "drawbench" if benchmark == "drawbench" else f"{benchmark}-paper")
+    )
+    if chosen.benchmark != benchmark:
+        raise UserError(f"{chosen.name} is a protocol of {chosen.benchmark}: choose one of {', '.join(protocol_names(benchmark))}.")
+    for name, folder in (("--videos", videos), ("--real", real)):
+        if folder and not Folder(folder).exists():
+            raise UserError(f"{folder} is not there: name a folder with {name}.")
+    demo = "demo" in chosen.networks or chosen.name == "interpolation-demo"
+    loaded = load_recipe(recipe) if demo else None
+    told = _Line()
+    if benchmark == "interpolation":
+        result = _interpolation(chosen, videos, real, loaded, Folder(str(out)), told)
+    else:
+        result = _measure(
+            chosen.only(list(metric or ())), videos, real, prompts, weights_dir, loaded, runs, samples, endless, out, cache, told
+        )
+    told.end()
+    if json_:
+        print(json.dumps(result, indent=1, sort_keys=True))
+    else:
+        print_result(result)
+        print(f"written: {out / 'result.json'}")
+
+
+def _measure(
+    protocol: Any, videos: str, real: str, prompts: str, weights_dir: str, recipe: Recipe | None, runs: str,
+    samples: int, endless: bool, out: Path, cache: str, told: _Line,
+) -> dict[str, Any]:  # fmt: skip
+    import torch
+
+    from mav.artifact import Folder
+    from mav.evaluation.features import Networks
+    from mav.evaluation.measure import Settings, measure
+    from mav.evaluation.sets import read_set
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    clip = _clip(recipe, runs) if "demo" in protocol.networks and recipe else None
+    networks = Networks(protocol.networks, weights_dir, clip, device)
+    folder = Folder(real) if real else None
+    wanted = samples or protocol.samples
+    asked = read_set(protocol, folder, wanted, Folder(prompts) if prompts else None)
+    settings = Settings(protocol.preparation(recipe), wanted or len(asked.prompts), endless=endless)
+    with features_on_ray(device) as run:
+        return measure(protocol, settings, Folder(videos), asked, folder, networks, Folder(str(out)), Folder(cache), told, run)
+
+
+def _interpolation(protocol: Any, videos: str, real: str, recipe: Recipe | None, out: Folder, told: _Line) -> dict[str, Any]:
+    from mav.artifact import Folder
+    from mav.evaluation.interpolation import measure_interpolation
+    from mav.recipe import Evaluate
+
+    if not real:
+        raise UserError("The filmed clips are needed to measure the frames between: name their folder with --real.")
+    skip = recipe.cascade.frame_skip if recipe else 4  # 1 fps given, 4 fps made
+    return measure_interpolation(protocol, Folder(videos), Folder(real), skip, Evaluate(), out, told)
+
+
+def _clip(recipe: Recipe, runs: str) -> Folder:
+    """The recipe's CLIP. Raises UserError when it is not trained yet."""
+    from flows.make_a_video import make_a_video
+    from flows.stage import Store
+
+    store, node = Store(runs), make_a_video(recipe).node("clip")
+    if store.find(node) is None:
+        raise UserError(f"The CLIP of {recipe.name} is not trained yet: `mav run {recipe.name} --until clip` trains it.")
+    return store.artifact(node)
+
+
+@contextmanager
+def features_on_ray(device: str) -> Iterator[Run]:
+    """Does chunks by Ray actors, one a GPU or one a core; a handful is done here. Ray starts when the first chunk needs it."""
+    from contextlib import ExitStack
+
+    from mav.evaluation.store import Chunk, FeatureWork, in_process
+
+    with ExitStack() as services:
+
+        def run(work: FeatureWork, chunks: Sequence[Chunk]) -> Iterator[int]:
+            if len(chunks) < IN_PROCESS_CHUNKS:
+                return in_process(work, chunks)
+            import ray
+
+            from flows.runtime import ray_cluster
+            from mav.recipe import Cluster
+
+            if not ray.is_initialized():
+                services.enter_context(ray_cluster(Cluster(dashboard=False)))
+            resources = ray.cluster_resources()
+            gpus = device == "cuda" and resources.get("GPU", 0) >= 1
+            count = int(resources["GPU"]) if gpus else max(1, int(resources.get("CPU", 1)))
+            return _by_actors(work, chunks, min(count, len(chunks)), {"num_cpus": 1, "num_gpus": 1 if gpus else 0})
+
+        yield run
+
+
+def _by_actors(work: Any, chunks: Sequence[Any], count: int, needs: dict[str, float]) -> Iterator[int]:
+    """Each actor loads the networks once and holds one chunk, with one more waiting; a lost actor's chunk is done by another.
+
+    A chunk that has cost two actors their lives raises, naming it.
+    """
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    class Worker:
+        def __init__(self) -> None:
+            import torch
+
+            torch.set_num_threads(1)
+
+        def do(self, chunk: Any) -> int:
+            return int(work(chunk))
+
+    remote = ray.remote(Worker).options(max_restarts=0, **needs)
+    waiting, losses = list(reversed(chunks)), dict.fromkeys((number for number, _ in chunks), 0)
+    flights: dict[Any, tuple[Any, Any]] = {}
+
+    def submit(actor: Any) -> None:
+        if waiting:
+            chunk = waiting.pop()
+            flights[actor.do.remote(chunk)] = (actor, chunk)
+
+    for actor in [remote.remote() for _ in range(count)]:
+        submit(actor)
+        submit(actor)
+    try:
+        while flights:
+            ready, _ = ray.wait(list(flights), num_returns=1)
+            actor, chunk = flights.pop(ready[0])
+            try:
+                yield int(ray.get(ready[0]))
+                submit(actor)
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayActorError:
+                losses[chunk[0]] += 1
+                if losses[chunk[0]] > 1:
+                    raise UserError(
+                        f"Videos {chunk[1][0].index} to {chunk[1][-1].index} ended two workers: look at them, or at the memory."
+                    ) from None
+                waiting.append(chunk)
+                submit(remote.remote())
+    finally:
+        for reference, (actor, _) in flights.items():
+            ray.cancel(reference, recursive=False)
+            ray.kill(actor)
+
+
+class _Line:
+    """Progress on one moving line of the error stream; only where somebody watches."""
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        if os.isatty(2):
+            typer.echo(f"\r{facts['stage']:<14} {facts['samples']:>7,}/{facts['total']:<7,}", nl=False, err=True)
+
+    def end(self) -> None:
+        if os.isatty(2):
+            typer.echo("\r" + " " * 40 + "\r", nl=False, err=True)
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The table: our row, yardsticks, published rows with the protocol of each, then everything a reader needs to judge the numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mav.evaluation.protocols import published
+
+    console = Console(highlight=False, soft_wrap=True)
+    protocol, metrics = result["protocol"], result["metrics"]
+    label = f"{protocol['name']} v{protocol['version']}"
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("system")
+    for name in metrics:
+        table.add_column(f"{_shown(name)[0]} ({_shown(name)[1]} is better)", justify="right")
+    table.add_column("protocol")
+    table.add_row("[bold]these videos[/]", *(_number(name, facts) for name, facts in metrics.items()), label)
+    for key, title in YARDSTICKS.items():
+        cells = [f"{facts[key]:.{_shown(name)[2]}f}" if facts.get(key) is not None else "" for name, facts in metrics.items()]
+        if any(cells):
+            table.add_row(f"[dim]{title}[/]", *cells, f"[dim]{label}[/]")
+    for row in published().get(result["benchmark"], []):
+        cells = [str(row.get(name.split("_")[0], "")) if name.split("_")[0] == name else "" for name in metrics]
+        if any(cells):
+            table.add_row(row["system"], *cells, row["protocol"])
+    console.print(table)
+    console.print(f"\n{label}: {protocol['about']}")
+    console.print(f"Estimator: {protocol['estimator']}. Intervals: 95 %.")
+    for name, facts in metrics.items():
+        if facts["value"] is None:
+            console.print(f"{_shown(name)[0]} is not computed: {facts['reason']}.")
+    lost = ", ".join(f"{count:,} {reason}" for reason, count in result["failed"].items())
+    console.print(f"Videos: {result['readable']:,} of {result['samples']:,} readable{f' ({lost})' if lost else ''}.")
+    if result.get("real_listed"):
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in result["real_failed"].items())
+        console.print(f"Real clips: {result['real']:,} of {result['real_listed']:,} readable{f' ({lost})' if lost else ''}.")
+    for note in result.get("notes", ()):
+        console.print(f"Note: {note}.")
+    for facts in result.get("networks", {}).values():
+        console.print(f"{facts['name']}: sha256 {facts['sha256']} ({facts['note']})")
+    if protocol["silent"]:
+        console.print(f"Its source does not say: {', '.join(protocol['silent'])}.")
+    if not result["comparable"]:
+        console.print("[bold]These numbers compare with each other, not with the published rows.[/]")
+
+
+def _shown(name: str) -> tuple[str, str, int]:
+    kind, _, second = name.partition("_")
+    title, better, digits = SHOWN[kind]
+    return f"{title} {second}".strip(), better, digits
+
+
+def _number(name: str, facts: dict[str, Any]) -> str:
+    if facts["value"] is None:
+        return "-"
+    digits = max(_shown(name)[2], 4 if abs(facts["value"]) < 1 else 0)
+    return f"[bold]{facts['value']:.{digits}f}[/] [{facts['low']:.{digits}f}, {facts['high']:.{digits}f}]"

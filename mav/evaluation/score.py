@@ -1,0 +1,183 @@
+"""From features to numbers: each metric of a protocol with its interval, count, network and weights' digest.
+
+Videos that are missing or cannot be read stay in the denominator: a mean over videos (CLIPSIM) counts them as 0 and gives the mean over
+readable ones beside it; a distance between distributions can only be taken over readable ones, and says how many they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mav.evaluation.features import Networks, describe_clips, zero_shot
+from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, facts, jackknife
+from mav.evaluation.metrics import Moments, bootstrap, clipsim, frechet_features, inception_score, kernel_distance
+from mav.evaluation.protocols import Protocol
+from mav.evaluation.sets import BenchmarkSet
+from mav.evaluation.store import Features
+
+IN_MEMORY = 1 << 26  # numbers of one feature array that are held at once
+LONGEST = 1024  # dimensions up to which hundreds of Frechet distances are affordable
+KERNEL_ROWS = 20_000  # rows a kernel distance uses at most, spread evenly
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """All that a protocol's metrics are computed from."""
+
+    protocol: Protocol
+    networks: Networks
+    set: BenchmarkSet
+    ours: Features
+    real: Features | None
+    draws: int = 200
+    seed: int = 0
+    endless: bool = False  # also extrapolate Frechet distances to endlessly many videos
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Every metric of the protocol; one that cannot be had carries `value` None and `reason`."""
+        kinds: dict[str, Callable[[str], dict[str, Any]]] = {
+            "fvd": self._frechet, "fid": self._frechet, "kvd": self._kernel, "kid": self._kernel, "is": self._inception,
+            "clipsim": self._clipsim,
+        }  # fmt: skip
+        found = {}
+        for name, network in self.protocol.features.items():
+            kind = name.split("_")[0]
+            try:
+                found[name] = kinds[kind](name) | {"network": network}
+            except ValueError as error:
+                found[name] = {"value": None, "low": None, "high": None, "reason": str(error), "network": network}
+        return found
+
+    # ------------------------------------------------------------------------------------------------------- distances
+
+    def _rows(self, features: Features, metric: str) -> np.ndarray:
+        """(n, F, d) rows of each readable video: a clip's one row for video metrics, its frames' rows for picture metrics."""
+        network = self.protocol.features[metric]
+        _, array = features.load(network)
+        if metric.startswith(("fvd", "kvd")):
+            array = describe_clips(array) if array.ndim == 3 else array
+            return array[:, None]
+        return array
+
+    def _reference(self) -> Features:
+        if self.real is None:
+            raise ValueError("this benchmark has no real videos")
+        return self.real
+
+    def _frechet(self, metric: str) -> dict[str, Any]:
+        network, biased = self.protocol.features[metric], self.protocol.covariance == "biased"
+        real = self._reference()
+        short = "a Frechet distance needs at least 2 videos on each side, not {} and {}"
+        if min(self.ours.readable, real.readable) < 2:
+            raise ValueError(short.format(self.ours.readable, real.readable))
+        _, first = next(self.ours.stream(network))
+        length, numbers = first.shape[-1], max(self.ours.readable, real.readable) * first[0].size
+        if length > LONGEST or numbers > IN_MEMORY:
+            reference = _moments(real, network, metric)[0]
+            for part in _moments(real, network, metric)[1:]:
+                reference = reference.merge(part)
+            value, low, high = jackknife(_moments(self.ours, network, metric), reference, biased)
+            return facts(value, low, high, interval=f"jackknife over {GROUPS} groups")
+        ours, theirs = self._rows(self.ours, metric), self._rows(real, metric)
+        flat = theirs.reshape(-1, theirs.shape[-1])
+        quick = FrechetTo(ours, Moments.of(flat), biased)
+        value, low, high = quick.interval(self.draws, self.seed)
+        found = facts(value, low, high, interval=f"bootstrap of videos, {self.draws} draws")
+        if len(theirs) >= 4:  # two halves of the real clips: what a perfect generator would score at about this count
+            found["real_halves"] = frechet_features(*(theirs[i::2].reshape(-1, theirs.shape[-1]) for i in (0, 1)))
+        if self.endless:
+            found["endless"] = quick.endless(seed=self.seed)
+        return found
+
+    def _kernel(self, metric: str) -> dict[str, Any]:
+        ours, theirs = (_spread(self._rows(f, metric)) for f in (self.ours, self._reference()))
+        value, error = kernel_distance(ours, theirs)
+        return facts(value, value - NORMAL * error, value + NORMAL * error, interval="standard error of a U-statistic")
+
+    # ----------------------------------------------------------------------------------------------- scores of each video
+
+    def _inception(self, metric: str) -> dict[str, Any]:
+        probabilities = self._classes(self.ours, metric)
+        if len(probabilities) < 2:
+            raise ValueError(f"an inception score needs at least 2 videos, not {len(probabilities)}")
+        # Generated videos come class by class: splits must not.
+        probabilities = probabilities[np.random.default_rng(self.seed).permutation(len(probabilities))]
+        splits = self.protocol.splits
+
+        def statistic(rows: np.ndarray) -> float:
+            return inception_score(probabilities[rows], splits)
+
+        low, high = bootstrap(statistic, len(probabilities), self.draws, self.seed)
+        value = statistic(np.arange(len(probabilities)))
+        found = facts(value, low, high, interval=f"bootstrap of videos, {self.draws} draws")
+        if self.real is not None and self.real.readable:
+            found["real"] = inception_score(self._classes(self.real, metric), splits)
+        return found
+
+    def _classes(self, features: Features, metric: str) -> np.ndarray:
+        network = self.protocol.features[metric]
+        _, array = features.load(network)
+        if len(array) and array.ndim == 3:  # frame embeddings of a CLIP: its opinion of the class sentences
+            return zero_shot(array, self.networks.texts(network, self.set.sentences), self.networks.temperature(network))
+        return array.reshape(len(array), -1)
+
+    def _clipsim(self, metric: str) -> dict[str, Any]:
+        network = self.protocol.features[metric]
+        prompts = [entry.prompt for entry in self.ours.entries]
+        if not any(prompts):
+            raise ValueError(
+                "nothing says which prompt each video was made for: number the files as the prompts, or list both in videos.json"
+            )
+        similarity, shuffled = np.zeros(len(prompts)), []
+        texts = self.networks.texts(network, prompts)
+        for indices, frames in self.ours.stream(network):
+            similarity[indices] = clipsim(frames, texts[indices]) * [bool(prompts[index]) for index in indices]
+            shuffled.append(clipsim(frames, texts[(indices + len(prompts) // 2) % len(prompts)]))
+
+        def statistic(rows: np.ndarray) -> float:
+            return float(similarity[rows].mean())
+
+        low, high = bootstrap(statistic, len(similarity), self.draws, self.seed)
+        value = statistic(np.arange(len(similarity)))
+        found = facts(value, low, high, interval=f"bootstrap of videos, {self.draws} draws")
+        # The scale's two ends: ours with somebody else's text, and real clips with their own.
+        found["shuffled"] = float(np.concatenate(shuffled).mean()) if shuffled else None
+        if self.ours.readable and self.ours.readable < len(prompts):
+            found["of_readable"] = float(similarity.sum() / self.ours.readable)
+        if self.real is not None and any(self.set.real_texts):
+            found["real"] = self._real_clipsim(network)
+        return found
+
+    def _real_clipsim(self, network: str) -> float | None:
+        assert self.real is not None
+        captions = self.set.real_texts
+        values: list[float] = []
+        for indices, frames in self.real.stream(network):
+            told = [i for i, index in enumerate(indices) if captions[index]]
+            if told:
+                texts = self.networks.texts(network, [captions[indices[i]] for i in told])
+                values += clipsim(frames[told], texts).tolist()
+        return float(np.mean(values)) if values else None
+
+
+def _moments(features: Features, network: str, metric: str) -> list[Moments]:
+    """Moments of groups of chunks, at most GROUPS of them."""
+    groups: list[Moments] = []
+    for number, (_, array) in enumerate(features.stream(network)):
+        rows = describe_clips(array) if metric.startswith("fvd") and array.ndim == 3 else array
+        part = Moments.of(rows.reshape(-1, rows.shape[-1]))
+        if number < GROUPS:
+            groups.append(part)
+        else:
+            groups[number % GROUPS] = groups[number % GROUPS].merge(part)
+    return groups
+
+
+def _spread(array: np.ndarray) -> np.ndarray:
+    rows = array.reshape(-1, array.shape[-1])
+    step = -(-len(rows) // KERNEL_ROWS)
+    return rows[:: max(step, 1)]
