@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mav.artifact import Folder
-from mav.data.video_io import encode_mp4, open_video, read_frames
+from mav.data.video_io import encode_mp4, open_video
 from mav.errors import UserError
 from mav.evaluation import protocols
 from mav.evaluation.benchmarks import set_folder
 from mav.evaluation.measure import RESULT, Report, flat
 from mav.evaluation.metrics import bootstrap, psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
-from mav.evaluation.reading import prepare
+from mav.evaluation.reading import prepare, whole_video
 from mav.evaluation.sets import VIDEO_ENDINGS, read_set
 from mav.recipe import Evaluate, Recipe
 
@@ -104,8 +104,8 @@ def measure_interpolation(
     measured = Middles(skip)
     for number, name in enumerate(names):
         try:
-            real, _ = filmed(truth.read_bytes(name), prep, skip) if prep.frames else (read_frames(truth.read_bytes(name)), 0.0)
-            made = prepare(read_frames(videos.read_bytes(theirs[_stem(name)])), prep)
+            real, _ = filmed(truth.read_bytes(name), prep, skip) if prep.frames else (whole_video(truth.read_bytes(name)), 0.0)
+            made = prepare(whole_video(videos.read_bytes(theirs[_stem(name)])), prep)
             measured.add(made, real)
         except KeyError:
             measured.failed["missing"] += 1
