@@ -65,18 +65,45 @@ def rerun(
     recipe: RecipeName,
     stage: StageName,
     downstream: Annotated[bool, typer.Option("--downstream", help="Also rebuild every stage that needs it.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="image-download only: try again just the rows that failed for a passing reason.")
+    ] = False,
     runs: Runs = "runs",
     set_: Set = None,
 ) -> None:
     """Build one stage anew, even if it is done."""
-    _, plan = _plan(recipe, set_)
+    loaded, plan = _plan(recipe, set_)
     node = plan.node(stage)
     store = _store(runs)
     for needed in node.inputs:
         if store.find(needed) is None:
             raise UserError(f"{stage} needs {needed.name}, which is not done: `mav run {recipe} --until {needed.name}` builds it.")
+    if failed:
+        later = [other.name for other in plan.downstream(stage)]
+        recovered = _retry(loaded, node, store)
+        if recovered and downstream:
+            _flow_run(recipe, runs, set_, only=tuple(later), fresh=tuple(later))
+        elif recovered:
+            print(f"Stages after {stage} were built without them: `mav rerun {recipe} image-screen --downstream` builds them anew.")
+        return
     chosen = [stage] + ([later.name for later in plan.downstream(stage)] if downstream else [])
     _flow_run(recipe, runs, set_, only=tuple(chosen), fresh=tuple(chosen))
+
+
+def _retry(recipe: Recipe, node: Any, store: Any) -> int:
+    """One pass over the rows of a finished stage that failed for a transient reason; returns how many came through."""
+    from flows.console import Screen
+    from flows.retry import retry_failed
+    from flows.stage import Run
+
+    with ExitStack() as services, Screen() as screen:
+        done = retry_failed(node, Run(recipe, store, screen, services))
+    if not done.rows:
+        print(f"Nothing to try again: no row of {node.name} failed for a passing reason (dns, timeout, reset, connection, 429, 5xx).")
+        return 0
+    left = ", ".join(f"{reason} {n:,}" for reason, n in done.left.items())
+    print(f"{done.recovered:,} of {done.rows:,} rows that had failed came through{f' (still failed: {left})' if left else ''}.")
+    return done.recovered
 
 
 def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any) -> None:

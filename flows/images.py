@@ -12,6 +12,7 @@ from mav.artifact import Folder
 
 if TYPE_CHECKING:
     from filters.screen import MetadataWork
+    from mav.data.download import DownloadWork
 
 
 @stage("demo-world", sections=("world",))
@@ -58,12 +59,16 @@ def _repeats(job: Job, screening: MetadataWork) -> Folder:
 @stage("image-download", sections=("image_download",), version=2)
 def image_download(job: Job) -> Outcome:
     """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
+    work = download_work(job)
+    return shard_map(job, work, work.names(), success_floor=work.download.success_floor, shard_floor=work.download.shard_floor)
+
+
+def download_work(job: Job) -> DownloadWork:
+    """What `image-download` does with a shard; the demo world is served from now on, where it is the web."""
     from mav.data.download import DownloadWork
 
-    metadata = job.inputs["image-metadata"]
     section = dataclasses.replace(job.recipe.image_download, allow_addresses=job.allowed_addresses(job.recipe.image_download))
-    work = DownloadWork(metadata, section, job.out)
-    return shard_map(job, work, work.names(), success_floor=section.success_floor, shard_floor=section.shard_floor)
+    return DownloadWork(job.inputs["image-metadata"], section, job.out)
 
 
 @stage("image-screen", sections=("screening", "image_embed"))

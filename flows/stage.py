@@ -283,7 +283,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
                 f"{node.name} needs {needed.name}, which is {store.state(needed, run.recipe.name)}: "
                 f"`mav run {run.recipe.name} --until {needed.name}` builds it."
             )
-    with _exclusive(work, node.name):
+    with exclusive(work, node.name):
         if fresh:
             out.remove(MANIFEST)  # first: from here on there is no artifact
             out.remove()
@@ -327,7 +327,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
 
 
 @contextmanager
-def _exclusive(work: Folder, name: str) -> Iterator[None]:
+def exclusive(work: Folder, name: str) -> Iterator[None]:
     """One builder at a time. The lock is the kernel's, so it goes with a killed process; other storage has none yet."""
     if not work.local:
         yield

@@ -28,7 +28,7 @@ REASONS = {"punsafe": "nsfw", "pwatermark": "watermark"}  # score -> why a row a
 
 def shard_names(images: Folder) -> list[str]:
     """Names of image-download's shards, sorted, without `.tar`."""
-    return [name.removesuffix(".tar") for name in tar_names(images)]
+    return sorted(name.removesuffix(".tar") for name in tar_names(images))
 
 
 @functools.cache

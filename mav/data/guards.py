@@ -30,6 +30,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from mav.data.wire import BLOCK, Connection
 
@@ -46,6 +47,14 @@ DNS_ENTRIES = 50_000
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 Resolver = Callable[[str, int], Sequence[str]]
+
+
+TRANSIENT = frozenset({"dns", "timeout", "reset", "connection", "http_429"})  # and every http_5xx
+
+
+def is_transient(reason: str) -> bool:
+    """Whether what failed for this reason may come through another day."""
+    return reason in TRANSIENT or reason.startswith("http_5")
 
 
 class FetchError(Exception):
@@ -72,6 +81,33 @@ class Fetched:
 def system_resolver(host: str, port: int) -> list[str]:
     """Addresses of a host, as the machine's resolver gives them."""
     return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+class FetchRule(Protocol):
+    """The part of a recipe's section that says how to fetch."""
+
+    @property
+    def timeout_seconds(self) -> float: ...
+    @property
+    def deadline_seconds(self) -> float: ...
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def contact(self) -> str: ...
+    @property
+    def allow_addresses(self) -> tuple[str, ...]: ...
+
+
+def opener_settings(rule: FetchRule, resolver: Resolver) -> dict[str, Any]:
+    """A section's rules as a GuardedOpener takes them."""
+    return {
+        "timeout": rule.timeout_seconds,
+        "deadline": rule.deadline_seconds,
+        "max_bytes": rule.max_bytes,
+        "contact": rule.contact,
+        "allow_addresses": rule.allow_addresses,
+        "resolver": resolver,
+    }
 
 
 @dataclass

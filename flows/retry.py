@@ -1,0 +1,107 @@
+"""`mav rerun RECIPE image-download --failed`: only what failed for a transient reason, again, beside what is there.
+
+A retry pass fetches into supplementary shards (`PPPPP-KKKKK-retryP`) in the stage's work folder and resumes there when it is stopped. When
+it is through, the shards join the artifact, whose ledger and manifest are written anew. A pass that brings nothing changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from flows.markers import LEDGER, LedgerWriter, Marker, Markers
+from flows.shard_map import shard_map
+from flows.stage import Job, Node, Run, exclusive
+from mav.artifact import Artifact, Folder
+from mav.errors import UserError
+
+RETRIED_STAGE = "image-download"
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What a retry pass did: rows it tried, rows that came through, and why the others did not."""
+
+    rows: int
+    recovered: int
+    left: dict[str, int]
+
+
+def retry_failed(node: Node, run: Run) -> Retried:
+    """One retry pass over a finished `image-download`. Raises UserError for another stage, or when it is not finished."""
+    from flows.images import download_work
+    from mav.data.download import RetryWork, base_shard, retry_number, retry_shard
+
+    if node.name != RETRIED_STAGE:
+        raise UserError(f"--failed tries rows of {RETRIED_STAGE} again, {node.name} has none to try: leave --failed out.")
+    artifact = run.store.find(node)
+    if artifact is None:
+        raise UserError(f"{node.name} is not done, so `mav run {run.recipe.name} --until {node.name}` goes on with it; then --failed can.")
+    whole = set(artifact.manifest.files)
+    for name in set(artifact.folder.names()) - whole:
+        if retry_number(name.partition(".")[0]):
+            artifact.folder.remove(name)  # of a pass that was stopped before it was told
+    ledger = [marker for marker in Markers(artifact.folder, artifact.folder).ledger() if whole.issuperset(marker["files"])]
+    last: dict[str, Marker] = {}
+    for marker in sorted(ledger, key=lambda m: retry_number(m["shard"])):
+        last[base_shard(marker["shard"])] = marker
+    names = sorted(name for name, marker in last.items() if _transient(marker["counts"]))
+    if not names:
+        return Retried(0, 0, {})
+    number = 1 + max(retry_number(marker["shard"]) for marker in ledger)
+    work = run.store.work(node)
+    with exclusive(work, node.name):
+        place = work.child(f"retry{number}")
+        job = Job(node, run, place.child("out"), place)
+        walk = RetryWork(download_work(job), artifact.folder, number)
+        run.screen.start(node.name)
+        outcome = shard_map(job, walk, [retry_shard(name, number) for name in names])
+        counts = outcome.counts
+        if counts["rows_out"]:
+            _join(artifact, job.out, ledger, outcome.digests, counts)
+        run.screen.end(node.name, f"{counts['rows_out']:,} of {counts['rows_in']:,} rows that had failed came through")
+    work.remove()
+    return Retried(counts["rows_in"], counts["rows_out"], counts["failed"])
+
+
+def _transient(counts: dict[str, Any]) -> int:
+    from mav.data.guards import is_transient
+
+    return sum(n for reason, n in counts["failed"].items() if is_transient(reason))
+
+
+def _join(artifact: Artifact, shards: Folder, ledger: list[Marker], digests: dict[str, dict[str, Any]], counts: dict[str, Any]) -> None:
+    """The supplementary shards into the artifact: first the files, then the ledger, then the manifest that names them."""
+    out, manifest = artifact.folder, artifact.manifest
+    added = list(Markers(shards, shards).ledger())
+    for name in sorted(digests):
+        with shards.open(name) as source, out.create(name) as target:
+            while block := source.read(1 << 22):
+                target.write(block)
+    with LedgerWriter(out) as writer:
+        writer.write(sorted([*ledger, *added], key=lambda marker: marker["shard"]))
+    known = {name: facts for name, facts in manifest.files.items() if name != LEDGER} | digests
+    facts = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest) if field.name != "files"}
+    facts["counts"] = joined_counts(manifest.counts, counts)
+    facts["metrics"] = manifest.metrics | {"shards": len(ledger) + len(added)}
+    facts["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    Artifact.publish(out, known=known, **facts)
+
+
+def joined_counts(before: dict[str, Any], retry: dict[str, Any]) -> dict[str, Any]:
+    """Counts of an artifact after a pass: its rows stay as many, those tried again are counted by what became of them last."""
+    failed = Counter(before["failed"])
+    failed.subtract(retry["retried"])
+    failed.update(retry["failed"])
+    dropped = Counter(before["dropped"])
+    dropped.update(retry["dropped"])
+    return before | {
+        "rows_out": before["rows_out"] + retry["rows_out"],
+        "failed": {reason: n for reason, n in sorted(failed.items()) if n},
+        "dropped": {reason: n for reason, n in sorted(dropped.items()) if n},
+        "bytes": before.get("bytes", 0) + retry.get("bytes", 0),
+        "recovered": before.get("recovered", 0) + retry["rows_out"],
+    }

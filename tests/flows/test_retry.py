@@ -1,0 +1,142 @@
+"""A download stage on a real Ray and a loopback web that is down for some, then mends: only what failed in passing is tried again."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from flows import images
+from flows.console import Screen
+from flows.retry import Retried, joined_counts, retry_failed
+from flows.stage import Node, Plan, Run, Store, build
+from mav.artifact import unbalanced
+from mav.data.embed import shard_names
+from mav.data.shards import read_tar
+from mav.errors import UserError
+from mav.recipe import ImageDownload, ImageMetadata, Recipe
+
+ROWS = 40
+
+
+class Web(http.server.BaseHTTPRequestHandler):
+    """0 to 9 are away until they are not, 10 to 14 are gone, the others are there."""
+
+    away: frozenset[int] = frozenset()
+    asked: list[int] = []  # noqa: RUF012 (one list for all requests on purpose)
+
+    def do_GET(self) -> None:
+        number = int(Path(self.path).stem)
+        Web.asked.append(number)
+        status = 503 if number in Web.away else 404 if 10 <= number < 15 else 200
+        body = io.BytesIO()
+        Image.fromarray(np.full((20, 20, 3), number * 6, np.uint8)).save(body, "JPEG")
+        self.send_response(status)
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(body.getvalue())
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def downloaded(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> Iterator[tuple[Node, Run]]:
+    Web.away, Web.asked = frozenset(range(10)), []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server, ExitStack() as services:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        base = f"127.0.0.1:{server.server_address[1]}"
+        rows = {"url": [f"http://{base}/{i}.jpg" for i in range(ROWS)], "caption": [f"number {i}" for i in range(ROWS)]}
+        pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+        recipe = dataclasses.replace(
+            small_recipe,
+            image_metadata=ImageMetadata(sources=(str(tmp_path / "rows.parquet"),), rows_per_shard=20),
+            image_download=ImageDownload(image_size=16, allow_addresses=(base,), success_floor=0.2),
+        )
+        plan = Plan(recipe)
+        node = images.image_download(plan, images.image_metadata(plan))
+        run = Run(recipe, Store(str(tmp_path / "runs")), Screen(), services)
+        for each in plan.nodes.values():
+            build(each, run)
+        yield node, run
+        server.shutdown()
+
+
+def test_passes_recover_what_can_be(downloaded: tuple[Node, Run]) -> None:
+    node, run = downloaded
+    first = run.store.find(node)
+    assert first is not None
+    assert first.manifest.counts["failed"] == {"http_404": 5, "http_503": 10}
+
+    assert retry_failed(node, run) == Retried(10, 0, {"http_503": 10}), "nothing comes, nothing changes"
+    unchanged = run.store.find(node)
+    assert unchanged is not None
+    assert unchanged.manifest == first.manifest
+
+    Web.away, Web.asked = frozenset({3, 4}), []
+    assert retry_failed(node, run) == Retried(10, 8, {"http_503": 2})
+    assert set(Web.asked) == set(range(10)), "what came before and what is gone is not asked for"
+    second = run.store.find(node)
+    assert second is not None
+    assert list(second.problems()) == []
+    assert not list(unbalanced(second.manifest.counts))
+    assert second.manifest.counts["failed"] == {"http_404": 5, "http_503": 2}
+    assert (second.manifest.counts["rows_in"], second.manifest.counts["rows_out"], second.manifest.counts["recovered"]) == (40, 33, 8)
+    assert second.manifest.fingerprint == first.manifest.fingerprint
+    assert {name: second.manifest.files[name] for name in first.files(prefix="0000")} == {
+        n: first.manifest.files[n] for n in first.files(prefix="0000")
+    }
+
+    Web.away = frozenset()
+    assert retry_failed(node, run) == Retried(2, 2, {})
+    assert retry_failed(node, run) == Retried(0, 0, {})
+    third = run.store.find(node)
+    assert third is not None
+    assert third.manifest.counts["failed"] == {"http_404": 5}
+    assert list(third.problems()) == []
+    assert shard_names(third.folder) == ["00000-00000", "00000-00000-retry1", "00000-00000-retry2", "00000-00001"]
+    keys = [key for name in third.files(suffix=".tar") for key, _ in read_tar(third.folder, name)]
+    assert len(keys) == len(set(keys)) == 35
+    captions = {files["txt"].decode() for name in third.files(suffix=".tar") for _, files in read_tar(third.folder, name)}
+    assert captions == {f"number {i}" for i in range(ROWS) if not 10 <= i < 15}
+
+
+def test_shards_of_a_pass_that_was_never_told_are_cleared(downloaded: tuple[Node, Run]) -> None:
+    node, run = downloaded
+    Web.away = frozenset()
+    folder = run.store.artifact(node)
+    folder.write_bytes("00000-00001-retry7.tar", b"half a tar")
+    assert retry_failed(node, run).recovered == 10
+    artifact = run.store.find(node)
+    assert artifact is not None
+    assert list(artifact.problems()) == []
+    assert not os.path.exists(folder.path("00000-00001-retry7.tar"))
+
+
+def test_other_stages_and_unfinished_ones_are_refused(downloaded: tuple[Node, Run]) -> None:
+    node, run = downloaded
+    with pytest.raises(UserError, match="leave --failed out"):
+        retry_failed(node.inputs[0], run)
+    run.store.artifact(node).remove()
+    with pytest.raises(UserError, match="mav run small --until image-download"):
+        retry_failed(node, run)
+
+
+def test_joined_counts_balance() -> None:
+    before = {"rows_in": 10, "rows_out": 3, "dropped": {"opted_out": 1}, "failed": {"dns": 4, "http_404": 2}, "bytes": 30}
+    retry = {"rows_in": 4, "rows_out": 2, "dropped": {"opted_out": 1}, "failed": {"timeout": 1}, "bytes": 20, "retried": {"dns": 4}}
+    after = joined_counts(before, retry)
+    assert after == {"rows_in": 10, "rows_out": 5, "dropped": {"opted_out": 2}, "failed": {"http_404": 2, "timeout": 1}, "bytes": 50,
+                     "recovered": 2}  # fmt: skip
+    assert not list(unbalanced(after))
