@@ -243,9 +243,10 @@ def print_result(result: dict[str, Any]) -> None:
     protocol, metrics = result["protocol"], result["metrics"]
     label = f"{protocol['name']} v{protocol['version']}"
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("system")
+    table.add_column("system", no_wrap=True)
     for name in metrics:
-        table.add_column(f"{_shown(name)[0]} ({_shown(name)[1]} is better)", justify="right")
+        title, better, _ = _shown(name)
+        table.add_column(f"{title} {'↓' if better == 'lower' else '↑'}", justify="right", no_wrap=True)
     table.add_column("protocol")
     table.add_row("[bold]these videos[/]", *(_number(name, facts) for name, facts in metrics.items()), label)
     for key, title in YARDSTICKS.items():

@@ -53,7 +53,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
     return _evaluate(job, body)
 
 
-@stage("human-study", sections=("evaluate",))
+@stage("human-study", sections=("evaluate",), version=2)
 def human_study(job: Job) -> Outcome:
     """A frozen study: pairs in blind order, ready for raters."""
     from mav.evaluation.human.study import freeze_study

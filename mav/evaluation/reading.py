@@ -127,7 +127,7 @@ def whole_video(data: bytes) -> np.ndarray:
     import av
 
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), mode="r") as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     except (av.error.FFmpegError, IndexError, ValueError):
         raise ValueError("unreadable") from None

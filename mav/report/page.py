@@ -193,7 +193,7 @@ def _study(artifact: Artifact | None) -> dict[str, Any] | None:
         "items": len(study["items"]),
         "raters": study["raters"],
         "rule": study["rule"],
-        "url": artifact.folder.path("study.html"),
+        "url": artifact.folder.url,
         "sha256": artifact.folder.sha256("study.json"),
     }
 

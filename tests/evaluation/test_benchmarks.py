@@ -1,8 +1,6 @@
 """The benchmarks and the study on a small demo world, with a cascade that draws what it is told."""
 
-import json
 import re
-import zlib
 from collections import Counter
 
 import numpy as np
@@ -12,15 +10,14 @@ import torch
 from mav.artifact import Folder
 from mav.data.drawing import PALETTE, SHAPES, Scene, draw_clip, random_scene
 from mav.data.shards import TarWriter
-from mav.data.video_io import encode_mp4, read_frames
+from mav.data.video_io import encode_mp4
 from mav.data.world import draw_world
 from mav.errors import UserError
 from mav.evaluation import benchmarks, interpolation
 from mav.evaluation.features import DEMO_NOTE
-from mav.evaluation.human.study import freeze_study
 from mav.evaluation.networks.weights import PUBLISHED
 from mav.evaluation.protocols import load_protocol, protocol_names, published
-from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_prompts, read_set, read_ucf101
+from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
 from mav.models.clip import Clip
 from mav.recipe import ClipConfig, Generate
 from mav.recipe_file import recipe_from_dict
@@ -259,59 +256,3 @@ def test_published_rows_carry_a_protocol():
     assert load_protocol("msrvtt-paper").samples == 59_794
     with pytest.raises(UserError, match="ucf101-paper"):
         load_protocol("nonsense")
-
-
-# ---------------------------------------------------------------------------------------------------------------- the study
-
-
-def test_a_study_is_blind_balanced_and_frozen(inputs, tmp_path):
-    out, again = Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))
-    facts = freeze_study(make_recipe(), inputs, out)
-    assert facts == freeze_study(make_recipe(), inputs, again)
-    assert {n: out.sha256(n) for n in out.names()} == {n: again.sha256(n) for n in again.names()}
-    study, key = out.read_json("study.json"), out.read_json("key.json")
-    assert facts["pairs"] == 8
-    assert key["study_sha256"] == out.sha256("study.json") == facts["study_sha256"]
-    kinds = Counter(entry["kind"] for entry in key["items"].values())
-    assert kinds == {"pair": 8, "mirror": 1, "gold": 1}
-    assert set(key["items"]) == {item["id"] for item in study["items"]}
-    shown = (json.dumps(study) + out.read_bytes("study.html").decode()).lower()
-    assert not re.search('time.off|time layers|ruined|gold|mirror"|/twin|generate/', shown.replace(study["rule"].lower(), ""))
-    for item in study["items"]:
-        assert item["left"] != item["right"]
-        assert out.exists(item["left"])
-        assert out.exists(item["right"])
-    by_id = {item["id"]: item for item in study["items"]}
-    mirror = next(name for name, entry in key["items"].items() if entry["kind"] == "mirror")
-    original = by_id[key["items"][mirror]["of"]]
-    assert (by_id[mirror]["left"], by_id[mirror]["right"]) == (original["right"], original["left"])
-    assert len({entry["ours"] for entry in key["items"].values() if entry["kind"] == "pair"}) == 2
-    sources = {zlib.crc32(inputs["generate"].read_bytes(row["file"])) for row in inputs["generate"].read_json("videos.json")}
-    for name, entry in key["items"].items():
-        assert zlib.crc32(out.read_bytes(by_id[name][entry["ours"]])) in sources
-
-
-def test_another_seed_is_another_study(inputs, tmp_path):
-    first = freeze_study(make_recipe(), inputs, Folder(str(tmp_path / "a")))
-    second = freeze_study(make_recipe(seed=1), inputs, Folder(str(tmp_path / "b")))
-    assert first["study_sha256"] != second["study_sha256"]
-
-
-def test_without_twins_there_is_nothing_to_compare(inputs, tmp_path):
-    bare = Folder(str(tmp_path / "generate"))
-    bare.write_json("videos.json", [{"prompt": "a red circle", "file": "videos/00000.mp4", "twin": None}])
-    out = Folder(str(tmp_path / "study"))
-    assert freeze_study(make_recipe(), {"generate": bare}, out)["pairs"] == 0
-    assert out.read_json("study.json")["items"] == []
-
-
-def test_ruined_copies_are_still_videos(inputs, tmp_path):
-    out = Folder(str(tmp_path))
-    freeze_study(make_recipe(), inputs, out)
-    key = out.read_json("key.json")["items"]
-    gold = next(item for item in out.read_json("study.json")["items"] if key[item["id"]]["kind"] == "gold")
-    ruined = "right" if key[gold["id"]]["ours"] == "left" else "left"
-    frames = {side: read_frames(out.read_bytes(gold[side])) for side in ("left", "right")}
-    assert frames["left"].shape == frames["right"].shape
-    detail = {side: np.abs(np.diff(f.astype(int), axis=2)).astype(bool).mean() for side, f in frames.items()}
-    assert detail[ruined] < detail[key[gold["id"]]["ours"]]
