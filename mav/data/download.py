@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mav.artifact import Folder
-from mav.data.guards import Answer, GuardedOpener, Resolver, installed, is_transient, opener_settings, system_resolver
+from mav.data.guards import Answer, FetchError, GuardedOpener, Resolver, installed, is_transient, opener_settings, system_resolver
 from mav.data.pictures import guarded_resizer
 from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, write_ledger
 from mav.recipe import ImageDownload
@@ -139,10 +139,15 @@ class PreparingOpener(GuardedOpener):
     resizer: Any
     algorithms: dict[str, set[str]] = field(default_factory=dict)
     facts: dict[str, Facts] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # url -> why it could not be had
 
     def open(self, fullurl: urllib.request.Request | str, data: object = None, timeout: object = None) -> Answer:
         url = fullurl if isinstance(fullurl, str) else fullurl.full_url
-        answer = self.fetch(url)
+        try:
+            answer = self.fetch(url)
+        except FetchError as error:
+            self.reasons[url] = error.reason
+            raise
         body = answer.body
         digests = {name: hashlib.new(name, body).hexdigest() for name in {"sha256"} | self.algorithms.get(url, set())}
         self.facts[url] = Facts(len(body), answer.content_type, answer.final_url, digests)
@@ -228,7 +233,9 @@ class _Writer:
         if fetched:
             row |= {"bytes": fetched.size, "content_type": fetched.content_type, "final_url": fetched.final_url}
             row["sha256"] = fetched.digests["sha256"]
-        reason = str(meta["error_message"]).partition(":")[0] if picture is None else ""
+        reason = ""
+        if picture is None:  # what has not reached the opener, urllib could not make sense of
+            reason = str(meta["error_message"]) if fetched else self._opener.reasons.get(url, "bad_url")
         if fetched and expected and fetched.digests[ALGORITHMS[len(expected)]] != expected:
             reason = "hash_mismatch"
         files = None

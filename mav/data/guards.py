@@ -161,7 +161,10 @@ class GuardedOpener:
             answer = self._ask(url, end)
             if isinstance(answer, Fetched):
                 return answer
-            url = urllib.parse.urljoin(url, answer)
+            try:
+                url = urllib.parse.urljoin(url, answer)
+            except ValueError:
+                raise FetchError("bad_url") from None
 
     def _ask(self, url: str, end: float) -> Fetched | str:
         """One request: the answer, or where it redirects to."""

@@ -28,6 +28,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 PNG = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # EXIF's tag
+LONGEST_JPEG = 65_500
 LARGE_PIXELS = 16_000_000  # pictures from here on are unpacked one at a time in a process: threads must not multiply their memory
 REDUCTIONS = (8, 4, 2)  # scales a JPEG can be unpacked at
 
@@ -100,6 +101,7 @@ def unpack(data: bytes, seen: Look, side: int) -> np.ndarray | None:
     pixels = cv2.imdecode(buffer, flags)
     if pixels is None or seen.mode not in DEEP_MODES:
         return pixels
+    pixels = np.nan_to_num(pixels, posinf=0.0, neginf=0.0)
     white = 65535.0 if pixels.dtype == np.uint16 else max(float(pixels.max()), 1.0)
     return np.clip(pixels * (255.0 / white), 0, 255).astype(np.uint8)
 
@@ -114,6 +116,7 @@ def guarded_resizer(rule: ImageDownload) -> Resizer:
     from img2dataset.resizer import Resizer
 
     cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # each broken picture would get a page
 
     class GuardedResizer(Resizer):
         def __init__(self) -> None:
@@ -132,6 +135,10 @@ def guarded_resizer(rule: ImageDownload) -> Resizer:
 
         def prepare(self, data: bytes) -> Prepared:
             seen = look(data, rule.max_pixels)
+            shorter, longer = sorted((seen.width, seen.height))
+            kept = longer * self.image_size / max(shorter, 1)  # a thin line grows long when its shorter side is made `image_size`
+            if not seen.problem and (kept > LONGEST_JPEG or kept * self.image_size > rule.max_pixels):
+                seen = Look("too_many_pixels")
             if seen.problem:
                 return None, None, None, None, None, seen.problem
             with _one_large if seen.width * seen.height > LARGE_PIXELS else contextlib.nullcontext():
