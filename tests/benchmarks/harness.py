@@ -11,6 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,13 +70,18 @@ def report(name: str, rows: Sequence[Row], **facts: Any) -> None:
 
 
 def peer_python(name: str, *requirements: str, no_deps: Sequence[str] = ()) -> Path:
-    """The Python of a peer's own environment, build/peers/NAME, made on first use from `requirements` (`no_deps`: without theirs)."""
+    """The Python of a peer's own environment, build/peers/NAME, made on first use from `requirements` (`no_deps`: without theirs).
+
+    What a peer shares with us (torch above all) it sees in our environment, behind its own packages: both run the same binaries.
+    """
     home = BUILD / "peers" / name
     python = home / "bin" / "python"
     ready, wanted = home / ".ready", "\n".join([*requirements, *no_deps])
     if not ready.exists() or ready.read_text() != wanted:
         print(f"making the environment of {name} in {home.relative_to(ROOT)} ...", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        site = next(home.glob("lib/python*/site-packages"))
+        (site / "shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if requirements:
             subprocess.run([*install, *requirements], check=True)

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -35,6 +36,22 @@ def test_temporal_conv_equals_conv1d_over_frames():
     y = conv(x, frames=5)
     torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-5)
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("clips", "frames", "kernel"), [(1, 6, 3), (3, 5, 3), (2, 1, 3), (1, 4, 5)])
+def test_temporal_conv_gradients_are_those_of_the_plain_convolution(clips, frames, kernel):
+    conv = TemporalConv(8, kernel).double()
+    with torch.no_grad():
+        conv.weight.normal_()
+        conv.bias.normal_()
+    x = channels_last(clips * frames, 8, 3, 4).double().requires_grad_()
+    parameters = [x, conv.weight, conv.bias]
+    gradient = torch.randn(clips * frames, 8, 3, 4, dtype=torch.float64)  # not channels-last: as a sum over a view would hand it on
+    ours = torch.autograd.grad(conv(x, frames), parameters, gradient)
+    clip = x.unflatten(0, (clips, frames)).flatten(3).transpose(1, 2)  # (B, C, T, H*W)
+    plain = F.conv2d(clip, conv.weight, conv.bias, padding=(kernel // 2, 0)).transpose(1, 2).reshape(x.shape)
+    for mine, theirs in zip(ours, torch.autograd.grad(plain, parameters, gradient), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_temporal_conv_starts_as_the_identity():

@@ -1,0 +1,86 @@
+"""Forward and backward of the space-time U-Net beside the peers' at the same widths, blocks and attention places.
+
+    make bench-unet                                                        # CPU, one thread, float32
+    .venv/bin/python tests/benchmarks/bench_unet.py --preset gpu64 --device cuda   # bfloat16
+
+All temporal layers are on. Networks take their steps in turn, each in a process of its own, so a busy machine slows all alike; costs are
+CPU seconds of the process (on a GPU: seconds). `of_plain_convolution` is our FLOP/s over that of plain channels-last 3x3 convolutions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import Row, cost, peer_python, report
+
+WORKER = Path(__file__).parent / "unet_worker.py"
+DUELS = [  # networks that take turns; the peers' memory does not allow all at once
+    ("ours", "make-a-video-pytorch"),
+    ("ours compiled", "make-a-video-pytorch compiled"),
+    ("ours", "diffusers"),
+]
+
+
+def duel(names: tuple[str, ...], preset: str, device: str, rounds: int, peers: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median cost of a step of each network, steps taken in turn; and what each says of itself."""
+    processes = {}
+    for name in names:
+        python = peers if name.split()[0] in ("make-a-video-pytorch", "diffusers") else Path(sys.executable)
+        command = [str(python), str(WORKER), name, preset, device]
+        processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    facts = {name: json.loads(_read(process)) for name, process in processes.items()}
+    seen: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name, process in processes.items():
+            assert process.stdin is not None
+            process.stdin.write("step\n")
+            process.stdin.flush()
+            seen[name].append(float(_read(process)))
+            print(f"  round {turn + 1}/{rounds}  {name}: {seen[name][-1]:.3f} s", file=sys.stderr, flush=True)
+    for name, process in processes.items():
+        rest, _ = process.communicate()
+        if rest.strip():
+            facts[name]["peak_bytes"] = int(rest)
+    return {name: statistics.median(values) for name, values in seen.items()}, facts
+
+
+def _read(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{' '.join(map(str, process.args[2:]))} ended without an answer: see its message above")  # type: ignore[index, union-attr]
+    return line
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--preset", default="cpu64", help="cpu32, cpu64 or gpu64")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--rounds", type=int, default=3)
+    chosen = options.parse_args()
+    peers = peer_python("unet", "diffusers==0.42.1", no_deps=["make-a-video-pytorch==0.4.0"])
+
+    rows: list[Row] = []
+    networks: dict[str, Any] = {}
+    shares: dict[str, float] = {}
+    for mine, peer in DUELS:
+        costs, facts = duel((mine, peer, "convolution"), chosen.preset, chosen.device, chosen.rounds, peers)
+        rows.append(cost(f"{chosen.preset}, {mine}", costs[mine], costs[peer], peer, "seconds a step, forward + backward"))
+        networks |= facts
+        rate = {name: facts[name]["flops"] / costs[name] for name in costs}
+        shares[mine] = round(max(shares.get(mine, 0.0), rate[mine] / rate["convolution"]), 3)
+        for name in (mine, peer, "convolution"):
+            parameters, flops = facts[name]["parameters"] / 1e6, facts[name]["flops"] / 1e9
+            print(f"{name}: {parameters:.1f}M parameters, {flops:.0f} GFLOP a step, {rate[name] / 1e9:.1f} GFLOP/s")
+    flops_share = networks["ours"]["flops"] / networks["make-a-video-pytorch"]["flops"]
+    report("unet", rows, networks=networks, of_plain_convolution=shares, flops_over_make_a_video_pytorch=round(flops_share, 3))
+
+
+if __name__ == "__main__":
+    main()
