@@ -167,6 +167,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
         options |= {"address": address}
     else:
         options |= {
+            "address": "local",  # one of its own, even where somebody else's runs on this machine
             "num_cpus": cluster.cpus or os.cpu_count(),
             "include_dashboard": cluster.dashboard,
             "dashboard_host": "127.0.0.1",
