@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 BENCHMARKS = ("ucf101", "msrvtt", "drawbench", "prompts", "interpolation")
+FILE_WIDTH = 160  # columns of a table that goes to a file
 IN_PROCESS_CHUNKS = 4  # fewer than so many are not worth starting Ray for
 # How a metric is shown: its title, which way is better, digits.
 SHOWN = {
@@ -239,14 +241,14 @@ def print_result(result: dict[str, Any]) -> None:
 
     from mav.evaluation.protocols import published
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
     protocol, metrics = result["protocol"], result["metrics"]
     label = f"{protocol['name']} v{protocol['version']}"
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("system", no_wrap=True)
+    table.add_column("system")
     for name in metrics:
         title, better, _ = _shown(name)
-        table.add_column(f"{title} {'↓' if better == 'lower' else '↑'}", justify="right", no_wrap=True)
+        table.add_column(f"{title} {'↓' if better == 'lower' else '↑'}", justify="right")
     table.add_column("protocol")
     table.add_row("[bold]these videos[/]", *(_number(name, facts) for name, facts in metrics.items()), label)
     for key, title in YARDSTICKS.items():

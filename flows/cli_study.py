@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="A blind comparison of systems by p
 StudyDir = Annotated[str, typer.Argument(metavar="STUDY", help="The folder of a frozen study.")]
 VotesDir = Annotated[Path | None, typer.Option("--votes", metavar="DIR", help="Where votes are kept; by default study-votes/DIGEST.")]
 LINKS = "links.csv"
+FILE_WIDTH = 160  # columns of a table that goes to a file
 
 
 @app.command()
@@ -147,7 +149,7 @@ def print_report(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
     def share(value: float | None, interval: tuple[float, float]) -> str:
         return "-" if value is None else f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
@@ -155,7 +157,7 @@ def print_report(found: dict[str, Any]) -> None:
     for question, facts in found["questions"].items():
         table = Table(title=question, title_justify="left", box=None, header_style="bold", pad_edge=False)
         for column in ("", "pairs", "majority won [Wilson]", "[bootstrap of pairs]", "sign test p", "single votes [bootstrap]"):
-            table.add_column(column, justify="right" if column else "left", no_wrap=True)
+            table.add_column(column, justify="right" if column else "left")
         for name, pair in facts["pairs"].items():
             for title, row in ((name, pair), *((f"  {c}", r) for c, r in pair["categories"].items())):
                 low, high = row["majority_bootstrap"]

@@ -108,7 +108,7 @@ def _checks(study: Study, answers: dict[int, dict[tuple[str, str], str]], exclud
 
 def _question(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """All statistics of one question."""
-    names = sorted({row[side] for row in rows for side in ("left", "right")})
+    names = study.systems
     lefts = sum(row["answer"] == "left" for row in rows)
     found: dict[str, Any] = {
         "left": {"votes": lefts, "of": len(rows), "share": lefts / max(len(rows), 1), "interval": wilson(lefts, len(rows))},

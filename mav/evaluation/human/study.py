@@ -83,7 +83,8 @@ def freeze(pairs: Sequence[Pair], out: Folder, seed: int = 0, session: int = SES
     }
     out.write_json(STUDY, study)
     digest = out.sha256(STUDY)
-    out.write_json(KEY, {"study_sha256": digest, "items": key})
+    systems = list(dict.fromkeys(name for pair in pairs for name in pair.systems))
+    out.write_json(KEY, {"study_sha256": digest, "systems": systems, "items": key})
     return {"pairs": len(pairs), "items": len(items), "raters": RATERS, "study_sha256": digest}
 
 

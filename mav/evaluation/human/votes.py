@@ -52,6 +52,7 @@ class Study:
 
     items: dict[str, dict[str, Any]]
     key: dict[str, dict[str, Any]]
+    systems: list[str]  # as they were named, ours first
     questions: list[dict[str, Any]]
     raters: int
     session: int
@@ -65,7 +66,7 @@ class Study:
             study, key = folder.read_json(STUDY), folder.read_json(KEY)
             items = {item["id"]: item for item in study["items"]}
             fields = {name: study[name] for name in ("questions", "raters", "session", "rule")}
-            entries, wanted = key["items"], key["study_sha256"]
+            entries, systems, wanted = key["items"], key["systems"], key["study_sha256"]
         except FileNotFoundError:
             raise UserError(f"{folder.url} holds no study: `mav study freeze` makes one.") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -73,7 +74,7 @@ class Study:
         digest = folder.sha256(STUDY)
         if wanted != digest or set(items) != set(entries):
             raise UserError(f"{folder.path(STUDY)} was changed after it was frozen: freeze it again.")
-        return cls(items, entries, **fields, sha256=digest)
+        return cls(items, entries, systems, **fields, sha256=digest)
 
     def of_kind(self, kind: str) -> list[str]:
         """Items of a kind, in the study's order."""

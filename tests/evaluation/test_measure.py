@@ -1,0 +1,443 @@
+"""Anybody's folder of videos: every format, everything that can be wrong with one, resume, the cache, and the command."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mav.artifact import Folder
+from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
+from mav.data.video_io import encode_mp4
+from mav.errors import UserError
+from mav.evaluation import store
+from mav.evaluation.features import Networks
+from mav.evaluation.measure import Settings, measure
+from mav.evaluation.protocols import Preparation, load_protocol
+from mav.evaluation.reading import find_videos, read_video
+from mav.evaluation.sets import BenchmarkSet, read_msrvtt, read_prompts, read_set, read_ucf101
+from mav.evaluation.store import compute, in_process
+from mav.models.clip import Clip
+from mav.recipe import ClipConfig
+
+FRAMES = 4
+PREPARATION = Preparation(FRAMES)
+PROMPTS = tuple(f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in SHAPES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = Folder(str(tmp_path_factory.mktemp("clip")))
+    torch.manual_seed(0)
+    Clip(ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)).save(folder)
+    return folder
+
+
+@pytest.fixture
+def networks(clip_folder):
+    return Networks(("demo",), clip=clip_folder)
+
+
+def frames(seed, count=FRAMES, size=32):
+    scene = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
+    return draw_clip(scene, size, count, 8)
+
+
+def write(folder, numbers, offset=0):
+    for number in numbers:
+        folder.write_bytes(f"{number:05d}.mp4", encode_mp4(frames(offset + number), 8))
+
+
+def save(array, path, ending):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ending == "npy":
+        np.save(path, array)
+    else:
+        torch.save(torch.from_numpy(array), path)
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+def test_every_format_gives_the_same_frames(tmp_path):
+    video, folder = frames(1, 6), Folder(str(tmp_path))
+    (tmp_path / "a.mp4").write_bytes(encode_mp4(video, 8, crf=1))
+    first, *rest = [Image.fromarray(frame).quantize(256) for frame in video]
+    first.save(tmp_path / "b.gif", save_all=True, append_images=rest, duration=125)
+    for name, array in {
+        "c.npy": video,
+        "d.npy": video.transpose(0, 3, 1, 2).astype(np.float32) / 255,
+        "e.npy": video.astype(np.float64) / 127.5 - 1,
+        "f.pt": video,
+    }.items():
+        save(array, tmp_path / name, name[-3:].strip("."))
+    (tmp_path / "g").mkdir()
+    for i, frame in enumerate(video):
+        Image.fromarray(frame).save(tmp_path / "g" / f"frame{i + 7}.png")  # 7 to 12: the order is of numbers, not of letters
+    entries, beside = find_videos(folder, (), 9)
+    assert [entry.file for entry in entries] == ["a.mp4", "b.gif", "c.npy", "d.npy", "e.npy", "f.pt", "g", "", ""]
+    assert beside == 0
+    for entry in entries[:7]:
+        read = read_video(folder, entry.file, PREPARATION)
+        assert read.shape == (FRAMES, 32, 32, 3)
+        assert read.dtype == np.uint8
+        assert np.abs(read.astype(int) - video[1:5]).mean() < 6, entry.file
+    smaller = read_video(folder, "c.npy", Preparation(FRAMES, size=16, resize="bicubic"))
+    assert smaller.shape == (FRAMES, 16, 16, 3)
+    wide = np.zeros((FRAMES, 20, 40, 3), np.uint8)
+    save(wide, tmp_path / "wide.npy", "npy")
+    assert read_video(folder, "wide.npy", Preparation(FRAMES, size=10, resize="area")).shape == (FRAMES, 10, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((1, 8, 8, 3), np.uint8), "too few frames"),
+        (np.full((6, 8, 8, 3), np.nan, np.float32), "not finite"),
+        (np.zeros((6, 8, 8), np.uint8), "shape"),
+        (np.zeros((6, 8, 8, 3), np.int64), "neither bytes nor floats"),
+        (np.full((6, 8, 8, 3), 200.0), "floats must lie"),
+        (np.array([{}], object), "not a readable tensor"),
+    ],
+)
+def test_a_tensor_that_is_no_video_says_why(tmp_path, array, reason):
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    with pytest.raises(ValueError, match=reason):
+        read_video(Folder(str(tmp_path)), "x.npy", PREPARATION)
+
+
+def test_files_belong_to_the_prompt_they_are_numbered_by_or_listed_with(tmp_path):
+    folder = Folder(str(tmp_path))
+    write(folder, (0, 2, 7))
+    entries, beside = find_videos(folder, PROMPTS, 4)
+    assert [(entry.file, entry.prompt) for entry in entries] == [
+        ("00000.mp4", PROMPTS[0]), ("", PROMPTS[1]), ("00002.mp4", PROMPTS[2]), ("", PROMPTS[3]),
+    ]  # fmt: skip
+    assert beside == 1
+    folder.write_json("videos.json", [{"file": "00007.mp4", "prompt": "seven"}, {"file": "gone.mp4", "prompt": "gone"}])
+    entries, beside = find_videos(folder, PROMPTS, 3)
+    assert [(entry.file, entry.prompt) for entry in entries] == [("00007.mp4", "seven"), ("", "gone"), ("", "")]
+    assert beside == 2
+    for file in ("../x.mp4", "/etc/passwd", "a/../../x.mp4", "a\\..\\x.mp4"):
+        folder.write_json("videos.json", [{"file": file, "prompt": "../../etc"}])
+        with pytest.raises(UserError, match="outside of its folder"):
+            find_videos(folder, PROMPTS, 3)
+    folder.write_bytes("videos.json", b'{"not": "a list"}')
+    with pytest.raises(UserError, match="not a list"):
+        find_videos(folder, PROMPTS, 3)
+    with pytest.raises(UserError, match="holds no video"):
+        find_videos(Folder(str(tmp_path / "empty")), PROMPTS, 3)
+
+
+def test_prompt_files(tmp_path):
+    (tmp_path / "draw.csv").write_text('Prompt,Category\nA red car.,Colors\n"One, two",Counting\n')
+    assert read_prompts(Folder(str(tmp_path / "draw.csv"))) == [("A red car.", "Colors"), ("One, two", "Counting")]
+    (tmp_path / "lines.txt").write_text("one\n\n two \n")
+    assert read_prompts(Folder(str(tmp_path / "lines.txt"))) == [("one", ""), ("two", "")]
+    (tmp_path / "list.json").write_text('[{"prompt": "x", "category": null}]')
+    assert read_prompts(Folder(str(tmp_path / "list.json"))) == [("x", "")]
+    for name, content in (("empty.txt", " \n"), ("no.csv", "a,b\n1,2\n"), ("bad.json", "{"), ("binary.txt", None)):
+        (tmp_path / name).write_bytes(content.encode() if content is not None else b"\xff\xfe\x00")
+        with pytest.raises(UserError):
+            read_prompts(Folder(str(tmp_path / name)))
+    with pytest.raises(UserError, match="not there"):
+        read_prompts(Folder(str(tmp_path / "gone.txt")))
+
+
+def test_the_sets_as_they_are_distributed(real_data):
+    ucf = Folder(str(real_data / "ucf101"))
+    classes = read_ucf101(ucf)
+    assert (len(classes), sum(len(c.clips) for c in classes)) == (101, 9537)
+    assert sum(len(c.clips) for c in read_ucf101(ucf, "test")) == 3783
+    handstand = next(c for c in classes if c.name == "HandstandPushups")
+    assert handstand.clips[0].startswith("HandstandPushups/v_HandStandPushups")
+    asked = read_set(load_protocol("ucf101-paper"), ucf, 10_000)
+    assert (len(asked.prompts), len(asked.real), asked.prompts[0]) == (10_000, 9537, "applying eye makeup")
+    clip = read_video(ucf, "v_ApplyEyeMakeup_g01_c01.avi", Preparation(16, size=256, resize="bicubic"))
+    assert clip.shape == (16, 256, 256, 3)
+    msrvtt = Folder(str(real_data / "msrvtt"))
+    clips, notes = read_msrvtt(msrvtt, load_protocol("msrvtt-paper"))
+    assert (len(clips), sum(len(c.captions) for c in clips)) == (2990, 1000)
+    assert "1,000 of the protocol's 59,794 prompts" in notes[0]
+    asked = read_set(load_protocol("msrvtt-paper"), msrvtt, 59_794)
+    assert len(asked.prompts) == 1000
+    assert {"video7010.mp4", "video7014.mp4"} <= set(asked.real)
+    drawbench = read_set(load_protocol("drawbench"), None, 200, Folder(str(real_data / "prompts" / "drawbench_200.csv")))
+    assert (len(drawbench.prompts), len(set(drawbench.categories))) == (200, 11)
+
+
+# --------------------------------------------------------------------------------------------------------------- measuring
+
+
+def evaluate(tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", protocol="msrvtt-demo", prepared=PREPARATION):
+    listed = tuple(sorted(name for name in real.names())) if real else ()
+    asked = BenchmarkSet(PROMPTS, ("",) * len(PROMPTS), listed, PROMPTS[: len(listed)], PROMPTS)
+    settings = Settings(prepared, samples, draws=20)
+    return measure(
+        load_protocol(protocol),
+        settings,
+        videos,
+        asked,
+        real,
+        networks,
+        Folder(str(tmp_path / out)),
+        Folder(str(tmp_path / "cache")),
+        run=run,
+    )
+
+
+@pytest.fixture
+def folders(tmp_path):
+    ours, real = Folder(str(tmp_path / "ours")), Folder(str(tmp_path / "real"))
+    write(ours, range(6))
+    write(real, range(8), 100)
+    return ours, real
+
+
+def test_missing_and_unreadable_videos_stay_in_the_denominator(tmp_path, networks, folders):
+    ours, real = folders
+    whole = evaluate(tmp_path, networks, ours, real)
+    assert whole["failed"] == {}
+    ours.remove("00001.mp4")
+    ours.write_bytes("00003.mp4", b"not a video")
+    (tmp_path / "ours" / "00004.mp4").unlink()
+    save(frames(4)[:1], tmp_path / "ours" / "00004.npy", "npy")  # one frame
+    result = evaluate(tmp_path, networks, ours, real)
+    assert result["failed"] == {"missing": 1, "too few frames": 1, "unreadable": 1}
+    assert (result["samples"], result["readable"]) == (6, 3)
+    similarity = result["metrics"]["clipsim"]
+    assert similarity["value"] == pytest.approx(similarity["of_readable"] / 2)
+    assert similarity["low"] <= similarity["value"] <= similarity["high"]
+    assert result["metrics"]["fid"]["value"] > 0
+    assert whole["metrics"]["clipsim"]["value"] > similarity["value"] or whole["metrics"]["clipsim"]["value"] < 0
+    assert any("6 videos instead of the protocol's 24" in note for note in result["notes"])
+    assert json.loads(Folder(str(tmp_path / "out")).read_bytes("result.json")) == json.loads(json.dumps(result))
+
+
+def test_what_cannot_be_measured_says_so(tmp_path, networks, folders):
+    real = folders[1]
+    lone = Folder(str(tmp_path / "lone"))
+    write(lone, [0])
+    result = evaluate(tmp_path, networks, lone, real, samples=1)
+    assert result["metrics"]["fid"]["value"] is None
+    assert "at least 2 videos on each side, not 1 and 8" in result["metrics"]["fid"]["reason"]
+    assert result["metrics"]["clipsim"]["value"] is not None
+    named = Folder(str(tmp_path / "named"))
+    named.write_bytes("cat.mp4", encode_mp4(frames(0), 8))
+    with pytest.raises(UserError, match=r"Nothing can be measured.*at least 2 videos.*3 missing"):
+        evaluate(tmp_path, networks, named, real, samples=4)
+    with pytest.raises(UserError, match="--recipe"):
+        Networks(("demo",))
+
+
+def test_features_that_are_not_finite_are_one_sentence(tmp_path, networks, folders, monkeypatch):
+    from mav.evaluation import features
+
+    monkeypatch.setattr(features, "_encoder", lambda networks, name: lambda videos: [np.full((FRAMES, 16), np.nan) for _ in videos])
+    with pytest.raises(UserError, match="features of demo are not finite"):
+        evaluate(tmp_path, networks, folders[0])
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path, networks, folders, monkeypatch):
+    monkeypatch.setattr(store, "CHUNK", 2)
+    ours, real = folders
+    expected = evaluate(tmp_path, networks, ours, real, out="whole")["metrics"]
+    done = []
+
+    def two_then_dead(work, chunks):
+        for chunk in chunks[:2]:
+            done.append(work(chunk))
+            yield done[-1]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, networks, ours, real, run=two_then_dead)
+    seen = []
+
+    def counted(work, chunks):
+        for chunk in chunks:
+            seen.append(chunk[0])
+            yield work(chunk)
+
+    assert evaluate(tmp_path, networks, ours, real, run=counted)["metrics"] == expected
+    assert done == [0, 1]
+    assert seen == [2]  # two of our three chunks were there; the real ones were in the cache
+
+
+def test_real_features_are_kept_by_what_shapes_them(tmp_path, networks, folders):
+    ours, real = folders
+    asked = []
+
+    def counted(work, chunks):
+        asked.append((work.source.url == real.url, len(chunks)))
+        return in_process(work, chunks)
+
+    def real_chunks(**more):
+        asked.clear()
+        evaluate(tmp_path, networks, ours, real, run=counted, **more)
+        return sum(count for is_real, count in asked if is_real)
+
+    assert real_chunks() == 1
+    assert real_chunks(out="elsewhere") == 0
+    assert real_chunks(prepared=Preparation(FRAMES, size=16, resize="area")) == 1
+    assert real_chunks() == 0
+    real.write_bytes("00003.mp4", encode_mp4(frames(77), 8))
+    assert real_chunks() == 1
+    provenance = [Folder(str(path)).read_json("provenance.json") for path in (tmp_path / "cache").iterdir()]
+    assert len(provenance) == 3
+    assert all(p["networks"]["demo"] == networks.facts()["demo"]["sha256"] and p["videos"] == 8 for p in provenance)
+
+
+def test_long_features_take_the_jackknife(tmp_path, networks, folders, monkeypatch):
+    from mav.evaluation import score
+
+    ours, real = folders
+    usual = evaluate(tmp_path, networks, ours, real)["metrics"]["fid"]
+    monkeypatch.setattr(score, "LONGEST", 8)
+    monkeypatch.setattr(store, "CHUNK", 2)
+    long = evaluate(tmp_path, networks, ours, real)["metrics"]["fid"]
+    assert long["value"] == pytest.approx(usual["value"], abs=2e-7)  # an untrained network's features hardly differ
+    assert "jackknife" in long["interval"]
+    assert long["low"] <= long["value"] <= long["high"]
+
+
+@pytest.mark.slow
+def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_session):
+    from flows.cli_evaluate import features_on_ray
+
+    monkeypatch.setattr(store, "CHUNK", 1)
+    ours = Folder(str(tmp_path / "ours"))
+    write(ours, range(6))
+    entries, _ = find_videos(ours, PROMPTS, 6)
+    here = compute(entries, ours, PREPARATION, networks, Folder(str(tmp_path / "here")))
+    with features_on_ray("cpu") as run:
+        there = compute(entries, ours, PREPARATION, networks, Folder(str(tmp_path / "there")), run=run)
+    assert len(there.load("demo")[0]) == 6
+    assert np.allclose(here.load("demo")[1], there.load("demo")[1], atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- the command
+
+
+def mav(monkeypatch, capsys, *arguments):
+    """(exit code, output, error) of `mav`, in this process."""
+    from flows.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["mav", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    captured = capsys.readouterr()
+    return ended.value.code or 0, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nonsense", "--videos", "."], "ucf101, msrvtt"),
+        (["ucf101", "--videos", "gone"], "gone is not there"),
+        (["ucf101", "--videos", ".", "--protocol", "msrvtt-paper"], "protocol of msrvtt"),
+        (["ucf101", "--videos", ".", "--protocol", "../x"], "no protocol"),
+        (["drawbench", "--videos", "."], "--prompts"),
+        (["msrvtt", "--videos", "."], "--real"),
+        (["interpolation", "--videos", "."], "--real"),
+        (["ucf101", "--videos", ".", "--metric", "lpips"], "no metric 'lpips'"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = mav(monkeypatch, capsys, "evaluate", *arguments)
+    assert code == 2
+    assert told in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_the_table_carries_protocol_count_interval_and_weights(monkeypatch, capsys, tmp_path, clip_folder):
+    from flows import cli_evaluate
+
+    write(Folder(str(tmp_path / "videos")), range(5))
+    write(Folder(str(tmp_path / "real" / "videos")), range(5), 50)
+    sentences = [{"video_id": f"{i:05d}", "caption": PROMPTS[i]} for i in range(6)]
+    captions = {"videos": [{"video_id": f"{i:05d}", "split": "test"} for i in range(6)], "sentences": sentences}
+    Folder(str(tmp_path / "real")).write_json("captions.json", captions)
+    monkeypatch.setattr(cli_evaluate, "_clip", lambda recipe, runs: clip_folder)
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "evaluate",
+        "msrvtt",
+        "--videos",
+        "videos",
+        "--real",
+        "real",
+        "--protocol",
+        "msrvtt-demo",
+        "--recipe",
+        "tiny",
+        "--samples",
+        "6",
+    ]
+    code, out, _ = mav(monkeypatch, capsys, *arguments)
+    assert code == 0
+    for words in (
+        "these videos",
+        "[",
+        "msrvtt-demo v1",
+        "Make-A-Video",
+        "msrvtt-paper",
+        "0.3049",
+        "5 of 6 readable (1 missing)",
+        "sha256",
+        "not with the published",
+    ):
+        assert words in out, words
+    code, out, _ = mav(monkeypatch, capsys, *arguments, "--json")
+    assert json.loads(out)["metrics"]["fid"]["low"] <= json.loads(out)["metrics"]["fid"]["value"]
+    assert os.path.exists(tmp_path / "evaluation" / "result.json")
+
+
+def test_a_study_from_the_command_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write(Folder("ours"), range(3))
+    write(Folder("film"), range(3), 60)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:3]))
+    freeze = ["study", "freeze", "--system", "ours=ours", "--system", "film=film", "--prompts", "prompts.txt", "--out", "study"]
+    code, out, _ = mav(monkeypatch, capsys, *freeze)
+    assert (code, "3 pairs, 5 raters each" in out) == (0, True)
+    assert "frozen study already" in mav(monkeypatch, capsys, *freeze)[2]
+    assert "at least two" in mav(monkeypatch, capsys, *freeze[:4], *freeze[6:-1], "other")[2]
+    assert "a folder that is there" in mav(monkeypatch, capsys, *freeze[:3], "x", *freeze[4:])[2]
+    code, _, error = mav(monkeypatch, capsys, "study", "report", "study")
+    assert (code, "holds no votes" in error) == (2, True)
+    assert "holds no study" in mav(monkeypatch, capsys, "study", "serve", "film")[2]
+    from mav.evaluation.human.votes import Study, Votes
+
+    (tmp_path / "votes").mkdir()
+    study = Study.load(Folder("study"))
+    votes = Votes("votes/votes.sqlite", study)
+    for token in votes.invite(5):
+        state = votes.next(token)
+        while state["state"] == "ask":
+            side = next(side for side in ("left", "right") if study.key[state["item"]][side] in ("ours", "intact"))
+            state = votes.vote(token, state["item"], state["question"]["id"], side, 1500)
+    code, out, _ = mav(monkeypatch, capsys, "study", "report", "study", "--votes", "votes")
+    assert code == 0
+    for words in (
+        "ours over film",
+        "100.0 %",
+        "fleiss kappa",
+        "left was chosen",
+        "3 of 3 have all their ratings",
+        "Rule, fixed with the study",
+    ):
+        assert words in out, words
+    assert (tmp_path / "votes" / "votes.csv").exists()
