@@ -201,6 +201,7 @@ class Optimisation:
     log_every: int = 1024
     checkpoint_every: int = 16384
     compile: bool = False
+    corrupted_share: float = 0.01  # of the stage's samples: more unreadable ones stop it
 
 
 @section
@@ -246,6 +247,7 @@ class FpsCurriculum:
     high: float = 30.0
     start: tuple[float, float] = (4.0, 1.5)  # Beta(a, b) over [low, high] at the first sample
     end: tuple[float, float] = (1.5, 4.0)  # and at the last
+    short_clips: Literal["clamp", "skip"] = "clamp"  # too short for the rate drawn: shown at the slowest rate they allow, or passed over
 
 
 @section

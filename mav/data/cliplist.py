@@ -147,7 +147,7 @@ def _clip(fields: dict[str, str], problem: str) -> Clip:
     # Without an id the clip is called by a digest: an address of stock footage holds its caption.
     where = "\n".join([fields["path"] or fields["url"], fields["start"], fields["end"]])
     name = fields["videoid"] or hashlib.sha256(where.encode()).hexdigest()[:16]
-    place = {"url": fields["url"], "page_dir": fields["page_dir"], "path": fields["path"]}
+    place: dict[str, Any] = {name: fields[name] for name in ("url", "page_dir", "path")}
     start, end = (_seconds(fields[side]) if fields[side] else 0.0 for side in ("start", "end"))
     if start is None or end is None or (end and end <= start):
         return Clip(name, **place, problem=problem or "bad_span")

@@ -18,18 +18,29 @@ def draw_fps(curriculum: FpsCurriculum, progress: float, rng: np.random.Generato
     return float(curriculum.low + (curriculum.high - curriculum.low) * rng.beta(a, b))
 
 
-def frame_indices(native_fps: float, frames_available: int, frames: int, fps: float, u: float) -> tuple[np.ndarray, float]:
-    """(indices of `frames` frames as if filmed at `fps`, the rate they really have).
+def frame_times(fps: float, frames: int) -> np.ndarray:
+    """Seconds at which the frames of a clip of constant rate are shown, from the first."""
+    return np.arange(frames) / fps
 
-    A clip too short for the rate is sampled as slowly as it allows, and none faster than it was filmed, so the rate handed back may differ
-    from the one asked for: it is the one to condition on. u in [0, 1) places the sample within the clip. Raises ValueError when the
-    clip has fewer frames than asked for.
+
+def frame_indices(times: np.ndarray, frames: int, fps: float, u: float) -> tuple[np.ndarray, float]:
+    """(indices of the `frames` frames nearest in time to ticks of `fps`, the rate they really have).
+
+    times: seconds of the clip's frames, growing. A clip too short for the rate is sampled as slowly as it allows, and none faster than it
+    was filmed, so the rate handed back may differ from the one asked for: it is the one to condition on. u in [0, 1) places the sample
+    within the clip. Raises ValueError when the clip has fewer frames than asked for.
     """
-    if frames_available < frames:
-        raise ValueError(f"{frames} frames asked of a clip of {frames_available}")
-    slowest = native_fps * (frames - 1) / max(frames_available - 1, 1)
-    rate = float(min(max(fps, slowest), native_fps))
-    step = native_fps / rate
-    slack = max(frames_available - 1 - (frames - 1) * step, 0.0)
-    indices = np.floor(u * slack + np.arange(frames) * step + 0.5 + 1e-9).astype(np.int64)
-    return np.minimum(indices, frames_available - 1), rate
+    if len(times) < frames:
+        raise ValueError(f"{frames} frames asked of a clip of {len(times)}")
+    length = float(times[-1] - times[0])
+    filmed = (len(times) - 1) / length
+    rate = float(min(max(fps, (frames - 1) / length), filmed))
+    slack = max(length - (frames - 1) / rate, 0.0)
+    ticks = times[0] + u * slack + np.arange(frames) / rate
+    places = np.interp(ticks, times, np.arange(len(times)))
+    return np.minimum(np.floor(places + 0.5 + 1e-9).astype(np.int64), len(times) - 1), rate
+
+
+def too_short(times: np.ndarray, frames: int, fps: float) -> bool:
+    """Whether a clip ends before `frames` frames at `fps` do, half a frame given."""
+    return (frames - 1) / fps > float(times[-1] - times[0]) * (1 + 0.5 / (len(times) - 1)) if len(times) > 1 else True

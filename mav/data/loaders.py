@@ -1,8 +1,6 @@
-"""Sources: what training reads. Batch by sample number, a pure function of seed and number.
+"""The sources that training reads: images with embeddings, images with captions, clips. WebDataset shards, read at random by an index.
 
-Sample number s belongs to epoch s // n, whose order is a seeded permutation; nothing else decides what comes, so any number of
-workers and any resume see the same samples. The only state is the number itself. A sample that cannot be read gives way to the
-next one of its epoch, and is counted; a set without any is an error. Decoded pixels stay in memory while they fit the budget.
+See `mav.data.source` for their order and for what becomes of unreadable samples. Decoded pixels stay in memory while they fit the budget.
 """
 
 from __future__ import annotations
@@ -11,66 +9,24 @@ import functools
 import io
 import itertools
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
 from mav.artifact import Folder
-from mav.data.clips import draw_fps, frame_indices
-from mav.data.shards import Index, index_tar, read_at, tar_names
+from mav.data.clips import draw_fps, frame_indices, frame_times, too_short
+from mav.data.shards import index_tar, read_at, tar_names
+from mav.data.source import PassedOverError, Sample, Source, Tars
+from mav.data.video_io import fit, read_squares
 from mav.errors import UserError
 from mav.recipe import FpsCurriculum
 
 IN_MEMORY = 1 << 30  # bytes of decoded pixels kept
-OPEN_TARS = 16
-
-Batch = dict[str, torch.Tensor]
-Sample = dict[str, Any]  # arrays and numbers
-
-
-class Source(ABC):
-    """Training samples by number."""
-
-    def __init__(self, seed: int, count: int, what: str) -> None:
-        if count == 0:
-            raise UserError(
-                f"There is nothing to train on in {what}: every row was dropped or failed; look at the counts of the stages before."
-            )
-        self.seed, self.count, self.what = seed, count, what
-        self.unreadable: dict[int, str] = {}  # index -> reason
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def batch(self, first: int, count: int) -> Batch:
-        """Samples number first .. first + count - 1."""
-        samples = [self._sample(number) for number in range(first, first + count)]
-        return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
-
-    def _sample(self, number: int) -> Sample:
-        epoch, place = divmod(number, self.count)
-        order = self._order(epoch)
-        for step in range(self.count):
-            index = int(order[(place + step) % self.count])
-            if index in self.unreadable:
-                continue
-            try:
-                return self.read(index, number)
-            except ValueError as error:
-                self.unreadable[index] = str(error)
-        reason = next(iter(self.unreadable.values()))
-        raise UserError(f"None of the {self.count} samples in {self.what} can be read ({reason}): rerun the stage that made them.")
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.count)
-
-    @abstractmethod
-    def read(self, index: int, number: int) -> Sample:
-        """Sample `index` of the set for training sample `number`. Raises ValueError when it cannot be read."""
+KNOWN_CLIPS = 1 << 16  # whose json is kept in memory
+INDEXING = 16  # tars indexed at a time: on an object store that is waiting, not work
 
 
 class ImageSource(Source):
@@ -79,7 +35,7 @@ class ImageSource(Source):
     A batch holds pixels uint8 (B, 3, S, S) (unless pixels=False), image_embedding and text_embedding float32 (B, d), tokens int64 (B, L).
     """
 
-    def __init__(self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True) -> None:
+    def __init__(self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True, corrupted_share: float = 0.01) -> None:
         import pyarrow.parquet as pq
 
         names = [name.removesuffix(".image.npy") for name in embeds.names() if name.endswith(".image.npy")]
@@ -94,7 +50,7 @@ class ImageSource(Source):
                 if len(array) != len(keys):
                     raise UserError(f"{embeds.path(name)}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
                 arrays.append(array)
-        super().__init__(seed, len(self._keys), embeds.url)
+        super().__init__(seed, len(self._keys), embeds.url, corrupted_share)
         self._ends = list(itertools.accumulate(len(a) for a in self._arrays["image"]))
         self._pixels = _Pixels(images, size, len(self._keys)) if pixels else None
 
@@ -118,7 +74,9 @@ class CaptionedImages(Source):
     A batch holds pixels uint8 (B, 3, S, S), tokens int64 (B, L), punsafe and pwatermark float32 (B,), NaN where the table knows none.
     """
 
-    def __init__(self, images: Folder, size: int, seed: int, tokenize: Callable[[list[str]], torch.Tensor]) -> None:
+    def __init__(
+        self, images: Folder, size: int, seed: int, tokenize: Callable[[list[str]], torch.Tensor], corrupted_share: float = 0.01
+    ) -> None:
         self._keys: list[tuple[str, str]] = []
         captions: list[str] = []
         scores: list[tuple[float, float]] = []
@@ -130,7 +88,7 @@ class CaptionedImages(Source):
                     captions.append(read_at(file, places["txt"]).decode())
                     scores.append((_or_nan(facts.get("punsafe")), _or_nan(facts.get("pwatermark"))))
                     self._keys.append((name[: -len(".tar")], key))
-        super().__init__(seed, len(self._keys), images.url)
+        super().__init__(seed, len(self._keys), images.url, corrupted_share)
         self._tokens = tokenize(captions).numpy().astype(np.int64)
         self._scores = np.array(scores, dtype=np.float32)
         self._pixels = _Pixels(images, size, len(self._keys))
@@ -144,93 +102,107 @@ class CaptionedImages(Source):
 class ClipSource(Source):
     """Uncaptioned clips at frame rates drawn from the curriculum.
 
-    A batch holds pixels uint8 (B, F, 3, S, S) and fps float32 (B,), the rate the frames really have. `clamped` counts samples read so far
-    whose clip was too short, or filmed too slowly, for the rate drawn.
+    A batch holds pixels uint8 (B, F, 3, S, S) and fps float32 (B,), the rate the frames really have. Of the samples read so far `counts`
+    says how many clips were clamped (too short for the rate drawn), slower (filmed below it), or passed over as too short.
     """
 
-    def __init__(self, shards: Folder, frames: int, size: int, seed: int, fps: FpsCurriculum, total_samples: int) -> None:
-        self._shards, self._frames, self._size, self._fps, self._total = shards, frames, size, fps, max(total_samples, 1)
-        self._tars = _Tars(shards)
-        self._keys = [(name, key) for name in tar_names(shards) for key in self._tars.index(name)]
-        super().__init__(seed, len(self._keys), shards.url)
-        self.clamped = 0
+    def __init__(
+        self, shards: Folder, frames: int, size: int, seed: int, fps: FpsCurriculum, total_samples: int, corrupted_share: float = 0.01
+    ) -> None:
+        self._frames, self._size, self._fps, self._total = frames, size, fps, max(total_samples, 1)
+        self._clips = _Clips(shards)
+        super().__init__(seed, len(self._clips), shards.url, corrupted_share)
         self._room = IN_MEMORY
         self._decoded: dict[int, np.ndarray] = {}
-        self._known: dict[int, dict[str, Any]] = {}
 
     def read(self, index: int, number: int) -> Sample:
-        from mav.data.video_io import read_frames
-
-        name, key = self._keys[index]
-        facts = self._facts(index)
-        rng = np.random.default_rng([self.seed, 2, number])
-        wanted = draw_fps(self._fps, number / self._total, rng)
-        indices, rate = frame_indices(facts["fps"], facts["frames"], self._frames, wanted, float(rng.uniform()))
-        self.clamped += abs(rate - wanted) > 1e-6
+        facts = self._clips.facts(index)
+        indices, wanted, rate = self._draw(facts, number)
+        if abs(rate - wanted) > 1e-6:
+            self.tell("clamped" if rate > wanted else "slower")
         clip = self._decoded.get(index)
-        if clip is None:
-            data = self._tars.read(name, key, "mp4")
-            cost = facts["frames"] * 3 * self._size**2
-            if cost <= self._room:
-                self._room -= cost
-                clip = self._decoded[index] = fit(read_frames(data), self._size)
-            else:
-                return _clip_sample(fit(read_frames(data, indices), self._size), rate)
-        if indices[-1] >= len(clip):
-            raise ValueError(f"{key} has {len(clip)} frames, not {facts['frames']} as its json says")
+        if clip is not None:
+            return _clip_sample(clip[indices], rate)
+        data, first = self._clips.video(index), int(facts.get("first", 0))
+        count = int(facts["frames"])
+        if not self._keeps(count * 3 * self._size**2):
+            return _clip_sample(read_squares(data, first + indices, self._size), rate)
+        clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size)
         return _clip_sample(clip[indices], rate)
 
-    def _facts(self, index: int) -> dict[str, Any]:
-        if index not in self._known:
-            facts = json.loads(self._tars.read(*self._keys[index], "json"))
-            self._known[index] = {"fps": float(facts["fps"]), "frames": int(facts["frames"])}
-        return self._known[index]
+    def rates(self, number: int) -> tuple[float, float]:
+        """(frame rate drawn, frame rate shown) of a sample, without decoding it. Raises ValueError when its clip is too short."""
+        epoch, place = divmod(number, self.count)
+        try:
+            _, wanted, rate = self._draw(self._clips.facts(int(self._order(epoch)[place])), number)
+        except PassedOverError as reason:
+            raise ValueError(str(reason)) from None
+        return wanted, rate
+
+    def _draw(self, facts: dict[str, Any], number: int) -> tuple[np.ndarray, float, float]:
+        rng = np.random.default_rng([self.seed, 2, number])
+        wanted = draw_fps(self._fps, number / self._total, rng)
+        times = np.asarray(facts["times"]) if "times" in facts else frame_times(float(facts["fps"]), int(facts["frames"]))
+        if len(times) < self._frames or (self._fps.short_clips == "skip" and too_short(times, self._frames, wanted)):
+            raise PassedOverError("too_short")
+        indices, rate = frame_indices(times, self._frames, wanted, float(rng.uniform()))
+        return indices, wanted, rate
+
+    def _keeps(self, cost: int) -> bool:
+        """Whether so many bytes more may stay in memory."""
+        with self._lock:
+            if cost > self._room:
+                return False
+            self._room -= cost
+            return True
 
 
 def _clip_sample(frames: np.ndarray, rate: float) -> Sample:
     return {"pixels": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), "fps": np.float32(rate)}
 
 
-def fit(frames: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (F, H, W, 3) to (F, size, size, 3): the central square, averaged down (or cubic up)."""
-    import cv2
+class _Clips:
+    """Where the clips of an artifact are: 28 bytes each, so that ten million of them fit beside the networks."""
 
-    height, width = frames.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = frames[:, top : top + side, left : left + side]
-    if side == size:
-        return np.ascontiguousarray(square)
-    how = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    return np.stack([cv2.resize(np.ascontiguousarray(frame), (size, size), interpolation=how) for frame in square])
+    def __init__(self, shards: Folder) -> None:
+        self._tars, self._names = Tars(shards), tar_names(shards)
+        with ThreadPoolExecutor(INDEXING) as pool:
+            parts = list(pool.map(functools.partial(_places, shards), enumerate(self._names)))
+        self._where = np.concatenate(parts)
+        self.facts = functools.lru_cache(maxsize=KNOWN_CLIPS)(self._facts)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def video(self, index: int) -> bytes:
+        place = self._where[index]
+        return self._tars.bytes_at(self._names[place["shard"]], int(place["video"]), int(place["size"]))
+
+    def _facts(self, index: int) -> dict[str, Any]:
+        place = self._where[index]
+        facts: dict[str, Any] = json.loads(self._tars.bytes_at(self._names[place["shard"]], int(place["json"]), int(place["json_size"])))
+        return facts
 
 
-class _Tars:
-    """Random access into an artifact's tars; indexes are kept, and a few open files."""
+PLACE = np.dtype([("shard", "u4"), ("video", "u8"), ("size", "u4"), ("json", "u8"), ("json_size", "u4")])
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-        self._indexes: dict[str, Index] = {}
-        self._file = functools.lru_cache(maxsize=OPEN_TARS)(folder.open)
 
-    def index(self, name: str) -> Index:
-        if name not in self._indexes:
-            self._indexes[name] = index_tar(self._folder, name)
-        return self._indexes[name]
-
-    def read(self, name: str, key: str, extension: str) -> bytes:
-        """Raises ValueError when the tar has no such file."""
-        place = self.index(name).get(key, {}).get(extension)
-        if place is None:
-            raise ValueError(f"{name} holds no {key}.{extension}")
-        return read_at(self._file(name), place)
+def _places(shards: Folder, tar: tuple[int, str]) -> np.ndarray:
+    number, name = tar
+    rows = []
+    for key, files in index_tar(shards, name).items():
+        video = next((place for extension, place in files.items() if extension != "json"), None)
+        if video is None or "json" not in files:
+            raise UserError(f"{shards.path(name)} holds no whole clip {key}: rerun the stage that made it.")
+        rows.append((number, *video, *files["json"]))
+    return np.array(rows, dtype=PLACE)
 
 
 class _Pixels:
     """Decoded square images, uint8 (3, S, S), kept while the set fits in memory."""
 
     def __init__(self, images: Folder, size: int, count: int) -> None:
-        self._tars, self._size = _Tars(images), size
+        self._tars, self._size = Tars(images), size
         self._kept: dict[int, np.ndarray] | None = {} if count * 3 * size * size <= IN_MEMORY else None
 
     def get(self, index: int, shard: str, key: str) -> np.ndarray:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MIN_FRAMES = 8
 RATES = (1.0, 120.0)  # frame rates believed
 GAP = 10.0  # seconds from one frame to the next that are believed
-SET_BACK = 1.0  # seconds: a clock that falls further was set anew, and goes on from there
+SET_BACK = 0.5  # seconds: a clock that falls further was set anew, and goes on from there
 MENDED = 0.25  # share of times that may need mending
 STEADY = 0.002  # seconds a frame of a constant rate may be off: containers round to milliseconds
 SEEK = 4.0  # spans that begin later are sought, earlier ones decoded up to
@@ -79,16 +79,13 @@ def convert(data: bytes, rule: VideoShards, start: float = 0.0, end: float = 0.0
     try:
         with av.open(io.BytesIO(data), options=options) as container:
             stream = _video_stream(container)
-            source = _Frames(container, stream, start, min(end or np.inf, start + rule.max_seconds), seek=rule.reencode)
+            source = _Frames(container, stream, start, min(end or np.inf, start + rule.max_seconds), listed, seek=rule.reencode)
             frames = iter(source)
             first = next(frames, None)
             if first is None:
                 raise ClipError("zero_frames")
             every = itertools.chain([first], frames)
-            clip = _encode(every, source, rule) if rule.reencode else _kept(data, CONTAINERS[container.format.name], every, source)
-            if source.complete and (source.decoded < 0.5 * stream.frames or source.last + 1 / source.rate < 0.5 * listed):
-                raise ClipError("truncated")
-            return clip
+            return _encode(every, source, rule) if rule.reencode else _kept(data, CONTAINERS[container.format.name], every, source)
     except (av.error.FFmpegError, ValueError, OverflowError, MemoryError):
         raise ClipError("undecodable") from None
 
@@ -106,26 +103,31 @@ def encoder_options(rule: VideoShards) -> dict[str, str]:
 
 
 class _Frames:
-    """Decoded frames of a span, each with its seconds since the video's beginning, growing; counts what it decoded."""
+    """Decoded frames of a span, each with its seconds since the video's beginning, growing; counts what it decoded.
 
-    def __init__(self, container: Any, stream: av.VideoStream, start: float, end: float, seek: bool) -> None:
+    Raises ClipError when the video ends before half of the frames it announces, or of the seconds a list claims.
+    """
+
+    def __init__(self, container: Any, stream: av.VideoStream, start: float, end: float, listed: float, seek: bool) -> None:
         self._container, self._stream, self._seek = container, stream, seek
+        self._announced, self._listed = stream.frames, listed
         self.start, self.end = start, end
         self.claimed = _nominal_rate(stream)
         self.rate = float(self.claimed)  # frames a second, as claimed
         self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
         self.decoded = self.skipped = 0
-        self.last, self.complete = 0.0, False
+        self.last = 0.0
 
     def __iter__(self) -> Iterator[tuple[float, av.VideoFrame]]:
         for time, frame in self._growing(self._decode()):
-            if time >= self.end:
+            if time >= self.end - 0.5 / self.rate:
                 return
             if time >= self.start - 0.5 / self.rate:
                 yield time, frame
             else:
                 self.skipped += 1
-        self.complete = True
+        if self.decoded < 0.5 * self._announced or self.last + 1 / self.rate < 0.5 * self._listed:
+            raise ClipError("truncated")
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """From shortly before the span where the container's index allows, else from the beginning."""
@@ -135,6 +137,7 @@ class _Frames:
             frames = container.decode(stream)
             first = next(frames, None)
             if first is not None and first.time is not None and 0 < first.time - float(stream.start_time * base) <= self.start:
+                self._announced = 0  # of which only some are decoded
                 yield from itertools.chain([first], frames)
                 return
             container.seek(0)
@@ -231,17 +234,19 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: _Frames, rule
 
 def _kept(data: bytes, extension: str, frames: Iterable[tuple[float, av.VideoFrame]], source: _Frames) -> Converted:
     """The original bytes, when training's decoder shows them as they should be shown and finds as many frames."""
-    from mav.data.video_io import open_video
+    from mav.data.video_io import open_video, read_squares
 
     times: list[float] = []
-    width = height = 0
+    sizes: set[tuple[int, int]] = set()
+    odd = source.pixel_aspect != 1
     for frame in _told(frames, times):
-        odd = frame.rotation or frame.interlaced_frame or frame.color_trc in HDR or _transparent(frame) or source.pixel_aspect != 1
-        if odd or (width and (width, height) != (frame.width, frame.height)):
-            raise ClipError("needs_reencoding")
-        width, height = frame.width, frame.height
-    facts = _facts(times, width, height, source.rate)
-    if len(open_video(data)) < source.skipped + len(times):
+        odd |= bool(frame.rotation or frame.interlaced_frame or frame.color_trc in HDR or _transparent(frame))
+        sizes.add((frame.width, frame.height))
+    facts = _facts(times, *min(sizes), source.rate)
+    if odd or len(sizes) > 1:
+        raise ClipError("needs_reencoding")
+    ends = [source.skipped, source.skipped + len(times) - 1]
+    if len(open_video(data)) <= ends[1] or read_squares(data, ends, 16).shape != (2, 16, 16, 3):
         raise ClipError("needs_reencoding")
     return Converted(data, extension, facts | ({"first": source.skipped} if source.skipped else {}))
 
@@ -297,7 +302,7 @@ def _fitted(frames: Iterable[av.VideoFrame], width: int, height: int) -> Iterato
             opaque = (colours[..., :3].astype(np.uint16) * colours[..., 3:] // 255).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(opaque), format="rgb24")
         target: dict[str, Any] = {"width": width, "height": height, "format": "yuv420p", "threads": 1}
-        target |= {"interpolation": Interpolation.AREA, "dst_color_range": ColorRange.MPEG}
+        target |= {"interpolation": Interpolation.BILINEAR, "dst_color_range": ColorRange.MPEG}
         if frame.colorspace not in (UNSPECIFIED, *ITU601):
             target["dst_colorspace"] = "ITU601"
         if frame.color_trc in HDR:

@@ -30,7 +30,7 @@ from mav.diffusion.schedule import make_schedule
 from mav.models.clip import Clip
 from mav.models.prior import Prior, to_scale
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
-from mav.recipe import Objective, Optimisation, Recipe, TrainImage, TrainVideo, digest, to_plain
+from mav.recipe import Objective, Optimisation, Recipe, TrainImage, TrainPrior, TrainVideo, digest, to_plain
 from mav.training.checkpoint import export_network, load_network, write_curves
 from mav.training.loop import Batch, Source, Task, train
 from mav.training.sheet import write_sheet
@@ -99,6 +99,7 @@ def run_stage(
     )
     progress = train(task, plan.optimisation, recipe.seed, work, rank=rank, world_size=world_size, device=device, report=report)
     metrics: dict[str, Any] = {"samples": progress.samples, "distinct_samples": len(plan.source)}
+    metrics |= {"read": dict(getattr(plan.source, "counts", {}))}  # what happened to the samples this process read
     if progress.curves:
         metrics["loss"] = progress.curves[-1]["loss"]
     if rank == 0:
@@ -124,7 +125,9 @@ def plan_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str
     if source is None:
         from mav.data.loaders import CaptionedImages
 
-        source = CaptionedImages(inputs["image-download"], clip.image_size, recipe.seed, clip.tokenize)
+        source = CaptionedImages(
+            inputs["image-download"], clip.image_size, recipe.seed, clip.tokenize, recipe.clip.optimisation.corrupted_share
+        )
     rows = source
 
     def loss(network: nn.Module, batch: Batch, draws: Draws) -> Tensor:
@@ -150,7 +153,7 @@ def plan_prior(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: st
     section = recipe.train_prior
     network = Prior(section.network)
     if source is None:
-        source = _images(recipe, inputs, size=0)
+        source = _images(recipe, inputs, section, size=0)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return to_scale(batch["image_embedding"]), {"tokens": batch["tokens"], "text_embedding": batch["text_embedding"]}
@@ -161,7 +164,7 @@ def plan_prior(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: st
 def plan_decoder(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
     """D: CLIP image embedding to an image of the base size."""
     section = recipe.train_decoder
-    source = source or _images(recipe, inputs, size=recipe.cascade.base_size)
+    source = source or _images(recipe, inputs, section, size=recipe.cascade.base_size)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return to_unit(batch["pixels"])[:, None], {"embedding": batch["image_embedding"]}
@@ -176,7 +179,7 @@ def plan_sr(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, 
         "train-sr-low": (recipe.train_sr_low, cascade.base_size, cascade.low_size),
         "train-sr-high": (recipe.train_sr_high, cascade.low_size, cascade.high_size),
     }[stage]
-    source = source or _images(recipe, inputs, size=large)
+    source = source or _images(recipe, inputs, section, size=large)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return with_low_resolution(to_unit(batch["pixels"])[:, None], large // small, section, draws)
@@ -335,12 +338,13 @@ def _parent(folder: Folder) -> UNet:
     return network.requires_grad_(True)
 
 
-def _images(recipe: Recipe, inputs: dict[str, Folder], size: int) -> Source:
+def _images(recipe: Recipe, inputs: dict[str, Folder], section: TrainPrior | TrainImage, size: int) -> Source:
     """Images with their embeddings; size 0 leaves the pixels out."""
     from mav.data.loaders import ImageSource
 
     embeds = inputs["image-embed"]
-    source: Source = ImageSource(inputs.get("image-download", embeds), embeds, size, recipe.seed, pixels=size > 0)
+    share = section.optimisation.corrupted_share
+    source: Source = ImageSource(inputs.get("image-download", embeds), embeds, size, recipe.seed, size > 0, share)
     return source
 
 
@@ -348,8 +352,8 @@ def _clips(recipe: Recipe, inputs: dict[str, Folder], section: TrainVideo) -> So
     """Clips at SR_l's resolution, which CLIP sees; the base size is averaged from it."""
     from mav.data.loaders import ClipSource
 
-    frames = section.frames or recipe.cascade.frames
+    frames, o = section.frames or recipe.cascade.frames, section.optimisation
     source: Source = ClipSource(
-        inputs["video-shards"], frames, recipe.cascade.low_size, recipe.seed, section.fps, section.optimisation.samples
+        inputs["video-shards"], frames, recipe.cascade.low_size, recipe.seed, section.fps, o.samples, o.corrupted_share
     )
     return source

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,8 @@ from mav.data.loaders import CaptionedImages, ClipSource, ImageSource, fit
 from mav.data.shards import TarWriter, json_bytes, write_table
 from mav.data.video_io import encode_mp4
 from mav.errors import UserError
-from mav.recipe import FpsCurriculum
+from mav.recipe import FpsCurriculum, Optimisation
+from mav.training.loop import prefetch
 
 N, CLIPS = 7, 5
 
@@ -123,7 +125,7 @@ def test_unreadable_samples_give_way_and_are_counted(images):
     with open(name, "r+b") as file:
         file.seek(start)
         file.write(bytes(size))
-    source = ImageSource(folder, embeds, size=12, seed=0)
+    source = ImageSource(folder, embeds, size=12, seed=0, corrupted_share=0.2)
     got = source.batch(0, N)
     place = whole.index(2)
     expected = [t if t != 2 else whole[(place + 1) % N] for t in whole]
@@ -131,9 +133,28 @@ def test_unreadable_samples_give_way_and_are_counted(images):
     assert len(source.unreadable) == 1
 
 
+def test_more_corrupted_samples_than_the_recipe_allows_stop_the_run(images):
+    folder, embeds = images
+    places = loaders.index_tar(folder, "00000-00000.tar")
+    with open(folder.path("00000-00000.tar"), "r+b") as file:
+        for key in sorted(places)[:2]:
+            file.seek(places[key]["jpg"][0])
+            file.write(bytes(places[key]["jpg"][1]))
+    source = ImageSource(folder, embeds, size=12, seed=0, corrupted_share=0.3)
+    source.batch(0, N)
+    assert source.counts == {"samples": N, "corrupted": 2}
+    with pytest.raises(UserError, match=r"2 of the 7 samples.*corrupted_share"):
+        ImageSource(folder, embeds, size=12, seed=0, corrupted_share=0.2).batch(0, N)
+
+
+def test_an_empty_batch_is_an_error(shards):
+    with pytest.raises(ValueError, match="a batch of 0"):
+        clips(shards).batch(0, 0)
+
+
 def test_nothing_readable_and_nothing_at_all_are_user_errors(images, shards, tmp_path):
     folder, _ = images
-    with pytest.raises(UserError, match=r"None of the 5 samples"):
+    with pytest.raises(UserError, match=r"None of the 5 samples.*too_short"):
         clips(shards, frames=25).batch(0, 1)
     with pytest.raises(UserError, match="nothing to train on"):
         ImageSource(folder, Folder(str(tmp_path / "empty")), size=8, seed=0)
@@ -177,7 +198,8 @@ def test_clip_batches_move_at_the_rate_they_say(shards):
     assert batch["fps"].dtype == torch.float32
     assert (batch["fps"] >= 24 * 7 / 23 - 1e-3).all()
     assert (batch["fps"] <= 24).all()
-    assert source.clamped > 0
+    assert source.counts["samples"] == 12
+    assert source.counts["clamped"] > 0
     moved = (batch["pixels"][:, 0].float() - batch["pixels"][:, -1].float()).abs().mean(dim=(1, 2, 3))
     assert (moved > 0.5).all()
 
@@ -191,3 +213,138 @@ def test_progress_slides_the_rates(shards):
 def test_rate_beyond_the_clip_is_a_curriculum_matter_not_an_error(shards):
     slow = dataclasses.replace(FpsCurriculum(), low=1, high=2)
     assert torch.allclose(clips(shards, fps=slow).batch(0, 4)["fps"], torch.tensor(24 * 7 / 23))
+
+
+def test_clips_too_short_for_the_rate_are_passed_over_when_the_recipe_says_so(tmp_path):
+    """Two clips of one second, three of four: at one frame a second only the long ones can show four frames."""
+    folder = Folder(str(tmp_path / "mixed"))
+    samples = {}
+    for i, frames in enumerate((24, 96, 96, 24, 96)):
+        pixels = np.full((frames, 32, 32, 3), 40 * i + 20, np.uint8)
+        samples[f"{i:010d}"] = {"mp4": encode_mp4(pixels, 24), "json": json_bytes({"fps": 24.0, "frames": frames})}
+    write_tar(folder, "00000.tar", samples)
+    slow = {"low": 1.0, "high": 1.01, "start": (1.0, 1.0), "end": (1.0, 1.0)}
+    clamped, skipped = (clips(folder, frames=4, fps=FpsCurriculum(short_clips=policy, **slow)) for policy in ("clamp", "skip"))
+    seen = [{round((float(v.float().mean()) - 20) / 40) for v in source.batch(0, 10)["pixels"]} for source in (clamped, skipped)]
+    assert seen == [{0, 1, 2, 3, 4}, {1, 2, 4}]
+    assert clamped.counts == {"samples": 10, "clamped": 4}
+    assert skipped.counts == {"samples": 10, "too_short": skipped.counts["too_short"]}
+    assert skipped.counts["too_short"] >= 4
+    assert not skipped.unreadable
+    assert [skipped.batch(n, 1)["fps"] for n in range(10)] == list(skipped.batch(0, 10)["fps"])
+
+
+def test_rates_tell_what_batches_show_without_decoding(shards):
+    source = clips(shards)
+    shown = source.batch(0, 20)["fps"]
+    told = [source.rates(number) for number in range(100)]
+    assert [np.float32(rate) for _, rate in told[:20]] == shown.tolist()
+    assert any(drawn < rate for drawn, rate in told)
+
+
+def test_clips_of_uneven_time_and_clips_within_a_video(tmp_path):
+    """Frame i has level 10 i. One clip runs at ten frames a second, then at five; the other begins at frame 6 of its video."""
+    folder = Folder(str(tmp_path / "times"))
+    pixels = np.stack([np.full((32, 32, 3), 10 * i, np.uint8) for i in range(20)])
+    times = [0.1 * i if i < 10 else 0.9 + 0.2 * (i - 9) for i in range(20)]
+    facts = {"0": {"fps": 6.6, "frames": 20, "times": times}, "1": {"fps": 10.0, "frames": 12, "first": 6}}
+    write_tar(folder, "00000.tar", {key: {"mp4": encode_mp4(pixels, 10), "json": json_bytes(value)} for key, value in facts.items()})
+    source = clips(folder, frames=4, fps=FpsCurriculum(low=5, high=5.001))
+    for sample, rate in zip(*source.batch(0, 40).values(), strict=True):
+        numbers = [round(float(frame.float().mean()) / 10) for frame in sample]
+        uneven = [abs(times[b] - times[a] - 0.2) < 0.11 for a, b in itertools.pairwise(numbers)]
+        within = numbers[0] >= 6 and numbers[-1] < 18 and np.diff(numbers).tolist() == [2, 2, 2]
+        assert rate == pytest.approx(5, abs=0.01)
+        assert all(uneven) or within, numbers
+
+
+# ------------------------------------------------------------------------------------------------- the first thousand samples
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """More than a thousand pictures, each of a colour that is its number, one of them broken; and forty clips likewise."""
+    images, embeds, videos = (Folder(str(tmp_path_factory.mktemp("many") / name)) for name in ("images", "embeds", "videos"))
+    for shard in range(11):
+        name = f"00000-{shard:05d}"
+        rows = range(100 * shard, 100 * shard + 100)
+        samples = {f"{i:015d}": {"jpg": coded(i) if i != 321 else b"broken", "json": b"{}", "txt": b""} for i in rows}
+        write_tar(images, f"{name}.tar", samples)
+        write_table(embeds, f"{name}.parquet", pa.table({"key": list(samples)}))
+        for kind, dtype in (("image", np.float16), ("text", np.float16), ("tokens", np.uint16)):
+            buffer = io.BytesIO()
+            np.save(buffer, np.array([[i] for i in rows], dtype))
+            embeds.write_bytes(f"{name}.{kind}.npy", buffer.getvalue())
+    facts = json_bytes({"fps": 24.0, "frames": 12})
+    for shard in range(4):
+        samples = {}
+        for i in range(10 * shard, 10 * shard + 10):
+            pixels = np.full((12, 32, 32, 3), 6 * i + 5, np.uint8)
+            samples[f"{i:010d}"] = {"mp4": encode_mp4(pixels, 24) if i != 13 else b"broken", "json": facts}
+        write_tar(videos, f"{shard:05d}.tar", samples)
+    return images, embeds, videos
+
+
+def coded(i):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), (i // 256 * 40 + 20, i % 256 // 16 * 16 + 8, i % 16 * 16 + 8), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ids(batch):
+    """The number of each sample, read from its pixels."""
+    pixels = batch["pixels"]
+    if pixels.ndim > 4:
+        return [round((float(clip.float().mean()) - 5) / 6) for clip in pixels]
+    red, green, blue = pixels[:, :, 4, 4].long().T
+    return ((red - 20) // 40 * 256 + (green - 8) // 16 * 16 + (blue - 8) // 16).tolist()
+
+
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_the_first_thousand_ids_are_the_same_for_any_workers_ranks_and_resume(kind, many):
+    images, embeds, videos = many
+
+    def fresh(workers=1):
+        before = torch.get_num_threads()
+        torch.set_num_threads(workers)
+        try:
+            if kind == "clips":
+                return clips(videos, frames=4, corrupted_share=0.05)
+            return ImageSource(images, embeds, size=8, seed=0)
+        finally:
+            torch.set_num_threads(before)
+
+    expected = ids(fresh().batch(0, 1000))
+    if kind == "images":
+        assert [i for i in expected if i != 321] == expected
+        assert len(set(expected)) >= 999
+    else:
+        assert set(expected) == set(range(40)) - {13}
+    for workers in (2, 3):
+        source = fresh(workers)
+        assert [i for first in range(0, 1000, 40) for i in ids(source.batch(first, 40))] == expected
+    steps = Optimisation(samples=1000, batch_size=40)
+    for ranks in (1, 2, 4):
+        for resume in (0, 40 * 13) if ranks > 1 else range(0, 1000, 200):
+            found, source = {}, fresh()
+            for rank in range(ranks):
+                for first, batch in prefetch(source, resume, steps, rank, ranks):
+                    found |= dict(enumerate(ids(batch), start=first))
+            assert [found[number] for number in sorted(found)] == expected[resume:]
+            assert sorted(found) == list(range(resume, 1000))
+
+
+def test_threads_share_tars_on_any_storage(many):
+    """A memory file system stands for an object store: no file descriptors, ranges of bytes instead."""
+    _, _, videos = many
+    import fsspec
+
+    memory = Folder("memory://clips")
+    for name in videos.names():
+        memory.write_bytes(name, videos.read_bytes(name))
+    try:
+        assert ids(clips(memory, frames=4, corrupted_share=0.05).batch(0, 60)) == ids(
+            clips(videos, frames=4, corrupted_share=0.05).batch(0, 60)
+        )
+    finally:
+        fsspec.filesystem("memory").rm("/clips", recursive=True)

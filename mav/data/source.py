@@ -1,0 +1,137 @@
+"""What every source of training samples shares: order, skipping, counting, threads; and random access into tars.
+
+Batch by sample number is a pure function of seed and number. Sample number s belongs to epoch s // n, whose order is a seeded permutation;
+nothing else decides what comes, so any number of threads, workers and ranks and any resume see the same samples. The only state is the
+number itself. A sample that cannot be read gives way to the next one of its epoch, and is counted; too many of them stop the run; a set
+without any is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from mav.artifact import Folder
+from mav.data.shards import Index, index_tar
+from mav.errors import UserError
+
+OPEN_TARS = 16
+
+Batch = dict[str, torch.Tensor]
+Sample = dict[str, Any]  # arrays and numbers
+
+
+class PassedOverError(Exception):
+    """A sound sample that this draw cannot use; the next one of its epoch takes its place."""
+
+
+class Source(ABC):
+    """Training samples by number, read by as many threads as torch may use.
+
+    counts: what happened to the samples read so far; `unreadable` says which could not be read, and why. More than `corrupted_share` of
+    all samples unreadable is a UserError.
+    """
+
+    def __init__(self, seed: int, count: int, what: str, corrupted_share: float) -> None:
+        if count == 0:
+            raise UserError(
+                f"There is nothing to train on in {what}: every row was dropped or failed; look at the counts of the stages before."
+            )
+        self.seed, self.count, self.what, self.corrupted_share = seed, count, what, corrupted_share
+        self.unreadable: dict[int, str] = {}  # index -> reason
+        self.counts: Counter[str] = Counter()
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        self._lock = threading.Lock()
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="samples") if threads > 1 else None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples number first .. first + count - 1; at least one."""
+        if count < 1:
+            raise ValueError(f"a batch of {count} samples")
+        numbers = range(first, first + count)
+        samples = list(self._pool.map(self._sample, numbers) if self._pool else map(self._sample, numbers))
+        return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+    def _sample(self, number: int) -> Sample:
+        epoch, place = divmod(number, self.count)
+        order = self._order(epoch)
+        for step in range(self.count):
+            index = int(order[(place + step) % self.count])
+            if index in self.unreadable:
+                continue
+            try:
+                sample = self.read(index, number)
+            except PassedOverError as reason:
+                self.tell(str(reason))
+            except ValueError as error:
+                self._corrupted(index, str(error))
+            else:
+                self.tell("samples")
+                return sample
+        raise UserError(
+            f"None of the {self.count} samples in {self.what} can be used ({dict(self.counts)}): rerun the stage that made them."
+        )
+
+    def tell(self, what: str) -> None:
+        """Counts something that happened to a sample."""
+        with self._lock:
+            self.counts[what] += 1
+
+    def _corrupted(self, index: int, reason: str) -> None:
+        with self._lock:
+            self.unreadable[index] = reason
+            self.counts["corrupted"] = corrupted = len(self.unreadable)
+        if corrupted > self.corrupted_share * self.count:
+            raise UserError(
+                f"{corrupted} of the {self.count} samples in {self.what} cannot be read (the last: {reason}), more than "
+                f"`optimisation.corrupted_share` allows: rerun the stage that made them."
+            )
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.count)
+
+    @abstractmethod
+    def read(self, index: int, number: int) -> Sample:
+        """Sample `index` of the set for training sample `number`. Raises ValueError when it cannot be read, PassedOverError with a reason
+        when it can but this draw has no use for it."""
+
+
+class Tars:
+    """Random access into an artifact's tars, by several threads at once; indexes are kept, and a few open files."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._indexes: dict[str, Index] = {}
+        self._file = functools.lru_cache(maxsize=OPEN_TARS)(folder.open)
+
+    def read(self, name: str, key: str, extension: str) -> bytes:
+        """Raises ValueError when the tar has no such file."""
+        if name not in self._indexes:
+            self._indexes[name] = index_tar(self._folder, name)
+        place = self._indexes[name].get(key, {}).get(extension)
+        if place is None:
+            raise ValueError(f"{name} holds no {key}.{extension}")
+        return self.bytes_at(name, *place)
+
+    def bytes_at(self, name: str, offset: int, size: int) -> bytes:
+        """Raises ValueError when the tar ends before."""
+        if self._folder.local:
+            file = self._file(name)  # held here: another thread may close what the cache lets go
+            data = os.pread(file.fileno(), size, offset)
+        else:
+            data = self._folder.fs.cat_file(self._folder.path(name), start=offset, end=offset + size)
+        if len(data) < size:
+            raise ValueError(f"{name} ends within a sample")
+        return data
