@@ -1,0 +1,64 @@
+"""`mav describe`: what a recipe's networks cost before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+def short(number: float) -> str:
+    """Three figures and a unit: 3.13 G."""
+    units = ("", "K", "M", "G", "T", "P", "E", "Z")
+    power = min(len(units) - 1, int(math.log10(number)) // 3) if number >= 1 else 0
+    return f"{number / 1000**power:.3g} {units[power]}"
+
+
+@app.command()
+def describe(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")] = None,
+) -> None:
+    """Parameters, arithmetic and memory of every network of a recipe; nothing is allocated or trained."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mav.recipe_file import load_recipe
+    from mav.training.describe import describe as measure
+
+    loaded = load_recipe(recipe, set_ or ())
+    components = measure(loaded)
+    if json_:
+        print(json.dumps([dataclasses.asdict(c) for c in components], indent=2))
+        return
+    console = Console(highlight=False)
+    table = Table(title=f"{loaded.name}, {loaded.cluster.workers} worker(s)", title_justify="left", box=None, pad_edge=False)
+    for name in ("network", "a sample", "parameters", "FLOP", "in all", "state", "activations"):
+        table.add_column(name, justify="left" if name in ("network", "a sample") else "right", no_wrap=True)
+    for c in components:
+        table.add_row(
+            c.stage.removeprefix("train-"),
+            "x".join(map(str, c.sample)),
+            short(c.parameters),
+            short(c.flops_per_sample),
+            short(c.flops_in_all),
+            f"{short(c.state_bytes)}B",
+            f"{short(c.activation_bytes)}B",
+        )
+    console.print(table)
+    cascade = sum(c.parameters for c in components if c.stage in CASCADE)
+    console.print(f"The cascade that generates: {short(cascade)} parameters.")
+    console.print(
+        "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two moments and the "
+        "average in float32 on one worker. Activations: what backward needs of one micro-batch; what libraries take for themselves comes on top.",
+        style="dim",
+    )
+
+
+CASCADE = ("train-prior", "train-decoder-video", "train-interpolation", "train-sr-low-video", "train-sr-high")

@@ -1,0 +1,133 @@
+"""What a recipe's networks cost, before anything is trained: parameters, arithmetic and memory, measured on shapes alone.
+
+Each training stage's network is built on the meta device, which knows shapes and holds no numbers, and takes one real forward and backward
+on the shapes its stage trains on: arithmetic is counted operator by operator, activations are what autograd keeps for the backward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mav.models.prior import Prior
+from mav.models.unet import MASK_CHANNELS, UNet
+from mav.recipe import Optimisation, Recipe
+
+STATE_BYTES = 20  # a parameter in float32, its gradient, AdamW's two moments, its moving average
+COUNTED = 2  # samples the count is made with: one would hide what a batch shares
+
+
+@dataclass(frozen=True)
+class Component:
+    """One training stage's network. FLOPs are of forward and backward, recomputation included; bytes are on one worker."""
+
+    stage: str
+    parameters: int
+    sample: tuple[int, ...]  # shape of one training sample, as the network takes it
+    batch_size: int  # over all workers
+    flops_per_sample: float
+    flops_per_step: float  # of the whole batch, over all workers
+    flops_in_all: float
+    state_bytes: int
+    activation_bytes: int  # of one micro-batch
+
+
+def describe(recipe: Recipe) -> list[Component]:
+    """The seven networks in the order they are trained. Nothing is allocated: a 3B network takes a second or two."""
+    return [_component(stage, recipe) for stage in STAGES]
+
+
+STAGES = (
+    "train-prior",
+    "train-decoder",
+    "train-sr-low",
+    "train-sr-high",
+    "train-decoder-video",
+    "train-interpolation",
+    "train-sr-low-video",
+)
+
+
+def _component(stage: str, recipe: Recipe) -> Component:
+    network, inputs = _network(stage, recipe)
+    o: Optimisation = getattr(recipe, stage.replace("-", "_")).optimisation
+    parameters = sum(p.numel() for p in network.parameters())
+    if o.precision == "bfloat16":  # activations are kept in the precision that autocast computes in
+        network.to(torch.bfloat16)
+        inputs = {name: x.to(torch.bfloat16) if x.is_floating_point() else x for name, x in inputs.items()}
+    flops, kept = _cost(network.train(), inputs)
+    micro = o.batch_size // (o.accumulation * recipe.cluster.workers)
+    return Component(
+        stage=stage,
+        parameters=parameters,
+        sample=tuple(inputs["x"].shape[1:]),
+        batch_size=o.batch_size,
+        flops_per_sample=flops,
+        flops_per_step=flops * o.batch_size,
+        flops_in_all=flops * o.samples,
+        state_bytes=STATE_BYTES * parameters,
+        activation_bytes=int(kept * micro),
+    )
+
+
+def _network(stage: str, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The stage's network and COUNTED samples of what it trains on, all on the meta device."""
+    with torch.device("meta"):
+        if stage == "train-prior":
+            config = recipe.train_prior.network
+            tokens = torch.zeros(COUNTED, config.text_context, dtype=torch.long)
+            x = torch.zeros(COUNTED, config.embedding_dim)
+            return Prior(config), {"x": x, "t": torch.zeros(COUNTED), "tokens": tokens, "text_embedding": x}
+        sizes = recipe.cascade
+        image = {"decoder": recipe.train_decoder, "sr-low": recipe.train_sr_low, "sr-high": recipe.train_sr_high}
+        side = {"decoder": sizes.base_size, "sr-low": sizes.low_size, "sr-high": sizes.high_size}
+        name = stage.removeprefix("train-").removesuffix("-video").replace("interpolation", "decoder")
+        video = stage.endswith("-video") or stage == "train-interpolation"
+        section = getattr(recipe, stage.replace("-", "_"))
+        frames = (section.frames or sizes.frames) if video else 0
+        config = dataclasses.replace(image[name].network, max_frames=frames, masked_frames=stage == "train-interpolation")
+        size = round(side[name] * section.crop)
+        x = torch.zeros(COUNTED, max(1, frames), config.in_channels, size, size)
+        inputs = {"x": x, "t": torch.zeros(COUNTED)}
+        if config.embedding_dim:
+            inputs["embedding"] = torch.zeros(COUNTED, config.embedding_dim)
+        if video:
+            inputs["fps"] = torch.zeros(COUNTED)
+        if config.low_resolution:
+            inputs |= {"low": x, "low_noise": torch.zeros(COUNTED)}
+        if config.masked_frames:
+            inputs["known"] = torch.zeros(COUNTED, frames, MASK_CHANNELS, size, size)
+        return UNet(config), inputs
+
+
+def _cost(network: nn.Module, inputs: dict[str, Tensor]) -> tuple[float, float]:
+    """FLOPs of forward and backward, and bytes kept between the two, for each sample."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, _kept(network) as kept:
+        loss = network(**inputs).float().square().mean()
+        loss.backward()
+    return counter.get_total_flops() / COUNTED, sum(kept.values()) / COUNTED
+
+
+@contextlib.contextmanager
+def _kept(network: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of every distinct storage that autograd saves, parameters apart."""
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    seen: dict[int, int] = {}
+    held = []  # a storage that was freed may give its place to another
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            seen[storage._cdata] = storage.nbytes()
+            held.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield seen

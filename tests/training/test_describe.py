@@ -1,0 +1,69 @@
+"""What `mav describe` says: counted against what the networks really do."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flows.cli import app
+from mav.models.unet import UNet
+from mav.recipe_file import load_recipe
+from mav.training.describe import STATE_BYTES, describe
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return {c.stage: c for c in describe(load_recipe("demo"))}
+
+
+def test_the_count_on_shapes_is_the_count_on_numbers(demo):
+    recipe = load_recipe("demo")
+    network = UNet(recipe.train_decoder.network)
+    x = torch.randn(3, 1, 3, 16, 16)
+    with FlopCounterMode(display=False) as counter:
+        network(x, torch.zeros(3), embedding=torch.randn(3, 64)).square().mean().backward()
+    described = demo["train-decoder"]
+    assert described.parameters == sum(p.numel() for p in network.parameters())
+    assert described.flops_per_sample == pytest.approx(counter.get_total_flops() / 3, rel=0.05)  # fused attention is counted apart
+    assert described.flops_per_step == described.flops_per_sample * 16
+    assert described.state_bytes == STATE_BYTES * described.parameters
+
+
+def test_activations_are_the_tensors_that_backward_needs(demo):
+    recipe = load_recipe("demo")
+    network = UNet(recipe.train_decoder.network).train()
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(torch.randn(16, 1, 3, 16, 16), torch.zeros(16), embedding=torch.randn(16, 64)).square().mean()
+        measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert demo["train-decoder"].activation_bytes == pytest.approx(measured, rel=0.1)
+
+
+def test_a_clip_costs_more_than_its_frames(demo):
+    assert demo["train-decoder-video"].flops_per_sample > 8 * demo["train-decoder"].flops_per_sample
+    assert demo["train-interpolation"].parameters > demo["train-decoder-video"].parameters
+
+
+@pytest.mark.slow
+def test_single_gpu_fits_an_80_gb_card_and_checkpointing_is_seen():
+    for component in describe(load_recipe("single-gpu")):
+        assert component.state_bytes + component.activation_bytes < 64 * 1024**3, component  # the rest is the libraries'
+    without = describe(load_recipe("single-gpu", ["train_decoder.network.checkpoint_levels=0"]))
+    with_ = describe(load_recipe("single-gpu"))
+    assert with_[4].activation_bytes < 0.8 * without[4].activation_bytes
+    assert with_[4].flops_per_sample > without[4].flops_per_sample
+
+
+def test_the_command_prints_a_table_and_json(capsys):
+    app(["describe", "demo"], standalone_mode=False)
+    assert "decoder-video" in capsys.readouterr().out
+    app(["describe", "demo", "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)[0]["stage"] == "train-prior"
