@@ -55,8 +55,8 @@ def describe(
     cascade = sum(c.parameters for c in components if c.stage in CASCADE)
     console.print(f"The cascade that generates: {short(cascade)} parameters.")
     console.print(
-        "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two moments and the "
-        "average in float32 on one worker. Activations: what backward needs of one micro-batch; what libraries take for themselves comes on top.",
+        "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two moments and "
+        "the average in float32 on one worker. Activations: what backward needs of one micro-batch. Libraries' own memory comes on top.",
         style="dim",
     )
 

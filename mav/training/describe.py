@@ -79,10 +79,10 @@ def _network(stage: str, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
     """The stage's network and COUNTED samples of what it trains on, all on the meta device."""
     with torch.device("meta"):
         if stage == "train-prior":
-            config = recipe.train_prior.network
-            tokens = torch.zeros(COUNTED, config.text_context, dtype=torch.long)
-            x = torch.zeros(COUNTED, config.embedding_dim)
-            return Prior(config), {"x": x, "t": torch.zeros(COUNTED), "tokens": tokens, "text_embedding": x}
+            prior = recipe.train_prior.network
+            tokens = torch.zeros(COUNTED, prior.text_context, dtype=torch.long)
+            x = torch.zeros(COUNTED, prior.embedding_dim)
+            return Prior(prior), {"x": x, "t": torch.zeros(COUNTED), "tokens": tokens, "text_embedding": x}
         sizes = recipe.cascade
         image = {"decoder": recipe.train_decoder, "sr-low": recipe.train_sr_low, "sr-high": recipe.train_sr_high}
         side = {"decoder": sizes.base_size, "sr-low": sizes.low_size, "sr-high": sizes.high_size}
