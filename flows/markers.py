@@ -7,6 +7,7 @@ there nothing has changed since, so a resume reads one table instead of a file a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -59,7 +60,23 @@ class Markers:
         if fsync and files:
             self.out.sync()
         marker = {"shard": name, "counts": counts, "files": facts}
-        self.folder.write_bytes(f"{name}.json", json.dumps(marker, sort_keys=True, separators=(",", ":")).encode())
+        self._write(f"{name}.json", json.dumps(marker, sort_keys=True, separators=(",", ":")).encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Whole or not at all, as `Folder.create` does; on a disk without what that costs for every kind of storage."""
+        if not self.folder.local:
+            self.folder.write_bytes(name, data)
+            return
+        temporary = f"{self.folder.root}/{TEMPORARY}{os.getpid()}-{name}"
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        except FileNotFoundError:
+            os.makedirs(self.folder.root, exist_ok=True)
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        os.replace(temporary, f"{self.folder.root}/{name}")
 
     def committed(self, names: set[str]) -> set[str]:
         """Those of `names` whose marker and files are there in full; a torn or orphaned marker is as good as none."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flows.markers import Markers
 from flows.stage import Job, Outcome
-from mav.artifact import Folder
 from mav.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,18 +42,27 @@ class Flown:
     stop: Exception | None = None
 
 
-def run_shard(work: Work, name: str, out: Folder, markers: Folder, floor: float, fsync: bool) -> Flown:
+@dataclass(frozen=True)
+class Mission:
+    """What all executions of a walk have in common; a worker gets it once."""
+
+    work: Work
+    markers: Markers
+    fsync: bool
+
+
+def run_shard(mission: Mission, name: str, floor: float) -> Flown:
     """In the worker: makes one shard and commits it.
 
     A shard under the floor is not committed but tried again: its network may have gone in the middle, with its driver, say.
     """
     began = time.monotonic()
     try:
-        output = work(name)
+        output = mission.work(name)
         if below_floor(output.counts, floor):
             rows = f"only {output.counts['rows_out']} of {output.counts['rows_in']} rows came through"
             return Flown(problem=f"{rows} ({reasons(output.counts)})")
-        Markers(out, markers).commit(name, output.counts, output.files, fsync=fsync)
+        mission.markers.commit(name, output.counts, output.files, fsync=mission.fsync)
     except Exception as error:
         if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC:
             return Flown(stop=error)
@@ -133,7 +141,7 @@ class _Flight:
 class _Carrier(Protocol):
     """Where executions run: fresh tasks, or a pool of actors."""
 
-    def submit(self, *arguments: Any) -> Any: ...
+    def submit(self, name: str, floor: float) -> Any: ...
 
     def landed(self, reference: Any, lost: bool) -> None: ...
 
@@ -141,15 +149,18 @@ class _Carrier(Protocol):
 
 
 class _Tasks:
-    """One Ray task an execution."""
+    """One Ray task an execution. The mission goes with the function, which a worker loads once, not with every call."""
 
-    def __init__(self, name: str, cpus: float, gpus: float, slots: int) -> None:
+    def __init__(self, mission: Mission, name: str, cpus: float, gpus: float, slots: int) -> None:
         import ray
 
-        self._run = ray.remote(run_shard).options(name=name, num_cpus=cpus, num_gpus=gpus, max_retries=0)
+        def shard(name: str, floor: float) -> Flown:
+            return run_shard(mission, name, floor)
 
-    def submit(self, *arguments: Any) -> Any:
-        return self._run.remote(*arguments)
+        self._run = ray.remote(shard).options(name=name, num_cpus=cpus, num_gpus=gpus, max_retries=0)
+
+    def submit(self, name: str, floor: float) -> Any:
+        return self._run.remote(name, floor)
 
     def landed(self, reference: Any, lost: bool) -> None:
         """Nothing is held for a task."""
@@ -164,25 +175,30 @@ class _Tasks:
 class ShardActor:
     """A process that lives for the whole walk, so that what the work loads once a process is loaded once."""
 
-    def run(self, *arguments: Any) -> Flown:
-        return run_shard(*arguments)
+    def __init__(self, mission: Mission) -> None:
+        self.mission = mission
+
+    def run(self, name: str, floor: float) -> Flown:
+        return run_shard(self.mission, name, floor)
 
 
 class _Actors:
     """As many actors as fit; each has the next execution waiting while it works. A dead one is replaced."""
 
-    def __init__(self, name: str, cpus: float, gpus: float, slots: int) -> None:
+    def __init__(self, mission: Mission, name: str, cpus: float, gpus: float, slots: int) -> None:
         import ray
 
         actor: Any = ray.remote(ShardActor)
-        self._make = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0).remote
+        make = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0).remote
+        shared = ray.put(mission)
+        self._make = lambda: make(shared)
         self._name = name
         self._load: Counter[Any] = Counter({self._make(): 0 for _ in range(slots)})
         self._where: dict[Any, Any] = {}
 
-    def submit(self, *arguments: Any) -> Any:
+    def submit(self, name: str, floor: float) -> Any:
         actor = min(self._load, key=self._load.__getitem__)
-        reference = actor.run.options(name=self._name).remote(*arguments)
+        reference = actor.run.options(name=self._name).remote(name, floor)
         self._where[reference] = actor
         self._load[actor] += 1
         return reference
@@ -219,9 +235,9 @@ class _Walk:
             if not slots:
                 raise UserError(f"{job.name} asks for {gpus:g} GPU a worker and Ray has none: give `--set cluster.gpus_per_worker=0`.")
         slots = max(1, slots)
-        self.job, self.markers, self.done, self.floors, self.cluster = job, markers, done, floors, cluster
-        self.carrier: _Carrier = (_Actors if actors else _Tasks)(job.name, cluster.cpus_per_shard, gpus, slots)
-        self.work = ray.put(work)
+        self.job, self.done, self.floors, self.cluster = job, done, floors, cluster
+        mission = Mission(work, markers, cluster.fsync)
+        self.carrier: _Carrier = (_Actors if actors else _Tasks)(mission, job.name, cluster.cpus_per_shard, gpus, slots)
         self.slots, self.usual_window = slots, cluster.window or 2 * slots
         self.flights: dict[Any, _Flight] = {}
         self.airborne: Counter[str] = Counter()
@@ -255,7 +271,7 @@ class _Walk:
     def _submit(self, name: str, attempt: int) -> None:
         _, shard = self.floors
         floor = shard if attempt == self.cluster.attempts else max(self.floors)  # at last as it is: then the stage's floor decides
-        reference = self.carrier.submit(self.work, name, self.markers.out, self.markers.folder, floor, self.cluster.fsync)
+        reference = self.carrier.submit(name, floor)
         self.flights[reference] = _Flight(name, attempt)
         self.airborne[name] += 1
 

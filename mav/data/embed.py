@@ -57,19 +57,27 @@ class ScreenWork:
         clip = load_clip(self.clip.url, self.device)
         keys, known = [], []
         embeddings = [np.zeros((0, clip.dim), np.float32)]
+        of_pixels: dict[str, list[np.ndarray]] = {}
         for rows in _batches(read_tar(self.images, f"{name}.tar"), self.batch_size):
             facts = [json.loads(files["json"]) for _, files in rows]
             keys += [key for key, _ in rows]
             known.append(np.array([[_number(fact.get(head)) for head in HEADS] for fact in facts], np.float64))
-            embeddings.append(_embed(clip, [(f"{name}.tar: {key}", files["jpg"]) for key, files in rows]))
+            wanted = np.isnan(known[-1]).any(axis=1) & bool(clip.pixel_heads) & (self.screening.unknown_scores == "score")
+            embedded, scores = _embed(clip, [(f"{name}.tar: {key}", files["jpg"]) for key, files in rows], wanted)
+            embeddings.append(embedded)
+            for head, values in scores.items():
+                of_pixels.setdefault(head, []).append(values)
         embedding = np.concatenate(embeddings)
         score = np.concatenate([np.zeros((0, len(HEADS))), *known])
         unknown = np.isnan(score)
         if self.screening.unknown_scores == "score":
-            estimates = clip.scores(torch.from_numpy(embedding).to(self.device))
+            estimates = {
+                head: values.double().cpu().numpy() for head, values in clip.scores(torch.from_numpy(embedding).to(self.device)).items()
+            }
+            estimates |= {head: np.concatenate(values) for head, values in of_pixels.items()}
             for column, head in enumerate(HEADS):
                 if head in estimates:
-                    score[:, column] = np.where(unknown[:, column], estimates[head].double().cpu().numpy(), score[:, column])
+                    score[:, column] = np.where(unknown[:, column], estimates[head], score[:, column])
         scored = (unknown & ~np.isnan(score)).any(axis=1)
         reasons = [self._reason(row) for row in score]
         table = pa.table(
@@ -151,14 +159,21 @@ def decode_image(data: bytes, what: str) -> np.ndarray:
         raise UserError(f"{what} is not a readable picture ({error}): rerun image-download.") from None
 
 
-def _embed(clip: Clip, pictures: list[tuple[str, bytes]]) -> np.ndarray:
-    """float32 (n, d) in the order given; pictures of one size share a forward."""
+def _embed(clip: Clip, pictures: list[tuple[str, bytes]], wanted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """float32 (n, d) in the order given, and for the `wanted` rows the scores taken from pixels (NaN elsewhere); pictures of one size share
+    a forward."""
     pixels = [torch.from_numpy(decode_image(data, what).copy()).permute(2, 0, 1) for what, data in pictures]
     embedding = np.zeros((len(pixels), clip.dim), np.float32)
+    scores = {head: np.full(len(pixels), np.nan) for head in clip.pixel_heads}
     for shape in sorted({tuple(p.shape) for p in pixels}):
-        rows = [i for i, p in enumerate(pixels) if tuple(p.shape) == shape]
-        embedding[rows] = clip.encode_image(torch.stack([pixels[i] for i in rows]).to(clip.device)).cpu().numpy()
-    return embedding
+        rows = np.array([i for i, p in enumerate(pixels) if tuple(p.shape) == shape])
+        batch = torch.stack([pixels[i] for i in rows]).to(clip.device)
+        embedding[rows] = clip.encode_image(batch).cpu().numpy()
+        asked = np.flatnonzero(wanted[rows])
+        if len(asked):
+            for head, values in clip.pixel_scores(batch[torch.from_numpy(asked).to(clip.device)]).items():
+                scores[head][rows[asked]] = values.double().cpu().numpy()
+    return embedding, scores
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

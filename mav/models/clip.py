@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
+import hashlib
 import json
-import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mav.errors import UserError
+from mav.models.heads import Head, WatermarkClassifier, area_under_curve, logistic_head, read_head, read_state
 from mav.recipe import Clip as ClipSection
 from mav.recipe import ClipConfig
 
@@ -30,46 +29,6 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, which open_clip's models
 STD = (0.26862954, 0.26130258, 0.27577711)
 HEADS = ("punsafe", "pwatermark")
 WEIGHTS, FACTS, HEAD_WEIGHTS = "clip.safetensors", "clip.json", "heads.safetensors"
-
-
-class Head(nn.Module):
-    """Standardise, then linear layers with ReLU between them, then a sigmoid: (B, d) -> (B,) probability.
-
-    One layer is a logistic regression; LAION's NSFW heads have three (ViT-B/32) or four (ViT-L/14).
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, sizes: list[int]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(sizes[0]))
-        self.register_buffer("variance", torch.ones(sizes[0]))
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = (x - self.mean) / self.variance.sqrt().clamp_min(1e-7)
-        for index, layer in enumerate(self.layers):
-            x = layer(F.relu(x) if index else x)
-        return torch.sigmoid(x[:, 0])
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Head:
-        """From our own names, from LAION's NSFW heads (`norm.mean`, `linear_1.weight`, ...) or a bare `weight`, `bias`.
-
-        Raises KeyError or RuntimeError when the names or the shapes are none of these.
-        """
-        renamed = {}
-        for name, value in state.items():
-            if match := re.fullmatch(r"linear_(\d+)\.(weight|bias)", name):
-                name = f"layers.{int(match[1]) - 1}.{match[2]}"
-            renamed[{"weight": "layers.0.weight", "bias": "layers.0.bias"}.get(name, name.removeprefix("norm."))] = value.float()
-        weights = [renamed[f"layers.{i}.weight"] for i in range(sum(name.endswith("weight") for name in renamed))]
-        head = cls([weights[0].shape[1], *(w.shape[0] for w in weights)])
-        if weights[-1].shape[0] != 1:
-            raise RuntimeError(f"its last layer has {weights[-1].shape[0]} outputs instead of 1")
-        head.load_state_dict({"mean": head.mean, "variance": head.variance, **renamed})
-        return head.eval()
 
 
 class Clip(nn.Module):
@@ -91,6 +50,7 @@ class Clip(nn.Module):
         self.register_buffer("mean", torch.tensor(getattr(self.model.visual, "image_mean", None) or MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(getattr(self.model.visual, "image_std", None) or STD).view(3, 1, 1), persistent=False)
         self.heads = nn.ModuleDict()
+        self.sources: dict[str, str] = {}  # recipe key of a scorer's file -> its sha256
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +73,7 @@ class Clip(nn.Module):
             if not section.architecture:
                 raise UserError("`clip.pretrained` needs `clip.architecture`: say which open_clip model it is, for example ViT-L-14.")
             clip = cls(architecture=section.architecture)
-            state = {name.removeprefix("module."): value for name, value in _read_state(section.pretrained, "clip.pretrained").items()}
+            state = {name.removeprefix("module."): value for name, value in read_state(section.pretrained, "clip.pretrained").items()}
             try:
                 clip.model.load_state_dict(
                     {n: v for n, v in state.items() if n not in ("input_resolution", "context_length", "vocab_size")}
@@ -125,7 +85,10 @@ class Clip(nn.Module):
                 ) from None
         for name, path in (("punsafe", section.nsfw_head), ("pwatermark", section.watermark_head)):
             if path:
-                clip.heads[name] = _read_head(path, clip.dim, "clip.nsfw_head" if name == "punsafe" else "clip.watermark_head")
+                key = "clip.nsfw_head" if name == "punsafe" else "clip.watermark_head"
+                clip.heads[name] = read_head(path, clip.dim, key)
+                with open(path, "rb") as file:
+                    clip.sources[key] = hashlib.file_digest(file, "sha256").hexdigest()
         return clip
 
     # -------------------------------------------------------------------------------------------------------- encoding
@@ -193,8 +156,18 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def scores(self, image_embedding: Tensor) -> dict[str, Tensor]:
-        """(B, d) embeddings -> {"punsafe": (B,), "pwatermark": (B,)}, only those for which there is a head."""
-        return {name: self.heads[name](image_embedding.float()) for name in HEADS if name in self.heads}
+        """(B, d) embeddings -> {"punsafe": (B,), "pwatermark": (B,)}, only those for which there is a head on embeddings."""
+        return {name: head(image_embedding.float()) for name, head in self.heads.items() if isinstance(head, Head)}
+
+    @torch.no_grad()
+    def pixel_scores(self, pixels: Tensor) -> dict[str, Tensor]:
+        """uint8 (B, 3, H, W) -> {name: (B,)} of the scorers that look at the picture itself."""
+        return {name: head(pixels) for name, head in self.heads.items() if isinstance(head, WatermarkClassifier)}
+
+    @property
+    def pixel_heads(self) -> list[str]:
+        """Names of the scorers that look at pixels and not at the embedding."""
+        return [name for name, head in self.heads.items() if isinstance(head, WatermarkClassifier)]
 
     def fit_heads(self, embeddings: Tensor, punsafe: Tensor, pwatermark: Tensor) -> dict[str, dict[str, float | int | None]]:
         """Fits a logistic regression for each score on the rows where it is known (not NaN); heads loaded from paths are kept.
@@ -236,7 +209,9 @@ class Clip(nn.Module):
         if self.heads:
             folder.write_bytes(HEAD_WEIGHTS, save({name: value.contiguous() for name, value in self.heads.state_dict().items()}))
         config = dataclasses.asdict(self.config) if self.config else None
-        facts = {"architecture": self.architecture, "config": config, "dim": self.dim, "context": self.context, "heads": sorted(self.heads)}
+        kinds = {name: "pixels" if isinstance(head, WatermarkClassifier) else "embedding" for name, head in sorted(self.heads.items())}
+        facts = {"architecture": self.architecture, "config": config, "dim": self.dim, "context": self.context, "heads": kinds}
+        facts |= {"sources": self.sources}
         folder.write_json(FACTS, facts)
 
     @classmethod
@@ -249,40 +224,15 @@ class Clip(nn.Module):
         except FileNotFoundError:
             raise UserError(f"There is no CLIP in {folder.url}: run the `clip` stage first.") from None
         clip = cls(ClipConfig(**facts["config"]) if facts["config"] else None, facts["architecture"])
+        clip.sources = facts["sources"]
         clip.model.load_state_dict(load(folder.read_bytes(WEIGHTS)))
         if facts["heads"]:
             state = load(folder.read_bytes(HEAD_WEIGHTS))
-            for name in facts["heads"]:
-                clip.heads[name] = Head.from_state({n.removeprefix(f"{name}."): v for n, v in state.items() if n.startswith(f"{name}.")})
+            for name, kind in facts["heads"].items():
+                part = {n.removeprefix(f"{name}."): v for n, v in state.items() if n.startswith(f"{name}.")}
+                of_pixels = {n.removeprefix("model."): v for n, v in part.items()}
+                clip.heads[name] = WatermarkClassifier.from_state(of_pixels) if kind == "pixels" else Head.from_state(part)
         return clip.to(device).eval().requires_grad_(False)
-
-
-def logistic_head(x: Tensor, y: Tensor, ridge: float = 1e-4) -> Head:
-    """Newton's method on the cross-entropy of probabilities y (n,) given float64 x (n, d), with a ridge; deterministic."""
-    mean, variance = x.mean(0), x.var(0, correction=0).clamp_min(1e-8)
-    z = torch.cat([(x - mean) / variance.sqrt(), torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
-    w = torch.zeros(z.shape[1], dtype=x.dtype)
-    penalty = torch.full_like(w, ridge * len(x))
-    penalty[-1] = 1e-3 * len(x)  # the intercept stays finite when all rows are alike
-    for _ in range(30):
-        p = torch.sigmoid(z @ w)
-        gradient = z.T @ (p - y) + penalty * w
-        hessian = (z * (p * (1 - p))[:, None]).T @ z + torch.diag(penalty)
-        step = torch.linalg.solve(hessian, gradient)
-        w = w - step
-        if step.abs().max() < 1e-10:
-            break
-    return Head.from_state({"mean": mean, "variance": variance, "weight": w[None, :-1], "bias": w[-1:]}).requires_grad_(False)
-
-
-def area_under_curve(score: Tensor, positive: Tensor) -> float | None:
-    """Probability that a positive row scores above a negative one, ties counting half; None when one class is absent."""
-    ours, others = score[positive].double(), score[~positive].double()
-    if len(ours) == 0 or len(others) == 0:
-        return None
-    others = others.sort().values
-    below = torch.searchsorted(others, ours) + torch.searchsorted(others, ours, right=True)
-    return float(below.double().mean() / (2 * len(others)))
 
 
 @functools.cache
@@ -319,33 +269,3 @@ def _named(architecture: str) -> nn.Module:
     parts = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
     model: nn.Module = CLIP(**parts)
     return model
-
-
-def _read_state(path: str, key: str) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or a torch file, read without running code from it."""
-    import pickle
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"`{key}` ({path}) is not a state dict that can be read safely: {reason}") from None
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"`{key}` ({path}) holds no state dict: save the model's state_dict() or a .safetensors file.")
-    return dict(state)
-
-
-def _read_head(path: str, dim: int, key: str) -> Head:
-    try:
-        head = Head.from_state(_read_state(path, key))
-    except (KeyError, IndexError, RuntimeError) as error:
-        raise UserError(f"`{key}` ({path}) is not a head on CLIP embeddings: {' '.join(str(error).split())[:160]}") from None
-    if len(head.mean) != dim:
-        raise UserError(
-            f"`{key}` ({path}) is for embeddings of length {len(head.mean)}, but this CLIP's have {dim}: give the matching head."
-        )
-    return head.requires_grad_(False)

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 
 from mav.artifact import Folder, unbalanced
+from mav.data import embed
 from mav.data.drawing import PALETTE, SHAPES, draw, random_scene
 from mav.data.embed import EmbedWork, ScreenWork, shard_names
 from mav.data.shards import TarWriter
 from mav.errors import UserError
 from mav.models.clip import Clip
+from mav.models.heads import WatermarkClassifier
 from mav.recipe import ClipConfig, Screening
 
 KNOWN = [(0.1, 0.2), (0.5, 0.1), (0.49, 0.5), (None, 0.1), (0.2, None), (None, 0.9), (None, None)]
@@ -124,3 +126,26 @@ def test_a_spoilt_picture_is_named(world):
         tar.add("000000000000009", {"jpg": b"no picture", "txt": b"", "json": b"{}"})
     with pytest.raises(UserError, match=r"00000-00002\.tar: 000000000000009"):
         screen_work(world)("00000-00002")
+
+
+def test_the_watermark_classifier_is_asked_for_rows_without_scores_only(world, monkeypatch):
+    asked = []
+
+    class Marked(WatermarkClassifier):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+        def forward(self, pixels):
+            asked.append(len(pixels))
+            return torch.full((len(pixels),), 0.9)
+
+    clip = Clip.load(Folder(str(world / "clip")))
+    clip.heads["pwatermark"] = Marked()
+    monkeypatch.setattr(embed, "load_clip", lambda url, device: clip)
+    work = screen_work(world)
+    work("00000-00001")
+    work("00000-00000")
+    rows = table(work.out, "00000-00000")
+    assert [row["reason"] for row in rows] == [None, "nsfw", "watermark", None, "watermark", "watermark", "watermark"]
+    assert [round(row["pwatermark"], 3) for row in rows] == [0.2, 0.1, 0.5, 0.1, 0.9, 0.9, 0.9]
+    assert sum(asked) == 4

@@ -29,7 +29,7 @@ from mav.artifact import Artifact, Folder, unbalanced
 from mav.data.shards import read_tar
 
 ROWS, ROWS_PER_SHARD = 320, 10
-KILLS = ["worker"] * 14 + ["raylet"] * 3 + ["driver"] * 4
+KILLS = ["worker"] * 16 + ["raylet"] * 2 + ["driver"] * 3
 PATIENCE = 240.0  # seconds for everything, on a slow machine
 
 

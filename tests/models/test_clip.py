@@ -10,7 +10,8 @@ import torch
 from mav.artifact import Folder
 from mav.data.drawing import PALETTE, SHAPES, draw, random_scene
 from mav.errors import UserError
-from mav.models.clip import Clip, Head, area_under_curve
+from mav.models.clip import Clip
+from mav.models.heads import Head, area_under_curve
 from mav.recipe import Clip as ClipSection
 from mav.recipe import ClipConfig
 

@@ -1,0 +1,137 @@
+"""Scorers from what is published: LAION's NSFW heads as .pth and as AutoKeras zips, the watermark classifier as a timm checkpoint."""
+
+import dataclasses
+import hashlib
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from mav.artifact import Folder
+from mav.errors import UserError
+from mav.models.clip import Clip
+from mav.models.heads import Head, WatermarkClassifier, read_head
+from mav.models.tensor_bundle import read_bundle
+from mav.recipe import ClipConfig
+
+TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)
+real = pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs the real heads")
+
+
+def heads_folder() -> str:
+    return os.path.join(os.environ["MAV_REAL_DATA"], "heads")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """A checkpoint in the published form, of random weights: timm's names, the three layers' places."""
+    from timm import create_model
+
+    torch.manual_seed(0)
+    model = create_model("efficientnet_b3a", pretrained=False, num_classes=2)
+    model.classifier = torch.nn.Sequential(
+        torch.nn.Linear(1536, 625),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.3),
+        torch.nn.Linear(625, 256),
+        torch.nn.ReLU(),
+        torch.nn.Linear(256, 2),
+    )
+    path = str(tmp_path_factory.mktemp("heads") / "watermark_model_v1.pt")
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def test_the_watermark_classifier_is_timms_network_on_squashed_pictures(checkpoint):
+    from PIL import Image
+    from timm import create_model
+    from torchvision import transforms
+
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(small).resize((400, 300), Image.Resampling.BICUBIC)
+    ours = read_head(checkpoint, 16, "clip.watermark_head")
+    assert isinstance(ours, WatermarkClassifier)
+    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
+    theirs = create_model("efficientnet_b3", pretrained=False, num_classes=2)
+    theirs.classifier = ours.model.classifier
+    theirs.load_state_dict(torch.load(checkpoint, weights_only=True))
+    prepared = transforms.Compose(
+        [transforms.Resize((256, 256)), transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+    )(picture)
+    with torch.no_grad():
+        expected = torch.softmax(theirs.eval()(prepared[None]), 1)[0, 0]
+        found = ours(pixels)
+    assert found.shape == (1,)
+    assert abs(float(found) - float(expected)) < 2e-3
+
+
+def test_a_clip_with_it_is_stored_and_comes_back(checkpoint, tmp_path):
+    clip = Clip(TINY).eval()
+    clip.heads["pwatermark"] = read_head(checkpoint, 16, "clip.watermark_head")
+    clip.sources["clip.watermark_head"] = "0" * 64
+    clip.save(Folder(str(tmp_path)))
+    again = Clip.load(Folder(str(tmp_path)))
+    assert again.pixel_heads == ["pwatermark"]
+    assert again.sources == clip.sources
+    pixels = torch.full((2, 3, 40, 50), 99, dtype=torch.uint8)
+    assert torch.equal(again.pixel_scores(pixels)["pwatermark"], clip.pixel_scores(pixels)["pwatermark"])
+    assert again.scores(torch.zeros(2, 16)) == {}
+
+
+def test_what_is_no_head_says_where_heads_are(tmp_path):
+    torch.save({"conv_stem.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="LAION-5B-WatermarkDetection"):
+        read_head(str(tmp_path / "other.pt"), 16, "clip.watermark_head")
+    for name in ("empty.zip", "nonsense.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            if name.startswith("nonsense"):
+                archive.writestr("a/variables/variables.index", b"x" * 100)
+                archive.writestr("a/variables/variables.data-00000-of-00001", b"")
+        with pytest.raises(UserError, match="CLIP-based-NSFW-Detector"):
+            read_head(str(tmp_path / name), 16, "clip.nsfw_head")
+
+
+@real
+@pytest.mark.parametrize(
+    ("archive", "pth", "dim"),
+    [
+        ("clip_autokeras_nsfw_b32.zip", "clip_ViT-B-32_openai_binary_nsfw_head.pth", 512),
+        ("clip_autokeras_binary_nsfw_vitl14.zip", "clip_ViT-L-14_openai_binary_nsfw_head.pth", 768),
+    ],
+)
+def test_real_autokeras_heads_are_read_without_tensorflow(archive, pth, dim):
+    """They hold the weights of LAION's own conversions to PyTorch, and give the same scores."""
+    head = read_head(os.path.join(heads_folder(), archive), dim, "clip.nsfw_head")
+    converted = read_head(os.path.join(heads_folder(), pth), dim, "clip.nsfw_head")
+    embeddings = torch.nn.functional.normalize(torch.randn(64, dim, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert torch.allclose(head(embeddings), converted(embeddings), atol=1e-5)
+    assert {name: tuple(value.shape) for name, value in head.state_dict().items()} == {
+        name: tuple(value.shape) for name, value in converted.state_dict().items()
+    }
+
+
+@real
+def test_a_cut_or_flipped_real_archive_is_refused():
+    with zipfile.ZipFile(os.path.join(heads_folder(), "clip_autokeras_nsfw_b32.zip")) as archive:
+        index = archive.read("clip_autokeras_nsfw_b32/variables/variables.index")
+        data = archive.read("clip_autokeras_nsfw_b32/variables/variables.data-00000-of-00001")
+    assert read_bundle(index, data)
+    with pytest.raises(ValueError, match="cut"):
+        read_bundle(index, data[:1000])
+    with pytest.raises(ValueError, match="not the index"):
+        read_bundle(index[:-10], data)
+
+
+@real
+def test_the_digest_of_a_heads_file_is_recorded(tmp_path, monkeypatch):
+    from mav.recipe import Clip as ClipSection
+
+    path = os.path.join(heads_folder(), "clip_ViT-B-32_openai_binary_nsfw_head.pth")
+    section = ClipSection(network=dataclasses.replace(TINY, embedding_dim=512), nsfw_head=path)
+    clip = Clip.create(section)
+    assert isinstance(clip.heads["punsafe"], Head)
+    with open(path, "rb") as file:
+        assert clip.sources == {"clip.nsfw_head": hashlib.file_digest(file, "sha256").hexdigest()}
