@@ -75,12 +75,17 @@ class Pool(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _same(x, self.kernel, self.stride)
         batch, channels, frames, height, width = x.shape
         pictures = x.transpose(1, 2).reshape(batch * frames, channels, height, width)
-        flat = F.max_pool2d(pictures, self.kernel[1:], self.stride[1:])
+        # What SAME pads before is padded; what it pads after, windows may stick out into.
+        sides = zip((height, width), self.kernel[1:], self.stride[1:], strict=True)
+        before = [max((-(-side // s) - 1) * s + k - side, 0) // 2 for side, k, s in sides]
+        flat = F.max_pool2d(pictures, self.kernel[1:], self.stride[1:], padding=before, ceil_mode=True)
         y = flat.reshape(batch, frames, *flat.shape[1:]).transpose(1, 2)
-        count = (frames - self.kernel[0]) // self.stride[0] + 1
+        if self.kernel[0] == 1:
+            return y
+        y = _same(y, (self.kernel[0], 1, 1), (self.stride[0], 1, 1))
+        count = (y.shape[2] - self.kernel[0]) // self.stride[0] + 1
         shifted = [y[:, :, i : i + (count - 1) * self.stride[0] + 1 : self.stride[0]] for i in range(self.kernel[0])]
         return functools.reduce(torch.maximum, shifted)
 
