@@ -343,6 +343,14 @@ class Cluster:
 
 
 @section
+class Expect:
+    """What `mav plan` takes for tables and lists that are not at hand. Enters no fingerprint."""
+
+    image_rows: int = 0  # 0: counted in the tables
+    clips: int = 0
+
+
+@section
 class Recipe:
     """Everything a run needs to know; see the sections."""
 
@@ -367,6 +375,7 @@ class Recipe:
     generate: Generate = field(default_factory=Generate)
     evaluate: Evaluate = field(default_factory=Evaluate)
     cluster: Cluster = field(default_factory=Cluster)
+    expect: Expect = field(default_factory=Expect)
 
     def paths(self) -> list[tuple[str, str]]:
         """Every outside file or folder the recipe names, with its key."""

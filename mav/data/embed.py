@@ -62,7 +62,8 @@ class ScreenWork:
             facts = [json.loads(files["json"]) for _, files in rows]
             keys += [key for key, _ in rows]
             known.append(np.array([[_number(fact.get(head)) for head in HEADS] for fact in facts], np.float64))
-            wanted = np.isnan(known[-1]).any(axis=1) & bool(clip.pixel_heads) & (self.screening.unknown_scores == "score")
+            asked = bool(clip.pixel_heads) and self.screening.unknown_scores == "score"
+            wanted = np.asarray(np.isnan(known[-1]).any(axis=1) & asked)
             embedded, scores = _embed(clip, [(f"{name}.tar: {key}", files["jpg"]) for key, files in rows], wanted)
             embeddings.append(embedded)
             for head, values in scores.items():

@@ -53,9 +53,10 @@ def _entries(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
 
 def _tensor(entry: bytes, data: bytes) -> Tensor | None:
     facts = dict(_fields(entry))
-    if facts.get(1) != FLOAT or not isinstance(facts.get(2), bytes):
+    shape = facts.get(2)
+    if facts.get(1) != FLOAT or not isinstance(shape, bytes):
         return None
-    sizes = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(facts[2]) if number == 2 and isinstance(dim, bytes)]
+    sizes = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(shape) if number == 2 and isinstance(dim, bytes)]
     offset, size = facts.get(4, 0), facts.get(5, 0)
     assert isinstance(offset, int)
     assert isinstance(size, int)
