@@ -199,7 +199,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=8,
 )
-LOOSE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LOOSE = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @LOOSE
@@ -312,6 +312,7 @@ def rate_all(page, answer, shots=""):
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["keyboard", "touch"])
 def test_a_whole_session_in_a_browser(tmp_path, how):
     study = make_study(tmp_path / "study", 3, 3)
@@ -337,6 +338,7 @@ def test_a_whole_session_in_a_browser(tmp_path, how):
     assert all(row["milliseconds"] >= 500 for row in rows)  # nobody can answer before both clips have played
 
 
+@pytest.mark.slow
 def test_a_browser_goes_on_where_it_stopped_and_through_a_lost_server(tmp_path):
     study = make_study(tmp_path / "study", 3, 3)
     with serving(tmp_path / "study", tmp_path / "votes", 1) as server, browser_page() as page:
