@@ -60,7 +60,7 @@ def measure(
         theirs = compute(listed, real, settings.preparation, networks, cache, progress("real"), run)
     scorer = Scorer(protocol, networks, asked, ours, theirs, settings.draws, settings.seed, settings.endless)
     metrics = scorer.metrics()
-    failed = ours.failed()
+    failed = ours.failed
     if all(facts["value"] is None for facts in metrics.values()):
         reason = next(iter(metrics.values()))["reason"]
         told = ", ".join(f"{count} {reason}" for reason, count in failed.items())
@@ -75,7 +75,7 @@ def measure(
         "beside": beside,  # files that belong to no expected video
         "real": theirs.readable if theirs else 0,
         "real_listed": len(listed),
-        "real_failed": theirs.failed() if theirs else {},
+        "real_failed": theirs.failed if theirs else {},
         "notes": [*asked.notes, *_departures(protocol, settings.samples)],
         "metrics": metrics,
         "networks": weights,

@@ -6,6 +6,7 @@ readable ones beside it; a distance between distributions can only be taken over
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,11 +58,8 @@ class Scorer:
     def _rows(self, features: Features, metric: str) -> np.ndarray:
         """(n, F, d) rows of each readable video: a clip's one row for video metrics, its frames' rows for picture metrics."""
         network = self.protocol.features[metric]
-        _, array = features.load(network)
-        if metric.startswith(("fvd", "kvd")):
-            array = describe_clips(array) if array.ndim == 3 else array
-            return array[:, None]
-        return array
+        array = _by_clip(features.load(network)[1], metric)
+        return array[:, None] if array.ndim == 2 else array
 
     def _reference(self) -> Features:
         if self.real is None:
@@ -77,9 +75,7 @@ class Scorer:
         _, first = next(self.ours.stream(network))
         length, numbers = first.shape[-1], max(self.ours.readable, real.readable) * first[0].size
         if length > LONGEST or numbers > IN_MEMORY:
-            reference = _moments(real, network, metric)[0]
-            for part in _moments(real, network, metric)[1:]:
-                reference = reference.merge(part)
+            reference = functools.reduce(Moments.merge, _moments(real, network, metric))
             value, low, high = jackknife(_moments(self.ours, network, metric), reference, biased)
             return facts(value, low, high, interval=f"jackknife over {GROUPS} groups")
         ours, theirs = self._rows(self.ours, metric), self._rows(real, metric)
@@ -94,8 +90,8 @@ class Scorer:
         return found
 
     def _kernel(self, metric: str) -> dict[str, Any]:
-        ours, theirs = (_spread(self._rows(f, metric)) for f in (self.ours, self._reference()))
-        value, error = kernel_distance(ours, theirs)
+        network = self.protocol.features[metric]
+        value, error = kernel_distance(_spread(self.ours, network, metric), _spread(self._reference(), network, metric))
         return facts(value, value - NORMAL * error, value + NORMAL * error, interval="standard error of a U-statistic")
 
     # ----------------------------------------------------------------------------------------------- scores of each video
@@ -164,11 +160,16 @@ class Scorer:
         return float(np.mean(values)) if values else None
 
 
+def _by_clip(array: np.ndarray, metric: str) -> np.ndarray:
+    """Features as a metric takes them: one row a video (n, d) for video metrics, rows of frames (n, F, d) for picture metrics."""
+    return describe_clips(array) if metric.startswith(("fvd", "kvd")) and array.ndim == 3 else array
+
+
 def _moments(features: Features, network: str, metric: str) -> list[Moments]:
     """Moments of groups of chunks, at most GROUPS of them."""
     groups: list[Moments] = []
     for number, (_, array) in enumerate(features.stream(network)):
-        rows = describe_clips(array) if metric.startswith("fvd") and array.ndim == 3 else array
+        rows = _by_clip(array, metric)
         part = Moments.of(rows.reshape(-1, rows.shape[-1]))
         if number < GROUPS:
             groups.append(part)
@@ -177,7 +178,14 @@ def _moments(features: Features, network: str, metric: str) -> list[Moments]:
     return groups
 
 
-def _spread(array: np.ndarray) -> np.ndarray:
-    rows = array.reshape(-1, array.shape[-1])
-    step = -(-len(rows) // KERNEL_ROWS)
-    return rows[:: max(step, 1)]
+def _spread(features: Features, network: str, metric: str) -> np.ndarray:
+    """At most KERNEL_ROWS rows (n, d), evenly from all videos."""
+    kept: list[np.ndarray] = []
+    seen, step = 0, 0
+    for _, array in features.stream(network):
+        rows = _by_clip(array, metric)
+        rows = rows.reshape(-1, rows.shape[-1])
+        step = step or -(-features.readable * len(rows) // len(array) // KERNEL_ROWS) or 1
+        kept.append(rows[-seen % step :: step])
+        seen += len(rows)
+    return np.concatenate(kept) if kept else np.zeros((0, 1))

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,8 @@ class Features:
 
     def _chunks(self) -> Iterator[Any]:
         for number in range(-(-len(self.entries) // CHUNK)):
-            with np.load(io.BytesIO(self.folder.read_bytes(f"{number:06d}.npz")), allow_pickle=False) as arrays:
+            # Through the file, so that only the array that is asked for is read.
+            with self.folder.open(f"{number:06d}.npz") as file, np.load(file, allow_pickle=False) as arrays:
                 yield arrays
 
     def stream(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -141,6 +143,7 @@ class Features:
             return np.zeros(0, np.int64), np.zeros((0, 1, 1), np.float32)
         return np.concatenate([indices for indices, _ in parts]), np.concatenate([array for _, array in parts])
 
+    @cached_property
     def failed(self) -> dict[str, int]:
         """How many videos could not be used, by reason."""
         reasons: Counter[str] = Counter()
@@ -150,7 +153,7 @@ class Features:
 
     @property
     def readable(self) -> int:
-        return len(self.entries) - sum(self.failed().values())
+        return len(self.entries) - sum(self.failed.values())
 
 
 def compute(

@@ -1,5 +1,6 @@
 """Anybody's folder of videos: every format, everything that can be wrong with one, resume, the cache, and the command."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -180,12 +181,14 @@ def test_the_sets_as_they_are_distributed(real_data):
 # --------------------------------------------------------------------------------------------------------------- measuring
 
 
-def evaluate(tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", protocol="msrvtt-demo", prepared=PREPARATION):
+def evaluate(tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", features=None, prepared=PREPARATION):
     listed = tuple(sorted(name for name in real.names())) if real else ()
     asked = BenchmarkSet(PROMPTS, ("",) * len(PROMPTS), listed, PROMPTS[: len(listed)], PROMPTS)
+    protocol = load_protocol("msrvtt-demo")
+    protocol = dataclasses.replace(protocol, features=features or protocol.features)
     settings = Settings(prepared, samples, draws=20)
     return measure(
-        load_protocol(protocol),
+        protocol,
         settings,
         videos,
         asked,
@@ -201,7 +204,7 @@ def evaluate(tmp_path, networks, videos, real=None, samples=6, run=in_process, o
 def folders(tmp_path):
     ours, real = Folder(str(tmp_path / "ours")), Folder(str(tmp_path / "real"))
     write(ours, range(6))
-    write(real, range(8), 100)
+    write(real, range(8), 100)  # scenes of their own
     return ours, real
 
 
@@ -310,6 +313,27 @@ def test_long_features_take_the_jackknife(tmp_path, networks, folders, monkeypat
     assert long["value"] == pytest.approx(usual["value"], abs=2e-7)  # an untrained network's features hardly differ
     assert "jackknife" in long["interval"]
     assert long["low"] <= long["value"] <= long["high"]
+
+
+def test_kernel_distances_take_rows_evenly_when_there_are_many(tmp_path, networks, folders, monkeypatch):
+    from mav.evaluation import score
+    from mav.evaluation.metrics import kernel_distance
+
+    monkeypatch.setattr(store, "CHUNK", 2)
+    ours, real = folders
+    found = {}
+    for most in (20_000, 8):
+        monkeypatch.setattr(score, "KERNEL_ROWS", most)
+        found[most] = evaluate(tmp_path, networks, ours, real, features={"kid": "demo", "kvd": "demo"})["metrics"]
+    features = [
+        compute(find_videos(folder, (), n)[0], folder, PREPARATION, networks, Folder(str(tmp_path / "again"))).load("demo")[1]
+        for folder, n in ((ours, 6), (Folder(real.url), 108))
+    ]
+    rows = [array.reshape(-1, 16) for array in features]
+    assert found[20_000]["kid"]["value"] == pytest.approx(kernel_distance(*rows)[0], abs=1e-9)
+    few = [rows[0][::3], rows[1][::4]]  # 24 and 32 rows: at most 8 of each
+    assert found[8]["kid"]["value"] == pytest.approx(kernel_distance(*few)[0], abs=1e-9)
+    assert found[8]["kvd"]["low"] <= found[8]["kvd"]["value"] <= found[8]["kvd"]["high"]
 
 
 @pytest.mark.slow
