@@ -77,12 +77,13 @@ def _buffers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    chunks = pc.fill_null(column, "").cast(pa.large_string()).chunks
+    chunks = [chunk if chunk.null_count == 0 else pc.fill_null(chunk, "") for chunk in column.chunks]
     if not chunks:
         return np.zeros(2, np.uint64), np.zeros(1, np.int64)
-    array = pa.concat_arrays(chunks)
+    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     _, offsets, data = array.buffers()
-    places = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    width = np.int64 if pa.types.is_large_string(array.type) else np.int32
+    places = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1].astype(np.int64)
     first, last = int(places[0]), int(places[-1])
     words = np.zeros((last - first) // 8 + 3, np.uint64)
     if last > first:

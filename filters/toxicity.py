@@ -2,8 +2,8 @@
 
 Matching is by whole word, so Essex and Scunthorpe stay; phrases match across any run of blanks, hyphens or underscores. Text and
 lists are folded alike (NFKC, case, invisible characters), so full-width or zero-width disguises do not help. A vectorised regular
-expression (RE2) looks through the column; the few rows it finds are looked at again one by one, to be exact, to set exceptions aside
-and to name the word.
+expression (RE2) looks through the column, folded first where folding would change more than case; the few rows it finds are looked at
+again one by one, to be exact, to set exceptions aside and to name the word.
 
 The shipped lists are those of the package glin-profanity (MIT), 24 languages of which the English one continues the usual LDNOOBW list;
 any file of one phrase a line can be named instead or as well.
@@ -34,6 +34,8 @@ LANGUAGES = {
 }  # fmt: skip
 INVISIBLE = re.compile("[\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 SEPARATOR = "\0"  # stays itself when folded, and joins with nothing
+SETTLING = ((0x80, 0x3400), (0xA000, 0xAC00), (0xD7B0, 0xD800), (0xF900, 0x20000), (0x2F800, 0x2FA20), (0xE0000, 0xE0200))  # all but Han,
+# Hangul and what is unassigned, which folding leaves alone
 BETWEEN = r"[\s_-]+"  # between the words of a phrase
 LOOKALIKE = {"a": "a4@", "b": "b8", "e": "e3", "g": "g9", "i": "i1!|", "l": "l1|", "o": "o0", "s": "s5$", "t": "t7+", "u": "uv"}
 MASKS = "*#%@$!.-"  # one of them in a letter's place
@@ -119,16 +121,16 @@ class ToxicWords:
         if self._row is None or len(captions) == 0:
             return np.zeros(0, dtype=np.int64), []
         captions = captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions
-        plain = pc.fill_null(pc.string_is_ascii(captions), True)
-        places = np.flatnonzero(_suspects(captions, self._plain, plain, ignore_case=True))
-        texts = pc.ascii_lower(captions.take(pa.array(places))).to_pylist()
-        if not pc.all(plain).as_py():
-            other = np.flatnonzero(~_numpy(plain))
-            folded = fold_all(captions.take(pa.array(other)))
-            hits = np.flatnonzero(_suspects(folded, self._plain + self._other))
-            places, texts = np.concatenate([places, other[hits]]), texts + folded.take(pa.array(hits)).to_pylist()
+        hit = _suspects(captions, self._plain)
+        beyond = np.flatnonzero(~_numpy(pc.fill_null(pc.string_is_ascii(captions), True)))
+        if len(beyond):
+            subset = captions.take(pa.array(beyond))
+            hit[beyond] |= _suspects(subset, self._other)
+            odd = np.flatnonzero(_suspects(subset, [unsettled()]))
+            hit[beyond[odd]] = _suspects(fold_all(subset.take(pa.array(odd))), self._plain + self._other)
+        places = np.flatnonzero(hit)
+        texts = [fold(text) for text in captions.take(pa.array(places)).to_pylist()]
         found = [(place, word) for place, text in zip(places.tolist(), texts, strict=True) if (word := self.first(text))]
-        found.sort()
         return np.array([place for place, _ in found], dtype=np.int64), [word for _, word in found]
 
     def first(self, folded: str) -> str:
@@ -151,19 +153,41 @@ def fold_all(texts: pa.Array) -> pa.Array:
 
     whole = pc.replace_substring(texts, SEPARATOR, " ")
     joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), whole), SEPARATOR)[0].as_py()
-    lines = INVISIBLE.sub("", joined).split(SEPARATOR)
+    lines = INVISIBLE.sub("", joined).split(SEPARATOR) if len(texts) else []
     normal = [line if unicodedata.is_normalized("NFKC", line) else unicodedata.normalize("NFKC", line) for line in lines]
-    return pa.array(SEPARATOR.join(normal).casefold().split(SEPARATOR), texts.type)
+    return pa.array([line.casefold() for line in normal], texts.type)
 
 
-def _suspects(texts: pa.Array, expressions: list[str], among: pa.Array | None = None, ignore_case: bool = False) -> np.ndarray:
-    """bool (texts,): where one of the expressions matches, and `among` is true."""
+@functools.cache
+def unsettled() -> str:
+    """A class of the characters that `fold` does more to than change their case: texts without them need no folding to be searched.
+
+    Those that vanish, that become others or several (full width, ligatures, the dotted capital I), and those that join a neighbour.
+    """
+    places = [place for first, last in SETTLING for place in range(first, last) if _unsettled(chr(place))]
+    ranges: list[list[int]] = []
+    for place in places:
+        if ranges and place == ranges[-1][1] + 1:
+            ranges[-1][1] = place
+        else:
+            ranges.append([place, place])
+    return "[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges) + "]"
+
+
+def _unsettled(character: str) -> bool:
+    folded = fold(character)
+    joins = unicodedata.category(character).startswith("M") or "\u1100" <= character <= "\u11ff"  # marks; the letters of Hangul
+    return joins or folded != character.lower() or len(folded) != 1 or ord(folded) < 128
+
+
+def _suspects(texts: pa.Array, expressions: list[str]) -> np.ndarray:
+    """bool (texts,): where one of the expressions matches, whatever the case."""
     import pyarrow.compute as pc
 
     hit = np.zeros(len(texts), bool)
     for expression in expressions:
-        hit |= _numpy(pc.fill_null(pc.match_substring_regex(texts, expression, ignore_case=ignore_case), False))
-    return hit if among is None else hit & _numpy(among)
+        hit |= _numpy(pc.fill_null(pc.match_substring_regex(texts, expression, ignore_case=True), False))
+    return hit
 
 
 def _numpy(flags: pa.Array) -> np.ndarray:

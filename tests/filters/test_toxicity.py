@@ -1,9 +1,11 @@
+import itertools
 import os
+import re
 
 import pyarrow as pa
 import pytest
 
-from filters.toxicity import ToxicWords, fold, load_words
+from filters.toxicity import ToxicWords, fold, load_words, unsettled
 from mav.errors import UserError
 
 EN = load_words(("en",))
@@ -39,6 +41,29 @@ def test_unicode_is_folded():
     assert found(words, wide, "bol\u200blocks", "BOL\u00adLOCKS", "STRASSE") == {
         0: "bollocks", 1: "bollocks", 2: "bollocks", 3: "strasse"}  # fmt: skip
     assert fold("ﬁne") == "fine"
+
+
+def test_texts_of_settled_characters_are_searched_as_well_unfolded():
+    """All of Unicode: outside the class, folding a character is no more than lowering its case, and no character appears in ASCII."""
+    odd = re.compile(unsettled())
+    for place in itertools.chain(range(0x80, 0xD800), range(0xE000, 0x110000)):
+        character = chr(place)
+        if not odd.match(character):
+            assert fold(character) == character.lower(), hex(place)
+            assert len(fold(character)) == 1, hex(place)
+            assert not fold(character).isascii(), hex(place)
+    words = ToxicWords(("bollocks", "straße", "kiss me", "été"))
+    disguised = [
+        "\u212aiss me",
+        "kiss\u00a0me",
+        "STRA\u1e9eE",
+        "e\u0301te\u0301",
+        "\u24d1ollocks",
+        "\U0001d41bollocks",
+        "ÉTÉ",
+        "bo\ufb02locks",
+    ]
+    assert found(words, *disguised) == {0: "kiss me", 1: "kiss me", 2: "strasse", 3: "été", 4: "bollocks", 5: "bollocks", 6: "été"}
 
 
 def test_letters_beyond_ascii_are_letters():
