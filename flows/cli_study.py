@@ -121,15 +121,16 @@ def _raters_needed(pairs: int, session: int, raters: int) -> int:
 
 
 def _write_links(database: Votes, path: Path, count: int, url: str) -> int:
-    """Adds new raters' links to the file, readable by its owner only. Returns how many it holds."""
-    present = list(csv.reader(io.StringIO(path.read_text()))) if path.exists() else [["rater", "link"]]
-    tokens = database.invite(count)
-    present += [[str(len(present) + i), f"{url}/r/{token}"] for i, token in enumerate(tokens)]
+    """Every rater's link under the present address, in a file for its owner only. Returns how many it holds."""
+    tokens = []
+    if path.exists():
+        tokens = [row["link"].rpartition("/")[2] for row in csv.DictReader(io.StringIO(path.read_text()))]
+    tokens += database.invite(count)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(present)
+    csv.writer(text, lineterminator="\n").writerows([("rater", "link"), *((i, f"{url}/r/{token}") for i, token in enumerate(tokens, 1))])
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text.getvalue())
-    return len(present) - 1
+    return len(tokens)
 
 
 def _free(host: str, port: int) -> bool:
