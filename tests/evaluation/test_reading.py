@@ -1,0 +1,143 @@
+"""Videos in every format people keep them in, and the lists of prompts and clips as they are distributed."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mav.artifact import Folder
+from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
+from mav.data.video_io import encode_mp4
+from mav.errors import UserError
+from mav.evaluation.protocols import Preparation, load_protocol
+from mav.evaluation.reading import find_videos, read_video
+from mav.evaluation.sets import read_msrvtt, read_prompts, read_set, read_ucf101
+
+FRAMES = 4
+PREPARATION = Preparation(FRAMES)
+PROMPTS = ("a red circle", "a green circle", "a blue circle", "a red square")
+
+
+def frames(seed, count=FRAMES, size=32):
+    scene = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
+    return draw_clip(scene, size, count, 8)
+
+
+def write(folder, numbers, offset=0):
+    for number in numbers:
+        folder.write_bytes(f"{number:05d}.mp4", encode_mp4(frames(offset + number), 8))
+
+
+def save(array, path, ending):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ending == "npy":
+        np.save(path, array)
+    else:
+        torch.save(torch.from_numpy(array), path)
+
+
+def test_every_format_gives_the_same_frames(tmp_path):
+    video, folder = frames(1, 6), Folder(str(tmp_path))
+    (tmp_path / "a.mp4").write_bytes(encode_mp4(video, 8, crf=1))
+    first, *rest = [Image.fromarray(frame).quantize(256) for frame in video]
+    first.save(tmp_path / "b.gif", save_all=True, append_images=rest, duration=125)
+    for name, array in {
+        "c.npy": video,
+        "d.npy": video.transpose(0, 3, 1, 2).astype(np.float32) / 255,
+        "e.npy": video.astype(np.float64) / 127.5 - 1,
+        "f.pt": video,
+    }.items():
+        save(array, tmp_path / name, name[-3:].strip("."))
+    (tmp_path / "g").mkdir()
+    for i, frame in enumerate(video):
+        Image.fromarray(frame).save(tmp_path / "g" / f"frame{i + 7}.png")  # 7 to 12: the order is of numbers, not of letters
+    entries, beside = find_videos(folder, (), 9)
+    assert [entry.file for entry in entries] == ["a.mp4", "b.gif", "c.npy", "d.npy", "e.npy", "f.pt", "g", "", ""]
+    assert beside == 0
+    for entry in entries[:7]:
+        read = read_video(folder, entry.file, PREPARATION)
+        assert read.shape == (FRAMES, 32, 32, 3)
+        assert read.dtype == np.uint8
+        assert np.abs(read.astype(int) - video[1:5]).mean() < 6, entry.file
+    smaller = read_video(folder, "c.npy", Preparation(FRAMES, size=16, resize="bicubic"))
+    assert smaller.shape == (FRAMES, 16, 16, 3)
+    wide = np.zeros((FRAMES, 20, 40, 3), np.uint8)
+    save(wide, tmp_path / "wide.npy", "npy")
+    assert read_video(folder, "wide.npy", Preparation(FRAMES, size=10, resize="area")).shape == (FRAMES, 10, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((1, 8, 8, 3), np.uint8), "too few frames"),
+        (np.full((6, 8, 8, 3), np.nan, np.float32), "not finite"),
+        (np.zeros((6, 8, 8), np.uint8), "shape"),
+        (np.zeros((6, 8, 8, 3), np.int64), "neither bytes nor floats"),
+        (np.full((6, 8, 8, 3), 200.0), "floats must lie"),
+        (np.array([{}], object), "not a readable tensor"),
+    ],
+)
+def test_a_tensor_that_is_no_video_says_why(tmp_path, array, reason):
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    with pytest.raises(ValueError, match=reason):
+        read_video(Folder(str(tmp_path)), "x.npy", PREPARATION)
+
+
+def test_files_belong_to_the_prompt_they_are_numbered_by_or_listed_with(tmp_path):
+    folder = Folder(str(tmp_path))
+    write(folder, (0, 2, 7))
+    entries, beside = find_videos(folder, PROMPTS, 4)
+    assert [(entry.file, entry.prompt) for entry in entries] == [
+        ("00000.mp4", PROMPTS[0]), ("", PROMPTS[1]), ("00002.mp4", PROMPTS[2]), ("", PROMPTS[3]),
+    ]  # fmt: skip
+    assert beside == 1
+    folder.write_json("videos.json", [{"file": "00007.mp4", "prompt": "seven"}, {"file": "gone.mp4", "prompt": "gone"}])
+    entries, beside = find_videos(folder, PROMPTS, 3)
+    assert [(entry.file, entry.prompt) for entry in entries] == [("00007.mp4", "seven"), ("", "gone"), ("", "")]
+    assert beside == 2
+    for file in ("../x.mp4", "/etc/passwd", "a/../../x.mp4", "a\\..\\x.mp4"):
+        folder.write_json("videos.json", [{"file": file, "prompt": "../../etc"}])
+        with pytest.raises(UserError, match="outside of its folder"):
+            find_videos(folder, PROMPTS, 3)
+    folder.write_bytes("videos.json", b'{"not": "a list"}')
+    with pytest.raises(UserError, match="not a list"):
+        find_videos(folder, PROMPTS, 3)
+    with pytest.raises(UserError, match="holds no video"):
+        find_videos(Folder(str(tmp_path / "empty")), PROMPTS, 3)
+
+
+def test_prompt_files(tmp_path):
+    (tmp_path / "draw.csv").write_text('Prompt,Category\nA red car.,Colors\n"One, two",Counting\n')
+    assert read_prompts(Folder(str(tmp_path / "draw.csv"))) == [("A red car.", "Colors"), ("One, two", "Counting")]
+    (tmp_path / "lines.txt").write_text("one\n\n two \n")
+    assert read_prompts(Folder(str(tmp_path / "lines.txt"))) == [("one", ""), ("two", "")]
+    (tmp_path / "list.json").write_text('[{"prompt": "x", "category": null}]')
+    assert read_prompts(Folder(str(tmp_path / "list.json"))) == [("x", "")]
+    for name, content in (("empty.txt", " \n"), ("no.csv", "a,b\n1,2\n"), ("bad.json", "{"), ("binary.txt", None)):
+        (tmp_path / name).write_bytes(content.encode() if content is not None else b"\xff\xfe\x00")
+        with pytest.raises(UserError):
+            read_prompts(Folder(str(tmp_path / name)))
+    with pytest.raises(UserError, match="not there"):
+        read_prompts(Folder(str(tmp_path / "gone.txt")))
+
+
+def test_the_sets_as_they_are_distributed(real_data):
+    ucf = Folder(str(real_data / "ucf101"))
+    classes = read_ucf101(ucf)
+    assert (len(classes), sum(len(c.clips) for c in classes)) == (101, 9537)
+    assert sum(len(c.clips) for c in read_ucf101(ucf, "test")) == 3783
+    handstand = next(c for c in classes if c.name == "HandstandPushups")
+    assert handstand.clips[0].startswith("HandstandPushups/v_HandStandPushups")
+    asked = read_set(load_protocol("ucf101-paper"), ucf, 10_000)
+    assert (len(asked.prompts), len(asked.real), asked.prompts[0]) == (10_000, 9537, "applying eye makeup")
+    clip = read_video(ucf, "v_ApplyEyeMakeup_g01_c01.avi", Preparation(16, size=256, resize="bicubic"))
+    assert clip.shape == (16, 256, 256, 3)
+    msrvtt = Folder(str(real_data / "msrvtt"))
+    clips, notes = read_msrvtt(msrvtt, load_protocol("msrvtt-paper"))
+    assert (len(clips), sum(len(c.captions) for c in clips)) == (2990, 1000)
+    assert "1,000 of the protocol's 59,794 prompts" in notes[0]
+    asked = read_set(load_protocol("msrvtt-paper"), msrvtt, 59_794)
+    assert len(asked.prompts) == 1000
+    assert {"video7010.mp4", "video7014.mp4"} <= set(asked.real)
+    drawbench = read_set(load_protocol("drawbench"), None, 200, Folder(str(real_data / "prompts" / "drawbench_200.csv")))
+    assert (len(drawbench.prompts), len(set(drawbench.categories))) == (200, 11)
