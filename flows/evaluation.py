@@ -17,8 +17,7 @@ def generate(job: Job) -> Outcome:
     """Text to video through the whole cascade: P, D^t, F^, SR_l^t, SR_h."""
     from mav.generation.write import generate_videos
 
-    device = "cuda" if job.recipe.cluster.gpus_per_worker else "cpu"
-    return _evaluate(job, functools.partial(generate_videos, device=device))
+    return _evaluate(job, functools.partial(generate_videos, device=_device(job)))
 
 
 @stage("oracle", sections=(*TOLD, "evaluate"))
@@ -34,7 +33,7 @@ def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_ucf101 as body
 
-    return _evaluate(job, body)
+    return _evaluate(job, functools.partial(body, device=_device(job)))
 
 
 @stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"), version=2)
@@ -42,7 +41,7 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_msrvtt as body
 
-    return _evaluate(job, body)
+    return _evaluate(job, functools.partial(body, device=_device(job)))
 
 
 @stage("evaluate-interpolation", sections=(*TOLD, "evaluate"), version=2)
@@ -50,7 +49,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
     from mav.evaluation.interpolation import evaluate_interpolation as body
 
-    return _evaluate(job, body)
+    return _evaluate(job, functools.partial(body, device=_device(job)))
 
 
 @stage("human-study", sections=("evaluate",), version=2)
@@ -59,6 +58,10 @@ def human_study(job: Job) -> Outcome:
     from mav.evaluation.human.study import freeze_study
 
     return _evaluate(job, freeze_study)
+
+
+def _device(job: Job) -> str:
+    return "cuda" if job.recipe.cluster.gpus_per_worker else "cpu"
 
 
 def _evaluate(job: Job, body: Callable[..., dict[str, Any]]) -> Outcome:
