@@ -88,7 +88,7 @@ def image_embed(job: Job) -> Outcome:
 
     images, recipe = job.inputs["image-download"], job.recipe
     work = EmbedWork(images, job.inputs["image-screen"], job.inputs["clip"], job.out, recipe.image_embed.batch_size, _device(job))
-    return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=True)
+    return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=recipe.cluster.gpus_per_worker > 0)
 
 
 def _device(job: Job) -> str:

@@ -112,7 +112,7 @@ def shard_map(
     quarantined: dict[str, str] = {}
     if todo:
         markers.forget_ledger()
-        quarantined = _Walk(job, work, markers, done, (success_floor, shard_floor), gpus, actors).run(todo)
+        quarantined = _Walk(job, work, markers, done, (success_floor, shard_floor), gpus, actors, len(todo)).run(todo)
     cluster = job.recipe.cluster
     if len(quarantined) > cluster.quarantine_floor * len(names):
         name, problem = sorted(quarantined.items())[0]
@@ -222,7 +222,7 @@ class _Walk:
     """Submits, collects, retries, doubles stragglers, until every shard is done or set aside."""
 
     def __init__(
-        self, job: Job, work: Work, markers: Markers, done: set[str], floors: tuple[float, float], gpus: float, actors: bool
+        self, job: Job, work: Work, markers: Markers, done: set[str], floors: tuple[float, float], gpus: float, actors: bool, shards: int
     ) -> None:
         import ray
 
@@ -237,8 +237,8 @@ class _Walk:
         slots = max(1, slots)
         self.job, self.done, self.floors, self.cluster = job, done, floors, cluster
         mission = Mission(work, markers, cluster.fsync)
-        self.carrier: _Carrier = (_Actors if actors else _Tasks)(mission, job.name, cluster.cpus_per_shard, gpus, slots)
-        self.slots, self.usual_window = slots, cluster.window or 2 * slots
+        self.carrier: _Carrier = (_Actors if actors else _Tasks)(mission, job.name, cluster.cpus_per_shard, gpus, min(slots, shards))
+        self.usual_window = cluster.window or 2 * slots
         self.flights: dict[Any, _Flight] = {}
         self.airborne: Counter[str] = Counter()
         self.quarantined: dict[str, str] = {}
