@@ -49,7 +49,7 @@ class ClipFiles:
         with ThreadPoolExecutor(AHEAD) as pool:
             last: tuple[str, Future[Body]] | None = None
             for clip in clips:
-                where = f"{clip.page_dir}\n{clip.path}\n{clip.url}\n{'' if clip.end else clip.videoid}"
+                where = self._where(clip)
                 if clip.problem:
                     future: Future[Body] = Future()
                     future.set_result(ClipError(clip.problem))
@@ -65,31 +65,31 @@ class ClipFiles:
             for done, future in waiting:
                 yield done, future.result()
 
+    def _where(self, clip: Clip) -> str:
+        """The clip's file or address; a folder of files goes before addresses, and holds page_dir/videoid.mp4, WebVid's layout."""
+        if self._files:
+            return clip.path or (f"{clip.page_dir}/{clip.videoid}.mp4" if clip.page_dir else f"{clip.videoid}.mp4")
+        return clip.url or clip.path
+
     def _body(self, clip: Clip) -> Body:
+        where = self._where(clip)
         try:
-            if clip.path:
-                return self._read(self._files, clip.path) if self._files else self._read(*_split(clip.path))
             if self._files:
-                return self._listed_file(self._files, clip)
-            if not clip.url:
+                return self._read(self._files, where)
+            if not where:
                 return ClipError("no_address")
-            host = urllib.parse.urlsplit(clip.url).hostname or ""
+            if not clip.url:
+                return self._read(*_split(where))
+            host = urllib.parse.urlsplit(where).hostname or ""
             if any(host == name or host.endswith(f".{name}") for name in YOUTUBE):
-                return self._opener.fetch(stream_address(clip.url)).body
-            return self._opener.fetch(clip.url).body
+                where = stream_address(where)
+            return self._opener.fetch(where).body
         except FetchError as error:
             return ClipError(error.reason)
         except FileNotFoundError:
             return ClipError("missing_file")
         except ValueError:
             return ClipError("bad_url")
-
-    def _listed_file(self, files: Folder, clip: Clip) -> Body:
-        """page_dir/videoid.mp4, WebVid's layout; for a span also page_dir.mp4, HD-VILA's whole videos."""
-        name = f"{clip.page_dir}/{clip.videoid}.mp4" if clip.page_dir else f"{clip.videoid}.mp4"
-        if clip.end and not files.exists(name):
-            name = f"{clip.page_dir}.mp4"
-        return self._read(files, name)
 
     def _read(self, folder: Folder, name: str) -> Body:
         if folder.size(name) > self._rule.max_bytes:

@@ -45,7 +45,7 @@ class Clip:
     videoid: str
     url: str = ""
     page_dir: str = ""
-    path: str = ""  # of a file, in `video_shards.files` or of its own
+    path: str = ""  # of its file in `video_shards.files`, unless page_dir/videoid.mp4; without that folder and a url, of its own
     start: float = 0.0  # seconds
     end: float = 0.0  # 0 = to the end
     duration: float = 0.0  # seconds, as the list says; 0 = it does not
@@ -168,7 +168,7 @@ def _spans(path: str, video: Row, problem: str, seed: int) -> Iterator[Clip]:
     listed = video.get("clip")
     clips: list[Any] = listed if isinstance(listed, list) else []
     if not clips:
-        yield Clip(name, url, name, problem=problem or "no_spans")
+        yield Clip(name, url, problem=problem or "no_spans")
     salt = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=BYTE_COUNT).digest(), "little")
     for number in sorted(np.random.default_rng([seed, salt]).permutation(len(clips))[:SPANS_A_VIDEO].tolist()):
         clip = clips[number] if isinstance(clips[number], dict) else {}
@@ -176,9 +176,9 @@ def _spans(path: str, video: Row, problem: str, seed: int) -> Iterator[Clip]:
         span = clip.get("span")
         times = [_seconds(str(time)) for time in span] if isinstance(span, list) else []
         if len(times) != 2 or times[0] is None or times[1] is None or times[1] <= times[0]:
-            yield Clip(clip_id, url, name, problem=problem or "bad_span")
+            yield Clip(clip_id, url, problem=problem or "bad_span")
         else:
-            yield Clip(clip_id, url, name, start=times[0], end=times[1], problem=problem)
+            yield Clip(clip_id, url, path=f"{name}.mp4", start=times[0], end=times[1], problem=problem)
 
 
 def _seconds(text: str) -> float | None:

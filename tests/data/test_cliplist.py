@@ -113,7 +113,7 @@ def test_hd_vila_takes_three_spans_of_each_video_by_seed(tmp_path):
     path.write_text("\n".join(json.dumps(v) for v in videos))
     parts = clips(path, rows=6)
     assert [len(part) for part in parts] == [6, 4]
-    assert parts[1][3] == Clip("bare", "u", "bare", problem="no_spans")
+    assert parts[1][3] == Clip("bare", "u", problem="no_spans")
     first = parts[0][0]
     assert first.videoid.startswith("v0.")
     assert first.end - first.start == 59.5

@@ -1,0 +1,154 @@
+"""Where clips come from: folders, paths, the web under the guards, YouTube through yt-dlp (a stand-in: nothing leaves this machine)."""
+
+import http.server
+import json
+import sys
+import threading
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mav.artifact import Folder
+from mav.data.clip_files import ClipFiles
+from mav.data.cliplist import Clip, split_lists
+from mav.data.guards import system_resolver
+from mav.data.shards import read_tar
+from mav.data.transcode import ClipError
+from mav.data.video_io import encode_mp4
+from mav.data.videos import VideoWork
+from mav.errors import UserError
+from mav.recipe import VideoShards
+
+PAGE = "https://www.youtube.com/watch?v=abc"
+
+
+def video(frames=48) -> bytes:
+    return encode_mp4(np.stack([np.full((32, 48, 3), 5 * i, np.uint8) for i in range(frames)]), 24)
+
+
+@pytest.fixture(scope="module")
+def site():
+    """A server on loopback that counts its requests: (host:port, what was asked for)."""
+    asked: list[str] = []
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = video()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+
+
+def fetched(rule: VideoShards, *clips: Clip) -> list[bytes | str]:
+    return [str(body) if isinstance(body, ClipError) else body for _, body in ClipFiles(rule, system_resolver).fetch(clips)]
+
+
+class FakeYoutube:
+    """As much of yt_dlp as is used: every page plays the given address; pages that end in `gone` do not play."""
+
+    def __init__(self, address: str) -> None:
+        self.pages: list[str] = []
+        outer = self
+
+        class DownloadError(Exception):
+            pass
+
+        class YoutubeDL:
+            def __init__(self, options: dict) -> None:
+                assert options["quiet"]
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error: object) -> None:
+                pass
+
+            def extract_info(self, page: str, download: bool) -> dict:
+                assert not download
+                outer.pages.append(page)
+                if page.endswith("gone"):
+                    raise DownloadError("Video unavailable")
+                return {"url": f"http://{address}/stream.mp4"}
+
+        self.module = types.SimpleNamespace(YoutubeDL=YoutubeDL, utils=types.SimpleNamespace(DownloadError=DownloadError))
+
+
+def test_paths_and_folders(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.mp4").write_bytes(b"one")
+    (tmp_path / "whole.mp4").write_bytes(b"whole")
+    inside = VideoShards(files=str(tmp_path))
+    assert fetched(inside, Clip("1", page_dir="a"), Clip("x", path="a/1.mp4"), Clip("2", page_dir="a")) == [b"one", b"one", "missing_file"]
+    assert fetched(inside, Clip("whole.1", "http://h", path="whole.mp4", start=1, end=2)) == [b"whole"]
+    assert fetched(VideoShards(), Clip("x", path=str(tmp_path / "a/1.mp4"))) == [b"one"]
+    assert fetched(VideoShards(max_bytes=2), Clip("x", path=str(tmp_path / "a/1.mp4"))) == ["too_large"]
+    memory = Folder("memory://videos")
+    memory.write_bytes("b/2.mp4", b"two")
+    assert fetched(VideoShards(files="memory://videos"), Clip("2", page_dir="b")) == [b"two"]
+    assert fetched(VideoShards(), Clip("x", path="memory://videos/b/2.mp4")) == [b"two"]
+    memory.remove()
+
+
+def test_reasons_need_no_fetching():
+    clips = Clip("1", "http://h/1", problem="duplicate"), Clip("2"), Clip("3", "http://127.0.0.1:9/3"), Clip("4", "file:///etc/passwd")
+    assert fetched(VideoShards(), *clips) == ["duplicate", "no_address", "private_address", "bad_scheme"]
+
+
+def test_clips_of_one_video_share_its_bytes(site):
+    address, asked = site
+    asked.clear()
+    rule = VideoShards(allow_addresses=(address,))
+    spans = [Clip(f"v.{i}", f"http://{address}/v", "v", start=i, end=i + 1) for i in range(3)]
+    bodies = fetched(rule, *spans, Clip("w.0", f"http://{address}/w", "w", start=0, end=1))
+    assert len({id(body) for body in bodies[:3]}) == 1
+    assert asked == ["/v", "/w"] or asked == ["/w", "/v"]
+
+
+def test_youtube_through_yt_dlp_under_the_guards(site, monkeypatch):
+    address, asked = site
+    asked.clear()
+    fake = FakeYoutube(address)
+    monkeypatch.setitem(sys.modules, "yt_dlp", fake.module)
+    allowed = VideoShards(allow_addresses=(address,))
+    bodies = fetched(allowed, Clip("a", PAGE), Clip("b", "https://youtu.be/gone"))
+    assert bodies == [video(), "youtube_refused"]
+    assert (fake.pages, asked) == ([PAGE, "https://youtu.be/gone"], ["/stream.mp4"])
+    assert fetched(VideoShards(), Clip("a", PAGE)) == ["private_address"]
+
+
+def test_youtube_without_yt_dlp_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yt_dlp", None)
+    with pytest.raises(UserError, match=r"pip install yt-dlp.*video_shards\.files"):
+        fetched(VideoShards(), Clip("a", PAGE))
+
+
+def test_hd_vila_from_its_list_to_shards(site, tmp_path: Path, monkeypatch):
+    """Three of four spans of each video, each with its frames, from one fetch a video; nothing is left in the temporary folder."""
+    address, asked = site
+    asked.clear()
+    monkeypatch.setitem(sys.modules, "yt_dlp", FakeYoutube(address).module)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    spans = [["00:00:00.000", "00:00:00.500"], ["00:00:00.500", "00:00:01.000"], ["00:00:01.000", "00:00:01.500"], ["0:01.5", "0:02"]]
+    clips = [{"clip_id": f"c.{i}.mp4", "span": span} for i, span in enumerate(spans)]
+    lines = [json.dumps({"video_id": name, "url": f"{PAGE}{name}", "clip": clips}) for name in ("one", "two", "gone")]
+    (tmp_path / "hdvila.jsonl").write_text("\n".join(lines))
+    rule = VideoShards(short_side=32, clips_per_shard=100, allow_addresses=(address,))
+    work = VideoWork(tuple(split_lists([str(tmp_path / "hdvila.jsonl")], rule.clips_per_shard)), rule, 0, Folder(str(tmp_path / "out")))
+    counts = work("00000").counts
+    assert (counts["rows_in"], counts["rows_out"], counts["failed"]) == (9, 6, {"youtube_refused": 3})
+    assert len(asked) == 2
+    facts = [json.loads(files["json"]) for _, files in read_tar(work.out, "00000.tar")]
+    assert all(fact["frames"] == 12 and fact["fps"] == 24 for fact in facts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hdvila.jsonl", "out"]
