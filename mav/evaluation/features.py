@@ -58,7 +58,8 @@ class Networks:
         path, digest = find(name, self.weights_dir)
         known = PUBLISHED.get(name)
         title, licence = (known.title, known.licence) if known else (name, "its authors'")
-        return {"name": title, "sha256": digest, "note": f"{path.name}; licence: {licence}", "comparable": True}
+        vouched = "" if known and digest in known.files.values() else "; its digest is not one that is published"
+        return {"name": title, "sha256": digest, "note": f"{path.name}; licence: {licence}{vouched}", "comparable": True}
 
     def __call__(self, videos: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
         """uint8 videos (F, H, W, 3), sizes may differ, to each network's float32 array of each video.

@@ -60,7 +60,7 @@ def measure(
         theirs = compute(listed, real, settings.preparation, networks, cache, progress("real"), run)
     scorer = Scorer(protocol, networks, asked, ours, theirs, settings.draws, settings.seed, settings.endless)
     metrics = scorer.metrics()
-    failed = ours.failed
+    failed, departures = ours.failed, _departures(protocol, settings.samples)
     if all(facts["value"] is None for facts in metrics.values()):
         reason = next(iter(metrics.values()))["reason"]
         told = ", ".join(f"{count} {reason}" for reason, count in failed.items())
@@ -76,11 +76,11 @@ def measure(
         "real": theirs.readable if theirs else 0,
         "real_listed": len(listed),
         "real_failed": theirs.failed if theirs else {},
-        "notes": [*asked.notes, *_departures(protocol, settings.samples)],
+        "notes": [*asked.notes, *departures],
         "metrics": metrics,
         "networks": weights,
         "features": _one_line(weights),
-        "comparable": all(each["comparable"] for each in weights.values()),
+        "comparable": all(each["comparable"] for each in weights.values()) and not departures,
     }
     out.write_json(RESULT, result)
     return result
