@@ -183,9 +183,15 @@ def compute(
     present = set(out.names())
     chunks = [(n, tuple(entries[start : start + CHUNK])) for n, start in enumerate(range(0, len(entries), CHUNK))]
     todo = [chunk for chunk in chunks if f"{chunk[0]:06d}.npz" not in present]
+    work = FeatureWork(source, preparation, networks, out)
+    there = {index for index, _, identity in listed if identity}
+    empty = [chunk for chunk in todo if not any(entry.index in there for entry in chunk[1])]
+    for chunk in empty:  # of a set that is here in part; no network is needed to say so
+        work(chunk)
+    todo = [chunk for chunk in todo if chunk not in empty]
     done = len(entries) - sum(len(part) for _, part in todo)
     report(done, len(entries))
-    for number in run(FeatureWork(source, preparation, networks, out), todo):
+    for number in run(work, todo):
         done += len(chunks[number][1])
         report(done, len(entries))
     return Features(out, tuple(entries), networks.names)
