@@ -30,7 +30,7 @@ def sample(
     recipe: RecipeName, prompt: str, seed: Seed = 0, count: Count = 1, out: Out = OUT, runs: Runs = "runs", set_: Set = None
 ) -> None:
     """Text to video."""
-    loaded, cascade = _cascade(recipe, runs, set_)
+    loaded, cascade = load_cascade(recipe, runs, set_)
     if not prompt.strip():
         raise UserError('The prompt is empty: say what should be seen, for example "a red circle".')
     seeds = list(range(seed, seed + count))
@@ -42,7 +42,7 @@ def animate(
     recipe: RecipeName, image: Path, seed: Seed = 0, count: Count = 1, out: Out = OUT, runs: Runs = "runs", set_: Set = None
 ) -> None:
     """One picture to a video that starts with it."""
-    loaded, cascade = _cascade(recipe, runs, set_)
+    loaded, cascade = load_cascade(recipe, runs, set_)
     pictures = _read_image(image, loaded)[None].repeat(count, axis=0)
     seeds = list(range(seed, seed + count))
     _write(loaded, cascade.animate(pictures, seeds, loaded.generate, _Progress()), seeds, out, image.stem)
@@ -53,7 +53,7 @@ def interpolate(
     recipe: RecipeName, first: Path, last: Path, seed: Seed = 0, count: Count = 1, out: Out = OUT, runs: Runs = "runs", set_: Set = None
 ) -> None:
     """Two pictures to the video between them."""
-    loaded, cascade = _cascade(recipe, runs, set_)
+    loaded, cascade = load_cascade(recipe, runs, set_)
     ends = [_read_image(path, loaded)[None].repeat(count, axis=0) for path in (first, last)]
     seeds = list(range(seed, seed + count))
     _write(loaded, cascade.interpolate(*ends, seeds, loaded.generate, _Progress()), seeds, out, f"{first.stem}-{last.stem}")
@@ -62,13 +62,13 @@ def interpolate(
 @app.command()
 def vary(recipe: RecipeName, video: Path, seed: Seed = 0, count: Count = 1, out: Out = OUT, runs: Runs = "runs", set_: Set = None) -> None:
     """A clip to another of its kind."""
-    loaded, cascade = _cascade(recipe, runs, set_)
+    loaded, cascade = load_cascade(recipe, runs, set_)
     clips = _read_clip(video, loaded)[None].repeat(count, axis=0)
     seeds = list(range(seed, seed + count))
     _write(loaded, cascade.vary(clips, seeds, loaded.generate, _Progress()), seeds, out, video.stem)
 
 
-def _cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[Recipe, Any]:
+def load_cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[Recipe, Any]:
     """The recipe and its trained networks. Raises UserError naming the first stage that is not done."""
     from flows.make_a_video import make_a_video
     from flows.stage import Store

@@ -30,6 +30,7 @@ def train(job: Job) -> Outcome:
         "work": job.work.child("checkpoints"),
         "progress": job.work,
         "out": job.out,
+        "board": job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}"),
         "threads": cluster.cpus_per_worker,
     }
     if cluster.workers > 1:
@@ -105,11 +106,13 @@ def _run(
     """The stage's loop, in whatever process it was given."""
     import torch
 
+    from mav.training.board import Board
     from mav.training.stages import run_stage
 
     torch.set_num_threads(config["threads"])  # fixed: the number of threads may change the last bits of a sum
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     stage_inputs = (config["stage"], config["recipe"], config["inputs"], config["work"], config["out"])
+    report = Board(config["board"], report) if rank == 0 else report
     return run_stage(*stage_inputs, rank=rank, world_size=world_size, device=device, report=report)
 
 
