@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mav.evaluation.metrics import Moments, around, frechet
+from mav.evaluation.metrics import Moments, around
 
 NORMAL = 1.959964  # 97.5 % point of the normal distribution
 GROUPS = 20  # of the jackknife
@@ -98,10 +98,20 @@ def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False
     whole = groups[0]
     for group in groups[1:]:
         whole = whole.merge(group)
-    value = frechet(whole, reference, biased)
+    covariance = reference.covariance * ((reference.count - 1) / reference.count if biased else 1.0)
+    values, vectors = np.linalg.eigh(covariance)
+    root, trace = vectors * np.sqrt(np.clip(values, 0, None)), float(np.trace(covariance))
+
+    def distance(moments: Moments) -> float:
+        own = moments.covariance * ((moments.count - 1) / moments.count if biased else 1.0)
+        cross = np.sqrt(np.clip(np.linalg.eigvalsh(root.T @ own @ root), 0, None)).sum()
+        gap = moments.mean - reference.mean
+        return max(float(gap @ gap + np.trace(own) + trace - 2 * cross), 0.0)
+
+    value = distance(whole)
     if len(groups) < 2:
         return value, value, value
-    left_out = np.array([frechet(whole.without(group), reference, biased) for group in groups])
+    left_out = np.array([distance(whole.without(group)) for group in groups])
     error = np.sqrt((len(groups) - 1) / len(groups) * ((left_out - left_out.mean()) ** 2).sum())
     return value, max(float(value - NORMAL * error), 0.0), float(value + NORMAL * error)
 

@@ -21,7 +21,7 @@ from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.store import Features
 
 IN_MEMORY = 1 << 26  # numbers of one feature array that are held at once
-LONGEST = 1024  # dimensions up to which hundreds of Frechet distances are affordable
+LONGEST = 1024  # dimensions, or rows if they are fewer, up to which hundreds of Frechet distances are affordable
 KERNEL_ROWS = 20_000  # rows a kernel distance uses at most, spread evenly
 
 
@@ -73,8 +73,9 @@ class Scorer:
         if min(self.ours.readable, real.readable) < 2:
             raise ValueError(short.format(self.ours.readable, real.readable))
         _, first = next(self.ours.stream(network))
-        length, numbers = first.shape[-1], max(self.ours.readable, real.readable) * first[0].size
-        if length > LONGEST or numbers > IN_MEMORY:
+        rows, length = self.ours.readable * first[0].size // first.shape[-1], first.shape[-1]
+        numbers = max(self.ours.readable, real.readable) * first[0].size
+        if min(rows, length) > LONGEST or numbers > IN_MEMORY:
             reference = functools.reduce(Moments.merge, _moments(real, network, metric))
             value, low, high = jackknife(_moments(self.ours, network, metric), reference, biased)
             return facts(value, low, high, interval=f"jackknife over {GROUPS} groups")
