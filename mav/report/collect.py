@@ -45,8 +45,8 @@ def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[Clip
     shown: list[Clip] = []
     spent = 0
     for row in rows:
-        data = _light(generate.folder.read_bytes(row["file"]), row.get("fps", 8))
-        twin = _light(generate.folder.read_bytes(row["twin"]), row.get("fps", 8)) if row.get("twin") else b""
+        data = light(generate.folder.read_bytes(row["file"]), row.get("fps", 8))
+        twin = light(generate.folder.read_bytes(row["twin"]), row.get("fps", 8)) if row.get("twin") else b""
         spent += len(data) + len(twin)
         if spent > VIDEO_BYTES:
             break
@@ -126,7 +126,7 @@ def data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _light(data: bytes, fps: float) -> bytes:
+def light(data: bytes, fps: float) -> bytes:
     """A heavy video at a size a page can carry; light ones as they are."""
     if len(data) <= HEAVY:
         return data

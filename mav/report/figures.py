@@ -179,6 +179,30 @@ def fps_curriculum(low: float, high: float, start: tuple[float, float], end: tup
     )
 
 
+def shown_rates(rates: Sequence[tuple[float, float, float]], low: float, high: float) -> str:
+    """Frame rates of training clips over the training: full dots as drawn, hollow ones where the clip could not follow."""
+    if not rates:
+        return ""
+    high = max(high, *(shown for _, _, shown in rates))
+
+    def place(share: float, rate: float) -> str:
+        x = LEFT + share * (CHART_WIDTH - LEFT - RIGHT)
+        return f'cx="{x:.1f}" cy="{TOP + (1 - (rate - low) / (high - low)) * (CHART_HEIGHT - TOP - BOTTOM):.1f}"'
+
+    dots = [
+        f'<circle class="rate{" held" if abs(shown - drawn) > 1e-6 else ""}" {place(share, shown)} r="1.8"/>'
+        for share, drawn, shown in rates
+        if shown > 0
+    ]
+    y_marks = [(CHART_HEIGHT - BOTTOM - 4.0, f"{low:g}"), (TOP + 4.0, f"{high:g} fps")]
+    marks = [(LEFT, "first sample"), (CHART_WIDTH - RIGHT, "last")]
+    label = "Frame rates shown during training"
+    return (
+        f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{label}">'
+        f"{_frame(y_marks, marks)}{''.join(dots)}</svg>"
+    )
+
+
 def _frame(y_marks: Sequence[tuple[float, str]], x_marks: Sequence[tuple[float, str]]) -> str:
     bottom = CHART_HEIGHT - BOTTOM
     parts = [f'<line class="axis" x1="{LEFT}" x2="{CHART_WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>']

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from mav.artifact import Artifact, Folder
 from mav.evaluation.protocols import published
 from mav.recipe import Recipe
-from mav.report import collect, figures
+from mav.report import collect, figures, motion
 
 NETWORKS = {
     "clip": "CLIP, the only reader of text for all networks below",
@@ -71,7 +71,8 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
     )
     environment.filters |= {"duration": figures.duration, "number": lambda n: f"{n:,}".replace(",", "\u202f"), "percent": percent}
     clips, made = collect.clips(artifacts.get("generate"), artifacts.get("oracle"))
-    curriculum = recipe.train_decoder_video.fps
+    curriculum, shards = recipe.train_decoder_video.fps, artifacts.get("video-shards")
+    rates = motion.shown_rates(shards, curriculum, recipe.train_decoder_video.frames or recipe.cascade.frames, recipe.seed)
     context = {
         "recipe": recipe,
         "stages": stages,
@@ -89,6 +90,9 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "pictures": collect.pictures(artifacts.get("image-download"), artifacts.get("image-screen")),
         "training": list(_training(artifacts)),
         "curriculum": Markup(figures.fps_curriculum(curriculum.low, curriculum.high, curriculum.start, curriculum.end)),
+        "rates": Markup(figures.shown_rates(rates, curriculum.low, curriculum.high)),
+        "clamped": motion.clamped(rates),
+        "films": motion.examples(shards),
         "tables": list(_tables(collect.results(artifacts))),
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},
         "software": _software(artifacts.values()),

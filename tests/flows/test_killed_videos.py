@@ -22,7 +22,7 @@ from mav.artifact import TEMPORARY, Artifact, Folder, unbalanced
 from mav.data.shards import read_tar
 from mav.data.video_io import encode_mp4
 
-VIDEOS, BROKEN, KILLS = 36, 4, ["worker"] * 6 + ["driver"] * 2
+VIDEOS, BROKEN, KILLS = 24, 4, ["worker"] * 4 + ["driver"]
 PATIENCE = 200.0  # seconds for everything, on a slow machine
 
 

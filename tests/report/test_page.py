@@ -15,7 +15,7 @@ from PIL import Image
 
 from mav.artifact import Artifact, Folder
 from mav.data.drawing import PALETTE, SHAPES, draw, draw_clip, random_scene
-from mav.data.shards import TarWriter
+from mav.data.shards import TarWriter, write_ledger
 from mav.data.video_io import encode_mp4
 from mav.evaluation.human.study import freeze_study
 from mav.evaluation.protocols import load_protocol
@@ -81,6 +81,18 @@ def make_run(root, videos=6, size=32, frames=8):
             buffer = io.BytesIO()
             Image.fromarray(draw(scene, 64)).save(buffer, "JPEG")
             tar.add(f"{i:015d}", {"jpg": buffer.getvalue(), "txt": scene.caption(i).encode(), "json": b"{}"})
+    with folders["video-shards"].create("00000.tar") as file, TarWriter(file) as tar:
+        for i in range(10):
+            facts = {"fps": 24.0, "frames": 12, "width": 32, "height": 32, "seconds": 0.5, "videoid": str(i)} | (
+                {"times": [0]} if i else {}
+            )
+            tar.add(f"{i:010d}", {"mp4": encode_mp4(draw_clip(scenes[i], 32, 12, 24), 24), "json": json.dumps(facts).encode()})
+    ledger = [
+        {"key": str(i), "status": "ok" if i else "failed", "fps": 24.0 if i else None, "frames": 12 if i else None} for i in range(11)
+    ]
+    write_ledger(
+        folders["video-shards"], "00000.parquet", {"key": "string", "status": "string", "fps": "double", "frames": "int32"}, ledger
+    )
     kept = pa.table({"key": [f"{i:015d}" for i in range(20)], "kept": [i != 0 for i in range(20)]})
     buffer = io.BytesIO()
     pq.write_table(kept, buffer)
@@ -208,7 +220,11 @@ def test_every_part_is_there(views, tmp_path):
                   "torch 2.13.0", "a photo of a"):  # fmt: skip
         assert words in text, words
     videos = [a for tag, a in reader.tags if tag == "video"]
-    assert len(videos) == 12
+    assert len(videos) == 12 + 8
+    assert text.count("24 fps · 0.5 s") == 1
+    assert text.count("24 fps on average · 0.5 s") == 7
+    assert page.count('class="rate"') + page.count('class="rate held"') == 600
+    assert "of the draws were for longer clips" in text
     assert all({"muted", "loop", "playsinline"} <= set(a) for a in videos)
     decoded = base64.b64decode(videos[0]["src"].partition(",")[2])
     assert decoded == views[14].artifact.folder.read_bytes("videos/00000.mp4")
