@@ -1,0 +1,145 @@
+"""Our training loop beside the same steps in a bare Python loop, one worker and two, and what a checkpoint costs.
+
+The decoder of the demo recipe on random pictures. The bare loop has forward, loss, backward, clipping and AdamW and nothing else: no moving
+average, log, finite check, prefetch, checkpoint or resume. Loops take turns; costs are seconds of the clock, so run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import socket
+import tempfile
+import time
+from typing import Any
+
+import torch
+from harness import in_turn, rate, report
+from torch import Tensor
+
+from mav.artifact import Folder
+from mav.diffusion.noise import Draws
+from mav.diffusion.objective import diffusion_loss
+from mav.diffusion.pixels import to_unit
+from mav.diffusion.schedule import make_schedule
+from mav.models.unet import UNet
+from mav.recipe import Optimisation, Recipe
+from mav.recipe_file import load_recipe
+from mav.training.loop import Task as TrainingTask
+from mav.training.loop import make_optimiser, train
+
+ROWS = 512
+
+
+class Pictures:
+    """Random pictures and embeddings in memory; sample n is a function of n."""
+
+    def __init__(self) -> None:
+        draws = torch.Generator().manual_seed(0)
+        self.pixels = torch.randint(256, (ROWS, 3, 16, 16), generator=draws, dtype=torch.uint8)
+        self.embedding = torch.nn.functional.normalize(torch.randn(ROWS, 64, generator=draws), dim=-1)
+
+    def batch(self, first: int, count: int) -> dict[str, Tensor]:
+        rows = [number % ROWS for number in range(first, first + count)]
+        return {"pixels": self.pixels[rows], "image_embedding": self.embedding[rows]}
+
+    def __len__(self) -> int:
+        return ROWS
+
+
+def make_task(recipe: Recipe) -> TrainingTask:
+    torch.manual_seed(0)
+    objective = recipe.train_decoder.objective
+    schedule = make_schedule(objective)
+
+    def loss(network: torch.nn.Module, batch: dict[str, Tensor], draws: Draws) -> Tensor:
+        x0 = to_unit(batch["pixels"])[:, None]
+        return diffusion_loss(network, x0, {"embedding": batch["image_embedding"]}, objective, schedule, draws).mean()
+
+    return TrainingTask("train-decoder", UNet(recipe.train_decoder.network), Pictures(), loss, identity="bench")
+
+
+def ours(recipe: Recipe, o: Optimisation, facts: dict[str, Any], rank: int = 0, world_size: int = 1) -> float:
+    """Steps a second of the loop, its first logged line apart."""
+    marks: list[tuple[float, int]] = []
+
+    def seen(line: dict[str, Any]) -> None:
+        marks.append((time.perf_counter(), line["samples"]))
+        facts["data_wait"] = round(line["data_wait"], 4)
+
+    with tempfile.TemporaryDirectory() as work:
+        train(make_task(recipe), o, 0, Folder(work), rank=rank, world_size=world_size, report=seen)
+    (started, first), (ended, last) = marks[0], marks[-1]
+    return (last - first) / o.batch_size / (ended - started)
+
+
+def bare(recipe: Recipe, o: Optimisation) -> float:
+    task = make_task(recipe)
+    optimiser = make_optimiser(task, o, "cpu")
+    parameters = list(task.network.parameters())
+    started, warm = 0.0, o.log_every // o.batch_size
+    steps = o.samples // o.batch_size
+    for step in range(steps):
+        if step == warm:
+            started = time.perf_counter()
+        first = step * o.batch_size
+        draws = Draws((0, task.stage, number) for number in range(first, first + o.batch_size))
+        task.loss(task.network, task.source.batch(first, o.batch_size), draws).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, o.gradient_clip, foreach=True)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return (steps - warm) / (time.perf_counter() - started)
+
+
+def worker(rank: int, port: int, recipe: Recipe, o: Optimisation, answers: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    speed = ours(recipe, o, {}, rank, 2)
+    if rank == 0:
+        answers.put(speed)
+    torch.distributed.destroy_process_group()
+
+
+def two_workers(recipe: Recipe, o: Optimisation) -> float:
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, recipe, o, answers), nprocs=2)
+    return float(answers.get())
+
+
+def checkpoint_steps(recipe: Recipe, o: Optimisation) -> float:
+    """What a checkpoint adds, in steps: the same training with one after every step, and with none."""
+    every = dataclasses.replace(o, checkpoint_every=o.batch_size)
+    with_, without = ours(recipe, every, {}), ours(recipe, o, {})
+    return without / with_ - 1
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--steps", type=int, default=120)
+    options.add_argument("--rounds", type=int, default=3)
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    recipe = load_recipe("demo")
+    o = recipe.train_decoder.optimisation
+    batch = 32  # large enough that two workers have something to share
+    o = dataclasses.replace(o, samples=chosen.steps * batch, batch_size=batch, log_every=10 * batch, checkpoint_every=chosen.steps * batch)
+    facts: dict[str, Any] = {}
+    speeds = in_turn(
+        {"ours": lambda: ours(recipe, o, facts), "bare": lambda: bare(recipe, o), "two": lambda: two_workers(recipe, o)}, chosen.rounds
+    )
+    facts["checkpoint_in_steps"] = round(checkpoint_steps(recipe, dataclasses.replace(o, samples=30 * batch, log_every=5 * batch)), 3)
+    rows = [
+        rate("the loop, one worker", speeds["ours"], speeds["bare"], "a bare Python loop", "steps/s"),
+        rate("two workers of one thread", speeds["two"], speeds["ours"], "one worker", "steps/s"),
+    ]
+    report("training", rows, **facts)
+
+
+if __name__ == "__main__":
+    main()
