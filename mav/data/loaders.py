@@ -130,15 +130,6 @@ class ClipSource(Source):
         clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size)
         return _clip_sample(clip[indices], rate)
 
-    def rates(self, number: int) -> tuple[float, float]:
-        """(frame rate drawn, frame rate shown) of a sample, without decoding it. Raises ValueError when its clip is too short."""
-        epoch, place = divmod(number, self.count)
-        try:
-            _, wanted, rate = self._draw(self._clips.facts(int(self._order(epoch)[place])), number)
-        except PassedOverError as reason:
-            raise ValueError(str(reason)) from None
-        return wanted, rate
-
     def _draw(self, facts: dict[str, Any], number: int) -> tuple[np.ndarray, float, float]:
         rng = np.random.default_rng([self.seed, 2, number])
         wanted = draw_fps(self._fps, number / self._total, rng)

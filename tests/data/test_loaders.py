@@ -234,14 +234,6 @@ def test_clips_too_short_for_the_rate_are_passed_over_when_the_recipe_says_so(tm
     assert [skipped.batch(n, 1)["fps"] for n in range(10)] == list(skipped.batch(0, 10)["fps"])
 
 
-def test_rates_tell_what_batches_show_without_decoding(shards):
-    source = clips(shards)
-    shown = source.batch(0, 20)["fps"]
-    told = [source.rates(number) for number in range(100)]
-    assert [np.float32(rate) for _, rate in told[:20]] == shown.tolist()
-    assert any(drawn < rate for drawn, rate in told)
-
-
 def test_clips_of_uneven_time_and_clips_within_a_video(tmp_path):
     """Frame i has level 10 i. One clip runs at ten frames a second, then at five; the other begins at frame 6 of its video."""
     folder = Folder(str(tmp_path / "times"))
