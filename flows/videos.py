@@ -16,4 +16,4 @@ def video_shards(job: Job) -> Outcome:
     section = job.recipe.video_shards
     rule = dataclasses.replace(section, allow_addresses=job.allowed_addresses(section))
     work = VideoWork.of(job.recipe, job.inputs, job.out, rule)
-    return shard_map(job, work, work.shard_names(), success_floor=job.recipe.video_shards.success_floor)
+    return shard_map(job, work, work.shard_names(), success_floor=section.success_floor, shard_floor=section.shard_floor)

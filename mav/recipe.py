@@ -107,6 +107,7 @@ class VideoShards:
     allow_addresses: tuple[str, ...] = ()
     contact: str = ""
     success_floor: float = 0.5
+    shard_floor: float = 0.0  # as `image_download`'s
 
 
 # ------------------------------------------------------------------------------------------------------------ networks

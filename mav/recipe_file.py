@@ -66,7 +66,8 @@ def _check(recipe: Recipe, source: str) -> None:
             _require(0 <= getattr(recipe.screening, name) <= 1, f"`screening.{name}` is a probability: 0 to 1")
         for name in ("image_download", "video_shards"):
             _require(0 <= getattr(recipe, name).success_floor <= 1, f"`{name}.success_floor` is a share: 0 to 1")
-        _require(0 <= recipe.image_download.shard_floor <= 1, "`image_download.shard_floor` is a share: 0 to 1")
+        for name in ("image_download", "video_shards"):
+            _require(0 <= getattr(recipe, name).shard_floor <= 1, f"`{name}.shard_floor` is a share: 0 to 1")
         for name, part in _training(recipe):
             o = part.optimisation
             _require(o.batch_size >= 1 and o.samples >= o.batch_size, f"`{name}.optimisation.samples` must be at least one batch")
