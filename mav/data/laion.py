@@ -114,7 +114,9 @@ def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator
             with _source(path) as file:
                 facts = pq.read_metadata(file)
                 largest = max((facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)), default=0)
-                with pq.ParquetFile(file, metadata=facts, buffer_size=PAGE_BYTES if largest > LARGE_GROUP else 0) as parquet:
+                with pq.ParquetFile(
+                    file, metadata=facts, buffer_size=PAGE_BYTES if largest > LARGE_GROUP else 0, pre_buffer=False
+                ) as parquet:
                     yield parquet
         except FileNotFoundError:
             raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
