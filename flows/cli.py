@@ -27,6 +27,8 @@ Runs = Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifact
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value, e.g. --set generate.count=4.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+INTERRUPTED = 130  # the shell's exit code of a command ended by Ctrl-C
+
 STATE_STYLE = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow", "missing": "dim"}
 
 
@@ -120,7 +122,12 @@ def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
         prefect = prefect_server(meanwhile=lambda: dashboards.append(services.enter_context(cluster)))
         console.print(f"Prefect UI     {services.enter_context(prefect)}")
         console.print(f"Ray dashboard  {dashboards[0] or 'off (cluster.dashboard)'}")
-        pipeline_flow()(recipe=recipe, runs=runs, overrides=tuple(overrides or ()), **choice)
+        from prefect.exceptions import TerminationSignal
+
+        try:
+            pipeline_flow()(recipe=recipe, runs=runs, overrides=tuple(overrides or ()), **choice)
+        except TerminationSignal:  # Prefect's name for SIGTERM
+            raise KeyboardInterrupt from None
     console.print(
         f"{recipe}: done in {time.monotonic() - began:.0f} s. `mav status {recipe}` and `mav report {recipe}` show it.", soft_wrap=True
     )
@@ -235,13 +242,16 @@ def main() -> None:
         from flows.runtime import configure_environment
 
         configure_environment()
-        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit comes back as the value
+        code = app(standalone_mode=False) or 0  # the code of a typer.Exit comes back as the value
+        if code == INTERRUPTED:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except UserError as error:
         print(f"mav: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("mav: stopped; the same command goes on where it was.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         # click's own usage errors know how to show themselves
         show = getattr(error, "show", None)

@@ -83,7 +83,11 @@ def execute(plan: Plan, run: Run, wanted: Iterable[Node], fresh: Iterable[str] =
             running[futures[node.name]] = node
         if not running:
             break
-        future: PrefectFuture[Any] = next(iter(as_completed(list(running))))
+        try:
+            future: PrefectFuture[Any] = next(iter(as_completed(list(running))))
+        except BaseException:  # Ctrl-C, or a signal: a stage whose Ray goes away under it must not start another
+            run.stopping.set()
+            raise
         node = running.pop(future)
         try:
             future.result()

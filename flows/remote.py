@@ -42,7 +42,7 @@ class watching:  # noqa: N801 - reads as a statement: `with watching(job):`
     def _loop(self) -> None:
         while not self._stop.wait(1.0):
             facts = read_json_or_none(self.job.work, PROGRESS)
-            if facts:
+            if facts and not self.job.run.stopping.is_set():
                 facts.pop("stage", None)
                 self.job.report(facts.pop("samples", 0), facts.pop("total", 0), **facts)
 
@@ -69,7 +69,9 @@ def on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 
     reference = task.remote(threads, function, *arguments, ProgressFile(job.work))
     try:
         with watching(job):
-            result: T = ray.get(reference)
+            while not ray.wait([reference], timeout=1.0)[0]:
+                job.run.go_on()
+        result: T = ray.get(reference)
         return result
     except RayTaskError as error:
         raise error.cause from None

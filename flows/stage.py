@@ -207,15 +207,22 @@ class Run:
     store: Store
     screen: Screen
     services: ExitStack
+    stopping: threading.Event = field(default_factory=threading.Event)  # set once the run is being stopped: nothing starts anew
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ray: str | None = None
     _world: Any = None
 
+    def go_on(self) -> None:
+        """Raises UserError when the run is being stopped; asked wherever a stage waits."""
+        if self.stopping.is_set():
+            raise UserError("The run is being stopped: the same command goes on where it was.")
+
     def ray(self) -> str:
-        """Starts or joins Ray once; returns the dashboard's address."""
+        """Starts or joins Ray once; returns the dashboard's address. Raises UserError when the run is being stopped."""
         from flows.runtime import ray_cluster
 
         with self._lock:
+            self.go_on()
             if self._ray is None:
                 self._ray = self.services.enter_context(ray_cluster(self.recipe.cluster))
             return self._ray
@@ -255,6 +262,7 @@ class Job:
 
     def report(self, done: float, total: float, **facts: Any) -> None:
         """Progress for the person who watches and for `mav status`."""
+        self.run.go_on()
         self.run.screen.progress(self.name, done, total, **facts)
         self._progress = {"done": done, "total": total, **facts}
 
@@ -313,6 +321,9 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
                     software=software(),
                 )
         except BaseException as error:
+            if run.stopping.is_set():  # not the stage's failure
+                run.screen.end(node.name, "stopped")
+                raise
             sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             run.screen.end(node.name, f"[red]failed[/]: {sentence}")
             if isinstance(error, OSError) and error.errno == 28:

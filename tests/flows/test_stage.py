@@ -135,6 +135,23 @@ def test_a_failure_is_remembered_and_mended(small_recipe: Recipe, tmp_path: Path
     assert store.state(counter.first, "small") == "done"
 
 
+def test_a_run_that_is_being_stopped_starts_nothing_and_fails_nothing(small_recipe: Recipe, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    counter = Counter(small_recipe, store)
+
+    def interrupted(job: Job) -> Outcome:
+        job.run.stopping.set()
+        job.report(1, 2)
+        raise AssertionError("a stage went on although its run is being stopped")
+
+    node = Stage("third", 1, ("generate",), interrupted, "third")(Plan(small_recipe))
+    with pytest.raises(UserError, match="being stopped"):
+        build(node, counter.run)
+    assert store.state(node, "small") == "missing"
+    with pytest.raises(UserError, match="being stopped"):
+        counter.run.ray()
+
+
 def test_two_builders_of_one_artifact(small_recipe: Recipe, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     outer = Counter(small_recipe, store)
