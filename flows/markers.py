@@ -80,11 +80,12 @@ class Markers:
 
     def committed(self, names: set[str]) -> set[str]:
         """Those of `names` whose marker and files are there in full; a torn or orphaned marker is as good as none."""
-        marked = {file.removesuffix(".json") for file in sizes(self.folder)} & names
+        there = os.listdir(self.folder.root) if self.folder.local and os.path.isdir(self.folder.root) else self.folder.names()
+        marked = {file.removesuffix(".json") for file in there} & names
         if not marked:
             return set()
         present = sizes(self.out)
-        known = self.ledger() if LEDGER in present else self._read(sorted(marked))
+        known = self.ledger(counts=False) if LEDGER in present else self._read(sorted(marked))
         return {
             marker["shard"]
             for marker in known
@@ -110,14 +111,15 @@ class Markers:
         for marker in self.ledger():
             yield marker["shard"], marker["counts"]
 
-    def ledger(self) -> Iterator[Marker]:
-        """The compacted markers."""
+    def ledger(self, counts: bool = True) -> Iterator[Marker]:
+        """The compacted markers, without their counts where those are not asked for."""
         import pyarrow.parquet as pq
 
         with self.out.open(LEDGER) as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["shard", "counts", "files"]):
-                for row in batch.to_pylist():
-                    yield {"shard": row["shard"], "counts": json.loads(row["counts"]), "files": json.loads(row["files"])}
+            for batch in pq.ParquetFile(file).iter_batches(columns=["shard", "files", *(["counts"] if counts else [])]):
+                columns = batch.to_pydict()
+                for shard, files, text in zip(columns["shard"], columns["files"], columns.get("counts", columns["shard"]), strict=True):
+                    yield {"shard": shard, "counts": json.loads(text) if counts else {}, "files": json.loads(files)}
 
     def forget_ledger(self) -> None:
         """Before anything changes: from here on the markers alone are the truth."""
