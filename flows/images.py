@@ -78,7 +78,7 @@ def image_screen(job: Job) -> Outcome:
 
     images, recipe = job.inputs["image-download"], job.recipe
     work = ScreenWork(images, job.inputs["clip"], job.out, recipe.screening, recipe.image_embed.batch_size, _device(job))
-    return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=True)
+    return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=recipe.cluster.gpus_per_worker > 0)
 
 
 @stage("image-embed", sections=("image_embed",))
