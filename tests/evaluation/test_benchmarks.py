@@ -95,16 +95,16 @@ def test_ucf101_carries_protocol_interval_and_encoder(inputs, tmp_path):
     metrics = benchmarks.evaluate_ucf101(make_recipe(), inputs, out, seen.append, cascade=DrawingCascade())
     result = out.read_json("result.json")
     assert metrics["protocol"] == "ucf101-demo v1"
-    assert metrics["samples"] == result["samples"] == 24 == len([n for n in out.names() if n.endswith(".mp4")])
+    assert metrics["samples"] == result["samples"] == 16 == len([n for n in out.names() if n.endswith(".mp4")])
     for name in ("fvd", "is"):
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     assert result["metrics"]["fvd"]["real_halves"] > 0
-    assert 1 <= metrics["is"] <= 24
+    assert 1 <= metrics["is"] <= 16
     assert result["features"]["note"] == DEMO_NOTE
     assert result["comparable"] is False
     assert re.fullmatch("[0-9a-f]{64}", result["features"]["sha256"])
     assert result["real"] == 24
-    assert seen[-1] == {"stage": "evaluate-ucf101", "samples": 24, "total": 24}
+    assert seen[-1] == {"stage": "evaluate-ucf101", "samples": 16, "total": 16}
 
 
 def test_what_cannot_be_read_is_counted(inputs, tmp_path):

@@ -113,7 +113,7 @@ def test_missing_and_unreadable_videos_stay_in_the_denominator(tmp_path, network
     assert similarity["low"] <= similarity["value"] <= similarity["high"]
     assert result["metrics"]["fid"]["value"] > 0
     assert whole["metrics"]["clipsim"]["value"] > similarity["value"] or whole["metrics"]["clipsim"]["value"] < 0
-    assert any("6 videos instead of the protocol's 24" in note for note in result["notes"])
+    assert any("6 videos instead of the protocol's 16" in note for note in result["notes"])
     assert json.loads(Folder(str(tmp_path / "out")).read_bytes("result.json")) == json.loads(json.dumps(result))
 
 

@@ -26,13 +26,13 @@ def test_the_count_on_shapes_is_the_count_on_numbers(demo):
     described = demo["train-decoder"]
     assert described.parameters == sum(p.numel() for p in network.parameters())
     assert described.flops_per_sample == pytest.approx(counter.get_total_flops() / 3, rel=0.05)  # fused attention is counted apart
-    assert described.flops_per_step == described.flops_per_sample * 16
+    assert described.flops_per_step == described.flops_per_sample * recipe.train_decoder.optimisation.batch_size
     assert described.state_bytes == STATE_BYTES * described.parameters
 
 
 def test_activations_are_the_tensors_that_backward_needs(demo):
     recipe = load_recipe("demo")
-    network = UNet(recipe.train_decoder.network).train()
+    network, rows = UNet(recipe.train_decoder.network).train(), recipe.train_decoder.optimisation.batch_size
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -42,7 +42,7 @@ def test_activations_are_the_tensors_that_backward_needs(demo):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(torch.randn(16, 1, 3, 16, 16), torch.zeros(16), embedding=torch.randn(16, 64)).square().mean()
+        network(torch.randn(rows, 1, 3, 16, 16), torch.zeros(rows), embedding=torch.randn(rows, 64)).square().mean()
         measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert demo["train-decoder"].activation_bytes == pytest.approx(measured, rel=0.1)
 
