@@ -29,6 +29,7 @@ def describe(
     from rich.console import Console
     from rich.table import Table
 
+    from mav.generation.cascade import NETWORKS
     from mav.recipe_file import load_recipe
     from mav.training.describe import describe as measure
 
@@ -52,13 +53,10 @@ def describe(
             f"{short(c.activation_bytes)}B",
         )
     console.print(table)
-    cascade = sum(c.parameters for c in components if c.stage in CASCADE)
+    cascade = sum(c.parameters for c in components if c.stage in NETWORKS.values())
     console.print(f"The cascade that generates: {short(cascade)} parameters.")
     console.print(
         "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two moments and "
         "the average in float32 on one worker. Activations: what backward needs of one micro-batch. Libraries' own memory comes on top.",
         style="dim",
     )
-
-
-CASCADE = ("train-prior", "train-decoder-video", "train-interpolation", "train-sr-low-video", "train-sr-high")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mav.models.prior import Prior
 from mav.models.unet import MASK_CHANNELS, UNet
 from mav.recipe import Optimisation, Recipe
+from mav.training.stages import PLANS, VIDEO_STAGES
 
 STATE_BYTES = 20  # a parameter in float32, its gradient, AdamW's two moments, its moving average
 COUNTED = 2  # samples the count is made with: one would hide what a batch shares
@@ -42,15 +43,7 @@ def describe(recipe: Recipe) -> list[Component]:
     return [_component(stage, recipe) for stage in STAGES]
 
 
-STAGES = (
-    "train-prior",
-    "train-decoder",
-    "train-sr-low",
-    "train-sr-high",
-    "train-decoder-video",
-    "train-interpolation",
-    "train-sr-low-video",
-)
+STAGES = tuple(stage for stage in PLANS if stage != "clip")
 
 
 def _component(stage: str, recipe: Recipe) -> Component:
@@ -87,7 +80,7 @@ def _network(stage: str, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
         image = {"decoder": recipe.train_decoder, "sr-low": recipe.train_sr_low, "sr-high": recipe.train_sr_high}
         side = {"decoder": sizes.base_size, "sr-low": sizes.low_size, "sr-high": sizes.high_size}
         name = stage.removeprefix("train-").removesuffix("-video").replace("interpolation", "decoder")
-        video = stage.endswith("-video") or stage == "train-interpolation"
+        video = stage in VIDEO_STAGES
         section = getattr(recipe, stage.replace("-", "_"))
         frames = (section.frames or sizes.frames) if video else 0
         config = dataclasses.replace(image[name].network, max_frames=frames, masked_frames=stage == "train-interpolation")
