@@ -26,7 +26,7 @@ from mav.models.clip import Clip
 from mav.models.prior import from_scale
 from mav.models.unet import known_frames
 from mav.recipe import Generate, Recipe, Sampling
-from mav.training.checkpoint import Export, load_network
+from mav.training.export import Export, load_network
 
 NETWORKS = {
     "prior": "train-prior",

@@ -31,7 +31,7 @@ from mav.models.clip import Clip
 from mav.models.prior import Prior, to_scale
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
 from mav.recipe import Objective, Optimisation, Recipe, TrainImage, TrainPrior, TrainVideo, digest, to_plain
-from mav.training.checkpoint import export_network, load_network, write_curves
+from mav.training.export import export_network, load_network, write_curves
 from mav.training.loop import Batch, Source, Task, train
 from mav.training.sheet import write_sheet
 

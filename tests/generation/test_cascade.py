@@ -18,7 +18,7 @@ from mav.models.prior import Prior
 from mav.models.unet import UNet, add_masked_frames, inflate
 from mav.recipe import Cascade as Sizes
 from mav.recipe import ClipConfig, Generate, Level, Objective, PriorConfig, Sampling, UNetConfig
-from mav.training.checkpoint import Export
+from mav.training.export import Export
 
 DIM, FRAMES = 8, 4
 SIZES = Sizes(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3)

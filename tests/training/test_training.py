@@ -31,7 +31,7 @@ from mav.recipe import (
     World,
 )
 from mav.recipe import Clip as ClipSection
-from mav.training.checkpoint import CURVES, FACTS, WEIGHTS, export_network, load_network
+from mav.training.export import CURVES, FACTS, WEIGHTS, export_network, load_network
 from mav.training.loop import CHECKPOINT, Task, learning_rate, prefetch, train
 from mav.training.sheet import SHEET
 from mav.training.stages import INPUTS, VIDEO_STAGES, random_mask, run_stage
