@@ -12,7 +12,7 @@ from flows.stage import Job, Node, Outcome, Store, stage
 TOLD = ("cascade", "generate")  # the sections that shape every sample
 
 
-@stage("generate", sections=TOLD)
+@stage("generate", sections=TOLD, gpu=True)
 def generate(job: Job) -> Outcome:
     """Text to video through the whole cascade: P, D^t, F^, SR_l^t, SR_h."""
     from mav.generation.write import generate_videos
@@ -28,7 +28,7 @@ def oracle(job: Job) -> Outcome:
     return _evaluate(job, evaluate_oracle)
 
 
-@stage("evaluate-ucf101", sections=(*TOLD, "evaluate"), version=2)
+@stage("evaluate-ucf101", sections=(*TOLD, "evaluate"), version=2, gpu=True)
 def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_ucf101 as body
@@ -36,7 +36,7 @@ def evaluate_ucf101(job: Job) -> Outcome:
     return _evaluate(job, functools.partial(body, device=_device(job)))
 
 
-@stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"), version=2)
+@stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"), version=2, gpu=True)
 def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_msrvtt as body
@@ -44,7 +44,7 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     return _evaluate(job, functools.partial(body, device=_device(job)))
 
 
-@stage("evaluate-interpolation", sections=(*TOLD, "evaluate"), version=2)
+@stage("evaluate-interpolation", sections=(*TOLD, "evaluate"), version=2, gpu=True)
 def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
     from mav.evaluation.interpolation import evaluate_interpolation as body
@@ -66,7 +66,8 @@ def _device(job: Job) -> str:
 
 def _evaluate(job: Job, body: Callable[..., dict[str, Any]]) -> Outcome:
     cluster = job.recipe.cluster
-    metrics = on_ray(job, body, job.recipe, job.inputs, job.out, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
+    gpus = cluster.gpus_per_worker if job.node.stage.gpu else 0.0
+    metrics = on_ray(job, body, job.recipe, job.inputs, job.out, cpus=cluster.cpus_per_worker, gpus=gpus)
     return Outcome(metrics=metrics)
 
 

@@ -71,7 +71,7 @@ def download_work(job: Job) -> DownloadWork:
     return DownloadWork(job.inputs["image-metadata"], section, job.out)
 
 
-@stage("image-screen", sections=("screening", "image_embed"))
+@stage("image-screen", sections=("screening", "image_embed"), gpu=True)
 def image_screen(job: Job) -> Outcome:
     """Scores the rows nobody scored and screens them; keeps the CLIP image embeddings it needed for that."""
     from mav.data.embed import ScreenWork, shard_names
@@ -81,7 +81,7 @@ def image_screen(job: Job) -> Outcome:
     return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=recipe.cluster.gpus_per_worker > 0)
 
 
-@stage("image-embed", sections=("image_embed",))
+@stage("image-embed", sections=("image_embed",), gpu=True)
 def image_embed(job: Job) -> Outcome:
     """CLIP embeddings and text tokens of the kept rows, aligned with the tars."""
     from mav.data.embed import EmbedWork, shard_names

@@ -54,6 +54,7 @@ class Stage:
     sections: tuple[str, ...]
     body: Callable[[Job], Outcome]
     about: str
+    gpu: bool = False  # whether it asks for `cluster.gpus_per_worker`
 
     def __call__(self, plan: Plan, *inputs: Node | None) -> Node:
         """Adds the stage to a plan; `None` inputs (a demo world that is not there) are left out."""
@@ -63,13 +64,13 @@ class Stage:
 STAGES: dict[str, Stage] = {}
 
 
-def stage(name: str, *, sections: tuple[str, ...], version: int = 1) -> Callable[[Callable[[Job], Outcome]], Stage]:
+def stage(name: str, *, sections: tuple[str, ...], version: int = 1, gpu: bool = False) -> Callable[[Callable[[Job], Outcome]], Stage]:
     """Registers a function as a stage. Raise `version` when its code would make other bytes of the same recipe."""
 
     def register(body: Callable[[Job], Outcome]) -> Stage:
         if name in STAGES and STAGES[name].body.__qualname__ != body.__qualname__:
             raise ValueError(f"two stages are called {name!r}")
-        STAGES[name] = Stage(name, version, sections, body, (body.__doc__ or name).strip().splitlines()[0])
+        STAGES[name] = Stage(name, version, sections, body, (body.__doc__ or name).strip().splitlines()[0], gpu)
         return STAGES[name]
 
     return register
@@ -285,12 +286,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     found = store.find(node)
     if found and not fresh:
         return found
-    for needed in node.inputs:
-        if store.find(needed) is None:
-            raise UserError(
-                f"{node.name} needs {needed.name}, which is {store.state(needed, run.recipe.name)}: "
-                f"`mav run {run.recipe.name} --until {needed.name}` builds it."
-            )
+    require_inputs(node, run)
     with exclusive(work, node.name):
         if fresh:
             out.remove(MANIFEST)  # first: from here on there is no artifact
@@ -335,6 +331,16 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
         run.screen.end(node.name, summary(artifact))
     work.remove()
     return artifact
+
+
+def require_inputs(node: Node, run: Run) -> None:
+    """Raises UserError when an input of the node is not there as the recipe wants it."""
+    for needed in node.inputs:
+        if run.store.find(needed) is None:
+            raise UserError(
+                f"{node.name} needs {needed.name}, which is {run.store.state(needed, run.recipe.name)}: "
+                f"`mav run {run.recipe.name} --until {needed.name}` builds it."
+            )
 
 
 @contextmanager

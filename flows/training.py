@@ -125,7 +125,7 @@ def _training_stage(name: str, sections: tuple[str, ...], about: str) -> Stage:
         return train(job)
 
     body.__doc__, body.__qualname__ = about, f"train:{name}"
-    return stage(name, sections=sections)(body)
+    return stage(name, sections=sections, gpu=True)(body)
 
 
 clip = _training_stage("clip", ("clip",), "The CLIP in use and its NSFW and watermark scorers: pretrained, or trained here (demo).")

@@ -340,6 +340,7 @@ class Cluster:
     workers: int = 1  # Ray Train workers a training stage
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
+    gpu_stages: int = 1  # GPU stages at once, of all runs on one Prefect server
     parallel_stages: int = 2  # independent stages that may run at once
 
 
