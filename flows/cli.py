@@ -109,7 +109,7 @@ def _retry(recipe: Recipe, node: Any, store: Any) -> int:
 
 
 def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any) -> None:
-    from flows.make_a_video import pipeline_flow
+    from flows.deploy import make_a_video_flow
     from flows.runtime import prefect_server, ray_cluster
 
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the screen tells; the server keeps the rest
@@ -125,7 +125,7 @@ def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
         from prefect.exceptions import TerminationSignal
 
         try:
-            pipeline_flow()(recipe=recipe, runs=runs, overrides=tuple(overrides or ()), **choice)
+            make_a_video_flow(recipe=recipe, runs=runs, overrides=overrides or [], **choice)
         except TerminationSignal:  # Prefect's name for SIGTERM
             raise KeyboardInterrupt from None
     console.print(

@@ -1,24 +1,25 @@
-"""The whole of Make-A-Video as one graph, and the Prefect flow that builds it.
+"""The whole of Make-A-Video as one graph, and how a Prefect flow builds it.
 
-`make_a_video` below reads like the paper's training section and runs nothing: it says which stage needs which. `pipeline` is the
-flow: one Prefect task a stage, never one a shard; the shards are Ray's.
+`make_a_video` below reads like the paper's training section and runs nothing: it says which stage needs which. `execute` runs it within
+a Prefect flow (`flows.deploy` has them): one task a stage, never one a shard; the shards are Ray's.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from flows import evaluation, images, training, videos
 from flows.console import Screen
-from flows.runtime import configure_environment
+from flows.runtime import job_server
 from flows.stage import Node, Plan, Run, Store, build
 from mav.artifact import Artifact
 from mav.errors import UserError
 from mav.recipe import Recipe, digest
-from mav.recipe_file import load_recipe
+
+GPU_LIMIT = "make-a-video-gpu"  # the name of Prefect's global concurrency limit
+SLOT_SECONDS = 60.0
 
 
 def make_a_video(recipe: Recipe) -> Plan:
@@ -106,7 +107,11 @@ def _task(node: Node, run: Run, fresh: bool) -> Any:
     """The Prefect task of a node. Its cache key is our fingerprint, and is believed only while the artifact is there."""
     from prefect import task
 
+    from flows.jobs import build_on_cluster
+    from flows.prefect_artifacts import Bar, show
+
     present = not fresh and run.store.find(node) is not None
+    make = build_on_cluster if job_server() else build
     anew = [fresh]
     key = f"{node.name}-{digest([node.fingerprint, run.store.root.url])}"
 
@@ -114,6 +119,7 @@ def _task(node: Node, run: Run, fresh: bool) -> Any:
         name=node.name,
         description=node.stage.about,
         task_run_name=node.name,
+        tags=node.stage.tags,
         persist_result=True,
         cache_key_fn=lambda context, parameters: key,
         refresh_cache=not present,
@@ -122,11 +128,40 @@ def _task(node: Node, run: Run, fresh: bool) -> Any:
         retry_condition_fn=_worth_another_try,
     )
     def stage_task() -> dict[str, str]:
-        artifact = build(node, run, fresh=bool(anew) and anew.pop())  # a retry goes on from what the first try finished
-        _show(node, artifact)
+        with gpu_slot(node, run), Bar(node, run):
+            artifact = make(node, run, fresh=bool(anew) and anew.pop())  # a retry goes on from what the first try finished
+        show(node, artifact)
         return {"fingerprint": node.fingerprint, "url": artifact.folder.url}
 
     return stage_task
+
+
+@contextmanager
+def gpu_slot(node: Node, run: Run) -> Iterator[None]:
+    """One of the `cluster.gpu_stages` slots that all runs on a Prefect server share; free for a stage that asks for no GPU.
+
+    A server that goes away while the slot is held stops nothing; a flow that was killed gives it back after `SLOT_SECONDS`.
+    """
+    if not (node.stage.gpu and run.recipe.cluster.gpus_per_worker):
+        yield
+        return
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.concurrency.sync import concurrency
+    from prefect.exceptions import PrefectException
+
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, run.recipe.cluster.gpu_stages)
+    with ExitStack() as held:
+        while True:
+            run.go_on()
+            slot = concurrency(GPU_LIMIT, timeout_seconds=5, lease_duration=SLOT_SECONDS, strict=True, raise_on_lease_renewal_failure=False)
+            with suppress(TimeoutError):
+                held.enter_context(slot)
+                break
+        yield
+        with suppress(httpx.HTTPError, PrefectException):
+            held.close()
 
 
 def _worth_another_try(task: Any, run: Any, state: Any) -> bool:
@@ -138,24 +173,6 @@ def _worth_another_try(task: Any, run: Any, state: Any) -> bool:
     except Exception:
         return True
     return False
-
-
-def _show(node: Node, artifact: Artifact) -> None:
-    """A Prefect artifact a stage: counts and measured values as a table. A server that is away never stops a stage."""
-    import httpx
-    from prefect.artifacts import create_markdown_artifact
-    from prefect.exceptions import PrefectException
-
-    manifest = artifact.manifest
-    rows = [("seconds", manifest.seconds), ("fingerprint", manifest.fingerprint[:16]), ("where", artifact.folder.url)]
-    for key, value in manifest.counts.items():
-        rows += [(f"{key}: {k}", v) for k, v in value.items()] if isinstance(value, dict) else [(key, value)]
-    rows += [(key, value) for key, value in manifest.metrics.items() if isinstance(value, (int, float, str))]
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    with contextlib.suppress(httpx.HTTPError, PrefectException):
-        create_markdown_artifact(
-            key=node.name, markdown=f"# {node.name}\n{node.stage.about}\n\n| | |\n|---|---|\n{table}\n", description=node.stage.about
-        )
 
 
 def run_pipeline(
@@ -173,23 +190,3 @@ def run_pipeline(
         wanted = plan.until(until) if until else list(plan.nodes.values())
     with ExitStack() as services, screen or Screen() as shown:
         return execute(plan, Run(recipe, Store(runs), shown, services), wanted, again)
-
-
-def pipeline_flow() -> Any:
-    """The deployable Prefect flow `make-a-video`. Made when asked for, so that importing this module starts nothing."""
-    configure_environment()
-    from prefect import flow
-
-    @flow(name="make-a-video", flow_run_name="{recipe}", validate_parameters=False, log_prints=False)
-    def make_a_video_flow(
-        recipe: str,
-        runs: str = "runs",
-        until: str = "",
-        only: tuple[str, ...] = (),
-        fresh: tuple[str, ...] = (),
-        overrides: tuple[str, ...] = (),
-    ) -> list[str]:
-        """The whole Make-A-Video pipeline from raw tables to a report."""
-        return sorted(run_pipeline(load_recipe(recipe, overrides), runs, until=until, only=only, fresh=fresh))
-
-    return make_a_video_flow

@@ -1,8 +1,8 @@
 """What a run stands on: a Prefect server, a Ray cluster, and the settings of both.
 
 With `PREFECT_API_URL` set (or in the active Prefect profile) that server is used, otherwise one is started on loopback for as long
-as the run lasts. With `RAY_ADDRESS` set that cluster is joined, otherwise Ray starts on this machine. Nothing is opened to other
-machines and neither sends telemetry.
+as the run lasts. With `RAY_ADDRESS=host:6379` that cluster is joined, with `RAY_ADDRESS=http://host:8265` each stage is a job of it
+(`flows.jobs`), otherwise Ray starts on this machine. Nothing is opened to other machines and neither sends telemetry.
 """
 
 from __future__ import annotations
@@ -66,6 +66,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    """Whether nobody listens on this loopback port now."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def job_server() -> str:
+    """`RAY_ADDRESS` when it is a cluster's job server (http://head:8265); '' when it is a cluster to join, or none."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return address.rstrip("/") if address.startswith(("http://", "https://")) else ""
 
 
 @contextmanager
@@ -150,6 +162,8 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
 def ray_cluster(cluster: Cluster) -> Iterator[str]:
     """Yields the address of the Ray dashboard ('' without one); joins `RAY_ADDRESS` or starts Ray on this machine.
 
+    A job server is not joined: its address is the dashboard's.
+
     Raises UserError when the address does not answer.
     """
     import logging
@@ -157,6 +171,9 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS", "")
+    if job_server():
+        yield address
+        return
     if address:
         _check_ray_address(address)
     if ray.is_initialized():

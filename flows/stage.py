@@ -56,6 +56,11 @@ class Stage:
     about: str
     gpu: bool = False  # whether it asks for `cluster.gpus_per_worker`
 
+    @property
+    def tags(self) -> list[str]:
+        """What the Prefect UI filters by: images, videos, training or evaluation, and gpu."""
+        return [self.body.__module__.rpartition(".")[2], *(["gpu"] if self.gpu else [])]
+
     def __call__(self, plan: Plan, *inputs: Node | None) -> Node:
         """Adds the stage to a plan; `None` inputs (a demo world that is not there) are left out."""
         return plan.add(self, tuple(node for node in inputs if node is not None))
@@ -208,6 +213,7 @@ class Run:
     store: Store
     screen: Screen
     services: ExitStack
+    alone: bool = True  # False in a job of a cluster: other stages of the same run are other jobs
     stopping: threading.Event = field(default_factory=threading.Event)  # set once the run is being stopped: nothing starts anew
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ray: str | None = None
@@ -220,8 +226,10 @@ class Run:
 
     def ray(self) -> str:
         """Starts or joins Ray once; returns the dashboard's address. Raises UserError when the run is being stopped."""
-        from flows.runtime import ray_cluster
+        from flows.runtime import job_server, ray_cluster
 
+        if job_server():
+            raise UserError(f"RAY_ADDRESS={job_server()} takes whole stages; this needs a cluster to join: say host:6379, or unset it.")
         with self._lock:
             self.go_on()
             if self._ray is None:
@@ -229,10 +237,14 @@ class Run:
             return self._ray
 
     def serve_world(self, world: Folder) -> None:
-        """Serves the demo world on loopback until the run ends."""
+        """Serves the demo world on loopback until the run ends; jobs of one cluster take turns, as each takes its server away."""
+        from flows.runtime import port_is_free
         from mav.data.world_server import WorldServer
 
         assert self.recipe.world is not None
+        while not (self.alone or self._world or port_is_free(self.recipe.world.port)):
+            self.go_on()
+            time.sleep(1.0)
         with self._lock:
             if self._world is None:
                 self._world = self.services.enter_context(WorldServer(world.child("site"), self.recipe.world.port))

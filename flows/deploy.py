@@ -1,0 +1,108 @@
+"""The deployable flows: `make-a-video`, the whole graph, and one flow a stage; and `infra/prefect.yaml`, which deploys them.
+
+    python -m flows.deploy > infra/prefect.yaml                             # after a change of the graph; a test compares
+    prefect --no-prompt deploy --prefect-file infra/prefect.yaml --all
+
+A parameter's type and description become its field in the Prefect UI's form. All deployments go to one work pool, whose type says where
+flows run: processes of a worker's machine, or pods.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from flows.make_a_video import make_a_video, run_pipeline
+from flows.runtime import configure_environment
+from flows.stage import STAGES
+from mav.recipe_file import load_recipe
+
+WORK_POOL = "make-a-video"
+WHOLE = "The whole Make-A-Video pipeline, from raw tables and clips to a report; what is done already is left alone."
+
+NAMES = tuple(make_a_video(load_recipe("demo")).nodes)  # in the graph's order
+
+if TYPE_CHECKING:
+    StageName = str
+    LastStage = str
+else:
+    StageName = Literal[NAMES]
+    LastStage = Literal[("", *NAMES)]
+Override = Annotated[str, Field(pattern=r"^[\w.-]+=")]
+
+
+@flow(name="make-a-video", description=WHOLE, flow_run_name="{recipe}", validate_parameters=False)
+def make_a_video_flow(
+    recipe: str = "demo",
+    runs: str = "runs",
+    until: LastStage = "",
+    only: Sequence[StageName] = (),
+    fresh: Sequence[StageName] = (),
+    overrides: Sequence[Override] = (),
+) -> list[str]:
+    """Builds what is missing of a recipe within this flow run.
+
+    Args:
+        recipe: A shipped recipe (demo, tiny, single-gpu, paper) or the path of a YAML file.
+        runs: Where artifacts are: a folder, or an fsspec URL such as s3://bucket/runs.
+        until: Stop when this stage is done; empty: build everything.
+        only: Build just these, from inputs that are there; empty: whatever is needed.
+        fresh: Build these anew, even if they are done.
+        overrides: Recipe values to change, each as key=value, such as generate.count=4.
+    """
+    configure_environment()
+    return sorted(run_pipeline(load_recipe(recipe, overrides), runs, until=until, only=only, fresh=fresh))
+
+
+def stage_flow(name: str, about: str) -> Any:
+    """The deployable flow of one stage: takes its inputs from storage, and fails with a sentence when one is missing or stale."""
+
+    @flow(name=name, description=about, flow_run_name="{recipe}", validate_parameters=False)
+    def one_stage(recipe: str = "demo", runs: str = "runs", fresh: bool = False, overrides: Sequence[Override] = ()) -> list[str]:
+        """Builds one stage within this flow run.
+
+        Args:
+            recipe: A shipped recipe (demo, tiny, single-gpu, paper) or the path of a YAML file.
+            runs: Where artifacts are: a folder, or an fsspec URL such as s3://bucket/runs.
+            fresh: Build it anew, even if it is done.
+            overrides: Recipe values to change, each as key=value, such as generate.count=4.
+        """
+        configure_environment()
+        return sorted(run_pipeline(load_recipe(recipe, overrides), runs, only=[name], fresh=[name] if fresh else []))
+
+    return one_stage
+
+
+def _variable(name: str) -> str:
+    return name.replace("-", "_")
+
+
+globals().update({_variable(name): stage_flow(name, STAGES[name].about) for name in NAMES})
+
+
+def deployments() -> list[dict[str, Any]]:
+    """One entry of `prefect.yaml` for the graph and one for each stage."""
+    entries: list[dict[str, Any]] = [{"name": "all", "entrypoint": f"{__name__}.make_a_video_flow", "description": WHOLE, "tags": ["all"]}]
+    for name in NAMES:
+        about, tags = STAGES[name].about, STAGES[name].tags
+        entries.append({"name": "stage", "entrypoint": f"{__name__}.{_variable(name)}", "description": about, "tags": tags})
+    return [entry | {"work_pool": {"name": WORK_POOL}, "schedules": []} for entry in entries]
+
+
+def prefect_yaml() -> str:
+    """The text of `infra/prefect.yaml`."""
+    import yaml
+
+    head = "# Written by `python -m flows.deploy > infra/prefect.yaml`. See infra/README.md for how to deploy it.\n"
+    body = {"name": "make-a-video-system", "build": None, "push": None, "pull": None, "deployments": deployments()}
+    return head + yaml.safe_dump(body, sort_keys=False, width=140)
+
+
+if __name__ == "__main__":
+    from flows import deploy  # under its own name, which the entrypoints carry
+
+    sys.stdout.write(deploy.prefect_yaml())
