@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from flows.runtime import configure_environment, ray_cluster
@@ -51,6 +52,28 @@ def small_recipe() -> Recipe:
         train_sr_low_video=video,
         cluster=Cluster(cpus=2, dashboard=False, attempts=3),
     )
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """An S3 server on loopback with one bucket; yields the bucket's URL. Every process started from here finds it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("mav")
+        yield "s3://mav"
+    server.stop()
 
 
 @pytest.fixture(scope="session")
