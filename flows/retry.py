@@ -12,9 +12,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from flows.lease import exclusive
 from flows.markers import LEDGER, LedgerWriter, Marker, Markers
 from flows.shard_map import shard_map
-from flows.stage import Job, Node, Run, exclusive
+from flows.stage import Job, Node, Run
 from mav.artifact import Artifact, Folder
 from mav.errors import UserError
 
@@ -53,9 +54,9 @@ def retry_failed(node: Node, run: Run) -> Retried:
         return Retried(0, 0, {})
     number = 1 + max(retry_number(marker["shard"]) for marker in ledger)
     work = run.store.work(node)
-    with exclusive(work, node.name):
+    with exclusive(work, node.name) as lease:
         place = work.child(f"retry{number}")
-        job = Job(node, run, place.child("out"), place)
+        job = Job(node, run, place.child("out"), place, lease)
         walk = RetryWork(download_work(job), artifact.folder, number)
         run.screen.start(node.name)
         outcome = shard_map(job, walk, [retry_shard(name, number) for name in names])
@@ -63,7 +64,7 @@ def retry_failed(node: Node, run: Run) -> Retried:
         if counts["rows_out"]:
             _join(artifact, job.out, ledger, outcome.digests, counts)
         run.screen.end(node.name, f"{counts['rows_out']:,} of {counts['rows_in']:,} rows that had failed came through")
-    work.remove()
+        lease.clear()
     return Retried(counts["rows_in"], counts["rows_out"], counts["failed"])
 
 

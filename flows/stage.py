@@ -11,20 +11,20 @@ identity of outside files it names), never what it makes. `build` then makes the
 from __future__ import annotations
 
 import datetime
-import fcntl
 import importlib.metadata
 import os
 import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import fsspec
 
 from flows.console import Screen
+from flows.lease import LEASE, Lease, exclusive, held_here, top
 from mav.artifact import MANIFEST, Artifact, Folder
 from mav.errors import UserError
 from mav.recipe import ImageDownload, Recipe, VideoShards, digest
@@ -184,8 +184,7 @@ class Store:
         work = self.work(node)
         if self.artifact(node).exists(MANIFEST):
             return "done"
-        beat = read_json_or_none(work, "heartbeat.json")
-        if beat and time.time() - beat["time"] < SILENT_SECONDS and not beat.get("ended"):
+        if _running(work):
             return "running"
         if work.exists("failure.json"):
             return "failed"
@@ -195,6 +194,15 @@ class Store:
                 if manifest and manifest.get("recipe") == recipe:
                     return "stale"
         return "missing"
+
+
+def _running(work: Folder) -> bool:
+    """Whether somebody builds here: known of this machine; of another one as far as its clock agrees with ours (only `mav status` asks)."""
+    seat = top(work.child(LEASE))
+    if seat is None or seat.released or (here := held_here(seat)) is False:
+        return False
+    beat = read_json_or_none(work, "heartbeat.json")
+    return bool(here or (beat and abs(time.time() - beat["time"]) < SILENT_SECONDS))
 
 
 def read_json_or_none(folder: Folder, name: str) -> Any:
@@ -258,6 +266,7 @@ class Job:
     run: Run
     out: Folder  # the artifact's folder: what is written here is the artifact
     work: Folder  # for unfinished work: markers, checkpoints; removed when the artifact is published
+    lease: Lease | None = None  # asked whether the artifact is still ours to build
     _progress: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -276,6 +285,8 @@ class Job:
     def report(self, done: float, total: float, **facts: Any) -> None:
         """Progress for the person who watches and for `mav status`."""
         self.run.go_on()
+        if self.lease:
+            self.lease.check()
         self.run.screen.progress(self.name, done, total, **facts)
         self._progress = {"done": done, "total": total, **facts}
 
@@ -299,20 +310,25 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     if found and not fresh:
         return found
     require_inputs(node, run)
-    with exclusive(work, node.name):
+    with exclusive(work, node.name) as lease:
+        found = store.find(node)
+        if found and not fresh:  # another run was a moment earlier
+            lease.clear()
+            return found
         if fresh:
             out.remove(MANIFEST)  # first: from here on there is no artifact
             out.remove()
             for name in work.names():
-                if name != "lock":
+                if not name.startswith(f"{LEASE}/"):
                     work.remove(name)
         work.remove("failure.json")
-        job = Job(node, run, out, work)
+        job = Job(node, run, out, work, lease)
         began = time.monotonic()
         run.screen.start(node.name)
         try:
             with _heartbeat(job):
                 outcome = node.stage.body(job)
+                lease.beat()
                 artifact = Artifact.publish(
                     out,
                     known=outcome.digests,
@@ -329,7 +345,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
                     software=software(),
                 )
         except BaseException as error:
-            if run.stopping.is_set():  # not the stage's failure
+            if run.stopping.is_set() or lease.lost:  # not the stage's failure
                 run.screen.end(node.name, "stopped")
                 raise
             sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -341,7 +357,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
             work.write_json("failure.json", {"reason": sentence, "kind": type(error).__name__, "time": time.time()})
             raise
         run.screen.end(node.name, summary(artifact))
-    work.remove()
+        lease.clear()
     return artifact
 
 
@@ -356,30 +372,14 @@ def require_inputs(node: Node, run: Run) -> None:
 
 
 @contextmanager
-def exclusive(work: Folder, name: str) -> Iterator[None]:
-    """One builder at a time. The lock is the kernel's, so it goes with a killed process; other storage has none yet."""
-    if not work.local:
-        yield
-        return
-    os.makedirs(work.root, exist_ok=True)
-    handle: IO[bytes]
-    with open(work.path("lock"), "ab") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another run is building {name} into the same place right now: wait for it, or give another --runs.") from None
-        yield
-
-
-@contextmanager
 def _heartbeat(job: Job) -> Iterator[None]:
     """Keeps `heartbeat.json` young while the body works, with its last progress; `mav status` reads it."""
     stop = threading.Event()
 
     def beat(ended: bool = False) -> None:
-        job.work.write_json(
-            "heartbeat.json", {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "ended": ended, **job._progress}
-        )
+        facts = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "ended": ended, **job._progress}
+        with suppress(Exception):  # for those who watch; storage that is away for a moment never stops a stage for it
+            job.work.write_json("heartbeat.json", facts)
 
     def loop() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):

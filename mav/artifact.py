@@ -77,7 +77,8 @@ class Folder:
     """A directory on any storage, with the few operations artifacts need. Names are relative and use `/`."""
 
     def __init__(self, url: str) -> None:
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        # No listing is remembered: another process, on another machine, may have written since.
+        self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self.url = self.fs.unstrip_protocol(self.root) if not isinstance(self.fs, LocalFileSystem) else self.root
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -105,10 +106,11 @@ class Folder:
 
     def names(self) -> list[str]:
         """Every finished file below, relative and sorted."""
-        if not self.fs.exists(self.root):
-            return []
         prefix = len(self.fs._strip_protocol(self.root).rstrip("/")) + 1
-        found = [path[prefix:] for path in self.fs.find(self.root)]
+        try:
+            found = [path[prefix:] for path in self.fs.find(self.root)]
+        except FileNotFoundError:
+            return []
         return sorted(name for name in found if not posixpath.basename(name).startswith(TEMPORARY))
 
     def read_bytes(self, name: str) -> bytes:
@@ -145,8 +147,10 @@ class Folder:
                 handle.close()
                 if os.path.exists(temporary):
                     os.unlink(temporary)
-            elif hasattr(handle, "discard"):
-                handle.discard()
+            else:
+                if hasattr(handle, "discard"):
+                    handle.discard()
+                handle.closed = True  # closing, even by the garbage collector, would publish what there is of it
             raise
 
     def sync(self) -> None:
