@@ -126,7 +126,7 @@ def test_what_the_user_can_mend_comes_back_as_a_sentence(cluster: FakeCluster, a
         job.status, job.driver_exit_code, job.log = JobStatus.FAILED, 2, "noise\nmav: The disk is full: free some.\nJob failed\n"
 
     cluster.ending = refuse
-    with pytest.raises(UserError, match="^The disk is full: free some.$"):
+    with pytest.raises(UserError, match=r"^The disk is full: free some\.$"):
         jobs.build_on_cluster(*asked)
 
 
