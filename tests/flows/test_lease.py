@@ -30,7 +30,7 @@ def work(request: pytest.FixtureRequest) -> Folder:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(leases, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.3)
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.8)
 
 
 def _abroad(work: Folder, number: int = 1, **facts: object) -> None:
@@ -110,7 +110,8 @@ def test_a_holder_elsewhere_that_beats_is_never_followed(work: Folder, monkeypat
     taking.start()
     taking.join()
     with monkeypatch.context() as skewed:
-        skewed.setattr(time, "time", lambda: 1e9)
+        if work.local:  # the S3 server of the tests lives in this process
+            skewed.setattr(time, "time", lambda: 1e9)
         with pytest.raises(UserError, match="Another run is building clip"), exclusive(work, "clip"):
             raise AssertionError("a live lease was stolen")
     assert numbers(work.child(LEASE)) == [1]
