@@ -68,8 +68,8 @@ def process(pid: int | None = None) -> str:
 class Lease:
     """One holder's lease of one work folder. It beats in a thread of its own until it is released or cleared."""
 
-    def __init__(self, work: Folder, name: str) -> None:
-        self.work, self.name = work, name
+    def __init__(self, work: Folder, name: str, recipe: str = "") -> None:
+        self.work, self.name, self.recipe = work, name, recipe
         self.folder = work.child(LEASE)
         self.token = uuid.uuid4().hex
         self.number = 0
@@ -137,7 +137,8 @@ class Lease:
         return numbers(self.folder)[-1:] == [self.number]
 
     def _says(self, **more: Any) -> bytes:
-        facts = {"token": self.token, "machine": machine(), "process": process(), "host": platform.node(), "beats": self._beats, **more}
+        who = {"token": self.token, "machine": machine(), "process": process(), "host": platform.node(), "recipe": self.recipe}
+        facts = {**who, "beats": self._beats, **more}
         return json.dumps(facts, sort_keys=True).encode()
 
     def _create(self) -> bool:
@@ -225,12 +226,12 @@ def held(work: Folder) -> bool:
 
 
 @contextmanager
-def exclusive(work: Folder, name: str) -> Iterator[Lease]:
-    """One builder at a time: holds the lease of a work folder for as long as the block runs.
+def exclusive(work: Folder, name: str, recipe: str = "") -> Iterator[Lease]:
+    """One builder at a time: holds the lease of a stage's work folder for as long as the block runs. `recipe` is for `mav clean`.
 
     Raises UserError when somebody else holds it.
     """
-    lease = Lease(work, name)
+    lease = Lease(work, name, recipe)
     if not lease.acquire():
         raise UserError(f"Another run is building {name} into the same place right now: wait for it, or give another --runs.")
     try:

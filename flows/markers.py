@@ -84,7 +84,7 @@ class Markers:
         marked = {file.removesuffix(".json") for file in there} & names
         if not marked:
             return set()
-        present = sizes(self.out)
+        present = self.out.sizes()
         known = self.ledger(counts=False) if LEDGER in present else self._read(sorted(marked))
         return {
             marker["shard"]
@@ -188,21 +188,3 @@ class LedgerWriter:
             [hashlib.sha256(text.encode()).hexdigest() for text in files],
         ]
         self._writer.write_table(pa.table(columns, schema=self.schema))
-
-
-def sizes(folder: Folder) -> dict[str, int]:
-    """Every finished file below and its size, in one walk: a listing on object storage, `scandir` on a disk."""
-    if folder.local:
-        return dict(_scan(folder.root, "")) if os.path.isdir(folder.root) else {}
-    prefix = len(folder.fs._strip_protocol(folder.root).rstrip("/")) + 1
-    found = folder.fs.find(folder.root, detail=True) if folder.exists() else {}
-    return {path[prefix:]: int(info["size"]) for path, info in found.items() if TEMPORARY not in path[prefix:]}
-
-
-def _scan(path: str, prefix: str) -> Iterator[tuple[str, int]]:
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _scan(entry.path, f"{prefix}{entry.name}/")
-            elif not entry.name.startswith(TEMPORARY):
-                yield f"{prefix}{entry.name}", entry.stat().st_size

@@ -54,7 +54,7 @@ def retry_failed(node: Node, run: Run) -> Retried:
         return Retried(0, 0, {})
     number = 1 + max(retry_number(marker["shard"]) for marker in ledger)
     work = run.store.work(node)
-    with exclusive(work, node.name) as lease:
+    with exclusive(work, node.name, run.recipe.name) as lease:
         place = work.child(f"retry{number}")
         job = Job(node, run, place.child("out"), place, lease)
         walk = RetryWork(download_work(job), artifact.folder, number)

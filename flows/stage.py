@@ -310,7 +310,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     if found and not fresh:
         return found
     require_inputs(node, run)
-    with exclusive(work, node.name) as lease:
+    with exclusive(work, node.name, run.recipe.name) as lease:
         found = store.find(node)
         if found and not fresh:  # another run was a moment earlier
             lease.clear()

@@ -14,7 +14,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -106,12 +106,19 @@ class Folder:
 
     def names(self) -> list[str]:
         """Every finished file below, relative and sorted."""
-        prefix = len(self.fs._strip_protocol(self.root).rstrip("/")) + 1
-        try:
-            found = [path[prefix:] for path in self.fs.find(self.root)]
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in found if not posixpath.basename(name).startswith(TEMPORARY))
+        return sorted(self.sizes())
+
+    def sizes(self, temporary: bool = False) -> dict[str, int]:
+        """Every finished file below and its size, in one listing; with `temporary`, those half written too."""
+        if self.local:
+            found = dict(_scan(self.root, "")) if os.path.isdir(self.root) else {}
+        else:
+            prefix = len(self.fs._strip_protocol(self.root).rstrip("/")) + 1
+            try:
+                found = {path[prefix:]: int(info["size"]) for path, info in self.fs.find(self.root, detail=True).items()}
+            except FileNotFoundError:
+                found = {}
+        return {name: size for name, size in found.items() if temporary or not posixpath.basename(name).startswith(TEMPORARY)}
 
     def read_bytes(self, name: str) -> bytes:
         with self.fs.open(self.path(name), "rb") as file:
@@ -182,6 +189,16 @@ class Folder:
             while chunk := file.read(CHUNK):
                 total.update(chunk)
         return total.hexdigest()
+
+
+def _scan(path: str, prefix: str) -> Iterator[tuple[str, int]]:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _scan(entry.path, f"{prefix}{entry.name}/")
+            else:
+                with suppress(FileNotFoundError):  # renamed since it was listed
+                    yield f"{prefix}{entry.name}", entry.stat().st_size
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.console import Screen
-from flows.markers import LEDGER, Markers, sizes
+from flows.markers import LEDGER, Markers
 from flows.shard_map import shard_map
 from flows.stage import Job, Outcome, Plan, Run, Stage, Store
 from mav.artifact import Folder
@@ -115,7 +115,7 @@ def test_markers_on_storage_that_is_not_local() -> None:
     for name in NAMES:
         out.write_bytes(f"{name}.bin", name.encode())
         markers.commit(name, {"rows_in": 1, "rows_out": 1, "dropped": {}, "failed": {}}, (f"{name}.bin",))
-    assert sizes(out) == {f"{name}.bin": 5 for name in NAMES}
+    assert out.sizes() == {f"{name}.bin": 5 for name in NAMES}
     out.write_bytes(f"{NAMES[3]}.bin", b"short")
     out.remove(f"{NAMES[4]}.bin")
     assert markers.committed(set(NAMES)) == set(NAMES) - {NAMES[4]}
