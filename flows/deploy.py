@@ -1,4 +1,4 @@
-"""The deployable flows: `make-a-video`, the whole graph, and one flow a stage; and `infra/prefect.yaml`, which deploys them.
+"""The deployable flows, `make-a-video/whole-graph` and `stage/NAME` for each stage, and `infra/prefect.yaml`, which deploys them.
 
     python -m flows.deploy > infra/prefect.yaml                             # after a change of the graph; a test compares
     prefect --no-prompt deploy --prefect-file infra/prefect.yaml --all
@@ -61,7 +61,7 @@ def make_a_video_flow(
 def stage_flow(name: str, about: str) -> Any:
     """The deployable flow of one stage: takes its inputs from storage, and fails with a sentence when one is missing or stale."""
 
-    @flow(name=name, description=about, flow_run_name="{recipe}", validate_parameters=False)
+    @flow(name="stage", description=about, flow_run_name=f"{name} of {{recipe}}", validate_parameters=False)
     def one_stage(recipe: str = "demo", runs: str = "runs", fresh: bool = False, overrides: Sequence[Override] = ()) -> list[str]:
         """Builds one stage within this flow run.
 
@@ -86,10 +86,12 @@ globals().update({_variable(name): stage_flow(name, STAGES[name].about) for name
 
 def deployments() -> list[dict[str, Any]]:
     """One entry of `prefect.yaml` for the graph and one for each stage."""
-    entries: list[dict[str, Any]] = [{"name": "all", "entrypoint": f"{__name__}.make_a_video_flow", "description": WHOLE, "tags": ["all"]}]
+    entries: list[dict[str, Any]] = [
+        {"name": "whole-graph", "entrypoint": f"{__name__}.make_a_video_flow", "description": WHOLE, "tags": ["all"]}
+    ]
     for name in NAMES:
         about, tags = STAGES[name].about, STAGES[name].tags
-        entries.append({"name": "stage", "entrypoint": f"{__name__}.{_variable(name)}", "description": about, "tags": tags})
+        entries.append({"name": name, "entrypoint": f"{__name__}.{_variable(name)}", "description": about, "tags": tags})
     return [entry | {"work_pool": {"name": WORK_POOL}, "schedules": []} for entry in entries]
 
 

@@ -29,7 +29,8 @@ def test_the_file_is_what_the_graph_says() -> None:
 
 def test_the_graph_and_each_stage_have_a_deployment_that_loads(entries: dict[str, dict[str, Any]]) -> None:
     flows = {entrypoint: load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False) for entrypoint in entries}
-    assert {flow.name for flow in flows.values()} == {"make-a-video", *make_a_video(load_recipe("demo")).nodes}
+    names = {f"{flows[entrypoint].name}/{entry['name']}" for entrypoint, entry in entries.items()}
+    assert names == {"make-a-video/whole-graph", *(f"stage/{name}" for name in make_a_video(load_recipe("demo")).nodes)}
     for entrypoint, entry in entries.items():
         assert entry["schedules"] == []
         assert entry["work_pool"] == {"name": "make-a-video"}
