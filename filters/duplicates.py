@@ -54,7 +54,7 @@ def _take_in(words: np.ndarray, places: np.ndarray, state: np.ndarray) -> np.nda
     at, shift = start >> 3, ((start & 7) << 3).astype(np.uint64)  # a row's words straddle two of the buffer's
     back, low = np.uint64(63) - shift, words[at]
     steps, tails = left >> 3, ((left & 7) << 3).astype(np.uint64)
-    for count in (len(left) - np.searchsorted(steps[::-1], np.arange(1, longest // 8 + 1))).tolist():
+    for count in (len(left) - np.cumsum(np.bincount(steps))[:-1]).tolist():  # rows that have a first, a second, ... whole word
         at[:count] += 1
         high = words[at[:count]]
         _mix(state[:count], (low[:count] >> shift[:count]) | ((high << ONE) << back[:count]))

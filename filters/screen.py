@@ -5,7 +5,6 @@ Checks run in one fixed order, from cheap to dear, and a dropped row carries the
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ REASONS = (
 )  # fmt: skip
 SCORES = ("punsafe", "pwatermark")
 BINS = 20  # of a score's histogram
+PAGE_BYTES = 16 << 20  # a shard's column in one page
 LARGEST_SHARD = 100_000  # five digits of the key count the rows of a shard
 
 
@@ -58,16 +58,17 @@ class Screen:
         code = np.zeros(len(table), np.int8)  # 0: kept, else the place of the reason in REASONS, plus one
         for reason, failed in self._column_checks(table):
             code[failed & (code == 0)] = REASONS.index(reason) + 1
-        positions, found = self.toxic.find(table.column("caption"))
-        first = code[positions] == 0
-        toxic, found = positions[first], list(itertools.compress(found, first))
-        code[toxic] = REASONS.index("toxic") + 1
         left = np.flatnonzero(code == 0)
-        repeated = self._seen.repeated(pair_hashes(table)[left])
-        code[left[repeated]] = REASONS.index("duplicate") + 1
+        kept = table.filter(pa.array(code == 0)).combine_chunks()
+        positions, found = self.toxic.find(kept.column("caption"))
+        toxic = left[positions]
+        code[toxic] = REASONS.index("toxic") + 1
+        clean = code[left] == 0
+        repeated = self._seen.repeated(pair_hashes(kept)[clean])
+        code[left[clean][repeated]] = REASONS.index("duplicate") + 1
 
-        keep = code == 0
-        kept, refused = table.filter(pa.array(keep)), np.flatnonzero(~keep)
+        keep, refused = code[left] == 0, np.flatnonzero(code)
+        kept = kept if keep.all() else kept.filter(pa.array(keep))
         self._count(table, kept, code, found)
         words = np.full(len(table), None, dtype=object)
         words[toxic] = found
@@ -138,7 +139,7 @@ def write_plain(table: pa.Table, file: IO[bytes]) -> None:
     """
     import pyarrow.parquet as pq
 
-    pq.write_table(table, file, compression="none", use_dictionary=False, write_statistics=False)
+    pq.write_table(table, file, compression="none", use_dictionary=False, write_statistics=False, data_page_size=PAGE_BYTES)
 
 
 @dataclass(frozen=True)
