@@ -54,13 +54,17 @@ class Markers:
     def of(cls, job: Job) -> Markers:
         return cls(job.out, job.work.child(MARKERS))
 
-    def commit(self, name: str, counts: dict[str, Any], files: Sequence[str], *, fsync: bool = True) -> None:
-        """Says that a shard is whole. With `fsync` its files are on the disk before, so that a power failure leaves no empty promise."""
-        facts = {file: {"bytes": self.out.size(file), "sha256": self.out.sha256(file)} for file in files}
+    def commit(self, name: str, counts: dict[str, Any], files: Sequence[str], *, fsync: bool = True) -> int:
+        """Says that a shard is whole; returns its bytes.
+
+        With `fsync` its files are on the disk before, so that a power failure leaves no empty promise.
+        """
+        facts: dict[str, dict[str, Any]] = {file: {"bytes": self.out.size(file), "sha256": self.out.sha256(file)} for file in files}
         if fsync and files:
             self.out.sync()
         marker = {"shard": name, "counts": counts, "files": facts}
         self._write(f"{name}.json", json.dumps(marker, sort_keys=True, separators=(",", ":")).encode())
+        return sum(int(fact["bytes"]) for fact in facts.values())
 
     def _write(self, name: str, data: bytes) -> None:
         """Whole or not at all, as `Folder.create` does; on a disk without what that costs for every kind of storage."""

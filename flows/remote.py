@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from flows.metrics import tell_training
 from flows.stage import Job, read_json_or_none
 from mav.artifact import Folder
 
@@ -16,7 +17,7 @@ PROGRESS = "progress.json"
 
 
 class ProgressFile:
-    """Callable in a worker: leaves the latest progress where the driver reads it, at most once a second.
+    """Callable in a worker: leaves the latest progress where the driver reads it, and tells Ray's metrics, at most once a second.
 
     Takes a mapping with "samples" (done so far), "total" and whatever else is worth showing (loss, samples/s).
     """
@@ -29,6 +30,7 @@ class ProgressFile:
         if time.monotonic() - self._last > 1.0:
             self._last = time.monotonic()
             self.work.write_json(PROGRESS, facts)
+            tell_training(facts)
 
 
 class watching:  # noqa: N801 - reads as a statement: `with watching(job):`

@@ -9,14 +9,17 @@ and a marker names the bytes of one execution. The driver keeps names and a wind
 from __future__ import annotations
 
 import errno
+import itertools
 import statistics
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flows.markers import Markers
+from flows.metrics import Tally
 from flows.stage import Job, Outcome
 from mav.errors import UserError
 
@@ -34,9 +37,10 @@ Work = Callable[[str], "ShardOutput"]
 
 @dataclass(frozen=True)
 class Flown:
-    """What comes back from one execution: its rows and time, or why it failed. `stop`: an error that trying again cannot mend."""
+    """What comes back from one execution: its counts, bytes and time, or why it failed. `stop`: an error that trying again cannot mend."""
 
-    rows: int = 0
+    counts: dict[str, Any] = field(default_factory=dict)
+    bytes: int = 0
     seconds: float = 0.0
     problem: str = ""
     stop: Exception | None = None
@@ -62,12 +66,12 @@ def run_shard(mission: Mission, name: str, floor: float) -> Flown:
         if below_floor(output.counts, floor):
             rows = f"only {output.counts['rows_out']} of {output.counts['rows_in']} rows came through"
             return Flown(problem=f"{rows} ({reasons(output.counts)})")
-        mission.markers.commit(name, output.counts, output.files, fsync=mission.fsync)
+        size = mission.markers.commit(name, output.counts, output.files, fsync=mission.fsync)
     except Exception as error:
         if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC:
             return Flown(stop=error)
         return Flown(problem=_sentence(error))
-    return Flown(output.counts.get("rows_in", 0), time.monotonic() - began)
+    return Flown(output.counts, size, time.monotonic() - began)
 
 
 def below_floor(counts: dict[str, Any], floor: float) -> bool:
@@ -157,10 +161,11 @@ class _Tasks:
         def shard(name: str, floor: float) -> Flown:
             return run_shard(mission, name, floor)
 
-        self._run = ray.remote(shard).options(name=name, num_cpus=cpus, num_gpus=gpus, max_retries=0)
+        self._stage = name
+        self._run = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(shard)
 
     def submit(self, name: str, floor: float) -> Any:
-        return self._run.remote(name, floor)
+        return self._run.options(name=f"{self._stage} {name}").remote(name, floor)
 
     def landed(self, reference: Any, lost: bool) -> None:
         """Nothing is held for a task."""
@@ -189,16 +194,17 @@ class _Actors:
         import ray
 
         actor: Any = ray.remote(ShardActor)
-        make = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0).remote
-        shared = ray.put(mission)
-        self._make = lambda: make(shared)
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        shared, numbers = ray.put(mission), itertools.count()
+        walk = uuid.uuid4().hex[:8]  # an actor's name is taken for as long as it lives, also by another walk
+        self._make = lambda: actor.options(name=f"{name} {walk}-{next(numbers)}", **options).remote(shared)
         self._name = name
         self._load: Counter[Any] = Counter({self._make(): 0 for _ in range(slots)})
         self._where: dict[Any, Any] = {}
 
     def submit(self, name: str, floor: float) -> Any:
         actor = min(self._load, key=self._load.__getitem__)
-        reference = actor.run.options(name=self._name).remote(name, floor)
+        reference = actor.run.options(name=f"{self._name} {name}").remote(name, floor)
         self._where[reference] = actor
         self._load[actor] += 1
         return reference
@@ -245,6 +251,7 @@ class _Walk:
         self.seconds: deque[float] = deque(maxlen=200)  # of late, for what is short and what is late
         self.window = self.usual_window
         self.rows = 0
+        self.tally = Tally(job.name)
 
     def run(self, todo: Sequence[str]) -> dict[str, str]:
         """Fills `done`; returns what was quarantined and why."""
@@ -264,6 +271,7 @@ class _Walk:
                     self._adapt()
                     rate = round(self.rows / max(now - began, 1e-9))
                     self.job.report(len(self.done), total, rows_per_s=rate, in_flight=len(self.flights))
+                    self.tally.tell(len(self.done), total)
         finally:
             self.carrier.close(list(self.flights))
         return self.quarantined
@@ -313,13 +321,15 @@ class _Walk:
         if not flown.problem:
             self.done.add(name)
             self.seconds.append(flown.seconds)
-            self.rows += flown.rows
-        elif name in self.airborne:
+            self.rows += flown.counts.get("rows_in", 0)
+            self.tally.shard(flown.counts, flown.bytes)
+            return None
+        self.tally.failure()
+        if name in self.airborne:
             return None  # its twin may still succeed
-        elif attempt < self.cluster.attempts:
+        if attempt < self.cluster.attempts:
             return name, attempt + 1
-        else:
-            self.quarantined[name] = flown.problem
+        self.quarantined[name] = flown.problem
         return None
 
     def _adapt(self) -> None:
