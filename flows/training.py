@@ -4,20 +4,24 @@ The loop itself is `mav.training.loop`; what each network trains on is `mav.trai
 number, processors and failures. Several workers are a Ray Train run; one worker is a plain Ray task of the same function, as there is
 nobody to coordinate and a pooled process has torch imported already (a Ray Train run of one worker takes 30 s to start on two cores).
 The loop keeps its own exact checkpoints in the stage's work folder, so a worker, a driver or a machine that dies costs the samples since
-the last one and changes nothing else.
+the last one and changes nothing else; one that is told to go (SIGTERM) saves first and costs none.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from flows.remote import ProgressFile, on_ray, watching
 from flows.stage import Job, Outcome, Stage, read_json_or_none, stage
+from mav.artifact import Folder
 from mav.errors import UserError
 
 RESULT = "result.json"
-MAX_FAILURES = 3  # of the workers before the stage fails
+MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
+TERMINATED = 143  # the shell's exit code of a process ended by SIGTERM
 
 
 def train(job: Job) -> Outcome:
@@ -32,6 +36,7 @@ def train(job: Job) -> Outcome:
         "out": job.out,
         "board": job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}"),
         "threads": cluster.cpus_per_worker,
+        "wandb": os.environ.get("WANDB_PROJECT", ""),  # asked here: workers elsewhere have another environment
     }
     if cluster.workers > 1:
         return Outcome(metrics=_ray_train(job, config))
@@ -42,18 +47,22 @@ def _one_worker(job: Job, config: dict[str, Any]) -> dict[str, Any]:
     from ray.exceptions import RayError
 
     cluster = job.recipe.cluster
-    for failures in range(MAX_FAILURES + 1):
+    checkpoints: Folder = config["work"]
+    failures, before = 0, checkpoints.names()
+    while True:
         try:
-            return on_ray(job, _run, config, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
-        except RayError:  # the process died; the checkpoint did not
-            if failures == MAX_FAILURES:
+            return on_ray(job, _run_alone, config, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
+        except RayError:  # the process died; the checkpoints did not
+            failures, before, earlier = failures + 1, checkpoints.names(), before
+            if before != earlier:
+                failures = 1
+            if failures > MAX_FAILURES:
                 raise
-    raise AssertionError("unreachable")
 
 
 def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     job.run.ray()
     cluster = job.recipe.cluster
@@ -64,7 +73,7 @@ def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
         _worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=_torch_config("nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=f"{job.name}-{job.node.fingerprint[:8]}",
             storage_path=job.work.child("ray").url,
@@ -80,6 +89,25 @@ def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(result["user_error"])
     metrics: dict[str, Any] = result["metrics"]
     return metrics
+
+
+def _torch_config(backend: str) -> Any:
+    """Ray Train's way of starting torch.distributed, and besides, SIGTERM caught in each worker: its training runs in a thread, where no
+    signal can be caught, so that this is done where Ray Train sets the workers up."""
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    from mav.training.preemption import catch_sigterm
+
+    class Preemptible(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            super().on_start(worker_group, backend_config)
+            worker_group.execute(catch_sigterm)
+
+    class PreemptibleConfig(TorchConfig):
+        backend_cls = Preemptible
+
+    return PreemptibleConfig(backend=backend)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -100,19 +128,33 @@ def _worker(config: dict[str, Any]) -> None:
         config["progress"].write_json(RESULT, result)
 
 
+def _run_alone(config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """In a Ray task, whose worker ends when it is told to."""
+    from mav.training.preemption import PreemptedError, catch_sigterm
+
+    catch_sigterm()
+    try:
+        return _run(config, report)
+    except PreemptedError:
+        sys.exit(TERMINATED)  # the driver starts another, which goes on
+
+
 def _run(
     config: dict[str, Any], report: Callable[[dict[str, Any]], None], rank: int = 0, world_size: int = 1, device: str = ""
 ) -> dict[str, Any]:
     """The stage's loop, in whatever process it was given."""
     import torch
 
-    from mav.training.board import Board
+    from mav.training.board import Board, WandbBoard
     from mav.training.stages import run_stage
 
     torch.set_num_threads(config["threads"])  # fixed: the number of threads may change the last bits of a sum
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     stage_inputs = (config["stage"], config["recipe"], config["inputs"], config["work"], config["out"])
-    report = Board(config["board"], report) if rank == 0 else report
+    if rank == 0:
+        report = Board(config["board"], report)
+        if config["wandb"]:
+            report = WandbBoard(config["wandb"], config["stage"], config["recipe"], config["board"], report)
     return run_stage(*stage_inputs, rank=rank, world_size=world_size, device=device, report=report)
 
 

@@ -203,6 +203,8 @@ class Optimisation:
     checkpoint_every: int = 16384
     compile: bool = False
     corrupted_share: float = 0.01  # of the stage's samples: more unreadable ones stop it
+    held_out: int = 0  # samples kept out of the training to measure the loss on, at every checkpoint; 0 = none
+    export: Literal["last", "best"] = "last"  # what is handed on: the last average, or that of the lowest loss on held-out samples
 
 
 @section
@@ -340,6 +342,8 @@ class Cluster:
     workers: int = 1  # Ray Train workers a training stage
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # several workers: replicas, or a shard of every parameter on each
+    keep_checkpoints: int = 2  # of a training, while it goes on; the one of the lowest validation loss stays besides
     gpu_stages: int = 1  # GPU stages at once, of all runs on one Prefect server
     parallel_stages: int = 2  # independent stages that may run at once
 

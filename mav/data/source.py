@@ -48,6 +48,7 @@ class Source(ABC):
         self.seed, self.count, self.what, self.corrupted_share = seed, count, what, corrupted_share
         self.unreadable: dict[int, str] = {}  # index -> reason
         self.counts: Counter[str] = Counter()
+        self._rows: np.ndarray | None = None  # what is trained on, when some is held out
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
         self._lock = threading.Lock()
         threads = torch.get_num_threads()
@@ -62,7 +63,24 @@ class Source(ABC):
             raise ValueError(f"a batch of {count} samples")
         numbers = range(first, first + count)
         samples = list(self._pool.map(self._sample, numbers) if self._pool else map(self._sample, numbers))
-        return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+        return _stack(samples)
+
+    def hold_out(self, count: int, total: int) -> Batch:
+        """Takes `count` samples out of the training for good, the same ones for the same seed, and returns them as they are read at
+        numbers spread over a training of `total`. Call it before the first batch. Raises UserError when nothing would be left.
+        """
+        held: dict[int, Sample] = {}
+        for index in np.random.default_rng([self.seed, 3]).permutation(self.count):
+            if len(held) < count < self.count:
+                try:
+                    held[int(index)] = self.read(int(index), len(held) * total // count)
+                except (PassedOverError, ValueError):
+                    continue  # it stays in the training, which counts it
+        if len(held) < count:
+            raise UserError(f"`optimisation.held_out` asks for {count} of the {self.count} samples in {self.what}: hold out fewer.")
+        self._rows = np.setdiff1d(np.arange(self.count), list(held))
+        self.count = len(self._rows)
+        return _stack(list(held.values()))
 
     def _sample(self, number: int) -> Sample:
         epoch, place = divmod(number, self.count)
@@ -100,12 +118,17 @@ class Source(ABC):
             )
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.count)
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.count)
+        return order if self._rows is None else self._rows[order]
 
     @abstractmethod
     def read(self, index: int, number: int) -> Sample:
         """Sample `index` of the set for training sample `number`. Raises ValueError when it cannot be read, PassedOverError with a reason
         when it can but this draw has no use for it."""
+
+
+def _stack(samples: list[Sample]) -> Batch:
+    return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
 
 
 class Tars:

@@ -62,12 +62,14 @@ def diffusion_loss(
     objective: Objective,
     schedule: Schedule,
     draws: Draws,
+    level: float | None = None,
 ) -> Tensor:
     """Each sample's weighted squared error, (B,), for clean samples x0 (B, T, C, H, W) or (B, d).
 
     Draws, per sample: the step, the noise, and whether the condition is dropped (as `keep`; only for networks that have one to drop).
+    level: the step for all, as a share of the schedule's, instead of drawn ones.
     """
-    t = draws.integers(schedule.steps)
+    t = draws.integers(schedule.steps) if level is None else torch.full((len(draws),), int(level * schedule.steps))
     noise = draws.normal(*x0.shape[1:]).to(x0)
     if objective.shared_noise and x0.ndim == 5:
         noise = mix(noise, draws.normal(1, *x0.shape[2:]).to(x0), objective.shared_noise)

@@ -1,6 +1,6 @@
-"""TensorBoard event files of a training: `tensorboard --logdir RUNS/tensorboard` shows every stage while it trains.
+"""Curves of a training while it trains: TensorBoard event files (`tensorboard --logdir RUNS/tensorboard`), and Weights & Biases when asked.
 
-They live beside the artifacts, not in them: event files carry clock times, and an artifact's bytes are a function of its inputs.
+Event files live beside the artifacts, not in them: event files carry clock times, and an artifact's bytes are a function of its inputs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mav.artifact import Folder
+from mav.errors import UserError
+from mav.recipe import Recipe, to_plain
 
 STEP = "samples"  # the loop's one counter
 ALWAYS = {STEP, "total"}  # not curves
@@ -38,3 +40,29 @@ class Board:
             if name not in ALWAYS and isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, int(facts[STEP]))
         self._writer.flush()
+
+
+class WandbBoard:
+    """A report callback that also logs every number to a Weights & Biases project, then hands the facts on.
+
+    A stage of a recipe is one run there, by its fingerprint, so that a resumed training goes on in it. Raises UserError when the package
+    is absent.
+    """
+
+    def __init__(self, project: str, stage: str, recipe: Recipe, folder: Folder, then: Callable[[dict[str, Any]], None]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                "WANDB_PROJECT is set but the package wandb is not installed: `pip install wandb`, or unset WANDB_PROJECT."
+            ) from None
+        fingerprint = folder.root.rstrip("/").rpartition("/")[2]
+        config = {"seed": recipe.seed, stage: to_plain(getattr(recipe, stage.replace("-", "_")))}
+        names: dict[str, Any] = {"project": project, "group": recipe.name, "name": f"{recipe.name} {stage}", "id": f"{stage}-{fingerprint}"}
+        self.then = then
+        self._run: Any = wandb.init(**names, config=config, resume="allow")
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        self.then(facts)
+        numbers = {name: value for name, value in facts.items() if name not in ALWAYS and isinstance(value, (int, float))}
+        self._run.log(numbers, step=int(facts[STEP]))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is. Call it without gradients."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
 class Ema:
-    """Shadows of parameters, pulled after each step by one fused operation over all of them."""
+    """Shadows of parameters, pulled after each step by one fused operation over all of them; sharded where the parameters are."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
         self.parameters = list(parameters)
@@ -20,16 +27,30 @@ class Ema:
     def update(self, steps: int) -> None:
         """After `steps` optimiser steps. The decay warms up as (1 + n) / (10 + n), so that short runs forget their start."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(self.shadows, [p.detach() for p in self.parameters], 1 - decay)
+        torch._foreach_lerp_(self._shadows(), self._parameters(), 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While the block runs, the network is its average."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
 
     @torch.no_grad()
     def copy_to_parameters(self) -> None:
         """The network becomes its average; for the end of training."""
-        torch._foreach_copy_([p.detach() for p in self.parameters], self.shadows)
-
-    def state(self) -> list[Tensor]:
-        return self.shadows
+        torch._foreach_copy_(self._parameters(), self._shadows())
 
     @torch.no_grad()
-    def load(self, state: list[Tensor]) -> None:
-        torch._foreach_copy_(self.shadows, [s.to(own) for s, own in zip(state, self.shadows, strict=True)])
+    def _exchange(self) -> None:
+        before = [p.clone() for p in self._parameters()]
+        torch._foreach_copy_(self._parameters(), self._shadows())
+        torch._foreach_copy_(self._shadows(), before)
+
+    def _parameters(self) -> list[Tensor]:
+        return [local(p.detach()) for p in self.parameters]
+
+    def _shadows(self) -> list[Tensor]:
+        return [local(shadow) for shadow in self.shadows]

@@ -3,16 +3,16 @@
 Samples seen is the one counter. What a step trains on, its noise, its noise steps and its dropped conditions are pure functions of
 (seed, stage, sample number), and a checkpoint holds everything else (weights, average, optimiser, counter, the log's open sums). So a run
 that was killed anywhere and resumed gives, on a CPU, the same bits as one that never stopped, and the samples of a step do not depend on
-the number of workers.
+the number of workers. Replicas and shards (`mav.training.sharding`) take the same path, and so do their checkpoints.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import resource
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from mav.artifact import Folder
 from mav.diffusion.noise import Draws
-from mav.errors import UserError
-from mav.recipe import Optimisation
+from mav.recipe import Cluster, Optimisation
+from mav.training.checkpoint import Checkpoints, tensors_of
 from mav.training.ema import Ema
+from mav.training.preemption import PreemptedError, Told
+from mav.training.sharding import gather, spread
+from mav.training.validation import Validation
 
-CHECKPOINT = "checkpoint.pt"
 Batch = dict[str, Tensor]
 
 
@@ -40,6 +42,10 @@ class Source(Protocol):
         """Distinct samples."""
         ...
 
+    def hold_out(self, count: int, total: int) -> Batch:
+        """Takes so many samples out of a training of `total` for good, and returns them."""
+        ...
+
 
 @dataclass(frozen=True)
 class Task:
@@ -52,6 +58,7 @@ class Task:
     identity: str  # digest of all that must be equal for a checkpoint to be continued
     late: frozenset[str] = frozenset()  # parameters that hold still for the first `late_samples`
     late_samples: int = 0
+    validation: Validation | None = None
 
 
 @dataclass
@@ -61,6 +68,17 @@ class Progress:
     samples: int = 0
     steps: int = 0
     curves: list[dict[str, float]] = field(default_factory=list)
+    best_loss: float | None = None  # the lowest on held-out samples
+    best_samples: int = 0  # of its checkpoint
+
+    def add(self, line: dict[str, float]) -> None:
+        """Numbers of this moment, in one line of the curves."""
+        if not self.curves or self.curves[-1]["samples"] != self.samples:
+            self.curves.append({"samples": self.samples})
+        self.curves[-1] |= line
+
+
+ALONE = Cluster()
 
 
 def train(
@@ -72,50 +90,49 @@ def train(
     rank: int = 0,
     world_size: int = 1,
     device: str = "cpu",
+    cluster: Cluster = ALONE,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Progress:
-    """Trains `task.network` in place, from the checkpoint in `work` if there is one; it ends as its own moving average.
+    """Trains `task.network` in place, from the last checkpoint in `work` if there is one; it ends as its own moving average.
 
     With world_size > 1, torch.distributed is already initialised and every rank calls this. Raises UserError when the checkpoint is another
-    recipe's, FloatingPointError naming the samples when loss or gradient stop being finite.
+    recipe's, FloatingPointError naming the samples when loss or gradient stop being finite, PreemptedError when a rank was told to end.
     """
-    o, network = optimisation, task.network.to(device).train()
+    o = optimisation
 
-    # ---- network, optimiser, average
+    # ---- network, optimiser, average: fresh, or as the last checkpoint has them
     if device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
-    if o.compile:
-        network.compile_blocks()  # type: ignore[operator]
-    optimiser = make_optimiser(task, o, device)
+    spread_out = spread(task.network, o, world_size, device, cluster.sharding)
+    network, forward = spread_out.network, spread_out.forward
+    optimiser = make_optimiser(network, task, o, device)
     moving = [p for group in optimiser.param_groups for p in group["params"]]
     ema = Ema(moving, o.ema_decay)
-    progress = Progress()
-    log = Log(device)
-
-    # ---- resume, then wrap
-    restore(task, work, device, network, optimiser, ema, log, progress)
-    wrapped: nn.Module = network
-    if world_size > 1:
-        devices = [torch.device(device)] if device.startswith("cuda") else None
-        wrapped = nn.parallel.DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=o.precision == "bfloat16")
+    progress, log = Progress(), Log(device, world_size)
+    tensors = tensors_of(network, optimiser, ema)
+    checkpoints = Checkpoints(work, task.identity, rank, world_size, cluster.keep_checkpoints)
+    if facts := checkpoints.restore(tensors):
+        progress = Progress(**facts["progress"])
+        log.load(facts["log"])
+        set_steps(optimiser, progress.steps)
+        checkpoints.best = progress.best_samples
 
     # ---- steps
     micro = o.batch_size // (o.accumulation * world_size)
-    started, started_at, waited = time.monotonic(), progress.samples, 0.0
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=o.precision == "bfloat16")
+    told_to_end = Told(world_size)
+    clock, started_at = Clock(), progress.samples
     batches = prefetch(task.source, progress.samples, o, rank, world_size)
     while progress.samples < o.samples:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(o, progress.samples) * (progress.samples >= group["hold"])
         for part in range(o.accumulation):
-            before = time.monotonic()
-            first, batch = next(batches)
-            waited += time.monotonic() - before
+            with clock("data_wait"):
+                first, batch = next(batches)
             draws = Draws((seed, task.stage, number) for number in range(first, first + micro))
-            last = part == o.accumulation - 1
-            with contextlib.nullcontext() if last or world_size == 1 else wrapped.no_sync(), autocast:  # type: ignore[operator]
-                loss = task.loss(wrapped, {name: value.to(device, non_blocking=True) for name, value in batch.items()}, draws)
+            with nullcontext() if part == o.accumulation - 1 else spread_out.unsynced(), autocast:
+                loss = task.loss(forward, {name: value.to(device, non_blocking=True) for name, value in batch.items()}, draws)
                 (loss / o.accumulation).backward()
             log.add_loss(loss.detach() / o.accumulation)
         norm = nn.utils.clip_grad_norm_(moving, o.gradient_clip, foreach=True)
@@ -127,28 +144,45 @@ def train(
         ema.update(progress.steps)
 
         # ---- now and then: the only places where the processor waits for the device
-        done = progress.samples >= o.samples
-        if due(progress.samples, o.log_every, o.batch_size) or done:
-            line = log.read(task.stage, o.batch_size, world_size) | {"learning_rate": optimiser.param_groups[0]["lr"]}
-            progress.curves.append({"samples": progress.samples, **line})
-            seconds = time.monotonic() - started
-            speed = {"samples_per_second": (progress.samples - started_at) / seconds, "data_wait": waited / seconds}
-            report({"stage": task.stage, "total": o.samples, **progress.curves[-1], **speed})
-        if (due(progress.samples, o.checkpoint_every, o.batch_size) or done) and rank == 0:
+        ending, done = told_to_end(), progress.samples >= o.samples
+        logs = due(progress.samples, o.log_every, o.batch_size) or done
+        saves = due(progress.samples, o.checkpoint_every, o.batch_size) or done
+        if logs:
+            progress.add(log.read(task.stage, o.batch_size) | {"learning_rate": optimiser.param_groups[0]["lr"]})
+        if saves and task.validation:
+            with ema.in_place(), autocast:
+                progress.add(task.validation(network, device))
+            loss_now = progress.curves[-1]["validation"]
+            if progress.best_loss is None or loss_now < progress.best_loss:
+                progress.best_loss, progress.best_samples = loss_now, progress.samples
+            checkpoints.best = progress.best_samples
+        if logs or (saves and task.validation):
+            speed = {"samples_per_second": (progress.samples - started_at) / clock.seconds, "memory_gb": memory(device)}
+            report({"stage": task.stage, "total": o.samples, **progress.curves[-1], **speed, **clock.shares()})
+        if saves or ending:
             log.check(task.stage, o.batch_size)
-            save(task, work, network, optimiser, ema, log, progress)
+            with clock("save_wait"):
+                checkpoints.save(progress.samples, tensors, {"progress": vars(progress), "log": log.state()})
+        if ending and not done:
+            checkpoints.wait()
+            raise PreemptedError(f"{task.stage} was told to end and saved after {progress.samples} samples: it goes on from there")
+
+    # ---- the end: the network is its average, whole on every rank
+    checkpoints.wait()
+    if o.export == "best" and progress.best_samples:
+        checkpoints.load(progress.best_samples, {name: value for name, value in tensors.items() if name.startswith("ema.")})
     ema.copy_to_parameters()
-    network.eval()
+    gather(network, task.network, device)
     return progress
 
 
 # ------------------------------------------------------------------------------------------------------------- the parts
 
 
-def make_optimiser(task: Task, o: Optimisation, device: str) -> torch.optim.AdamW:
+def make_optimiser(network: nn.Module, task: Task, o: Optimisation, device: str) -> torch.optim.AdamW:
     """AdamW; weights decay, biases and norms do not. Each group knows the sample until which it holds still."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in task.network.named_parameters():
+    for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((parameter.ndim >= 2, name in task.late), []).append(parameter)
     described = [
@@ -156,7 +190,18 @@ def make_optimiser(task: Task, o: Optimisation, device: str) -> torch.optim.Adam
         for (decays, late), parameters in sorted(groups.items(), reverse=True)
     ]
     fused = torch.device(device).type in ("cpu", "cuda")
-    return torch.optim.AdamW(described, lr=o.learning_rate, betas=o.betas, eps=o.eps, fused=fused)
+    optimiser = torch.optim.AdamW(described, lr=o.learning_rate, betas=o.betas, eps=o.eps, fused=fused)
+    for group in optimiser.param_groups:  # its state from the start, as it would make it at the first step: a checkpoint fills it in place
+        for p in group["params"]:
+            moments = {name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in ("exp_avg", "exp_avg_sq")}
+            optimiser.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
+    return optimiser
+
+
+def set_steps(optimiser: torch.optim.Optimizer, steps: int) -> None:
+    """Every parameter takes part in every step, so one number says how many each has taken."""
+    for moments in optimiser.state.values():
+        moments["step"].fill_(steps)
 
 
 def learning_rate(o: Optimisation, samples: int) -> float:
@@ -191,10 +236,39 @@ def prefetch(source: Source, samples: int, o: Optimisation, rank: int, world_siz
             yield pending[0], pending[1].result()
 
 
+class Clock:
+    """Seconds since it was made, and the shares of them spent waiting."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.spent: dict[str, float] = {"data_wait": 0.0, "save_wait": 0.0}
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        before = time.monotonic()
+        yield
+        self.spent[what] += time.monotonic() - before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def shares(self) -> dict[str, float]:
+        return {what: spent / self.seconds for what, spent in self.spent.items()}
+
+
+def memory(device: str) -> float:
+    """The most memory used so far, GB: the device's, or on a CPU the process's."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
 class Log:
     """Sums since the last line, kept on the device; and the first step at which something was not finite."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, world_size: int) -> None:
+        self.world_size = world_size
         self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
         self.steps = 0
         self.bad = torch.full((), -1, dtype=torch.long, device=device)
@@ -203,6 +277,7 @@ class Log:
         self.loss += loss
 
     def end_step(self, norm: Tensor, samples: int) -> None:
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         self.norm += norm
         self.steps += 1
         finite = torch.isfinite(norm) & torch.isfinite(self.loss)
@@ -217,54 +292,22 @@ class Log:
                 "look at these samples, or lower the learning rate"
             )
 
-    def read(self, stage: str, batch_size: int, world_size: int) -> dict[str, float]:
+    def read(self, stage: str, batch_size: int) -> dict[str, float]:
         """Means since the last line, over all ranks; starts the next line."""
         self.check(stage, batch_size)
-        loss = self.loss
-        if world_size > 1:
-            torch.distributed.all_reduce(loss)
-            loss = loss / world_size
-        line = {"loss": float(loss) / self.steps, "gradient_norm": float(self.norm) / self.steps}
-        self.loss.zero_()
-        self.norm.zero_()
-        self.steps = 0
-        return line
+        sums = self.state()
+        self.load({"loss": 0.0, "norm": 0.0, "steps": 0})
+        return {"loss": sums["loss"] / sums["steps"], "gradient_norm": sums["norm"] / sums["steps"]}
 
     def state(self) -> dict[str, Any]:
-        return {"loss": self.loss, "norm": self.norm, "steps": self.steps}
+        """The open sums, the loss as the mean of all ranks'."""
+        loss = self.loss.clone()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(loss)
+            loss /= self.world_size
+        return {"loss": float(loss), "norm": float(self.norm), "steps": self.steps}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.loss.copy_(state["loss"])
-        self.norm.copy_(state["norm"])
+        self.loss.fill_(state["loss"])
+        self.norm.fill_(state["norm"])
         self.steps = state["steps"]
-
-
-def save(task: Task, work: Folder, network: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema, log: Log, progress: Progress) -> None:
-    """Writes the checkpoint under a temporary name and renames it: a kill inside leaves the one before."""
-    state = {
-        "identity": task.identity,
-        "network": network.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "ema": ema.state(),
-        "log": log.state(),
-        "progress": vars(progress),
-    }
-    with work.create(CHECKPOINT) as file:
-        torch.save(state, file)
-
-
-def restore(
-    task: Task, work: Folder, device: str, network: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema, log: Log, progress: Progress
-) -> None:
-    """Reads the checkpoint, if there is one, into all that `save` wrote. Raises UserError when it is of another recipe."""
-    if not work.exists(CHECKPOINT):
-        return
-    state = torch.load(io.BytesIO(work.read_bytes(CHECKPOINT)), map_location=device, weights_only=True)
-    if state["identity"] != task.identity:
-        raise UserError(f"{work.path(CHECKPOINT)} is the checkpoint of another recipe: remove it, or train in another folder.")
-    network.load_state_dict(state["network"])
-    optimiser.load_state_dict(state["optimiser"])
-    ema.load(state["ema"])
-    log.load(state["log"])
-    for name, value in state["progress"].items():
-        setattr(progress, name, value)

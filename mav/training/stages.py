@@ -27,6 +27,7 @@ from mav.diffusion.noise import Draws, generator
 from mav.diffusion.objective import diffusion_loss
 from mav.diffusion.pixels import augment, blur, crop, downsample, to_unit, upsample
 from mav.diffusion.schedule import make_schedule
+from mav.errors import UserError
 from mav.models.clip import Clip
 from mav.models.prior import Prior, to_scale
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
@@ -34,6 +35,7 @@ from mav.recipe import Objective, Optimisation, Recipe, TrainImage, TrainPrior, 
 from mav.training.export import export_network, load_network, write_curves
 from mav.training.loop import Batch, Source, Task, train
 from mav.training.sheet import write_sheet
+from mav.training.validation import Validation
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "clip": ("image-download",),
@@ -63,6 +65,7 @@ class Plan:
     finish: Callable[[Folder], dict[str, Any]]  # writes the artifact's network; returns metrics
     late: frozenset[str] = frozenset()
     late_samples: int = 0
+    validation: Callable[[nn.Module, Batch, Draws, float], Tensor] | None = None  # mean loss at a noise level, for held-out samples
 
 
 def run_stage(
@@ -96,12 +99,16 @@ def run_stage(
         identity=digest([stage, recipe.seed, to_plain(section), to_plain(recipe.cascade)]),
         late=plan.late,
         late_samples=plan.late_samples,
+        validation=_validation(stage, recipe.seed, plan, rank, world_size),
     )
-    progress = train(task, plan.optimisation, recipe.seed, work, rank=rank, world_size=world_size, device=device, report=report)
+    place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device, "cluster": recipe.cluster}
+    progress = train(task, plan.optimisation, recipe.seed, work, report=report, **place)
     metrics: dict[str, Any] = {"samples": progress.samples, "distinct_samples": len(plan.source)}
     metrics |= {"read": dict(getattr(plan.source, "counts", {}))}  # what happened to the samples this process read
     if progress.curves:
         metrics["loss"] = progress.curves[-1]["loss"]
+    if progress.best_loss is not None:
+        metrics |= {"validation": progress.best_loss, "validation_samples": progress.best_samples}
     if rank == 0:
         metrics |= plan.finish(out)
         write_curves(out, progress.curves)
@@ -310,6 +317,10 @@ def _plan(
         x0, conditions = prepare(batch, draws)
         return diffusion_loss(wrapped, x0, conditions, objective, schedule, draws).mean()
 
+    def validation(wrapped: nn.Module, batch: Batch, draws: Draws, level: float) -> Tensor:
+        x0, conditions = prepare(batch, draws)
+        return diffusion_loss(wrapped, x0, conditions, objective, schedule, draws, level).mean()
+
     def finish(out: Folder) -> dict[str, Any]:
         export_network(out, network, objective, stage=stage, samples=optimisation.samples)
         if isinstance(network, UNet):
@@ -327,7 +338,21 @@ def _plan(
         if video.trainable == "temporal":
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name not in late)
-    return Plan(network, source, optimisation, loss, finish, late, video.temporal_first_samples if video else 0)
+    return Plan(network, source, optimisation, loss, finish, late, video.temporal_first_samples if video else 0, validation)
+
+
+def _validation(stage: str, seed: int, plan: Plan, rank: int, world_size: int) -> Validation | None:
+    """This rank's part of the samples that the recipe holds out of the training, if it does."""
+    o = plan.optimisation
+    if not o.held_out:
+        return None
+    if plan.validation is None:
+        raise UserError(f"{stage} has no loss by noise level: leave its `optimisation.held_out` at 0.")
+    if o.held_out % world_size:
+        raise UserError(f"`{stage.replace('-', '_')}.optimisation.held_out` must be a multiple of the {world_size} workers.")
+    rows, part = plan.source.hold_out(o.held_out, o.samples), o.held_out // world_size
+    own = {name: value[rank * part : (rank + 1) * part] for name, value in rows.items()}
+    return Validation(own, rank * part, o.batch_size // (o.accumulation * world_size), (seed, stage), plan.validation)
 
 
 def _parent(folder: Folder) -> UNet:

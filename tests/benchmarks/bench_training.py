@@ -76,7 +76,7 @@ def ours(recipe: Recipe, o: Optimisation, facts: dict[str, Any], rank: int = 0, 
 
 def bare(recipe: Recipe, o: Optimisation) -> float:
     task = make_task(recipe)
-    optimiser = make_optimiser(task, o, "cpu")
+    optimiser = make_optimiser(task.network, task, o, "cpu")
     parameters = list(task.network.parameters())
     started, warm = 0.0, o.log_every // o.batch_size
     steps = o.samples // o.batch_size

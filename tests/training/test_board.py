@@ -1,9 +1,15 @@
 """TensorBoard reads back what training reported, also after a resume."""
 
+import sys
+import types
+
+import pytest
+from small_training import small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mav.artifact import Folder
-from mav.training.board import Board
+from mav.errors import UserError
+from mav.training.board import Board, WandbBoard
 
 
 def curve(path):
@@ -27,3 +33,21 @@ def test_a_resumed_training_replaces_what_lay_beyond_its_checkpoint(tmp_path):
         for samples in (start, start + 8, start + 16):
             board({"samples": samples, "loss": loss})
     assert curve(tmp_path)["loss"] == [(8, 0.5), (16, 0.25), (24, 0.25), (32, 0.25)]
+
+
+def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
+    started, logged = [], []
+    run = types.SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)))
+    fake = types.SimpleNamespace(init=lambda **names: started.append(names) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    passed = []
+    board = WandbBoard("films", "train-decoder", small_recipe(), Folder(str(tmp_path / "train-decoder" / "0123abcd")), passed.append)
+    board({"stage": "train-decoder", "total": 24, "samples": 8, "loss": 0.5})
+    assert (started[0]["project"], started[0]["id"], started[0]["resume"]) == ("films", "train-decoder-0123abcd", "allow")
+    assert started[0]["config"]["train-decoder"]["optimisation"]["samples"] == 12
+    assert logged == [(8, {"loss": 0.5})]
+    assert len(passed) == 1
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        WandbBoard("films", "train-decoder", small_recipe(), Folder(str(tmp_path)), passed.append)

@@ -1,0 +1,65 @@
+"""A network on several workers: replicas (DDP), or a shard of every parameter on each (FSDP2, `fully_shard`), as the recipe chooses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mav.models.prior import Block
+from mav.models.unet import Stage
+from mav.recipe import Optimisation
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A network to train on this rank."""
+
+    network: nn.Module  # whose parameters are optimised, averaged and saved
+    forward: nn.Module  # what the loss calls
+    unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # around a backward pass whose gradients are only part of a step's
+
+
+def spread(network: nn.Module, o: Optimisation, world_size: int, device: str, sharding: str) -> Spread:
+    """The network itself on one worker; replicas of it; or a sharded copy, the network staying whole for `gather` at the end."""
+    cuda = device.startswith("cuda")
+    if world_size == 1 or sharding == "ddp":
+        network = network.to(device).train()
+        if o.compile:
+            network.compile_blocks()  # type: ignore[operator]
+        if world_size == 1:
+            return Spread(network, network)
+        devices = [torch.device(device)] if cuda else None
+        replica = nn.parallel.DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+        return Spread(network, replica, replica.no_sync)
+
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    sharded = copy.deepcopy(network).to(device).train()
+    for parameter in sharded.parameters():
+        parameter.data = parameter.data.contiguous()  # shards are rows; channels-last weights have none
+    if o.compile:
+        sharded.compile_blocks()  # type: ignore[operator]
+    low = torch.bfloat16 if o.precision == "bfloat16" else None
+    # Inputs are not cast: noise steps and pixels stay exact, and autocast lowers what may be lowered.
+    precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh = init_device_mesh("cuda" if cuda else "cpu", (world_size,))
+    for module in [m for m in sharded.modules() if isinstance(m, (Stage, Block))]:
+        fully_shard(module, mesh=mesh, mp_policy=precision)
+    fully_shard(sharded, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    return Spread(sharded, sharded)
+
+
+@torch.no_grad()
+def gather(trained: nn.Module, whole: nn.Module, device: str) -> None:
+    """Every rank's network, whole again, with the trained values. Nothing to do where it was never taken apart."""
+    if trained is not whole:
+        values = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in trained.state_dict().items()}
+        whole.load_state_dict(values)
+    whole.to(device).eval()

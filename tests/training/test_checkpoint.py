@@ -1,0 +1,218 @@
+"""Nothing a kill can do is seen in the result: between steps, inside a save, by SIGTERM; and what stays of the checkpoints."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+from small_training import parents, run, small_recipe, source_of
+
+from mav.artifact import Folder
+from mav.errors import UserError
+from mav.training.checkpoint import COMMITTED, Checkpoints
+from mav.training.export import CURVES, WEIGHTS
+from mav.training.preemption import PreemptedError, catch_sigterm
+from mav.training.stages import INPUTS, run_stage
+from mav.training.validation import Validation
+
+RECIPE = small_recipe(samples=12, checkpoint_every=4, log_every=8, cooldown_samples=8)
+QUICK = ("train-prior", "train-decoder", "train-sr-low-video")
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """The processes below have one: the number of threads may change the last bits of a sum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Forks of a process that has torch imported and nothing running: quick to start, and free to be killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mav.training.stages", "small_training"])
+    return context
+
+
+def train_until_killed(root: str, stage: str, where: str) -> None:
+    """Trains, and is killed by the system as soon as the training is where it is to be killed."""
+    torch.set_num_threads(1)
+    if where == "inside a save":  # all is written but the word that it is
+        from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
+
+        FileSystem.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+    work = Folder(f"{root}/broken/{stage}")
+
+    def report(line):
+        if where == "between saves" and line["samples"] == 8:
+            while Checkpoints(work, "", 0, 1, 2).finished() != [4]:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(Folder(root), stage, RECIPE, work="broken", out=f"broken-{stage}", report=report)
+
+
+@pytest.mark.parametrize("stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in sorted(INPUTS)])
+def test_killed_and_resumed_is_bit_equal_to_undisturbed(stage, processes, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "stages"  # one for all: a stage's parents are trained once
+    root = Folder(str(path))
+    run(root, stage, RECIPE, work="whole", out=f"whole-{stage}")
+    work = root.child(f"broken/{stage}")
+    for where, finished in (("between saves", [4]), ("inside a save", [4])):
+        process = processes.Process(target=train_until_killed, args=(str(path), stage, where))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, where
+        assert Checkpoints(work, "", 0, 1, 2).finished() == finished, where
+    assert f"{8:012d}/__0_0.distcp" in work.names(), "a checkpoint that was being written"
+    assert not root.exists(f"broken-{stage}/{WEIGHTS}")
+    run(root, stage, RECIPE, work="broken", out=f"broken-{stage}")
+    for name in root.child(f"whole-{stage}").names():
+        assert root.read_bytes(f"broken-{stage}/{name}") == root.read_bytes(f"whole-{stage}/{name}"), name
+
+
+def test_sigterm_saves_then_ends(tmp_path):
+    root, recipe = Folder(str(tmp_path)), small_recipe(samples=16, checkpoint_every=100, log_every=2)
+    run(root, "train-decoder", recipe, work="whole", out="whole-out")
+
+    def report(line):
+        if line["samples"] == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    catch_sigterm()
+    try:
+        with pytest.raises(PreemptedError, match="saved after 12 samples"):
+            run(root, "train-decoder", recipe, work="told", out="told-out", report=report)
+    finally:
+        catch_sigterm()  # a new process knows nothing of the old one's signal
+        signal.signal(signal.SIGTERM, before)
+    assert Checkpoints(root.child("told/train-decoder"), "", 0, 1, 2).finished() == [12]
+    run(root, "train-decoder", recipe, work="told", out="told-out")
+    for name in (WEIGHTS, CURVES):
+        assert root.read_bytes(f"told-out/{name}") == root.read_bytes(f"whole-out/{name}")
+
+
+def test_the_last_ones_and_the_best_stay(tmp_path):
+    folder = Folder(str(tmp_path))
+    checkpoints = Checkpoints(folder, "id", 0, 1, keep=2)
+    tensors = {"a": torch.zeros(3)}
+    for samples in (2, 4, 6, 8, 10):
+        tensors["a"].fill_(samples)
+        checkpoints.save(samples, tensors, {})
+        tensors["a"].fill_(-1)  # what is written is the copy
+        if samples == 4:
+            checkpoints.best = 4
+    checkpoints.wait()
+    assert checkpoints.finished() == [4, 8, 10]
+    assert {name.split("/")[0] for name in folder.names()} == {f"{n:012d}" for n in (4, 8, 10)}
+    assert checkpoints.restore(tensors) == {"identity": "id"}
+    assert tensors["a"].tolist() == [10, 10, 10]
+    checkpoints.load(4, tensors)
+    assert tensors["a"].tolist() == [4, 4, 4]
+    folder.remove(f"{10:012d}/{COMMITTED}")
+    Checkpoints(folder, "id", 0, 1, keep=2).restore(tensors)
+    assert tensors["a"].tolist() == [8, 8, 8]
+
+
+def test_a_save_that_fails_is_told_at_the_next(tmp_path, monkeypatch):
+    from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
+
+    def full(*names):
+        raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSystem, "rename", full)
+        checkpoints.save(2, {"a": torch.zeros(3)}, {})
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.wait()
+    assert checkpoints.finished() == []
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """Blocked for the copy alone: the writing, made to take half a second here, is beside the training."""
+    from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
+
+    rename = FileSystem.rename
+    monkeypatch.setattr(FileSystem, "rename", lambda self, *names: (time.sleep(0.5), rename(self, *names))[1])
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2)
+    tensors = {f"a{i}": torch.zeros(64, 64) for i in range(200)}
+    checkpoints.save(1, tensors, {})
+    checkpoints.wait()
+    began = time.monotonic()
+    checkpoints.save(2, tensors, {})
+    blocked = time.monotonic() - began
+    assert checkpoints.finished() == [1]
+    checkpoints.wait()
+    assert checkpoints.finished() == [1, 2]
+    assert blocked < 0.4
+
+
+def test_checkpoints_lie_on_any_storage():
+    folder = Folder("memory://checkpoints-anywhere")
+    checkpoints = Checkpoints(folder, "id", 0, 1, keep=1)
+    for samples in (1, 2):
+        checkpoints.save(samples, {"a": torch.full((3,), float(samples))}, {"n": samples})
+    checkpoints.wait()
+    tensors = {"a": torch.zeros(3)}
+    assert Checkpoints(folder, "id", 0, 1, keep=1).restore(tensors) == {"identity": "id", "n": 2}
+    assert tensors["a"].tolist() == [2, 2, 2]
+    assert checkpoints.finished() == [2]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    root = Folder(str(tmp_path))
+    run(root, "train-decoder", small_recipe())
+    with pytest.raises(UserError, match="checkpoint of another recipe"):
+        run(root, "train-decoder", small_recipe(learning_rate=2e-3))
+
+
+# -------------------------------------------------------------------------------------------------------------- validation
+
+
+def test_held_out_loss_by_noise_level(tmp_path):
+    """The same samples, steps and noise every time: numbers that fall with learning."""
+    root, recipe = Folder(str(tmp_path)), small_recipe(samples=16, checkpoint_every=8, held_out=4, learning_rate=3e-3)
+    metrics = run(root, "train-decoder", recipe)
+    lines = [json.loads(line) for line in root.read_bytes(f"train-decoder/{CURVES}").splitlines()]
+    measured = {line["samples"]: line for line in lines if "validation" in line}
+    assert sorted(measured) == [8, 16]
+    levels = [name for name in measured[8] if name.startswith("validation/")]
+    assert levels == [f"validation/{level}" for level in (0.125, 0.375, 0.625, 0.875)]
+    assert all(line["validation"] == pytest.approx(sum(line[name] for name in levels) / 4) for line in measured.values())
+    assert metrics["validation"] == measured[16]["validation"] < measured[8]["validation"]
+
+
+def test_the_best_average_is_handed_on(tmp_path, monkeypatch):
+    """The average of the checkpoint with the lowest loss: what a training that ended there would have handed on."""
+    root, losses = Folder(str(tmp_path)), {4: 3.0, 8: 1.0, 12: 2.0, 16: 2.5}
+    told = iter(losses.values())
+    monkeypatch.setattr(Validation, "__call__", lambda *_: {"validation": next(told)})
+    metrics = run(root, "train-prior", small_recipe(samples=16, held_out=4, export="best"), out="best")
+    assert (metrics["validation"], metrics["validation_samples"]) == (1.0, 8)
+    run(root, "train-prior", small_recipe(samples=8), work="short", out="short")
+    assert root.read_bytes(f"best/{WEIGHTS}") == root.read_bytes(f"short/{WEIGHTS}")
+    assert Checkpoints(root.child("work/train-prior"), "", 0, 1, 2).finished() == [8, 12, 16]
+
+
+def test_measuring_changes_nothing_that_is_learned(tmp_path):
+    root = Folder(str(tmp_path))
+    for count in (0, 4):
+        run(root, "train-sr-low", small_recipe(held_out=count), work=f"w{count}", out=f"o{count}")
+    assert root.read_bytes(f"o0/{WEIGHTS}") == root.read_bytes(f"o4/{WEIGHTS}")
+
+
+def test_what_has_no_noise_levels_holds_nothing_out(tmp_path):
+    root, recipe = Folder(str(tmp_path)), small_recipe(held_out=4)
+    inputs = parents(root, "clip", recipe)
+    with pytest.raises(UserError, match="held_out"):
+        run_stage("clip", recipe, inputs, root.child("work"), root.child("out"), source=source_of("clip", recipe))

@@ -1,0 +1,110 @@
+"""Two workers: replicas and shards learn what one worker learns, save what any number of workers goes on from, and end together."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+
+import pytest
+import torch
+from small_training import run, small_recipe
+
+from mav.artifact import Folder
+from mav.recipe import Cluster
+from mav.training.checkpoint import Checkpoints
+from mav.training.export import CURVES, WEIGHTS, load_network
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
+    """One of two processes: the runs in turn, each `run`'s arguments besides `sharding` and when it is `told` to end."""
+    from mav.training.preemption import PreemptedError, catch_sigterm
+
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    for options in runs:
+        catch_sigterm()
+        told = options.pop("told", None)
+        recipe = small_recipe(samples=16, batch_size=4, checkpoint_every=8, **options.pop("optimisation", {}))
+        recipe = dataclasses.replace(recipe, cluster=Cluster(workers=2, sharding=options.pop("sharding")))
+
+        def report(line, told=told):
+            if rank == 1 and line["samples"] == told:  # one of them is told, both end
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            run(Folder(root), recipe=recipe, rank=rank, world_size=2, report=report, **options)
+        except PreemptedError:
+            assert told
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def two_workers(tmp_path):
+    def start(*runs: dict) -> Folder:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        torch.multiprocessing.start_processes(work_as, (port, str(tmp_path), list(runs)), nprocs=2, start_method="forkserver")
+        return Folder(str(tmp_path))
+
+    return start
+
+
+def weights(root: Folder, name: str) -> dict[str, torch.Tensor]:
+    return load_network(root.child(name)).network.state_dict()
+
+
+def losses(root: Folder, name: str) -> list[float]:
+    return [line["loss"] for line in map(json.loads, root.read_bytes(f"{name}/{CURVES}").splitlines()) if "loss" in line]
+
+
+@pytest.mark.slow
+def test_replicas_and_shards_learn_what_one_worker_learns(two_workers, tmp_path):
+    """And a checkpoint of shards is continued by one worker, one of one worker by shards, and both end where all others do."""
+    root, stage = Folder(str(tmp_path)), "train-decoder-video"
+    sizes = {"samples": 16, "batch_size": 4, "checkpoint_every": 8, "held_out": 4}
+    recipe = small_recipe(**sizes)
+    run(root, stage, recipe, work="one", out="one")
+    run(root, stage, recipe, work="halfway", out="unused")
+    Checkpoints(root.child(f"halfway/{stage}"), "", 0, 1, 1).folder(16).remove()
+    base = {"stage": stage, "optimisation": {"held_out": 4}}
+    two_workers(
+        {**base, "sharding": "ddp", "work": "ddp", "out": "ddp"},
+        {**base, "sharding": "fsdp", "work": "fsdp", "out": "fsdp"},
+        {**base, "sharding": "fsdp", "work": "halfway", "out": "from-one"},
+    )
+    Checkpoints(root.child(f"fsdp/{stage}"), "", 0, 1, 1).folder(16).remove()
+    run(root, stage, recipe, work="fsdp", out="from-two")
+    one = weights(root, "one")
+    for name in ("ddp", "fsdp", "from-one", "from-two"):
+        assert losses(root, name) == pytest.approx(losses(root, "one"), rel=1e-3), name
+        for key, value in weights(root, name).items():
+            torch.testing.assert_close(value, one[key], rtol=2e-3, atol=2e-4, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_told_to_end_one_worker_ends_both_and_resume_is_bit_equal(sharding, two_workers):
+    base = {"stage": "train-prior", "sharding": sharding, "optimisation": {"log_every": 4}}
+    root = two_workers(
+        {**base, "work": "whole", "out": "whole"},
+        {**base, "work": "told", "out": "told", "told": 4},
+        {**base, "work": "told", "out": "told"},
+    )
+    assert root.read_bytes(f"told/{WEIGHTS}") == root.read_bytes(f"whole/{WEIGHTS}")
+    assert losses(root, "told") == pytest.approx(losses(root, "whole"), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_shards_in_bfloat16(two_workers):
+    """The policy for GPUs, here on gloo: parameters are gathered in bfloat16, master weights stay float32."""
+    base = {"stage": "train-decoder", "optimisation": {"precision": "bfloat16"}}
+    root = two_workers(
+        {**base, "sharding": "fsdp", "work": "fsdp", "out": "fsdp"}, {**base, "sharding": "ddp", "work": "ddp", "out": "ddp"}
+    )
+    assert losses(root, "fsdp") == pytest.approx(losses(root, "ddp"), rel=0.05)
+    assert all(value.dtype == torch.float32 for value in weights(root, "fsdp").values())
