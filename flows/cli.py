@@ -68,7 +68,7 @@ def rerun(
     stage: StageName,
     downstream: Annotated[bool, typer.Option("--downstream", help="Also rebuild every stage that needs it.")] = False,
     failed: Annotated[
-        bool, typer.Option("--failed", help="image-download only: try again just the rows that failed for a passing reason.")
+        bool, typer.Option("--failed", help="Of a stage that fetches: try again just the rows that failed for a passing reason.")
     ] = False,
     runs: Runs = "runs",
     set_: Set = None,
@@ -83,10 +83,10 @@ def rerun(
     if failed:
         later = [other.name for other in plan.downstream(stage)]
         recovered = _retry(loaded, node, store)
-        if recovered and downstream:
+        if downstream:
             _flow_run(recipe, runs, set_, only=tuple(later), fresh=tuple(later))
         elif recovered:
-            print(f"Stages after {stage} were built without them: `mav rerun {recipe} image-screen --downstream` builds them anew.")
+            print(f"Stages after {stage} were built without them: `mav rerun {recipe} {stage} --failed --downstream` builds them anew.")
         return
     chosen = [stage] + ([later.name for later in plan.downstream(stage)] if downstream else [])
     _flow_run(recipe, runs, set_, only=tuple(chosen), fresh=tuple(chosen))

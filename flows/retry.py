@@ -1,4 +1,4 @@
-"""`mav rerun RECIPE image-download --failed`: only what failed for a transient reason, again, beside what is there.
+"""`mav rerun RECIPE STAGE --failed`, for the stages that fetch: only what failed for a transient reason, again, beside what is there.
 
 A retry pass fetches into supplementary shards (`PPPPP-KKKKK-retryP`) in the stage's work folder and resumes there when it is stopped. When
 it is through, the shards join the artifact, whose ledger and manifest are written anew. A pass that brings nothing changes nothing.
@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from flows import images, videos
 from flows.lease import exclusive
 from flows.markers import LEDGER, LedgerWriter, Marker, Markers
 from flows.shard_map import shard_map
 from flows.stage import Job, Node, Run
 from mav.artifact import Artifact, Folder
+from mav.data.retry import Fetches, RetryWork, base_shard, retry_number, retry_shard
 from mav.errors import UserError
 
-RETRIED_STAGE = "image-download"
+FETCHING: dict[str, Callable[[Job], Fetches]] = {"image-download": images.download_work, "video-shards": videos.video_work}
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,9 @@ class Retried:
 
 
 def retry_failed(node: Node, run: Run) -> Retried:
-    """One retry pass over a finished `image-download`. Raises UserError for another stage, or when it is not finished."""
-    from flows.images import download_work
-    from mav.data.download import RetryWork, base_shard, retry_number, retry_shard
-
-    if node.name != RETRIED_STAGE:
-        raise UserError(f"--failed tries rows of {RETRIED_STAGE} again, {node.name} has none to try: leave --failed out.")
+    """One retry pass over a finished stage that fetches. Raises UserError for another stage, or when it is not finished."""
+    if node.name not in FETCHING:
+        raise UserError(f"--failed tries rows of {' or '.join(FETCHING)} again, {node.name} has none to try: leave --failed out.")
     artifact = run.store.find(node)
     if artifact is None:
         raise UserError(f"{node.name} is not done, so `mav run {run.recipe.name} --until {node.name}` goes on with it; then --failed can.")
@@ -57,7 +57,7 @@ def retry_failed(node: Node, run: Run) -> Retried:
     with exclusive(work, node.name, run.recipe.name) as lease:
         place = work.child(f"retry{number}")
         job = Job(node, run, place.child("out"), place, lease)
-        walk = RetryWork(download_work(job), artifact.folder, number)
+        walk = RetryWork(FETCHING[node.name](job), artifact.folder, number)
         run.screen.start(node.name)
         outcome = shard_map(job, walk, [retry_shard(name, number) for name in names])
         counts = outcome.counts
@@ -99,10 +99,10 @@ def joined_counts(before: dict[str, Any], retry: dict[str, Any]) -> dict[str, An
     failed.update(retry["failed"])
     dropped = Counter(before["dropped"])
     dropped.update(retry["dropped"])
+    sums = {key: before.get(key, 0) + n for key, n in retry.items() if isinstance(n, int) and key != "rows_in"}  # bytes, frames
     return before | {
-        "rows_out": before["rows_out"] + retry["rows_out"],
+        **sums,
         "failed": {reason: n for reason, n in sorted(failed.items()) if n},
         "dropped": {reason: n for reason, n in sorted(dropped.items()) if n},
-        "bytes": before.get("bytes", 0) + retry.get("bytes", 0),
         "recovered": before.get("recovered", 0) + retry["rows_out"],
     }

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from flows.shard_map import shard_map
 from flows.stage import Job, Outcome, stage
+
+if TYPE_CHECKING:
+    from mav.data.videos import VideoWork
 
 
 @stage("video-shards", sections=("video_shards",), version=2)
 def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
+    work = video_work(job)
+    return shard_map(job, work, work.shard_names(), success_floor=work.rule.success_floor, shard_floor=work.rule.shard_floor)
+
+
+def video_work(job: Job) -> VideoWork:
+    """What `video-shards` does with a shard; the demo world is served from now on, where it is the web."""
     from mav.data.videos import VideoWork
 
     section = job.recipe.video_shards
     rule = dataclasses.replace(section, allow_addresses=job.allowed_addresses(section))
-    work = VideoWork.of(job.recipe, job.inputs, job.out, rule)
-    return shard_map(job, work, work.shard_names(), success_floor=section.success_floor, shard_floor=section.shard_floor)
+    return VideoWork.of(job.recipe, job.inputs, job.out, rule)

@@ -12,12 +12,12 @@ import hashlib
 import os
 import tempfile
 import urllib.request
-from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mav.artifact import Folder
-from mav.data.guards import Answer, FetchError, GuardedOpener, Resolver, installed, is_transient, opener_settings, system_resolver
+from mav.data.guards import Answer, FetchError, GuardedOpener, Resolver, installed, opener_settings, system_resolver
 from mav.data.pictures import guarded_resizer
 from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, write_ledger
 from mav.recipe import ImageDownload
@@ -50,18 +50,18 @@ class DownloadWork:
         return shard_names(self.metadata)
 
     def __call__(self, name: str) -> ShardOutput:
-        ledger = self.fetch(name, self.rows(name))
-        return ShardOutput(count(ledger, bytes=sum(row.get("bytes", 0) for row in ledger)), (f"{name}.tar", f"{name}.parquet"))
+        return self.fetch(name, name)
 
-    def rows(self, name: str) -> pa.Table:
-        """The screened rows of a shard."""
+    def fetch(self, name: str, base: str, keys: Set[str] | None = None) -> ShardOutput:
+        """Fetches the rows of shard `base`, or those with these keys, in the order of their keys, into the shard `name`."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        with self.metadata.open(f"shards/{name}.parquet") as file:
-            return pq.read_table(file)
-
-    def fetch(self, name: str, table: pa.Table) -> list[dict[str, Any]]:
-        """Fetches these rows, in the order of their keys, into the shard `name`; returns its ledger."""
+        with self.metadata.open(f"shards/{base}.parquet") as file:
+            table = pq.read_table(file)
+        if keys is not None:
+            table = table.filter(pc.is_in(table.column("key"), pa.array(sorted(keys), pa.string())))
         rule = self.download
         opener = PreparingOpener(
             resizer=guarded_resizer(rule),
@@ -74,49 +74,7 @@ class DownloadWork:
         with self.out.create(f"{name}.tar") as file, TarWriter(file) as tar:
             _download(table, rule, opener, tar, ledger)
         write_ledger(self.out, f"{name}.parquet", IMAGE_LEDGER, ledger)
-        return ledger
-
-
-@dataclass(frozen=True)
-class RetryWork:
-    """Shard work of a retry pass: what failed for a transient reason in `NAME`, again, into the supplementary shard `NAME-retryP`.
-
-    download: the stage's own work, whose `out` is where the supplementary shards go. images: the finished artifact. number: P, from 1.
-    Its counts have in `retried` the reasons for which its rows had failed before.
-    """
-
-    download: DownloadWork
-    images: Folder
-    number: int
-
-    def __call__(self, name: str) -> ShardOutput:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
-        base = base_shard(name)
-        last = max((n for n in range(1, self.number) if self.images.exists(retry_shard(base, n) + ".parquet")), default=0)
-        with self.images.open(f"{retry_shard(base, last) if last else base}.parquet") as file:
-            before = pq.read_table(file, columns=["key", "reason"]).to_pylist()
-        retried = {row["key"]: row["reason"] for row in before if is_transient(row["reason"])}
-        table = self.download.rows(base)
-        ledger = self.download.fetch(name, table.filter(pc.is_in(table.column("key"), pa.array(list(retried), pa.string()))))
-        counts = count(ledger, bytes=sum(row.get("bytes", 0) for row in ledger))
-        return ShardOutput(counts | {"retried": dict(sorted(Counter(retried.values()).items()))}, (f"{name}.tar", f"{name}.parquet"))
-
-
-def retry_shard(base: str, number: int) -> str:
-    """The supplementary shard of retry pass `number` (from 1)."""
-    return f"{base}-retry{number}"
-
-
-def base_shard(name: str) -> str:
-    return name.partition("-retry")[0]
-
-
-def retry_number(name: str) -> int:
-    """The retry pass a shard comes from; 0: the first download."""
-    return int(name.partition("-retry")[2] or 0)
+        return ShardOutput(count(ledger, bytes=sum(row.get("bytes", 0) for row in ledger)), (f"{name}.tar", f"{name}.parquet"))
 
 
 @dataclass(frozen=True)

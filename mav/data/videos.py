@@ -7,7 +7,7 @@ used goes to the ledger with a reason.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,17 @@ class VideoWork:
         return [f"{number:05d}" for number in range(len(self.parts))]
 
     def __call__(self, name: str) -> ShardOutput:
+        return self.fetch(name, name)
+
+    def fetch(self, name: str, base: str, keys: Set[str] | None = None) -> ShardOutput:
+        """Makes the shard `name` of the clips of shard `base`, or of those with these keys."""
+        listed = {f"{base}{row:05d}": clip for row, clip in enumerate(read_clips(self.parts[int(base)], self.seed))}
+        wanted = [key for key in listed if keys is None or key in keys]
+        bodies = ClipFiles(self.rule, self.resolver).fetch(listed[key] for key in wanted)
         ledger: list[dict[str, Any]] = []
         frames = 0
-        clips = read_clips(self.parts[int(name)], self.seed)
         with self.out.create(f"{name}.tar") as file, TarWriter(file) as tar:
-            for row, (clip, body) in enumerate(ClipFiles(self.rule, self.resolver).fetch(clips)):
-                key = f"{name}{row:05d}"
+            for key, (clip, body) in zip(wanted, bodies, strict=True):
                 entry: dict[str, Any] = {"key": key, "videoid": clip.videoid}
                 try:
                     if isinstance(body, ClipError):

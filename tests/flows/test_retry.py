@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import http.server
 import io
+import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows import images
+from flows import images, videos
 from flows.console import Screen
 from flows.retry import Retried, joined_counts, retry_failed
 from flows.stage import Node, Plan, Run, Store, build
 from mav.artifact import unbalanced
 from mav.data.embed import shard_names
 from mav.data.shards import read_tar
+from mav.data.video_io import encode_mp4
 from mav.errors import UserError
-from mav.recipe import ImageDownload, ImageMetadata, Recipe
+from mav.recipe import ImageDownload, ImageMetadata, Recipe, VideoShards
 
 ROWS = 40
 
@@ -40,23 +42,38 @@ class Web(http.server.BaseHTTPRequestHandler):
         number = int(Path(self.path).stem)
         Web.asked.append(number)
         status = 503 if number in Web.away else 404 if 10 <= number < 15 else 200
-        body = io.BytesIO()
-        Image.fromarray(np.full((20, 20, 3), number * 6, np.uint8)).save(body, "JPEG")
         self.send_response(status)
         self.send_header("Retry-After", "0")
         self.end_headers()
-        self.wfile.write(body.getvalue())
+        self.wfile.write(video(number) if self.path.endswith(".mp4") else picture(number))
 
     def log_message(self, *arguments: object) -> None:
         pass
 
 
+def picture(number: int) -> bytes:
+    body = io.BytesIO()
+    Image.fromarray(np.full((20, 20, 3), number * 6, np.uint8)).save(body, "JPEG")
+    return body.getvalue()
+
+
+def video(number: int) -> bytes:
+    return encode_mp4(np.full((8, 16, 16, 3), number * 6, np.uint8), 8)
+
+
+@contextmanager
+def web() -> Iterator[str]:
+    """Serves; yields host and port."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
 @pytest.fixture
 def downloaded(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> Iterator[tuple[Node, Run]]:
     Web.away, Web.asked = frozenset(range(10)), []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server, ExitStack() as services:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        base = f"127.0.0.1:{server.server_address[1]}"
+    with web() as base, ExitStack() as services:
         rows = {"url": [f"http://{base}/{i}.jpg" for i in range(ROWS)], "caption": [f"number {i}" for i in range(ROWS)]}
         pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
         recipe = dataclasses.replace(
@@ -70,7 +87,6 @@ def downloaded(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> Itera
         for each in plan.nodes.values():
             build(each, run)
         yield node, run
-        server.shutdown()
 
 
 def test_passes_recover_what_can_be(downloaded: tuple[Node, Run]) -> None:
@@ -131,6 +147,35 @@ def test_other_stages_and_unfinished_ones_are_refused(downloaded: tuple[Node, Ru
     run.store.artifact(node).remove()
     with pytest.raises(UserError, match="mav run small --until image-download"):
         retry_failed(node, run)
+
+
+def test_clips_are_tried_again_too(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> None:
+    Web.away, Web.asked = frozenset({2, 5, 7}), []
+    with web() as base, ExitStack() as services:
+        rows = [f"{i},http://{base}/{i}.mp4,PT00H00M01S,a,not read" for i in range(12)]
+        (tmp_path / "clips.csv").write_text("\n".join(["videoid,contentUrl,duration,page_dir,name", *rows]))
+        rule = VideoShards(
+            sources=(str(tmp_path / "clips.csv"),), short_side=16, clips_per_shard=6, allow_addresses=(base,), success_floor=0.2
+        )
+        recipe = dataclasses.replace(small_recipe, video_shards=rule)
+        plan = Plan(recipe)
+        node = videos.video_shards(plan)
+        run = Run(recipe, Store(str(tmp_path / "runs")), Screen(), services)
+        first = build(node, run)
+        assert first.manifest.counts["failed"] == {"http_404": 2, "http_503": 3}
+
+        Web.away, Web.asked = frozenset({7}), []
+        assert retry_failed(node, run) == Retried(3, 2, {"http_503": 1})
+    assert set(Web.asked) == {2, 5, 7}
+    artifact = run.store.find(node)
+    assert artifact is not None
+    assert list(artifact.problems()) == []
+    assert artifact.manifest.counts["failed"] == {"http_404": 2, "http_503": 1}
+    assert artifact.manifest.counts["frames"] == 8 * artifact.manifest.counts["rows_out"] == 8 * 9
+    samples = {
+        json.loads(files["json"])["videoid"] for name in artifact.files(suffix=".tar") for _, files in read_tar(artifact.folder, name)
+    }
+    assert samples == {str(i) for i in range(12)} - {"7", "10", "11"}
 
 
 def test_joined_counts_balance() -> None:
