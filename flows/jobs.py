@@ -156,7 +156,8 @@ def main() -> None:
                 run.stopping.set()
                 raise KeyboardInterrupt
 
-            signal.signal(signal.SIGTERM, stop)
+            run.ray()
+            signal.signal(signal.SIGTERM, stop)  # after Ray, which sets its own
             build(node, run, fresh=order["fresh"])
     except UserError as error:
         print(f"mav: {' '.join(str(error).split())}", flush=True)
