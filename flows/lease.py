@@ -29,6 +29,7 @@ BEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 30.0  # without a beat for so long, a holder on another machine is taken for dead
 POLL_SECONDS = 1.0
 SETTLE_SECONDS = 2.0  # on storage without a conditional write: for how long another's write may follow ours
+_ours: set[str] = set()  # tokens of the leases this process holds: one whose release never reached storage is none
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Lease:
                 continue
             for number in numbers(self.folder)[:-1]:
                 self.folder.remove(_name(number))
+            _ours.add(self.token)
             self._thread.start()
             return True
 
@@ -120,6 +122,7 @@ class Lease:
             self.folder.write_bytes(_name(self.number), self._says(released=True))
 
     def _end(self) -> None:
+        _ours.discard(self.token)
         self._stop.set()
         self._thread.join()
 
@@ -202,6 +205,8 @@ def held_here(seat: Seat) -> bool | None:
     if seat.says.get("machine") != machine():
         return None
     holder = str(seat.says.get("process", ""))
+    if holder == process():
+        return seat.says.get("token") in _ours
     return bool(holder) and process(int(holder.partition("@")[0])) == holder
 
 

@@ -1,0 +1,353 @@
+"""The shard protocol under thousands of random fault schedules, in process: files, markers, ledger, manifest, lease, two writers.
+
+The file system is a store in memory whose calls fail: before they took effect, after it (the answer was lost), or because the
+process is gone, from when on every call of it fails. In the middle of a call another writer may run to its end, whatever that is: so two
+writers interleave without threads, and every schedule can be repeated. What runs is the product: `build`, `shard_map`, `Markers`,
+`Lease`, `Artifact`; only Ray is replaced, by a loop.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fsspec import register_implementation
+from fsspec.spec import AbstractFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flows import lease, markers, shard_map, stage
+from flows.console import Screen
+from flows.stage import Job, Node, Plan, Run, Stage, Store, build
+from mav.artifact import Folder
+from mav.data.shards import ShardOutput
+from mav.errors import UserError
+from mav.recipe import Recipe
+
+SHARDS = [f"{i:05d}" for i in range(3)]
+SCHEDULES = int(os.environ.get("MAV_SCHEDULES", "1000"))
+RESUMES = 40
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@dataclass
+class Writer:
+    """A process that builds the stage; `fate` says what happens at its n-th call of the file system."""
+
+    name: str
+    fate: dict[int, str] = field(default_factory=dict)
+    calls: int = 0
+    dead: bool = False
+    meanwhile: Callable[[], None] | None = None
+
+
+@dataclass
+class World:
+    """The bytes that are stored, and whose turn it is."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    writers: dict[str, Writer] = field(default_factory=dict)
+    stack: list[Writer] = field(default_factory=list)
+    executions: int = 0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around every call of the file system: what fate has for it."""
+        if not self.stack:  # the one who looks on
+            yield
+            return
+        writer = self.stack[-1]
+        writer.calls += 1
+        fate = "dead" if writer.dead else writer.fate.get(writer.calls, "")
+        if fate == "meanwhile" and writer.meanwhile and len(self.stack) == 1:
+            writer.meanwhile()
+        if fate in ("kill", "dead"):
+            writer.dead = True
+            raise Killed
+        if fate == "fail":
+            raise OSError("storage is away")
+        yield
+        if fate == "kill after":
+            writer.dead = True
+            raise Killed
+        if fate == "fail after":
+            raise TimeoutError("the answer was lost")
+
+
+WORLD = World()
+
+
+class Fallible(AbstractFileSystem):
+    """A store of whole objects, as S3: a file appears at its last byte, `create` refuses to write over another."""
+
+    protocol = "fallible"
+    cachable = False
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        with WORLD.call():
+            return self._ls(self._strip_protocol(path).rstrip("/"), detail)
+
+    def _ls(self, path: str, detail: bool) -> list[Any]:
+        if path in WORLD.files:
+            return [{"name": path, "size": len(WORLD.files[path]), "type": "file"}] if detail else [path]
+        found: dict[str, dict[str, Any]] = {}
+        for name, data in WORLD.files.items():
+            if name.startswith(f"{path}/"):
+                rest = name[len(path) + 1 :]
+                entry = f"{path}/{rest.partition('/')[0]}"
+                kind = "directory" if "/" in rest else "file"
+                found[entry] = {"name": entry, "size": 0 if kind == "directory" else len(data), "type": kind}
+        if not found:
+            raise FileNotFoundError(path)
+        return list(found.values()) if detail else list(found)
+
+    def find(self, path: str, detail: bool = False, **_: Any) -> Any:
+        with WORLD.call():
+            root = self._strip_protocol(path).rstrip("/")
+            found = {n: {"name": n, "size": len(d), "type": "file"} for n, d in sorted(WORLD.files.items()) if n.startswith(f"{root}/")}
+        return found if detail else list(found)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """There are no directories."""
+
+    def exists(self, path: str, **_: Any) -> bool:
+        with WORLD.call():
+            path = self._strip_protocol(path).rstrip("/")
+            return path in WORLD.files or any(name.startswith(f"{path}/") for name in WORLD.files)
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        path = self._strip_protocol(path).rstrip("/")
+        for name in sorted(name for name in WORLD.files if name == path or name.startswith(f"{path}/")):
+            with WORLD.call():  # one request a file, and any of them may be the last
+                WORLD.files.pop(name, None)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        with WORLD.call():
+            path = self._strip_protocol(path)
+            if mode == "create" and path in WORLD.files:
+                raise FileExistsError(path)
+            WORLD.files[path] = bytes(value)
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        return _File(self._strip_protocol(path), mode)
+
+
+class _File:
+    def __init__(self, path: str, mode: str) -> None:
+        self.path, self.mode, self.closed, self.at = path, mode, False, 0
+        with WORLD.call():
+            if mode == "rb" and path not in WORLD.files:
+                raise FileNotFoundError(path)
+            self.data = WORLD.files[path] if mode == "rb" else b""
+
+    def write(self, data: bytes) -> int:
+        self.data += bytes(data)
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        part = self.data[self.at :] if size is None or size < 0 else self.data[self.at : self.at + size]
+        self.at += len(part)
+        return part
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = (0, self.at, len(self.data))[whence] + offset
+        return self.at
+
+    def tell(self) -> int:
+        return self.at if self.mode == "rb" else len(self.data)
+
+    def flush(self) -> None:
+        """All goes out at the end."""
+
+    def close(self) -> None:
+        if not self.closed and self.mode == "wb":
+            with WORLD.call():
+                WORLD.files[self.path] = self.data
+        self.closed = True
+
+    def readable(self) -> bool:
+        return self.mode == "rb"
+
+    def writable(self) -> bool:
+        return self.mode == "wb"
+
+    def seekable(self) -> bool:
+        return self.mode == "rb"
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Loop:
+    """In the place of the walk on Ray: the same executions, retries and books, one after the other."""
+
+    def __init__(self, job: Job, work: Any, markers: Any, done: set[str], floors: Any, *_: Any) -> None:
+        self.mission = shard_map.Mission(work, markers, fsync=False)
+        self.done, self.attempts = done, job.recipe.cluster.attempts
+        self.job = job
+
+    def run(self, todo: Sequence[str]) -> dict[str, str]:
+        quarantined = {}
+        for name in todo:
+            for _ in range(self.attempts):
+                flown = shard_map.run_shard(self.mission, name, 0.0)
+                if flown.stop is not None:
+                    raise flown.stop
+                if not flown.problem:
+                    self.done.add(name)
+                    break
+            else:
+                quarantined[name] = flown.problem
+            self.job.report(len(self.done), len(todo))
+        return quarantined
+
+
+@dataclass(frozen=True)
+class Work:
+    """Two files a shard, the same bytes whoever writes them."""
+
+    out: Folder
+
+    def __call__(self, name: str) -> ShardOutput:
+        WORLD.executions += 1
+        self.out.write_bytes(f"{name}.tar", name.encode() * 7)
+        self.out.write_bytes(f"{name}.txt", name.encode())
+        return ShardOutput({"rows_in": 3, "rows_out": 2, "dropped": {"nsfw": 1}, "failed": {}}, (f"{name}.tar", f"{name}.txt"))
+
+
+class Quiet(Screen):
+    """Shows nothing."""
+
+    def start(self, *_: Any) -> None: ...
+    def progress(self, *_: Any, **__: Any) -> None: ...
+    def end(self, *_: Any) -> None: ...
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_process() -> Iterator[None]:
+    """Ray is a loop; a writer is a process of this machine, known by its name and gone when it is dead."""
+    register_implementation("fallible", Fallible, clobber=True)
+
+    def process(pid: int | None = None) -> str:
+        who = WORLD.stack[-1] if pid is None and WORLD.stack else WORLD.writers.get(str(pid))
+        return f"{who.name}@0" if who and not who.dead else ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_map, "_Walk", Loop)
+        patch.setattr(lease, "process", process)
+        for module in (lease, stage):
+            patch.setattr(module, "threading", SimpleNamespace(Thread=_NoThread, Event=threading.Event, Lock=threading.Lock))
+        patch.setattr(markers, "ThreadPoolExecutor", _NoPool)
+        patch.setattr(stage, "software", dict)
+        yield
+
+
+class _NoThread:
+    """Beats are calls too, but not at times that no seed decides."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def start(self) -> None: ...
+    def join(self) -> None: ...
+
+
+class _NoPool:
+    """One read after the other."""
+
+    def __init__(self, *_: Any) -> None: ...
+    def __enter__(self) -> _NoPool:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+    def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        return map(function, items)
+
+
+def node_of(recipe: Recipe) -> Node:
+    return Stage("walk", 1, (), lambda job: shard_map.shard_map(job, Work(job.out), SHARDS), "walk")(Plan(recipe))
+
+
+def run(writer: Writer, node: Node, recipe: Recipe, store: Store) -> str:
+    """One attempt of a writer to build: "done", or how it ended."""
+    WORLD.stack.append(writer)
+    try:
+        build(node, Run(recipe, store, Quiet(), ExitStack()))
+        return "done"
+    except Killed:
+        return "killed"
+    except UserError as error:
+        return "refused" if "Another run" in str(error) else "failed"
+    except OSError:
+        return "failed"
+    finally:
+        WORLD.stack.pop()
+        writer.dead = True  # its process ends, whatever it left
+
+
+def schedule(rng: random.Random, name: str) -> Writer:
+    """A writer with its fate: from a calm life to one fault in three calls."""
+    rate = rng.choice((0.0, 0.02, 0.05, 0.1, 0.3))
+    kinds = ("fail", "fail after", "kill", "kill after", "meanwhile")
+    fate = {call: rng.choice(kinds) for call in range(1, 200) if rng.random() < rate}
+    return Writer(name, fate)
+
+
+def calm_bytes(recipe: Recipe) -> tuple[str, dict[str, Any], int]:
+    WORLD.__init__()  # type: ignore[misc]
+    store = Store(f"fallible://{uuid.uuid4().hex}")
+    node = node_of(recipe)
+    assert run(Writer("1"), node, recipe, store) == "done"
+    artifact = store.find(node)
+    assert artifact
+    return artifact.manifest.content, artifact.manifest.counts, WORLD.executions
+
+
+@settings(max_examples=SCHEDULES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**48))
+def test_any_schedule_of_faults_ends_in_the_same_bytes(small_recipe: Recipe, calm: tuple[str, dict[str, Any], int], seed: int) -> None:
+    rng = random.Random(seed)
+    WORLD.__init__()  # type: ignore[misc]
+    store, node = Store(f"fallible://{seed}"), node_of(small_recipe)
+    names = iter(range(1, 10_000))
+    outcomes: list[str] = []
+
+    def writer(calm_life: bool = False) -> Writer:
+        made = schedule(rng, str(next(names)))
+        made.fate = {} if calm_life else made.fate
+        WORLD.writers[made.name] = made
+        return made
+
+    def other() -> None:
+        outcomes.append("other " + run(writer(), node, small_recipe, store))
+
+    for attempt in range(RESUMES):
+        mine = writer(calm_life=attempt > RESUMES // 2)
+        mine.meanwhile = other
+        outcomes.append(run(mine, node, small_recipe, store))
+        if outcomes[-1] == "done":
+            break
+    WORLD.stack.clear()
+    assert outcomes[-1] == "done", outcomes
+    artifact = store.find(node)
+    assert artifact, "nothing is lost"
+    assert list(artifact.problems()) == [], outcomes
+    assert (artifact.manifest.content, artifact.manifest.counts) == calm[:2], outcomes
+    assert build(node, Run(small_recipe, store, Quiet(), ExitStack())).manifest == artifact.manifest, "it is not built twice"
+
+
+@pytest.fixture(scope="module")
+def calm(small_recipe: Recipe, in_process: None) -> tuple[str, dict[str, Any], int]:
+    return calm_bytes(small_recipe)

@@ -1,0 +1,131 @@
+"""Artifacts on S3-compatible storage, over HTTP: published without a rename, read by others at once, checked as on a disk."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from flows.markers import Markers
+from flows.runtime import free_port
+from mav.artifact import MANIFEST, Artifact, Folder
+from mav.errors import UserError
+
+FACTS: dict[str, Any] = {"stage": "s", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "config": {}, "inputs": {}}
+
+
+@pytest.fixture
+def folder(s3: str) -> Folder:
+    return Folder(f"{s3}/{uuid.uuid4().hex}")
+
+
+def _publish(folder: Folder) -> Artifact:
+    folder.write_bytes("data/one.bin", b"abc" * 100)
+    folder.write_json("two.json", {"z": 1})
+    return Artifact.publish(folder, **FACTS)
+
+
+def test_the_manifest_is_written_last_and_without_it_there_is_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    opened = folder.fs.open
+
+    def watched(path: str, mode: str = "rb", **more: Any) -> Any:
+        order.extend([os.path.basename(path)] if "w" in mode else [])
+        return opened(path, mode, **more)
+
+    monkeypatch.setattr(folder.fs, "open", watched)
+    folder.write_bytes("data/one.bin", b"abc")
+    with pytest.raises(UserError, match="no finished artifact"):
+        Artifact.open(Folder(folder.url))
+    made = Artifact.publish(folder, **FACTS)
+    assert order == ["one.bin", MANIFEST], "no temporary name, no rename"
+    assert Artifact.open(folder.url).manifest == made.manifest
+
+
+def test_what_one_process_writes_another_sees_at_once(folder: Folder) -> None:
+    assert folder.names() == []
+    assert not folder.exists("late.bin")
+    code = f"from mav.artifact import Folder; Folder({folder.url!r}).write_bytes('late.bin', b'1234')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert folder.exists("late.bin")
+    assert folder.sizes() == {"late.bin": 4}
+    code = f"from mav.artifact import Folder; Folder({folder.url!r}).remove('late.bin')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert folder.names() == []
+
+
+@pytest.mark.parametrize("size", [10, 60 << 20], ids=["one request", "several parts"])
+def test_an_interrupted_write_publishes_nothing(folder: Folder, size: int) -> None:
+    def interrupted() -> None:
+        with folder.create("x") as file:
+            file.write(b"0" * size)
+            raise KeyboardInterrupt
+
+    folder.write_bytes("x", b"whole")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    gc.collect()
+    assert folder.read_bytes("x") == b"whole"
+    bucket = folder.root.partition("/")[0]
+    assert folder.fs.list_multipart_uploads(bucket) == [], "no parts that nobody will ever join"
+
+
+def test_verify_finds_what_was_changed_lost_or_added(folder: Folder) -> None:
+    artifact = _publish(folder)
+    assert list(artifact.problems()) == []
+    folder.write_bytes("data/one.bin", b"abd" * 100)
+    folder.remove("two.json")
+    folder.write_bytes("stray", b"")
+    problems = "; ".join(artifact.problems())
+    assert all(part in problems for part in ("one.bin was changed", "two.json is missing", "stray is not part"))
+    folder.write_bytes(MANIFEST, folder.read_bytes(MANIFEST).replace(b'"version": 1', b'"version": 2'))
+    with pytest.raises(UserError, match="changed after it was written"):
+        Artifact.open(folder)
+
+
+def test_markers_are_the_commit_point_here_too(folder: Folder) -> None:
+    markers = Markers(folder.child("out"), folder.child("work"))
+    names = ["00000", "00001", "00002"]
+    counts = {"rows_in": 1, "rows_out": 1, "dropped": {}, "failed": {}}
+    for name in names[:2]:
+        markers.out.write_bytes(f"{name}.bin", name.encode())
+        markers.commit(name, counts, (f"{name}.bin",))
+    markers.out.write_bytes("00002.bin", b"never committed")
+    assert markers.committed(set(names)) == set(names[:2])
+    markers.out.remove("00001.bin")
+    assert markers.committed(set(names)) == {"00000"}
+    assert markers.compact(["00000"]).counts["rows_out"] == 1
+
+
+@pytest.mark.slow
+def test_the_image_data_on_s3(s3: str, tmp_path: Path) -> None:
+    """By the command a user types: run, status, verify, a rerun of what was changed, clean."""
+    runs = f"{s3}/runs-{uuid.uuid4().hex}"
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path), "NO_COLOR": "1"}
+    for name in ("PREFECT_API_URL", "RAY_ADDRESS"):
+        environment.pop(name, None)
+    port = free_port()
+
+    def mav(*arguments: str, expect: int = 0) -> str:
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--runs", runs, "--set", f"world.port={port}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    mav("run", "tiny", "--until", "image-download")
+    assert mav("status", "tiny", "--json").count('"done"') == 3
+    assert "3 of" in mav("verify", "tiny")
+    tar = sorted(fsspec.filesystem("s3").glob(f"{runs}/artifacts/image-download/*/*.tar"))[0]
+    data = bytearray(fsspec.filesystem("s3").cat_file(tar))
+    data[len(data) // 2] ^= 1
+    fsspec.filesystem("s3").pipe_file(tar, bytes(data))
+    assert f"{tar} was changed" in mav("verify", "tiny", expect=1)
+    assert "Nothing to remove" in mav("clean", "tiny", "--delete")
+    assert mav("report", "tiny").strip().endswith("index.html")
