@@ -258,6 +258,7 @@ class TrainPrior:
     network: PriorConfig
     objective: Objective = field(default_factory=lambda: Objective(prediction="x0", min_snr_gamma=0.0))
     optimisation: Optimisation
+    start: str = ""  # path of open unCLIP weights (Karlo's, or as diffusers stores them) to begin from
 
 
 @section
@@ -267,6 +268,7 @@ class TrainImage:
     network: UNetConfig
     objective: Objective = field(default_factory=Objective)
     optimisation: Optimisation
+    start: str = ""  # as `train_prior`'s, for D
     crop: float = 1.0  # side of the training crop over the side of the image (unCLIP: 0.25 for upsamplers)
     noise_augmentation: float = 0.0  # strongest noise put on the low-resolution input (share of the schedule)
     blur_sigma: float = 0.0  # Gaussian blur of the low-resolution input (unCLIP: 0.6)
@@ -389,6 +391,10 @@ class Recipe:
             ("clip.pretrained", self.clip.pretrained),
             ("clip.nsfw_head", self.clip.nsfw_head),
             ("clip.watermark_head", self.clip.watermark_head),
+            ("train_prior.start", self.train_prior.start),
+            ("train_decoder.start", self.train_decoder.start),
+            ("train_sr_low.start", self.train_sr_low.start),
+            ("train_sr_high.start", self.train_sr_high.start),
             ("video_shards.files", self.video_shards.files),
             ("generate.prompts", self.generate.prompts),
             ("evaluate.weights_dir", self.evaluate.weights_dir),

@@ -238,10 +238,11 @@ class UNet(nn.Module):
 
 
 def channels_last(net: nn.Module) -> None:
-    """Lays the weights of convolutions out as their activations are."""
+    """Lays the weights of convolutions out as their activations are. A copy, as `contiguous` leaves 1x1 kernels the strides they have,
+    which are not those of their gradients, so that DDP would copy each of these."""
     for parameter in net.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)
 
 
 def _flatten(clip: Tensor) -> Tensor:

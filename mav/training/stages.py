@@ -29,7 +29,9 @@ from mav.diffusion.pixels import augment, blur, crop, downsample, to_unit, upsam
 from mav.diffusion.schedule import make_schedule
 from mav.errors import UserError
 from mav.models.clip import Clip
+from mav.models.heads import read_state
 from mav.models.prior import Prior, to_scale
+from mav.models.unclip import start_from
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
 from mav.recipe import Objective, Optimisation, Recipe, TrainImage, TrainPrior, TrainVideo, digest, to_plain
 from mav.training.export import export_network, load_network, write_curves
@@ -49,6 +51,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 VIDEO_STAGES = ("train-decoder-video", "train-interpolation", "train-sr-low-video")
 SETTLING = 16  # batches of 256 pictures that CLIP's norms are measured over at the end
+START = "start.json"  # what came from open weights, what did not, and what of them found no place
 VIDEO_KEYS = {"pixels", "fps"}  # all that a video stage may see of a clip
 
 Prepare = Callable[[Batch, Draws], tuple[Tensor, dict[str, Tensor]]]  # a batch to clean samples and their conditions
@@ -165,7 +168,7 @@ def plan_prior(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: st
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return to_scale(batch["image_embedding"]), {"tokens": batch["tokens"], "text_embedding": batch["text_embedding"]}
 
-    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare)
+    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, start=section.start)
 
 
 def plan_decoder(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
@@ -176,7 +179,8 @@ def plan_decoder(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return to_unit(batch["pixels"])[:, None], {"embedding": batch["image_embedding"]}
 
-    return _plan(stage, recipe.seed, device, UNet(section.network), source, section.objective, section.optimisation, prepare)
+    network = UNet(section.network)
+    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, start=section.start)
 
 
 def plan_sr(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
@@ -191,7 +195,8 @@ def plan_sr(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return with_low_resolution(to_unit(batch["pixels"])[:, None], large // small, section, draws)
 
-    return _plan(stage, recipe.seed, device, UNet(section.network), source, section.objective, section.optimisation, prepare)
+    network = UNet(section.network)
+    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, start=section.start)
 
 
 # --------------------------------------------------------------------------------------------------------------- videos
@@ -309,9 +314,11 @@ def _plan(
     optimisation: Optimisation,
     prepare: Prepare,
     video: TrainVideo | None = None,
+    start: str = "",
 ) -> Plan:
-    """A diffusion network's plan: prepare, lose, export. For a video stage, which parameters move, and when."""
+    """A diffusion network's plan: prepare, lose, export. For a video stage, which parameters move, and when; for another, its `start`."""
     schedule = make_schedule(objective)
+    carried = start_from(network, read_state(start, key := f"{stage.replace('-', '_')}.start"), key) if start else None
 
     def loss(wrapped: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         x0, conditions = prepare(batch, draws)
@@ -329,7 +336,10 @@ def _plan(
             with torch.no_grad():
                 x0, conditions = prepare(batch, Draws((seed, stage, "sheet", number) for number in range(count)))
             write_sheet(out, network, objective, x0, conditions, seed)
-        return {"parameters": sum(p.numel() for p in network.parameters())}
+        if carried:
+            out.write_json(START, vars(carried))
+        begun = {"carried": len(carried.carried), "fresh": len(carried.fresh)} if carried else {}
+        return {"parameters": sum(p.numel() for p in network.parameters()), **begun}
 
     late: frozenset[str] = frozenset()
     if video is not None and isinstance(network, UNet):

@@ -50,6 +50,20 @@ def test_every_stage_trains_and_exports_what_loads_again(stage, tmp_path):
         assert export.network.config.masked_frames == (stage == "train-interpolation")
 
 
+def test_a_stage_starts_from_open_weights(tmp_path):
+    """Here from its own names and sizes as diffusers would store them: the prior's, at a learning rate of nothing."""
+    root, recipe = Folder(str(tmp_path)), small_recipe(learning_rate=0.0)
+    weights = {"proj_in.weight": torch.full((16, DIM), 0.5), "elsewhere.bias": torch.zeros(3)}
+    torch.save({"state_dict": weights}, tmp_path / "prior.ckpt")
+    section = dataclasses.replace(recipe.train_prior, start=str(tmp_path / "prior.ckpt"))
+    metrics = run(root, "train-prior", dataclasses.replace(recipe, train_prior=section))
+    assert load_network(root.child("train-prior")).network.noised.weight.unique().tolist() == [0.5]
+    told = root.read_json("train-prior/start.json")
+    assert (told["carried"], told["unused"]) == (["noised.weight"], ["elsewhere.bias"])
+    assert metrics["carried"] == 1
+    assert metrics["fresh"] == len(told["fresh"]) > 10
+
+
 @pytest.mark.parametrize("stage", VIDEO_STAGES)
 def test_no_text_reaches_a_video_stage(stage, tmp_path):
     """By name: its inputs hold no pairs. By key: a batch that carries anything besides pixels and fps is refused."""
