@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows import cli_clean, cli_describe, cli_evaluate, cli_generate, cli_plan, cli_study
+from flows import cli_clean, cli_describe, cli_evaluate, cli_generate, cli_plan, cli_publish, cli_study
 from mav.errors import UserError
 from mav.recipe import Recipe
 from mav.recipe_file import load_recipe
@@ -231,7 +231,7 @@ def serve_demo_world(recipe: RecipeName = "demo", runs: Runs = "runs", set_: Set
 
 
 app.registered_commands += [
-    command for part in (cli_clean, cli_generate, cli_evaluate, cli_describe, cli_plan) for command in part.app.registered_commands
+    command for part in (cli_clean, cli_generate, cli_evaluate, cli_describe, cli_plan, cli_publish) for command in part.app.registered_commands
 ]
 app.add_typer(cli_study.app, name="study")
 

@@ -1,0 +1,64 @@
+"""`mav publish`: finished networks with a model card in a folder, and on request in a hub repository."""
+
+from __future__ import annotations
+
+import os
+import string
+from typing import Annotated
+
+import typer
+
+from mav.errors import UserError
+
+app = typer.Typer()
+TOKEN = "HF_TOKEN"
+NAME = frozenset(string.ascii_letters + string.digits + "-_.")
+
+
+@app.command()
+def publish(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")],
+    stages: Annotated[list[str] | None, typer.Argument(metavar="[STAGE]...", help="Training stages; default: all that are done.")] = None,
+    to: Annotated[str, typer.Option("--to", metavar="NAME", help="The repository on the hub: owner/name.")] = "",
+    push: Annotated[bool, typer.Option("--push", help="Upload it; otherwise only the folder is written.")] = False,
+    runs: Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts are.")] = "runs",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")] = None,
+) -> None:
+    """Write a folder with the networks and their model card, and show what a push would upload. The token is read from HF_TOKEN."""
+    from flows.make_a_video import make_a_video
+    from flows.stage import Store
+    from mav import publish as releases
+    from mav.recipe_file import load_recipe
+    from mav.training.stages import PLANS
+
+    if to.count("/") != 1 or not all(part and set(part) <= NAME for part in to.split("/")):
+        raise UserError("--to takes the repository's name, for example --to someone/make-a-video-demo.")
+    loaded = load_recipe(recipe, set_ or ())
+    plan, store = make_a_video(loaded), Store(runs)
+    if strange := [stage for stage in stages or () if stage not in PLANS]:
+        raise UserError(f"{strange[0]} is not a training stage: {', '.join(PLANS)} are.")
+    nodes = [plan.node(stage) for stage in stages or PLANS]
+    found = {node.name: store.find(node) for node in nodes}
+    networks = {name: artifact for name, artifact in found.items() if artifact is not None}
+    missing = [name for name, artifact in found.items() if artifact is None]
+    if not networks or (stages and missing):
+        raise UserError(f"{(missing or list(PLANS))[0]} is not trained yet: `mav run {recipe} --until {missing[0]}` trains it.")
+    before = {up.name: up for node in nodes if node.name in networks for up in node.upstream() if up.name not in PLANS}
+    data = {name: artifact for name, node in sorted(before.items()) if (artifact := store.find(node)) is not None}
+
+    folder = store.root.child(f"publish/{to.replace('/', '--')}")
+    sizes = releases.write_release(releases.Release(loaded, networks, data), folder)
+    for name, size in sizes.items():
+        print(f"{size:>14,}  {name}")
+    print(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files, in {folder.url}")
+    if missing:
+        print(f"Not trained yet, so not in it: {', '.join(missing)}.")
+    if not push:
+        print(f"Nothing was uploaded: --push uploads the folder to {to}.")
+        return
+    token = os.environ.get(TOKEN, "")
+    if not token:
+        raise UserError(f"--push needs the hub's token in the environment variable {TOKEN}.")
+    if not folder.local:
+        raise UserError("--push needs --runs on a disk: the hub's client uploads files.")
+    print(releases.push(folder, to, token))
