@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -19,9 +20,12 @@ from mav.recipe import Recipe
 from mav.recipe_file import load_recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
-                  help="Make-A-Video as a system: from image-text tables and unlabelled video to a text-to-video model.")  # fmt: skip
+                  help="Make-A-Video as a system: from image-text tables and unlabelled video to a text-to-video model.",
+                  epilog="Begin with [bold]mav run demo[/] and [bold]mav report demo[/]. A RECIPE is a shipped name or a YAML file; "
+                  "[bold]--set key=value[/] overrides any value of it. Exit codes: 0 done, 1 a check found differences, 2 something to "
+                  "correct, 130 stopped by Ctrl-C.")  # fmt: skip
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (demo, tiny, paper) or a YAML file.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (demo, tiny, single-gpu, paper) or a YAML file.")]
 StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage's name, as `mav status` prints it.")]
 Runs = Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts go: a folder or an fsspec URL.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value, e.g. --set generate.count=4.")]
@@ -124,6 +128,7 @@ def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
         console.print(f"Ray dashboard  {dashboards[0] or 'off (cluster.dashboard)'}")
         from prefect.exceptions import TerminationSignal
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray, which sets its own; Prefect hands on what it was sent
         try:
             make_a_video_flow(recipe=recipe, runs=runs, overrides=overrides or [], **choice)
         except TerminationSignal:  # Prefect's name for SIGTERM
@@ -231,9 +236,29 @@ def serve_demo_world(recipe: RecipeName = "demo", runs: Runs = "runs", set_: Set
 
 
 app.registered_commands += [
-    command for part in (cli_clean, cli_generate, cli_evaluate, cli_describe, cli_plan, cli_publish) for command in part.app.registered_commands
+    command
+    for part in (cli_clean, cli_generate, cli_evaluate, cli_describe, cli_plan, cli_publish)
+    for command in part.app.registered_commands
 ]
-app.add_typer(cli_study.app, name="study")
+PANELS = {
+    "Build": ("run", "rerun", "clean"),
+    "Look": ("status", "report", "verify"),
+    "Foresee": ("plan", "describe"),
+    "Use the networks": ("sample", "animate", "interpolate", "vary"),
+    "Measure": ("evaluate", "study"),
+    "Serve": ("serve-demo-world",),
+}
+_PANEL = {name: panel for panel, names in PANELS.items() for name in names}  # in the order help shows them
+
+
+def _name(command: Any) -> str:
+    return str(command.name or command.callback.__name__)
+
+
+app.registered_commands.sort(key=lambda command: list(_PANEL).index(_name(command)))
+for _command in app.registered_commands:
+    _command.rich_help_panel = _PANEL[_name(_command)]
+app.add_typer(cli_study.app, name="study", rich_help_panel=_PANEL["study"])
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli import main
+from flows.cli import PANELS, main
 from flows.runtime import free_port
 
 
@@ -80,3 +80,13 @@ def test_status_before_anything_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {facts["state"] for facts in status["stages"].values()} == {"missing"}
     assert all(len(facts["fingerprint"]) == 64 for facts in status["stages"].values())
     assert list(tmp_path.iterdir()) == [], "asking changes nothing"
+
+
+def test_help_shows_every_command_in_its_group(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = mav(monkeypatch, capsys, "--help")
+    assert code == 0
+    for panel, names in PANELS.items():
+        group = out.split(f"─ {panel} ─")[1].split("╰")[0]
+        shown = [line.split()[1] for line in group.splitlines()[1:] if line.startswith("│ ") and not line.startswith("│   ")]
+        assert shown == list(names)
