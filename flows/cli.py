@@ -244,7 +244,7 @@ PANELS = {
     "Build": ("run", "rerun", "clean"),
     "Look": ("status", "report", "verify"),
     "Foresee": ("plan", "describe"),
-    "Use the networks": ("sample", "animate", "interpolate", "vary"),
+    "Use the networks": ("sample", "animate", "interpolate", "vary", "publish"),
     "Measure": ("evaluate", "study"),
     "Serve": ("serve-demo-world",),
 }
