@@ -19,6 +19,7 @@ VIDEO_BYTES = 4_000_000  # of all videos on the page, before base64 adds a third
 HEAVY = 200_000  # a video above it is shown at SHOWN pixels
 SHOWN = 256
 PICTURES = 16
+WORDS = 30
 ROW_STAGES = ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards")
 BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluate-interpolation": "interpolation"}
 
@@ -55,6 +56,25 @@ def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[Clip
         urls = [data_url("video/mp4", d) if d else None for d in (data, twin)]
         shown.append(Clip(row["prompt"], urls[0] or "", urls[1], row.get("seed"), truth, said.get("colour"), said.get("shape")))
     return shown, len(rows)
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What screening saw of the tables: the toxic phrases found most often, and how each score is spread."""
+
+    words: list[tuple[str, int]]
+    phrases: int  # different ones found in all
+    scores: dict[str, dict[str, int]]  # score -> lower edge of a bin, or "unknown" -> rows
+
+
+def screened(metadata: Artifact | None) -> Screened | None:
+    """From the counts of `image-metadata`."""
+    if metadata is None or "toxic_words" not in metadata.manifest.counts:
+        return None
+    counts = metadata.manifest.counts
+    words = sorted(counts["toxic_words"].items(), key=lambda item: (-item[1], item[0]))
+    scores = {name: counts[f"{name}_histogram"] for name in ("punsafe", "pwatermark")}
+    return Screened(words[:WORDS], len(words), scores)
 
 
 def pictures(download: Artifact | None, screen: Artifact | None) -> list[dict[str, str]]:

@@ -203,6 +203,31 @@ def shown_rates(rates: Sequence[tuple[float, float, float]], low: float, high: f
     )
 
 
+def histogram(bins: Mapping[str, int], threshold: float, label: str) -> str:
+    """Rows by score: bars from each lower edge, those from the threshold on marked; one apart for rows without a score."""
+    edges = sorted(float(edge) for edge in bins if edge != "unknown")
+    highest = max(bins.values(), default=0)
+    if not highest:
+        return ""
+    height = CHART_HEIGHT - TOP - BOTTOM
+    step = (CHART_WIDTH - LEFT - RIGHT) / (len(edges) + 2)  # a gap, then the unknown
+
+    def column(place: int, rows: int, kind: str, title: str) -> str:
+        tall = height * rows / highest
+        box = f'x="{LEFT + place * step + 0.5:.1f}" y="{TOP + height - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}"'
+        return f'<rect class="column {kind}" {box}><title>{rows:,} rows, {escape(title)}</title></rect>'
+
+    columns = [
+        column(place, bins[f"{edge:.2f}"], "over" if edge >= threshold else "under", f"from {edge:.2f}") for place, edge in enumerate(edges)
+    ]
+    columns.append(column(len(edges) + 1, bins.get("unknown", 0), "unknown", "no score"))
+    marks = [(LEFT, "0"), (LEFT + threshold * len(edges) * step, f"{threshold:g}"), (CHART_WIDTH - RIGHT, "no score")]
+    return (
+        f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(label)}">'
+        f"{_frame([(TOP + 4.0, _short(highest))], marks)}{''.join(columns)}</svg>"
+    )
+
+
 def _frame(y_marks: Sequence[tuple[float, str]], x_marks: Sequence[tuple[float, str]]) -> str:
     bottom = CHART_HEIGHT - BOTTOM
     parts = [f'<line class="axis" x1="{LEFT}" x2="{CHART_WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>']

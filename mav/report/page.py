@@ -87,6 +87,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "made": made,
         "oracle": _verdict(artifacts.get("oracle")),
         "funnel": collect.funnel(artifacts),
+        "screened": _screened(collect.screened(artifacts.get("image-metadata")), recipe),
         "pictures": collect.pictures(artifacts.get("image-download"), artifacts.get("image-screen")),
         "training": list(_training(artifacts)),
         "curriculum": Markup(figures.fps_curriculum(curriculum.low, curriculum.high, curriculum.start, curriculum.end)),
@@ -119,6 +120,15 @@ def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
     result["place"] = {name: place(result[name]) for name in ("motion_ratio", "motion_ratio_time_off")}
     result["span"] = [place(end) for end in intervals["motion_ratio"]] if intervals["motion_ratio"] else None
     return result
+
+
+def _screened(found: collect.Screened | None, recipe: Recipe) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    rule = recipe.screening
+    thresholds = {"punsafe": rule.punsafe_threshold, "pwatermark": rule.pwatermark_threshold}
+    charts = {name: Markup(figures.histogram(bins, thresholds[name], f"rows by {name}")) for name, bins in found.scores.items()}
+    return {"words": found.words, "phrases": found.phrases, "charts": charts, "thresholds": thresholds}
 
 
 def _training(artifacts: dict[str, Artifact]) -> Iterable[dict[str, Any]]:

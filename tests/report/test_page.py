@@ -71,6 +71,9 @@ def make_run(root, videos=6, size=32, frames=8):
         counts[stage] = {"rows_in": rows_in, "rows_out": rows_in - lost, "dropped": dropped or {}, "failed": failed or {}}
 
     rows_of("image-metadata", 1502, {"nsfw": 98, "watermark": 71, "toxic": 84, "no_caption": 9})
+    edges = [f"{edge / 20:.2f}" for edge in range(20)] + ["unknown"]
+    spread = dict(zip(edges, [700, 300, 150, 80, 40, 20, 10, 10, 10, 10, 20, 20, 20, 10, 10, 5, 5, 5, 5, 5, 72], strict=True))
+    counts["image-metadata"] |= {"toxic_words": {"first": 50, "second": 34}, "punsafe_histogram": spread, "pwatermark_histogram": spread}
     rows_of("image-download", 1240, {"opt_out": 12}, {"http_404": 22, "truncated": 18, "time_out": 15})
     rows_of("image-screen", 1173, {"nsfw": 24, "watermark": 18})
     rows_of("image-embed", 1131)
@@ -216,6 +219,7 @@ def test_every_part_is_there(views, tmp_path):
         assert view.fingerprint[:12] in text
     for words in ("96 %", "1.24 times", "chance 17 %", "367.23", "ucf101-paper", "ucf101-demo v1", "msrvtt-demo v1", "0.3049",
                   "do not compare", "not comparable with published numbers", "22 http 404", "98 nsfw", "1 240",
+                  "Toxic words and phrases found: 2", "first 50",
                   "A blind study is frozen",
                   "torch 2.13.0", "a photo of a"):  # fmt: skip
         assert words in text, words
@@ -231,6 +235,8 @@ def test_every_part_is_there(views, tmp_path):
     assert page.count('class="no"') == 2  # two of six shapes wrong
     assert page.count("<polyline") == 2 * 8  # seven networks and CLIP
     assert page.count('class="ridge"') == 5
+    assert page.count('class="column under"') == page.count('class="column over"') == 2 * 10
+    assert page.count("<title>72 rows, no score") == 2
     assert all(a.get("alt") is not None for tag, a in reader.tags if tag == "img")
 
 
