@@ -289,9 +289,9 @@ def run(writer: Writer, node: Node, recipe: Recipe, store: Store) -> str:
     except Killed:
         return "killed"
     except UserError as error:
-        return "refused" if "Another run" in str(error) else "failed"
-    except OSError:
-        return "failed"
+        return "refused" if "Another run" in str(error) else f"failed: {error}"
+    except OSError as error:
+        return f"failed: {error}"
     finally:
         WORLD.stack.pop()
         writer.dead = True  # its process ends, whatever it left
@@ -303,6 +303,15 @@ def schedule(rng: random.Random, name: str) -> Writer:
     kinds = ("fail", "fail after", "kill", "kill after", "meanwhile")
     fate = {call: rng.choice(kinds) for call in range(1, 200) if rng.random() < rate}
     return Writer(name, fate)
+
+
+def damage(rng: random.Random) -> None:
+    """Between two runs a shard's file or marker is lost or cut short."""
+    name = rng.choice([name for name in sorted(WORLD.files) if "/markers/" in name or name.endswith((".tar", ".txt"))] or [""])
+    if rng.random() < 0.5:
+        WORLD.files.pop(name, None)
+    elif name:
+        WORLD.files[name] = WORLD.files[name][:-1]
 
 
 def calm_bytes(recipe: Recipe) -> tuple[str, dict[str, Any], int]:
@@ -339,6 +348,8 @@ def test_any_schedule_of_faults_ends_in_the_same_bytes(small_recipe: Recipe, cal
         outcomes.append(run(mine, node, small_recipe, store))
         if outcomes[-1] == "done":
             break
+        if rng.random() < 0.2 and not store.find(node):
+            damage(rng)
     WORLD.stack.clear()
     assert outcomes[-1] == "done", outcomes
     artifact = store.find(node)
