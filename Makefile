@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 RECIPE ?= demo
 
-.PHONY: setup demo test test-slow lint format bench bench-% lock loc clean
+.PHONY: setup demo test test-slow chaos lint format bench bench-% lock loc clean
 
 setup: $(READY)
 
@@ -22,6 +22,10 @@ demo: $(READY)  ## the whole pipeline at small scale, then the report
 
 test: $(READY)  ## the default tests
 	$(BIN)/python -m pytest -q -m "not slow"
+
+chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/chaos.json; a quarter of an hour
+	MAV_SCHEDULES=5000 $(BIN)/python -m pytest -q tests/chaos/test_protocol.py
+	$(BIN)/python tests/chaos/chaos.py
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
