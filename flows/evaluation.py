@@ -31,17 +31,17 @@ def oracle(job: Job) -> Outcome:
 @stage("evaluate-ucf101", sections=(*TOLD, "evaluate"), version=2, gpu=True)
 def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
-    from mav.evaluation.benchmarks import evaluate_ucf101 as body
+    from mav.evaluation.benchmarks import evaluate_text_to_video as body
 
-    return _evaluate(job, functools.partial(body, device=_device(job)))
+    return _evaluate(job, functools.partial(body, "ucf101", device=_device(job)))
 
 
 @stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"), version=2, gpu=True)
 def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
-    from mav.evaluation.benchmarks import evaluate_msrvtt as body
+    from mav.evaluation.benchmarks import evaluate_text_to_video as body
 
-    return _evaluate(job, functools.partial(body, device=_device(job)))
+    return _evaluate(job, functools.partial(body, "msrvtt", device=_device(job)))
 
 
 @stage("evaluate-interpolation", sections=(*TOLD, "evaluate"), version=2, gpu=True)

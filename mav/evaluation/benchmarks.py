@@ -25,6 +25,7 @@ from mav.recipe import Generate, Recipe
 
 TRAINING_CLIPS = 64  # whose motion the oracle measures: enough for a median
 CRF = 8  # visually lossless: what is judged is the network, not the codec
+FIRST_SEED = {"ucf101": 1_000_000, "msrvtt": 2_000_000}  # samples of one benchmark are not another's
 
 
 class Sampler(Protocol):
@@ -33,48 +34,25 @@ class Sampler(Protocol):
     def sample(self, prompts: list[str], seeds: Sequence[int], generate: Generate) -> np.ndarray: ...
 
 
-def evaluate_ucf101(
-    recipe: Recipe,
-    inputs: dict[str, Folder],
-    out: Folder,
-    report: Report = lambda _: None,
-    cascade: Sampler | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Zero-shot UCF-101: FVD between generated and training clips, and the inception score of the generated ones."""
-    return _text_benchmark("ucf101", 1_000_000, recipe, inputs, out, report, cascade, device)
-
-
-def evaluate_msrvtt(
-    recipe: Recipe,
-    inputs: dict[str, Folder],
-    out: Folder,
-    report: Report = lambda _: None,
-    cascade: Sampler | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Zero-shot MSR-VTT: FID over frames, and CLIPSIM of frames with their caption."""
-    return _text_benchmark("msrvtt", 2_000_000, recipe, inputs, out, report, cascade, device)
-
-
-def _text_benchmark(
+def evaluate_text_to_video(
     benchmark: str,
-    first_seed: int,
     recipe: Recipe,
     inputs: dict[str, Folder],
     out: Folder,
-    report: Report,
-    cascade: Sampler | None,
-    device: str,
+    report: Report = lambda _: None,
+    cascade: Sampler | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Generates what the protocol asks for, then measures the videos as anybody's."""
+    """Zero-shot `ucf101` (FVD, inception score) or `msrvtt` (FID over frames, CLIPSIM): generates what the protocol asks for, then
+    measures the videos as anybody's."""
     settings = recipe.evaluate
     protocol = protocols.load_protocol(f"{benchmark}-{'demo' if settings.features == 'demo' else 'paper'}")
     networks = Networks(protocol.networks, settings.weights_dir, inputs["clip"], device)
     networks.facts()  # weights that are missing are told before anything is generated
     folder = set_folder(getattr(settings, benchmark), benchmark, inputs)
     asked = read_set(protocol, folder, protocol.samples)
-    _generate(recipe, inputs, out, list(asked.prompts), first_seed + settings.seed, f"evaluate-{benchmark}", report, cascade, device)
+    first_seed = FIRST_SEED[benchmark] + settings.seed
+    _generate(recipe, inputs, out, list(asked.prompts), first_seed, f"evaluate-{benchmark}", report, cascade, device)
     measured = Settings(protocol.preparation(recipe), len(asked.prompts), settings.bootstrap, settings.seed)
     work = out.child("work")
     result = measure(protocol, measured, out.child("videos"), asked, folder, networks, work, work)

@@ -57,14 +57,6 @@ def scene_of(prompt, seed):
     return Scene(colour, shape, random.ground, random.centre, random.radius, random.velocity, random.ground_seed)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
@@ -92,7 +84,7 @@ def inputs(tmp_path_factory):
 def test_ucf101_carries_protocol_interval_and_encoder(inputs, tmp_path):
     out = Folder(str(tmp_path))
     seen = []
-    metrics = benchmarks.evaluate_ucf101(make_recipe(), inputs, out, seen.append, cascade=DrawingCascade())
+    metrics = benchmarks.evaluate_text_to_video("ucf101", make_recipe(), inputs, out, seen.append, cascade=DrawingCascade())
     result = out.read_json("result.json")
     assert metrics["protocol"] == "ucf101-demo v1"
     assert metrics["samples"] == result["samples"] == 16 == len([n for n in out.names() if n.endswith(".mp4")])
@@ -115,20 +107,20 @@ def test_what_cannot_be_read_is_counted(inputs, tmp_path):
     broken.write_bytes(clips[0], b"not a video")
     broken.remove(clips[1])
     out = Folder(str(tmp_path / "out"))
-    benchmarks.evaluate_ucf101(make_recipe(ucf101=broken.url), inputs, out, cascade=DrawingCascade())
+    benchmarks.evaluate_text_to_video("ucf101", make_recipe(ucf101=broken.url), inputs, out, cascade=DrawingCascade())
     assert out.read_json("result.json")["real_failed"] == {"missing": 1, "unreadable": 1}
     assert out.read_json("result.json")["real"] == 22
 
 
 def test_msrvtt_says_where_a_perfect_and_a_random_text_would_stand(inputs, tmp_path):
     out = Folder(str(tmp_path))
-    metrics = benchmarks.evaluate_msrvtt(make_recipe(), inputs, out, cascade=DrawingCascade())
+    metrics = benchmarks.evaluate_text_to_video("msrvtt", make_recipe(), inputs, out, cascade=DrawingCascade())
     result = out.read_json("result.json")
     assert metrics["fid_low"] <= metrics["fid"] <= metrics["fid_high"]
     assert -1 <= metrics["clipsim"] <= 1
     assert {"real", "shuffled"} <= set(result["metrics"]["clipsim"])
     again = Folder(str(tmp_path / "again"))
-    assert benchmarks.evaluate_msrvtt(make_recipe(), inputs, again, cascade=DrawingCascade()) == metrics
+    assert benchmarks.evaluate_text_to_video("msrvtt", make_recipe(), inputs, again, cascade=DrawingCascade()) == metrics
     assert again.read_bytes("result.json") == out.read_bytes("result.json")
 
 
@@ -194,12 +186,16 @@ def test_oracle_stage_judges_the_generated_videos(inputs, tmp_path):
 
 def test_published_features_say_what_is_missing(inputs, tmp_path):
     with pytest.raises(UserError, match=r"I3D.*--weights-dir.*nothing is downloaded"):
-        benchmarks.evaluate_ucf101(make_recipe(features="published"), inputs, Folder(str(tmp_path)), cascade=DrawingCascade())
+        benchmarks.evaluate_text_to_video(
+            "ucf101", make_recipe(features="published"), inputs, Folder(str(tmp_path)), cascade=DrawingCascade()
+        )
 
 
 def test_no_set_is_one_sentence(inputs, tmp_path):
     with pytest.raises(UserError, match=r"`evaluate\.msrvtt`"):
-        benchmarks.evaluate_msrvtt(make_recipe(), {"clip": inputs["clip"]}, Folder(str(tmp_path)), cascade=DrawingCascade())
+        benchmarks.evaluate_text_to_video(
+            "msrvtt", make_recipe(), {"clip": inputs["clip"]}, Folder(str(tmp_path)), cascade=DrawingCascade()
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ sets, protocols

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from small_videos import FRAMES, frames, save, write
 
 from mav.artifact import Folder
-from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
+from mav.data.drawing import SHAPES
 from mav.data.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation import store
@@ -23,17 +24,8 @@ from mav.evaluation.store import compute, in_process
 from mav.models.clip import Clip
 from mav.recipe import ClipConfig
 
-FRAMES = 4
 PREPARATION = Preparation(FRAMES)
 PROMPTS = tuple(f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in SHAPES)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +39,6 @@ def clip_folder(tmp_path_factory):
 @pytest.fixture
 def networks(clip_folder):
     return Networks(("demo",), clip=clip_folder)
-
-
-def frames(seed, count=FRAMES, size=32):
-    scene = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
-    return draw_clip(scene, size, count, 8)
-
-
-def write(folder, numbers, offset=0):
-    for number in numbers:
-        folder.write_bytes(f"{number:05d}.mp4", encode_mp4(frames(offset + number), 8))
-
-
-def save(array, path, ending):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if ending == "npy":
-        np.save(path, array)
-    else:
-        torch.save(torch.from_numpy(array), path)
 
 
 # --------------------------------------------------------------------------------------------------------------- measuring

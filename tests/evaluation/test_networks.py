@@ -15,14 +15,6 @@ from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_
 I3D_PARAMETERS = 12_697_264  # of the published RGB Kinetics-400 network, batch norm scales and shifts included
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def shake(module, seed=0):
     """Random weights of a size that keeps signals alive, and batch norms that do something."""
     generator = torch.Generator().manual_seed(seed)

@@ -2,38 +2,18 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from small_videos import FRAMES, frames, save, write
 
 from mav.artifact import Folder
-from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
 from mav.data.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation, load_protocol
 from mav.evaluation.reading import find_videos, read_video
 from mav.evaluation.sets import read_msrvtt, read_prompts, read_set, read_ucf101
 
-FRAMES = 4
 PREPARATION = Preparation(FRAMES)
 PROMPTS = ("a red circle", "a green circle", "a blue circle", "a red square")
-
-
-def frames(seed, count=FRAMES, size=32):
-    scene = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
-    return draw_clip(scene, size, count, 8)
-
-
-def write(folder, numbers, offset=0):
-    for number in numbers:
-        folder.write_bytes(f"{number:05d}.mp4", encode_mp4(frames(offset + number), 8))
-
-
-def save(array, path, ending):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if ending == "npy":
-        np.save(path, array)
-    else:
-        torch.save(torch.from_numpy(array), path)
 
 
 def test_every_format_gives_the_same_frames(tmp_path):

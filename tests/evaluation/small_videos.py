@@ -1,0 +1,33 @@
+"""Small videos of drawn scenes, in memory and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mav.artifact import Folder
+from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
+from mav.data.video_io import encode_mp4
+
+FRAMES = 4
+
+
+def frames(seed: int, count: int = FRAMES, size: int = 32) -> np.ndarray:
+    scene = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
+    return draw_clip(scene, size, count, 8)
+
+
+def write(folder: Folder, numbers: Iterable[int], offset: int = 0) -> None:
+    for number in numbers:
+        folder.write_bytes(f"{number:05d}.mp4", encode_mp4(frames(offset + number), 8))
+
+
+def save(array: np.ndarray, path: Path, ending: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ending == "npy":
+        np.save(path, array)
+    else:
+        torch.save(torch.from_numpy(array), path)
