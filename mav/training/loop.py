@@ -157,7 +157,8 @@ def train(
                 progress.best_loss, progress.best_samples = loss_now, progress.samples
             checkpoints.best = progress.best_samples
         if logs or (saves and task.validation):
-            speed = {"samples_per_second": (progress.samples - started_at) / clock.seconds, "memory_gb": memory(device)}
+            pace = (progress.samples - started_at) / clock.seconds
+            speed = {"samples_per_second": pace, "steps_per_second": pace / o.batch_size, "memory_gb": memory(device)}
             report({"stage": task.stage, "total": o.samples, **progress.curves[-1], **speed, **clock.shares()})
         if saves or ending:
             log.check(task.stage, o.batch_size)
