@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import torch
 from mav.artifact import Folder
 from mav.data.clips import draw_fps, frame_indices, frame_times, too_short
 from mav.data.shards import index_tar, read_at, tar_names
-from mav.data.source import PassedOverError, Sample, Source, Tars
+from mav.data.source import GROUP_SHARDS, PassedOverError, Sample, Source, Tars
 from mav.data.video_io import fit, read_squares
 from mav.errors import UserError
 from mav.recipe import FpsCurriculum
@@ -36,35 +35,45 @@ class ImageSource(Source):
     """
 
     def __init__(self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True, corrupted_share: float = 0.01) -> None:
+        self._embeds = embeds
+        self._names = [name.removesuffix(".image.npy") for name in embeds.names() if name.endswith(".image.npy")]
+        with ThreadPoolExecutor(INDEXING) as pool:
+            sizes = list(pool.map(self._size_of, self._names))
+        super().__init__(seed, sizes, embeds.url, corrupted_share)
+        self._ends = np.cumsum(sizes)
+        self._shard = functools.lru_cache(maxsize=2 * GROUP_SHARDS)(self._open_shard)
+        self._pixels = _Pixels(images, size, len(self)) if pixels else None
+
+    def _size_of(self, name: str) -> int:
         import pyarrow.parquet as pq
 
-        names = [name.removesuffix(".image.npy") for name in embeds.names() if name.endswith(".image.npy")]
-        self._keys: list[tuple[str, str]] = []  # (shard, key)
-        self._arrays: dict[str, list[np.ndarray]] = {"image": [], "text": [], "tokens": []}
-        for name in names:
-            with embeds.open(f"{name}.parquet") as file:
-                keys = pq.read_table(file, columns=["key"]).column("key").to_pylist()
-            self._keys += [(name, key) for key in keys]
-            for kind, arrays in self._arrays.items():
-                array = _load_array(embeds, f"{name}.{kind}.npy")
-                if len(array) != len(keys):
-                    raise UserError(f"{embeds.path(name)}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
-                arrays.append(array)
-        super().__init__(seed, len(self._keys), embeds.url, corrupted_share)
-        self._ends = list(itertools.accumulate(len(a) for a in self._arrays["image"]))
-        self._pixels = _Pixels(images, size, len(self._keys)) if pixels else None
+        with self._embeds.open(f"{name}.parquet") as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def _open_shard(self, name: str) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Keys and arrays of one shard. Raises UserError when they do not belong together."""
+        import pyarrow.parquet as pq
+
+        with self._embeds.open(f"{name}.parquet") as file:
+            keys = pq.read_table(file, columns=["key"]).column("key").to_pylist()
+        arrays = {kind: _load_array(self._embeds, f"{name}.{kind}.npy") for kind in ("image", "text", "tokens")}
+        for kind, array in arrays.items():
+            if len(array) != len(keys):
+                place = self._embeds.path(name)
+                raise UserError(f"{place}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
+        return keys, arrays
 
     def read(self, index: int, number: int) -> Sample:
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (self._ends[shard - 1] if shard else 0)
-        arrays = {kind: arrays[shard][row] for kind, arrays in self._arrays.items()}
+        row = index - (int(self._ends[shard - 1]) if shard else 0)
+        keys, arrays = self._shard(self._names[shard])
         sample = {
-            "image_embedding": arrays["image"].astype(np.float32),
-            "text_embedding": arrays["text"].astype(np.float32),
-            "tokens": arrays["tokens"].astype(np.int64),
+            "image_embedding": arrays["image"][row].astype(np.float32),
+            "text_embedding": arrays["text"][row].astype(np.float32),
+            "tokens": arrays["tokens"][row].astype(np.int64),
         }
         if self._pixels is not None:
-            sample["pixels"] = self._pixels.get(index, *self._keys[index])
+            sample["pixels"] = self._pixels.get(index, self._names[shard], keys[row])
         return sample
 
 
@@ -80,15 +89,17 @@ class CaptionedImages(Source):
         self._keys: list[tuple[str, str]] = []
         captions: list[str] = []
         scores: list[tuple[float, float]] = []
+        sizes: list[int] = []
         for name in tar_names(images):
             index = index_tar(images, name)
+            sizes.append(len(index))
             with images.open(name) as file:
                 for key, places in index.items():
                     facts = json.loads(read_at(file, places["json"]))
                     captions.append(read_at(file, places["txt"]).decode())
                     scores.append((_or_nan(facts.get("punsafe")), _or_nan(facts.get("pwatermark"))))
                     self._keys.append((name[: -len(".tar")], key))
-        super().__init__(seed, len(self._keys), images.url, corrupted_share)
+        super().__init__(seed, sizes, images.url, corrupted_share)
         self._tokens = tokenize(captions).numpy().astype(np.int64)
         self._scores = np.array(scores, dtype=np.float32)
         self._pixels = _Pixels(images, size, len(self._keys))
@@ -111,7 +122,7 @@ class ClipSource(Source):
     ) -> None:
         self._frames, self._size, self._fps, self._total = frames, size, fps, max(total_samples, 1)
         self._clips = _Clips(shards)
-        super().__init__(seed, len(self._clips), shards.url, corrupted_share)
+        super().__init__(seed, self._clips.sizes, shards.url, corrupted_share)
         self._room = IN_MEMORY
         self._decoded: dict[int, np.ndarray] = {}
 
@@ -159,11 +170,9 @@ class _Clips:
         self._tars, self._names = Tars(shards), tar_names(shards)
         with ThreadPoolExecutor(INDEXING) as pool:
             parts = list(pool.map(functools.partial(_places, shards), enumerate(self._names)))
+        self.sizes = [len(part) for part in parts]
         self._where = np.concatenate(parts)
         self.facts = functools.lru_cache(maxsize=KNOWN_CLIPS)(self._facts)
-
-    def __len__(self) -> int:
-        return len(self._where)
 
     def video(self, index: int) -> bytes:
         place = self._where[index]

@@ -1,9 +1,10 @@
 """What every source of training samples shares: order, skipping, counting, threads; and random access into tars.
 
-Batch by sample number is a pure function of seed and number. Sample number s belongs to epoch s // n, whose order is a seeded permutation;
-nothing else decides what comes, so any number of threads, workers and ranks and any resume see the same samples. The only state is the
-number itself. A sample that cannot be read gives way to the next one of its epoch, and is counted; too many of them stop the run; a set
-without any is an error.
+Batch by sample number is a pure function of seed and number. Sample number s belongs to epoch s // n, whose order is a seeded permutation:
+of the shards, and of the samples within each group of `GROUP_SHARDS` shards, so that a set of billions takes no memory for its order
+and a few open files at a time. Nothing else decides what comes, so any number of threads, workers and ranks and any resume see the same
+samples. The only state is the number itself. A sample that cannot be read gives way to the next one of its epoch, and is counted; too many
+of them stop the run; a set without any is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from mav.data.shards import Index, index_tar
 from mav.errors import UserError
 
 OPEN_TARS = 16
+GROUP_SHARDS = 32  # mixed sample by sample
 
 Batch = dict[str, torch.Tensor]
 Sample = dict[str, Any]  # arrays and numbers
@@ -40,7 +44,10 @@ class Source(ABC):
     all samples unreadable is a UserError.
     """
 
-    def __init__(self, seed: int, count: int, what: str, corrupted_share: float) -> None:
+    def __init__(self, seed: int, sizes: Sequence[int], what: str, corrupted_share: float) -> None:
+        """sizes: the samples of each shard; they are numbered through."""
+        self._sizes = np.asarray(sizes, np.int64)
+        count = int(self._sizes.sum())
         if count == 0:
             raise UserError(
                 f"There is nothing to train on in {what}: every row was dropped or failed; look at the counts of the stages before."
@@ -48,8 +55,9 @@ class Source(ABC):
         self.seed, self.count, self.what, self.corrupted_share = seed, count, what, corrupted_share
         self.unreadable: dict[int, str] = {}  # index -> reason
         self.counts: Counter[str] = Counter()
-        self._rows: np.ndarray | None = None  # what is trained on, when some is held out
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        self._gaps = np.zeros(0, np.int64)  # for each held-out sample how many that are trained on come before it
+        self._groups = functools.lru_cache(maxsize=2)(self._draw_groups)
+        self._rows = functools.lru_cache(maxsize=2)(self._draw_rows)
         self._lock = threading.Lock()
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="samples") if threads > 1 else None
@@ -70,23 +78,26 @@ class Source(ABC):
         numbers spread over a training of `total`. Call it before the first batch. Raises UserError when nothing would be left.
         """
         held: dict[int, Sample] = {}
-        for index in np.random.default_rng([self.seed, 3]).permutation(self.count):
-            if len(held) < count < self.count:
-                try:
-                    held[int(index)] = self.read(int(index), len(held) * total // count)
-                except (PassedOverError, ValueError):
-                    continue  # it stays in the training, which counts it
+        tried: set[int] = set()
+        random = np.random.default_rng([self.seed, 3])
+        while len(held) < count < self.count and len(tried) < self.count:
+            index = int(random.integers(self.count))
+            if index not in tried:
+                tried.add(index)
+                with suppress(PassedOverError, ValueError):  # such a one stays in the training, which counts it
+                    held[index] = self.read(index, len(held) * total // count)
         if len(held) < count:
             raise UserError(f"`optimisation.held_out` asks for {count} of the {self.count} samples in {self.what}: hold out fewer.")
-        self._rows = np.setdiff1d(np.arange(self.count), list(held))
-        self.count = len(self._rows)
+        places = np.sort(np.array(list(held), np.int64))
+        self._gaps = places - np.arange(count)
+        self._sizes = self._sizes - np.bincount(np.searchsorted(np.cumsum(self._sizes), places, side="right"), minlength=len(self._sizes))
+        self.count -= count
         return _stack(list(held.values()))
 
     def _sample(self, number: int) -> Sample:
         epoch, place = divmod(number, self.count)
-        order = self._order(epoch)
         for step in range(self.count):
-            index = int(order[(place + step) % self.count])
+            index = self.index(epoch, (place + step) % self.count)
             if index in self.unreadable:
                 continue
             try:
@@ -117,9 +128,25 @@ class Source(ABC):
                 f"`optimisation.corrupted_share` allows: rerun the stage that made them."
             )
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.count)
-        return order if self._rows is None else self._rows[order]
+    def index(self, epoch: int, place: int) -> int:
+        """Which sample of the set comes at this place of an epoch."""
+        _, starts = self._groups(epoch)
+        group = int(np.searchsorted(starts, place, side="right")) - 1
+        row = int(self._rows(epoch, group)[place - starts[group]])
+        return row + int(np.searchsorted(self._gaps, row, side="right"))
+
+    def _draw_groups(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The shards of each group of an epoch, and the place where each group begins."""
+        order = np.random.default_rng([self.seed, 4, epoch]).permutation(len(self._sizes))
+        groups = [np.sort(order[at : at + GROUP_SHARDS]) for at in range(0, len(order), GROUP_SHARDS)]
+        return groups, np.cumsum([0, *(int(self._sizes[group].sum()) for group in groups[:-1])])
+
+    def _draw_rows(self, epoch: int, group: int) -> np.ndarray:
+        """The samples of a group, held-out ones not counted, in the order in which they come."""
+        ends = np.cumsum(self._sizes)
+        shards = self._groups(epoch)[0][group]
+        rows = np.concatenate([np.arange(ends[shard] - self._sizes[shard], ends[shard]) for shard in shards])
+        return rows[np.random.default_rng([self.seed, 1, epoch, group]).permutation(len(rows))]
 
     @abstractmethod
     def read(self, index: int, number: int) -> Sample:
@@ -136,14 +163,12 @@ class Tars:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._indexes: dict[str, Index] = {}
+        self._index: Callable[[str], Index] = functools.lru_cache(maxsize=2 * GROUP_SHARDS)(functools.partial(index_tar, folder))
         self._file = functools.lru_cache(maxsize=OPEN_TARS)(folder.open)
 
     def read(self, name: str, key: str, extension: str) -> bytes:
         """Raises ValueError when the tar has no such file."""
-        if name not in self._indexes:
-            self._indexes[name] = index_tar(self._folder, name)
-        place = self._indexes[name].get(key, {}).get(extension)
+        place = self._index(name).get(key, {}).get(extension)
         if place is None:
             raise ValueError(f"{name} holds no {key}.{extension}")
         return self.bytes_at(name, *place)

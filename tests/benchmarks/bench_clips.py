@@ -55,7 +55,7 @@ def main() -> None:
         rows, fidelity = [], {}
         for size in SIZES:
             source = ClipSource(shards, FRAMES, size, 0, FpsCurriculum(), SAMPLES)
-            drawn = [(int(source._order(n // len(source))[n % len(source)]), n) for n in range(SAMPLES)]
+            drawn = [(source.index(*divmod(n, len(source))), n) for n in range(SAMPLES)]
             jobs = [(originals[index], source._draw(source._clips.facts(index), number)[0]) for index, number in drawn]
 
             def ours(source: ClipSource = source) -> float:

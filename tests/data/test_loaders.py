@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 import mav.data.loaders as loaders
+import mav.data.source as source_module
 from mav.artifact import Folder
 from mav.data.drawing import PALETTE, SHAPES, draw, draw_clip, random_scene
 from mav.data.loaders import CaptionedImages, ClipSource, ImageSource, fit
 from mav.data.shards import TarWriter, json_bytes, write_table
+from mav.data.source import Source
 from mav.data.video_io import encode_mp4
 from mav.errors import UserError
 from mav.recipe import FpsCurriculum, Optimisation
@@ -110,6 +112,33 @@ def test_epochs_are_permutations_that_differ(images):
     assert "pixels" not in source.batch(0, 1)
 
 
+class Numbers(Source):
+    def read(self, index, number):
+        return {"index": np.int64(index)}
+
+
+def test_large_sets_are_mixed_a_group_of_shards_at_a_time(monkeypatch):
+    sizes = [5, 0, 7, 3, 6]
+    shard_of = np.repeat(np.arange(5), sizes)
+    together = Numbers(0, sizes, "nowhere", 0.0).batch(0, 21)["index"].numpy()
+    monkeypatch.setattr(source_module, "GROUP_SHARDS", 2)
+    source = Numbers(0, sizes, "nowhere", 0.0)
+    held = set(source.hold_out(4, total=100)["index"].tolist())
+    orders = []
+    for epoch in range(4):
+        order = source.batch(epoch * 17, 17)["index"].tolist()
+        assert set(order) == set(range(21)) - held
+        changes = [frozenset(shard_of[order[: at + 1]].tolist()) for at in range(17)]
+        assert len(set(changes)) <= 5, "shards come in once, in groups"
+        groups, starts = source._groups(epoch)
+        for group, start, end in zip(groups, starts, [*starts[1:], 17], strict=True):
+            assert set(shard_of[order[start:end]]) <= set(group.tolist())
+        orders.append(tuple(order))
+    assert len(set(orders)) == 4
+    assert sorted(together) == list(range(21))
+    assert len(set(shard_of[together[:8]])) > 2, "a small set is mixed as a whole"
+
+
 def test_memory_budget_changes_nothing(images, shards, monkeypatch):
     whole = ImageSource(*images, size=12, seed=0).batch(0, N), clips(shards).batch(0, 10)
     monkeypatch.setattr(loaders, "IN_MEMORY", 0)
@@ -169,10 +198,10 @@ def test_corrupted_files_are_named(images, shards):
         clips(shards)
     embeds.write_bytes("00000-00001.text.npy", b"\x93NUMPY")
     with pytest.raises(UserError, match=r"00000-00001\.text\.npy"):
-        ImageSource(folder, embeds, size=8, seed=0)
+        ImageSource(folder, embeds, size=8, seed=0).batch(0, N)
     embeds.remove("00000-00001.text.npy")
     with pytest.raises(UserError, match=r"00000-00001\.text\.npy"):
-        ImageSource(folder, embeds, size=8, seed=0)
+        ImageSource(folder, embeds, size=8, seed=0).batch(0, N)
 
 
 def test_captioned_images(images):

@@ -16,7 +16,7 @@ class Numbers(Source):
 
 
 def source():
-    return Numbers(seed=5, count=20, what="nowhere", corrupted_share=0.5)
+    return Numbers(seed=5, sizes=[12, 8], what="nowhere", corrupted_share=0.5)
 
 
 def test_held_out_samples_are_never_trained_on():
