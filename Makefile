@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 RECIPE ?= demo
 
-.PHONY: setup demo test test-slow chaos lint format bench bench-% lock loc clean
+.PHONY: setup demo test test-slow chaos lint format bench bench-% lock audit loc clean
 
 setup: $(READY)
 
@@ -50,6 +50,11 @@ lock:  ## resolve again; versions and hashes only, no address of an index
 	@test -x $(BIN)/uv || $(MAKE) setup
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
+audit: $(READY)  ## known vulnerabilities of what is locked; asks a public database, so not part of any test
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --require-hashes --disable-pip --requirement requirements.lock
 
 loc: ## lines of code
 	@git ls-files '*.py' | xargs wc -l | tail -1

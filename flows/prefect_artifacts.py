@@ -24,7 +24,7 @@ from mav.report import collect, figures
 TELL_SECONDS = 5.0  # an update takes a server on sqlite 60 ms
 AWAY = (httpx.HTTPError, PrefectException)
 PICTURES = 8
-CURVE_STYLE = "<style>polyline{fill:none;stroke:#2563eb}.raw{opacity:.3}text{font:11px sans-serif}line{stroke:#ccc}</style>"
+CURVE_STYLE = "<style>polyline{fill:none;stroke:#2563eb}.raw{opacity:.3}text{font:11px sans-serif;fill:#888}line{stroke:#ccc}</style>"
 
 
 class Bar:
@@ -92,8 +92,8 @@ def page(node: Node, artifact: Artifact) -> str:
         rows += [(f"{key}: {k}", v) for k, v in value.items()] if isinstance(value, dict) else [(key, value)]
     rows += [(key, value) for key, value in manifest.metrics.items() if isinstance(value, (int, float, str))]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    shown = "\n\n".join(f"![{name}]({url})" for name, url in _images(node.name, artifact))
-    return f"# {node.name}\n{node.stage.about}\n\n| | |\n|---|---|\n{table}\n\n{shown}\n"
+    shown = " ".join(f"![{name}]({url})" for name, url in _images(node.name, artifact))
+    return f"# {node.name}\n\n| | |\n|---|---|\n{table}\n\n{shown}\n"
 
 
 def _images(name: str, artifact: Artifact) -> list[tuple[str, str]]:

@@ -181,12 +181,12 @@ def test_a_cancelled_flow_stops_its_job(site: Site) -> None:
 
 
 def test_a_server_that_goes_away_costs_no_work(site: Site) -> None:
-    line = site.mav("run", "tiny", "--until", "image-download")
-    with process(*line, environment=site.environment, log=site.folder / "alone.log"):
-        wait_for(lambda: site.jobs("image-download"), 90, "the job's submission")
+    before = site.jobs("image-metadata")
+    with process(*site.mav("rerun", "tiny", "image-metadata"), environment=site.environment, log=site.folder / "alone.log"):
+        (job,) = wait_for(lambda: site.jobs("image-metadata").keys() - before, 90, "the job's submission")
         os.killpg(site.server.pid, signal.SIGKILL)
-        wait_for(lambda: list(site.jobs("image-download").values()) == ["SUCCEEDED"], 120, "the stage's end")
-    assert site.done("image-download")
-    again = site.command(*line)
+        wait_for(lambda: site.jobs("image-metadata")[job] == "SUCCEEDED", 120, "the stage's end")
+    assert site.done("image-metadata")
+    again = site.command(*site.mav("run", "tiny", "--until", "image-metadata"))
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("Nothing to do")
