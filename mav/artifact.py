@@ -26,6 +26,8 @@ from mav.errors import UserError
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"  # prefix of names still being written; readers ignore them, `clean` removes them
 CHUNK = 1 << 20
+OBJECT_STORES = {"s3", "gs", "abfs", "az"}  # no directories to make; each question is a request
+SMALL = 16 << 20  # bytes fetched from other storage in one request
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,7 @@ class Folder:
         return {name: size for name, size in found.items() if temporary or not posixpath.basename(name).startswith(TEMPORARY)}
 
     def read_bytes(self, name: str) -> bytes:
-        with self.fs.open(self.path(name), "rb") as file:
-            data: bytes = file.read()
+        data: bytes = self.fs.cat_file(self.path(name))
         return data
 
     def read_json(self, name: str) -> Any:
@@ -141,7 +142,8 @@ class Folder:
         """
         target = self.path(name)
         parent = posixpath.dirname(target)
-        self.fs.makedirs(parent, exist_ok=True)
+        if OBJECT_STORES.isdisjoint([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol):
+            self.fs.makedirs(parent, exist_ok=True)
         temporary = posixpath.join(parent, f"{TEMPORARY}{uuid.uuid4().hex}") if self.local else target
         handle = self.fs.open(temporary, "wb")
         try:
@@ -183,7 +185,10 @@ class Folder:
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
-    def sha256(self, name: str) -> str:
+    def sha256(self, name: str, size: int = SMALL) -> str:
+        """`size`, where it is known, saves other storage a question."""
+        if not self.local and size < SMALL:
+            return hashlib.sha256(self.read_bytes(name)).hexdigest()
         total = hashlib.sha256()
         with self.open(name) as file:
             while chunk := file.read(CHUNK):
@@ -225,8 +230,8 @@ class Artifact:
         `known` are digests taken where a file was written, so that terabytes of shards are not read again.
         """
         known = known or {}
-        names = [name for name in folder.names() if name != MANIFEST]
-        files = {name: dict(known.get(name) or {"bytes": folder.size(name), "sha256": folder.sha256(name)}) for name in names}
+        sizes = {name: size for name, size in sorted(folder.sizes().items()) if name != MANIFEST}
+        files = {name: dict(known.get(name) or {"bytes": size, "sha256": folder.sha256(name, size)}) for name, size in sizes.items()}
         manifest = Manifest(files=files, **facts)
         folder.sync()
         folder.write_bytes(MANIFEST, manifest.to_bytes())
@@ -239,16 +244,17 @@ class Artifact:
 
     def problems(self, full: bool = True) -> Iterator[str]:
         """One sentence for each file that is missing, changed or unexpected; `full` re-reads every byte."""
-        present = set(self.folder.names()) - {MANIFEST}
+        present = self.folder.sizes()
+        present.pop(MANIFEST, None)
         for name, facts in sorted(self.manifest.files.items()):
             path = self.folder.path(name)
             if name not in present:
                 yield f"{path} is missing"
-            elif self.folder.size(name) != facts["bytes"]:
-                yield f"{path} has {self.folder.size(name)} bytes instead of {facts['bytes']}"
-            elif full and self.folder.sha256(name) != facts["sha256"]:
+            elif present[name] != facts["bytes"]:
+                yield f"{path} has {present[name]} bytes instead of {facts['bytes']}"
+            elif full and self.folder.sha256(name, present[name]) != facts["sha256"]:
                 yield f"{path} was changed: its sha256 is not the manifest's"
-        for name in sorted(present - set(self.manifest.files)):
+        for name in sorted(present.keys() - self.manifest.files.keys()):
             yield f"{self.folder.path(name)} is not part of the artifact"
         yield from (f"{self.folder.path(MANIFEST)}: {problem}" for problem in unbalanced(self.manifest.counts))
 

@@ -24,10 +24,14 @@ class FaultyS3:
 
     def __enter__(self) -> FaultyS3:
         from moto.server import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import make_server
+        from werkzeug.serving import WSGIRequestHandler, make_server
+
+        class Silent(WSGIRequestHandler):
+            def log(self, *_: Any) -> None:
+                """Thousands of calls are not told one by one."""
 
         self._app: Any = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._call, threaded=True)
+        self._server = make_server("127.0.0.1", 0, self._call, threaded=True, request_handler=Silent)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.environment = {

@@ -12,7 +12,9 @@ from typing import Any
 
 import fsspec
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.markers import Markers
 from flows.runtime import free_port
 from mav.artifact import MANIFEST, Artifact, Folder
@@ -105,27 +107,28 @@ def test_markers_are_the_commit_point_here_too(folder: Folder) -> None:
 
 
 @pytest.mark.slow
-def test_the_image_data_on_s3(s3: str, tmp_path: Path) -> None:
-    """By the command a user types: run, status, verify, a rerun of what was changed, clean."""
+def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
+    """By the commands a user types: run, status, verify with a changed bit, clean, report."""
     runs = f"{s3}/runs-{uuid.uuid4().hex}"
     environment = os.environ | {"PREFECT_HOME": str(tmp_path), "NO_COLOR": "1"}
     for name in ("PREFECT_API_URL", "RAY_ADDRESS"):
         environment.pop(name, None)
-    port = free_port()
+    options = ["--runs", runs, "--set", f"world.port={free_port()}"]
 
     def mav(*arguments: str, expect: int = 0) -> str:
-        command = [sys.executable, "-m", "flows.cli", *arguments, "--runs", runs, "--set", f"world.port={port}"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        done = CliRunner().invoke(app, [*arguments, *options])
+        assert done.exit_code == expect, done.output
+        return done.output
 
-    mav("run", "tiny", "--until", "image-download")
-    assert mav("status", "tiny", "--json").count('"done"') == 3
-    assert "3 of" in mav("verify", "tiny")
-    tar = sorted(fsspec.filesystem("s3").glob(f"{runs}/artifacts/image-download/*/*.tar"))[0]
-    data = bytearray(fsspec.filesystem("s3").cat_file(tar))
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--until", "image-metadata", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mav("status", "tiny", "--json").count('"done"') == 2
+    assert "2 of" in mav("verify", "tiny")
+    shard = sorted(fsspec.filesystem("s3").glob(f"{runs}/artifacts/image-metadata/*/shards/*.parquet"))[0]
+    data = bytearray(fsspec.filesystem("s3").cat_file(shard))
     data[len(data) // 2] ^= 1
-    fsspec.filesystem("s3").pipe_file(tar, bytes(data))
-    assert f"{tar} was changed" in mav("verify", "tiny", expect=1)
+    fsspec.filesystem("s3").pipe_file(shard, bytes(data))
+    assert f"{shard} was changed" in mav("verify", "tiny", expect=1)
     assert "Nothing to remove" in mav("clean", "tiny", "--delete")
     assert mav("report", "tiny").strip().endswith("index.html")
