@@ -80,8 +80,12 @@ def progress_text(beat: dict[str, Any], first: tuple[float, float]) -> str:
 
 def show(node: Node, artifact: Artifact) -> None:
     """The markdown artifact `STAGE`: counts and measured values as a table, the loss curve, a few pictures."""
+    try:
+        text = page(node, artifact)
+    except Exception as error:  # the stage is done, whether or not it can be looked at
+        text = f"# {node.name}\n\nDone, but its pictures cannot be shown: {error}\n"
     with contextlib.suppress(*AWAY):
-        create_markdown_artifact(key=node.name, markdown=page(node, artifact), description=node.stage.about)
+        create_markdown_artifact(key=node.name, markdown=text, description=node.stage.about)
 
 
 def page(node: Node, artifact: Artifact) -> str:

@@ -62,3 +62,12 @@ def test_the_bar_follows_the_heartbeat_and_ends_full(built: tuple[Node, Run, Art
         bar._stop.wait(0.5)
     assert told[0] == (25.0, "1 of 4")
     assert told[-1][0] == 100.0
+
+
+def test_what_cannot_be_shown_stops_nothing(built: tuple[Node, Run, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    node, _, artifact = built
+    told: list[str] = []
+    artifact.folder.write_bytes("curves.jsonl", b"torn")
+    monkeypatch.setattr(prefect_artifacts, "create_markdown_artifact", lambda key, markdown, description: told.append(markdown))
+    prefect_artifacts.show(node, artifact)
+    assert "cannot be shown" in told[0]
