@@ -11,6 +11,7 @@ identity of outside files it names), never what it makes. `build` then makes the
 from __future__ import annotations
 
 import datetime
+import errno
 import importlib.metadata
 import os
 import platform
@@ -310,7 +311,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     if found and not fresh:
         return found
     require_inputs(node, run)
-    with exclusive(work, node.name, run.recipe.name) as lease:
+    with _room(node.name, out), exclusive(work, node.name, run.recipe.name) as lease:
         found = store.find(node)
         if found and not fresh:  # another run was a moment earlier
             lease.clear()
@@ -350,15 +351,26 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
                 raise
             sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             run.screen.end(node.name, f"[red]failed[/]: {sentence}")
-            if isinstance(error, OSError) and error.errno == 28:
-                raise UserError(
-                    f"{node.name}: no space is left where {out.url} is written: free some, then run again; finished shards are kept."
-                ) from error
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
             work.write_json("failure.json", {"reason": sentence, "kind": type(error).__name__, "time": time.time()})
             raise
         run.screen.end(node.name, summary(artifact))
         lease.clear()
     return artifact
+
+
+@contextmanager
+def _room(name: str, out: Folder) -> Iterator[None]:
+    """A full disk is the user's to mend, whatever was being written: a shard, a lease, a manifest."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"{name}: no space is left where {out.url} is written: free some, then run again; finished shards are kept."
+        ) from error
 
 
 def require_inputs(node: Node, run: Run) -> None:

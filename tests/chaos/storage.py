@@ -51,7 +51,8 @@ class FaultyS3:
     def _call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with self._lock:
             self.calls += 1
-            drawn = self._rng.random()
+            # The demo's web lies there too, but is no storage: a picture that does not come is a failed row, and counted.
+            drawn = self._rng.random() if "/site/" not in environ["PATH_INFO"] else 1.0
             self.failed += drawn < self.errors + self.hangs
         if drawn < self.errors:
             if drawn < self.errors / 2:  # it was done, and the answer was lost on its way

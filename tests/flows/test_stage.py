@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from flows.console import Screen
+from flows.lease import Lease
 from flows.make_a_video import make_a_video
 from flows.stage import Job, Node, Outcome, Plan, Run, Stage, Store, build
 from mav.artifact import MANIFEST
@@ -150,6 +152,25 @@ def test_a_run_that_is_being_stopped_starts_nothing_and_fails_nothing(small_reci
     assert store.state(node, "small") == "missing"
     with pytest.raises(UserError, match="being stopped"):
         counter.run.ray()
+
+
+@pytest.mark.parametrize("moment", ["acquire", "beat", "release"])
+def test_a_full_disk_is_a_sentence_whatever_is_written(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def full(lease: Lease) -> None:
+        if moment == "release":
+            lease._end()  # what comes before it writes
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store(str(tmp_path))
+    counter = Counter(small_recipe, store, fail=moment == "release")
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, moment, full)
+        with pytest.raises(UserError, match="first: no space is left"):
+            build(counter.first, counter.run)
+    counter.fail = False
+    assert build(counter.first, counter.run).manifest.stage == "first", "the same process goes on once there is room"
 
 
 def test_two_builders_of_one_artifact(small_recipe: Recipe, tmp_path: Path) -> None:
