@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
-import psutil
 from harness import cost, in_turn, report
 
 from flows.console import Screen
@@ -72,21 +72,33 @@ def plain_loop(stages: int) -> float:
     return time.perf_counter() - began
 
 
+def below(parent: int) -> list[int]:
+    """Process ids of all descendants."""
+    children = [
+        int(pid) for task in os.listdir(f"/proc/{parent}/task") for pid in Path(f"/proc/{parent}/task/{task}/children").read_text().split()
+    ]
+    return children + [pid for child in children for pid in below(child)]
+
+
+def unique_mb(pid: int) -> float:
+    """Memory that no other process shares, MB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
+
+
 def memory() -> dict[str, float]:
     """Unique memory, MB, of each kind of process below this one."""
+    rules = {
+        "prefect worker": "Prefect worker", "prefect server": "Prefect server", "uvicorn": "Prefect server", "gcs_server": "Ray GCS",
+        "dashboard": "Ray dashboard", "raylet/raylet": "Ray raylet", "agent": "Ray agents", "monitor": "Ray monitors",
+        "ray::": "Ray workers",
+    }  # fmt: skip
     kinds: dict[str, float] = {}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            line, used = " ".join(process.cmdline()), process.memory_full_info().uss / 1e6
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        rules = {
-            "prefect worker": "Prefect worker", "prefect server": "Prefect server", "uvicorn": "Prefect server", "gcs_server": "Ray GCS",
-            "dashboard": "Ray dashboard", "raylet/raylet": "Ray raylet", "agent": "Ray agents", "monitor": "Ray monitors",
-            "ray::": "Ray workers",
-        }  # fmt: skip
-        kind = next((kind for word, kind in rules.items() if word in line.lower()), "other")
-        kinds[kind] = round(kinds.get(kind, 0.0) + used, 1)
+    for pid in below(os.getpid()):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            line = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").lower()
+            kind = next((kind for word, kind in rules.items() if word in line), "other")
+            kinds[kind] = round(kinds.get(kind, 0.0) + unique_mb(pid), 1)
     return dict(sorted(kinds.items()))
 
 
