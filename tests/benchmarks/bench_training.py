@@ -113,7 +113,7 @@ def two_workers(recipe: Recipe, o: Optimisation) -> float:
     return float(answers.get())
 
 
-def checkpoint_steps(recipe: Recipe, o: Optimisation, apart: int = 20) -> dict[str, float]:
+def checkpoint_steps(recipe: Recipe, o: Optimisation, apart: int = 10) -> dict[str, float]:
     """What a checkpoint costs, in steps: for how long training waits while it is copied, and by how much the writing, on the same
     processor, slows the steps beside it. One every `apart` steps, so that none waits for the one before."""
     facts: dict[str, Any] = {}
@@ -126,14 +126,14 @@ def checkpoint_steps(recipe: Recipe, o: Optimisation, apart: int = 20) -> dict[s
 
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("--steps", type=int, default=120)
+    options.add_argument("--steps", type=int, default=40)
     options.add_argument("--rounds", type=int, default=3)
     chosen = options.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe("demo")
     o = recipe.train_decoder.optimisation
-    batch = 32  # large enough that two workers have something to share
-    o = dataclasses.replace(o, samples=chosen.steps * batch, batch_size=batch, log_every=10 * batch, checkpoint_every=chosen.steps * batch)
+    batch = 16  # large enough that two workers have something to share
+    o = dataclasses.replace(o, samples=chosen.steps * batch, batch_size=batch, log_every=5 * batch, checkpoint_every=chosen.steps * batch)
     facts: dict[str, Any] = {}
     speeds = in_turn(
         {"ours": lambda: ours(recipe, o, facts), "bare": lambda: bare(recipe, o), "two": lambda: two_workers(recipe, o)}, chosen.rounds
