@@ -71,6 +71,7 @@ def s3() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # one made before remembers another address
         fsspec.filesystem("s3").mkdir("mav")
         yield "s3://mav"
     server.stop()

@@ -117,29 +117,15 @@ def test_tables_over_http_are_read_by_row_group(remote):
         read_part(f"{base}/absent.parquet")
 
 
-def test_tables_on_s3(tmp_path, monkeypatch):
+def test_tables_on_s3(s3):
     """Against a loopback S3: globs are expanded, and each part is read."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        fs = fsspec.filesystem("s3", skip_instance_cache=True)
-        fs.mkdir("tables")
-        for name in ("a", "b"):
-            with fs.open(f"tables/{name}.parquet", "wb") as file:
-                pq.write_table(pa.table({"URL": [f"http://h/{name}"], "TEXT": ["t"]}), file)
-        parts = source_parts(["s3://tables/*.parquet"])
-        assert parts == ["s3://tables/a.parquet", "s3://tables/b.parquet"]
-        urls = [url for part in parts for batch in read_part(part)[1] for url in batch.column("url").to_pylist()]
-        assert urls == ["http://h/a", "http://h/b"]
-    finally:
-        server.stop()
+    for name in ("a", "b"):
+        with fsspec.open(f"{s3}/tables/{name}.parquet", "wb") as file:
+            pq.write_table(pa.table({"URL": [f"http://h/{name}"], "TEXT": ["t"]}), file)
+    parts = source_parts([f"{s3}/tables/*.parquet"])
+    assert parts == [f"{s3}/tables/a.parquet", f"{s3}/tables/b.parquet"]
+    urls = [url for part in parts for batch in read_part(part)[1] for url in batch.column("url").to_pylist()]
+    assert urls == ["http://h/a", "http://h/b"]
 
 
 def test_tables_on_the_hub(remote, monkeypatch):
