@@ -81,9 +81,11 @@ class Lease:
 
     def acquire(self) -> bool:
         """Takes the lease. False when somebody who is alive holds it; of another machine that takes some beats to see."""
+        _ours.add(self.token)  # before its file is there, or another thread would take that for a dead one's
         while True:
             seat = top(self.folder)
             if seat is not None and not seat.released and not dead(self.folder, seat):
+                _ours.discard(self.token)
                 return False
             self.number = seat.number + 1 if seat else 1
             if not self._create():
@@ -93,7 +95,6 @@ class Lease:
                 continue
             for number in numbers(self.folder)[:-1]:
                 self.folder.remove(_name(number))
-            _ours.add(self.token)
             self._thread.start()
             return True
 
