@@ -102,12 +102,12 @@ def _kept(screen: Artifact | None, shard: str) -> set[str] | None:
     return {row["key"] for row in table.to_pylist() if row["kept"]}
 
 
-def curves(artifact: Artifact) -> list[tuple[float, float]]:
-    """(samples, loss) as logged."""
+def curves(artifact: Artifact, name: str = "loss") -> list[tuple[float, float]]:
+    """(samples, loss) as logged; `validation` is the loss on held-out samples."""
     if "curves.jsonl" not in artifact.manifest.files:
         return []
     lines = [json.loads(line) for line in artifact.folder.read_bytes("curves.jsonl").splitlines() if line.strip()]
-    return [(float(line["samples"]), float(line["loss"])) for line in lines if "samples" in line and line.get("loss") is not None]
+    return [(float(line["samples"]), float(line[name])) for line in lines if "samples" in line and line.get(name) is not None]
 
 
 def samples_image(artifact: Artifact) -> str | None:

@@ -115,8 +115,8 @@ def _layers(inputs: Mapping[str, Sequence[str]], edges: Sequence[tuple[str, str]
 # ------------------------------------------------------------------------------------------------------------------ charts
 
 
-def curve(points: Sequence[tuple[float, float]], label: str) -> str:
-    """A loss over samples; logarithmic where it falls far. Thin: as logged; thick: smoothed."""
+def curve(points: Sequence[tuple[float, float]], label: str, held_out: Sequence[tuple[float, float]] = ()) -> str:
+    """A loss over samples; logarithmic where it falls far. Thin: as logged; thick: smoothed; dots: on held-out samples."""
     points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if len(points) < 2:
         return ""
@@ -140,6 +140,7 @@ def curve(points: Sequence[tuple[float, float]], label: str) -> str:
     smooth = [sum(part) / len(part) for i in range(len(ys)) if (part := ys[max(0, i - reach) : i + reach + 1])]
     raw = " ".join(f"{across(x):.1f},{scale(y):.1f}" for x, y in points)
     thick = " ".join(f"{across(x):.1f},{scale(y):.1f}" for (x, _), y in zip(points, smooth, strict=True))
+    dots = "".join(f'<circle class="held-out" cx="{across(x):.1f}" cy="{scale(y):.1f}" r="2.6"/>' for x, y in held_out if math.isfinite(y))
     data = escape(
         json.dumps([[round(across(x), 1), round(scale(s), 1), x, float(f"{y:.4g}")] for (x, y), s in zip(points, smooth, strict=True)])
     )
@@ -148,7 +149,7 @@ def curve(points: Sequence[tuple[float, float]], label: str) -> str:
     return (
         f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(label)}" data-points="{data}">'
         f"{_frame(y_marks, x_marks)}"
-        f'<polyline class="raw" points="{raw}"/><polyline class="line" points="{thick}"/></svg>'
+        f'<polyline class="raw" points="{raw}"/><polyline class="line" points="{thick}"/>{dots}</svg>'
     )
 
 

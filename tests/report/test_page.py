@@ -104,7 +104,11 @@ def make_run(root, videos=6, size=32, frames=8):
     for number, name in enumerate(n for n in GRAPH if n == "clip" or n.startswith("train-")):
         steps = np.arange(1, 121) * 128
         losses = 0.05 * (number + 1) + 1.5 * np.exp(-steps / 3000) + rng.normal(0, 0.02, len(steps)) * np.exp(-steps / 20000)
-        lines = [json.dumps({"samples": int(s), "loss": float(v)}) for s, v in zip(steps, losses, strict=True)]
+        rows = [{"samples": int(s), "loss": float(v)} for s, v in zip(steps, losses, strict=True)]
+        if name == "train-prior":
+            for row in rows[29::30]:
+                row["validation"] = row["loss"] + 0.1
+        lines = [json.dumps(row) for row in rows]
         folders[name].write_bytes("curves.jsonl", "\n".join(lines).encode())
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate([draw(scene, 16) for scene in scenes[:16]], axis=1)).save(buffer, "PNG")
@@ -235,6 +239,8 @@ def test_every_part_is_there(views, tmp_path):
     assert page.count('class="no"') == 2  # two of six shapes wrong
     assert page.count("<polyline") == 2 * 8  # seven networks and CLIP
     assert page.count('class="ridge"') == 5
+    assert page.count('class="held-out"') == 4
+    assert text.count("(dots)") == 1
     assert page.count('class="column under"') == page.count('class="column over"') == 2 * 10
     assert page.count("<title>72 rows, no score") == 2
     assert all(a.get("alt") is not None for tag, a in reader.tags if tag == "img")
