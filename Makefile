@@ -28,7 +28,7 @@ chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/c
 	$(BIN)/python tests/chaos/chaos.py
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow -n 2 --durations=10
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --durations=10
 
 lint: $(READY)
 	$(BIN)/ruff check .

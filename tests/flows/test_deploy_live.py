@@ -31,6 +31,7 @@ BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]
 LOGIN = "operator:a-word-for-the-test"
 PORT = free_port()  # of the demo world
+PATIENCE = 240.0  # seconds, on a slow machine
 
 
 @contextmanager
@@ -121,8 +122,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         server = services.enter_context(process(*line, environment=own, log=folder / "server.log"))
         environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
         made = Site(folder, f"http://127.0.0.1:{prefect}", environment["RAY_ADDRESS"], environment, server)
-        wait_for(lambda: urllib.request.urlopen(f"{made.prefect}/api/health", timeout=2).close() is None, 120, "Prefect's start")
-        wait_for(lambda: made.jobs("") == {}, 60, "Ray's start")
+        wait_for(lambda: urllib.request.urlopen(f"{made.prefect}/api/health", timeout=2).close() is None, PATIENCE, "Prefect's start")
+        wait_for(lambda: made.jobs("") == {}, PATIENCE, "Ray's start")
         yield made
 
 
@@ -147,7 +148,7 @@ def test_a_deployed_stage_runs_on_the_cluster_or_refuses_with_a_sentence(site: S
     line = ("prefect", "worker", "start", "--pool", "make-a-video")
     with process(*line, environment=site.environment, log=site.folder / "worker.log"):
         runs = [run("demo-world"), run("train-prior")]  # the second has no inputs yet
-        made, refused = (wait_for(lambda one=one: end(one), 90, "a flow run's end") for one in runs)
+        made, refused = (wait_for(lambda one=one: end(one), PATIENCE, "a flow run's end") for one in runs)
     assert made["type"] == "COMPLETED", made
     assert site.done("demo-world")
     assert list(site.jobs("demo-world").values()) == ["SUCCEEDED"]
@@ -161,7 +162,7 @@ def test_a_deployed_stage_runs_on_the_cluster_or_refuses_with_a_sentence(site: S
 def test_a_flow_that_was_killed_finds_its_work_again(site: Site) -> None:
     line = site.mav("run", "tiny", "--until", "image-metadata")
     with process(*line, environment=site.environment, log=site.folder / "killed.log") as flow:
-        wait_for(lambda: site.jobs("image-metadata"), 90, "the job's submission")
+        wait_for(lambda: site.jobs("image-metadata"), PATIENCE, "the job's submission")
         flow.kill()
     again = site.command(*line)
     assert again.returncode == 0, again.stderr
@@ -173,19 +174,19 @@ def test_a_cancelled_flow_stops_its_job(site: Site) -> None:
     line = site.mav("rerun", "tiny", "image-metadata")
     before = site.jobs("image-metadata")
     with process(*line, environment=site.environment, log=site.folder / "cancelled.log") as flow:
-        (job,) = wait_for(lambda: site.jobs("image-metadata").keys() - before, 90, "the job's submission")
+        (job,) = wait_for(lambda: site.jobs("image-metadata").keys() - before, PATIENCE, "the job's submission")
         flow.terminate()  # as Prefect's worker does
         assert flow.wait(timeout=30) == 130
-    wait_for(lambda: site.jobs("image-metadata")[job] in ("STOPPED", "SUCCEEDED"), 20, "the job's end")
+    wait_for(lambda: site.jobs("image-metadata")[job] in ("STOPPED", "SUCCEEDED"), PATIENCE, "the job's end")
     assert site.jobs("image-metadata")[job] == "STOPPED"
 
 
 def test_a_server_that_goes_away_costs_no_work(site: Site) -> None:
     before = site.jobs("image-metadata")
     with process(*site.mav("rerun", "tiny", "image-metadata"), environment=site.environment, log=site.folder / "alone.log"):
-        (job,) = wait_for(lambda: site.jobs("image-metadata").keys() - before, 90, "the job's submission")
+        (job,) = wait_for(lambda: site.jobs("image-metadata").keys() - before, PATIENCE, "the job's submission")
         os.killpg(site.server.pid, signal.SIGKILL)
-        wait_for(lambda: site.jobs("image-metadata")[job] == "SUCCEEDED", 120, "the stage's end")
+        wait_for(lambda: site.jobs("image-metadata")[job] == "SUCCEEDED", PATIENCE, "the stage's end")
     assert site.done("image-metadata")
     again = site.command(*site.mav("run", "tiny", "--until", "image-metadata"))
     assert again.returncode == 0, again.stderr
