@@ -142,7 +142,11 @@ class Chaos:
                     struck[schedule[0]] += 1
                     if schedule.pop(0) in FATAL:
                         break
-            code = flow.wait(PATIENCE)
+            ends = time.monotonic() + PATIENCE
+            while flow.alive and time.monotonic() < ends:
+                self.nodes.heal()
+                time.sleep(0.5)
+            code = flow.wait(1)
             striker.join()
             if code == 0:
                 return

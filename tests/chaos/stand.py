@@ -56,7 +56,7 @@ class Nodes:
         """Processes that execute a task right now."""
         raylets = {self.raylet(node) for node in self.nodes}
         busy = {pid: title for pid, (parent, title) in processes().items() if parent in raylets and title.startswith("ray::")}
-        return sorted(pid for pid, title in busy.items() if "IDLE" not in title)
+        return sorted(pid for pid, title in busy.items() if "IDLE" not in title and "Agent" not in title)  # a raylet dies with its agents
 
     def heal(self) -> None:
         """Brings back nodes that were taken for dead because this machine was too busy to hear of them."""
