@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -224,13 +225,19 @@ def decode_image(data: bytes, size: int) -> np.ndarray:
     return np.ascontiguousarray(fit(picture[None, :, :, ::-1], size)[0].transpose(2, 0, 1))
 
 
+_one_header = threading.Lock()  # numpy parses headers by `ast`, which in Python 3.11 is not for two threads at once
+
+
 def _load_array(folder: Folder, name: str) -> np.ndarray:
     """An array of an artifact; mapped, not read, where the storage is a disk."""
     try:
         if folder.local:
-            array: np.ndarray = np.load(folder.path(name), mmap_mode="r", allow_pickle=False)
+            with _one_header:
+                array: np.ndarray = np.load(folder.path(name), mmap_mode="r", allow_pickle=False)
             return array
-        return np.asarray(np.load(io.BytesIO(folder.read_bytes(name)), allow_pickle=False))
+        data = io.BytesIO(folder.read_bytes(name))
+        with _one_header:
+            return np.asarray(np.load(data, allow_pickle=False))
     except FileNotFoundError:
         raise UserError(f"{folder.path(name)} is missing: rerun `image-embed`.") from None
     except (ValueError, EOFError):
