@@ -26,6 +26,14 @@ configure_environment()
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 
 
+LONG = ("test_end_to_end", "test_killed_download", "test_deploy_live")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first, or one of two processes would be left alone with them at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real files; tests that need it are skipped where it is not given."""
