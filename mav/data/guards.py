@@ -7,8 +7,8 @@
 - a deadline for the whole of a URL, redirects and retries included, that no trickle of bytes outlives; a cap on bytes, as sent and
   as unpacked;
 - a body shorter than announced is an error, not a picture;
-- X-Robots-Tag and TDM-Reservation are honoured; few connections a host; Retry-After is waited for when the
-  deadline allows; the user agent says who asks.
+- X-Robots-Tag and TDM-Reservation are honoured; few connections a host; Retry-After holds for all of its host's URLs, which wait as
+  far as their deadline allows and are not asked for where it does not; the user agent says who asks.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class GuardedOpener:
     refuse: Sequence[str] = ()
     resolver: Resolver = system_resolver
     _slots: dict[str, threading.BoundedSemaphore] = field(default_factory=dict)
+    _paused: dict[str, tuple[float, str]] = field(default_factory=dict)  # host -> until when it wants no request, and what it answered
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def open(self, fullurl: urllib.request.Request | str, data: object = None, timeout: object = None) -> Answer:
@@ -144,7 +145,7 @@ class GuardedOpener:
                 try:
                     return self._follow(url, end)
                 except _AskAgainError as error:
-                    wait = error.wait if error.wait is not None else 0.25 * 2**attempt
+                    wait = 0.0 if error.said_when else 0.25 * 2**attempt
                     if attempt == RETRIES or time.monotonic() + wait >= end:
                         raise FetchError(error.reason) from None
                     time.sleep(wait)
@@ -169,6 +170,8 @@ class GuardedOpener:
     def _ask(self, url: str, end: float) -> Fetched | str:
         """One request: the answer, or where it redirects to."""
         parts = _split(url)
+        host = parts.hostname or ""
+        self._await(host, end)
         connection = self._connect(parts, end)
         try:
             connection.request("GET", _target(parts), headers=self._headers(parts))
@@ -176,7 +179,7 @@ class GuardedOpener:
             if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
                 return location
             if response.status in RETRIED:
-                raise _AskAgainError(f"http_{response.status}", _seconds(response.getheader("Retry-After")))
+                raise self._told_to_wait(host, f"http_{response.status}", _seconds(response.getheader("Retry-After")))
             if response.status != 200:
                 raise FetchError(f"http_{response.status}")
             if opted_out(response.headers.get_all("X-Robots-Tag", []), self.refuse) or self._reserved(response.headers):
@@ -198,6 +201,21 @@ class GuardedOpener:
             raise FetchError("connection", str(error.errno)) from None
         finally:
             connection.hang_up()
+
+    def _told_to_wait(self, host: str, reason: str, seconds: float | None) -> _AskAgainError:
+        """Notes for all URLs of a host when it wants to be asked again, if it said so."""
+        if seconds is not None:
+            with self._lock:
+                self._paused[host] = max(self._paused.get(host, (0.0, "")), (time.monotonic() + seconds, reason))
+        return _AskAgainError(reason, said_when=seconds is not None)
+
+    def _await(self, host: str, end: float) -> None:
+        """Leaves a host alone for as long as it asked to be; what cannot wait so long fails for the reason the host gave."""
+        while (pause := self._paused.get(host, (0.0, "")))[0] > time.monotonic():
+            until, reason = pause
+            if until >= end:
+                raise FetchError(reason, "its host asks for patience")
+            time.sleep(max(until - time.monotonic(), 0.0))
 
     def _reserved(self, headers: email.message.Message) -> bool:
         return TDM_RESERVATION in self.refuse and any(value.strip() == "1" for value in headers.get_all(TDM_RESERVATION, []))
@@ -342,9 +360,9 @@ def opted_out(values: Sequence[str], refuse: Sequence[str], agent: str = AGENT) 
 
 
 class _AskAgainError(FetchError):
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    def __init__(self, reason: str, said_when: bool = False) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.said_when = said_when  # the host told when it wants to be asked again
 
 
 class Answer(io.BytesIO):

@@ -4,11 +4,12 @@ import socket
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
 
-from mav.data.guards import FetchError, GuardedOpener, installed, is_public, opted_out
+from mav.data.guards import FetchError, GuardedOpener, installed, is_public, is_transient, opted_out
 
 REFUSE = ("noai", "noimageai", "noindex")
 
@@ -18,9 +19,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     routes: ClassVar[dict] = {}
     seen: ClassVar[list] = []
+    at: ClassVar[list] = []  # when each was seen
 
     def do_GET(self):
         Handler.seen.append((self.path, dict(self.headers)))
+        Handler.at.append(time.monotonic())
         Handler.routes[self.path.partition("?")[0]](self)
 
     def log_message(self, *args):
@@ -46,7 +49,7 @@ def web():
             pass  # clients under test hang up early
 
     server = Server(("127.0.0.1", 0), Handler)
-    Handler.routes, Handler.seen = {}, []
+    Handler.routes, Handler.seen, Handler.at = {}, [], []
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield Handler.routes, f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
@@ -187,16 +190,44 @@ def test_status_classes_and_retries(web):
     tries = iter([503, 200])
     routes["/flaky"] = lambda h: h.answer(next(tries), b"at last", Retry_After="0")
     routes["/gone"] = lambda h: h.answer(410)
-    routes["/limited"] = lambda h: h.answer(429, Retry_After="3600")
     routes["/busy"] = lambda h: h.answer(429, Retry_After="0")
     guard = opener(base)
     assert guard.fetch(f"{base}/flaky").body == b"at last"
     assert reason(guard, f"{base}/gone") == "http_410"
-    start = time.monotonic()
-    assert reason(guard, f"{base}/limited") == "http_429"
-    assert time.monotonic() - start < 1, "a wait beyond the deadline is not begun"
     assert reason(guard, f"{base}/busy") == "http_429"
     assert sum(path == "/busy" for path, _ in Handler.seen) == 3
+
+
+def test_retry_after_holds_for_the_whole_host(web):
+    routes, base = web
+    tries = iter([503, 200])
+    routes["/limited"] = lambda h: h.answer(next(tries), b"at last", Retry_After="1")
+    routes["/other"] = lambda h: h.answer()
+    guard, start = opener(base), time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(guard.fetch, f"{base}/limited")
+        while not guard._paused:
+            time.sleep(0.01)
+        others = list(pool.map(guard.fetch, [f"{base}/other?{i}" for i in range(3)]))
+    assert (first.result().body, len(others)) == (b"at last", 3)
+    assert time.monotonic() - start > 1
+    assert Handler.seen[0][0] == "/limited"
+    assert Handler.at[1] - Handler.at[0] > 0.9, "nobody asked in between"
+
+
+def test_a_wait_beyond_the_deadline_is_not_begun(web):
+    routes, base = web
+    routes["/limited"] = lambda h: h.answer(503, Retry_After="3600")
+    routes["/other"] = lambda h: h.answer()
+    guard, start = opener(base), time.monotonic()
+    assert reason(guard, f"{base}/limited") == "http_503"
+    failed = reason(guard, f"{base}/other")
+    assert (failed, is_transient(failed)) == ("http_503", True), "the retry pass asks for it another day"
+    assert time.monotonic() - start < 1
+    assert len(Handler.seen) == 1, "the host is left alone"
+    elsewhere = base.replace("127.0.0.1", "localhost")
+    guard.allow_addresses = (base.removeprefix("http://"),)
+    assert guard.fetch(f"{elsewhere}/other").body == b"x", "another host's URLs do not wait"
 
 
 def test_names_that_do_not_resolve_and_resolvers_that_hang():
