@@ -51,12 +51,13 @@ class Bar:
         first: tuple[float, float] | None = None  # time and units at the first beat: the rate is of this run, not of what was done before
         while not self._stop.wait(TELL_SECONDS):
             beat = read_json_or_none(self.work, "heartbeat.json") or {}
-            if not beat.get("total") or beat["time"] < self.began:
+            if "done" not in beat or beat["time"] < self.began:
                 continue
-            first = first or (beat["time"], beat["done"])
-            text = progress_text(beat, first)
+            if beat["total"]:  # else it waits
+                first = first or (beat["time"], beat["done"])
+            text = progress_text(beat, first or (beat["time"], beat["done"]))
             with contextlib.suppress(*AWAY):
-                percent = round(min(100.0, 100 * beat["done"] / beat["total"]), 1)
+                percent = round(min(100.0, 100 * beat["done"] / (beat["total"] or 1)), 1)
                 if artifact is None:
                     artifact = create_progress_artifact(percent, key=f"{self.node.name}-progress", description=text)
                 else:
@@ -67,8 +68,13 @@ class Bar:
 
 
 def progress_text(beat: dict[str, Any], first: tuple[float, float]) -> str:
-    """'120 of 400 at 3.2/s, 1 min 28 s left; loss 0.31' from a heartbeat; `first` is (time, units done) of the run's first one."""
+    """'120 of 400 at 3.2/s, 1 min 28 s left; loss 0.31' from a heartbeat; `first` is (time, units done) of the run's first one.
+
+    Of a stage that has not begun, what it waits for.
+    """
     seconds, units = beat["time"] - first[0], beat["done"] - first[1]
+    if "waits" in beat:
+        return f"waits {beat['waits']}"
     text = f"{beat['done']:,} of {beat['total']:,}"
     if seconds > 0 and units > 0:
         rate = units / seconds

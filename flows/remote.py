@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flows.metrics import tell_training
+from flows.room import Room
 from flows.stage import Job, read_json_or_none
 from mav.artifact import Folder
 
@@ -26,6 +27,10 @@ class ProgressFile:
         self.work = work
         self._last = 0.0
 
+    def begin(self) -> None:
+        """Says that the work has its processors, before it has progress."""
+        self.work.write_json(PROGRESS, {})
+
     def __call__(self, facts: dict[str, Any]) -> None:
         if time.monotonic() - self._last > 1.0:
             self._last = time.monotonic()
@@ -34,17 +39,22 @@ class ProgressFile:
 
 
 class watching:  # noqa: N801 - reads as a statement: `with watching(job):`
-    """While the block runs, carries the worker's progress file to the screen."""
+    """While the block runs, carries the worker's progress file to the screen; until there is one, what the worker waits for."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, room: Room) -> None:
+        self.job, self.room = job, room
+        job.work.remove(PROGRESS)  # of a worker before
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
     def _loop(self) -> None:
         while not self._stop.wait(1.0):
             facts = read_json_or_none(self.job.work, PROGRESS)
-            if facts and not self.job.run.stopping.is_set():
+            if self.job.run.stopping.is_set():
+                continue
+            if facts is None:
+                self.room.look()
+            elif facts:
                 facts.pop("stage", None)
                 self.job.report(facts.pop("samples", 0), facts.pop("total", 0), **facts)
 
@@ -60,17 +70,17 @@ class watching:  # noqa: N801 - reads as a statement: `with watching(job):`
 def on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> T:
     """Runs `function(*arguments, report)` as one Ray task named after the stage and returns its result.
 
-    Exceptions arrive as themselves, so a UserError of the worker is a UserError here.
+    Exceptions arrive as themselves, so a UserError of the worker is a UserError here. Raises UserError when no node has so many processors.
     """
     import ray
     from ray.exceptions import RayTaskError
 
-    job.run.ray()
+    room = Room(job, cpus, gpus)
     threads = max(1, int(cpus))
-    task = ray.remote(_with_threads).options(name=job.name, num_cpus=cpus, num_gpus=gpus, max_retries=0)
+    task = ray.remote(_begin).options(name=job.name, num_cpus=cpus, num_gpus=gpus, max_retries=0)
     reference = task.remote(threads, function, *arguments, ProgressFile(job.work))
     try:
-        with watching(job):
+        with watching(job, room):
             while not ray.wait([reference], timeout=1.0)[0]:
                 job.run.go_on()
         result: T = ray.get(reference)
@@ -80,6 +90,12 @@ def on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 
     except BaseException:
         ray.cancel(reference, force=True)
         raise
+
+
+def _begin(threads: int, function: Callable[..., T], *arguments: Any) -> T:
+    """In the worker."""
+    arguments[-1].begin()
+    return _with_threads(threads, function, *arguments)
 
 
 def _with_threads(threads: int, function: Callable[..., T], *arguments: Any) -> T:

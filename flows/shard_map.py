@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flows.markers import Markers
 from flows.metrics import Tally
+from flows.room import Room
 from flows.stage import Job, Outcome
 from mav.errors import UserError
 
@@ -145,6 +146,8 @@ class _Flight:
 class _Carrier(Protocol):
     """Where executions run: fresh tasks, or a pool of actors."""
 
+    def begun(self) -> list[Any]: ...
+
     def submit(self, name: str, floor: float, short: bool) -> Any: ...
 
     def landed(self, reference: Any, lost: bool) -> None: ...
@@ -162,7 +165,12 @@ class _Tasks:
             return run_shard(mission, name, floor)
 
         self._stage = name
-        self._run = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(shard)
+        asks = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+        self._run, self._empty = asks(shard), asks(lambda: None).options(name=f"{name} begins")
+
+    def begun(self) -> list[Any]:
+        """References, one of which is there as soon as processors are: an empty task that asks for as many."""
+        return [self._empty.remote()]
 
     def submit(self, name: str, floor: float, short: bool) -> Any:
         """A name of its own costs a task a tenth of a millisecond: nobody watches one that is over in less than a few."""
@@ -204,6 +212,9 @@ class _Actors:
         self._load: Counter[Any] = Counter({self._make(): 0 for _ in range(slots)})
         self._where: dict[Any, Any] = {}
 
+    def begun(self) -> list[Any]:
+        return [actor.__ray_ready__.remote() for actor in self._load]
+
     def submit(self, name: str, floor: float, short: bool) -> Any:
         actor = min(self._load, key=self._load.__getitem__)
         reference = actor.run.options(name=f"{self._name} {name}").remote(name, floor)
@@ -232,18 +243,10 @@ class _Walk:
     def __init__(
         self, job: Job, work: Work, markers: Markers, done: set[str], floors: tuple[float, float], gpus: float, actors: bool, shards: int
     ) -> None:
-        import ray
-
-        job.run.ray()
         cluster = job.recipe.cluster
-        resources = ray.cluster_resources()
-        slots = int(resources.get("CPU", 1) / max(cluster.cpus_per_shard, 0.1))
-        if gpus:
-            slots = min(slots, int(resources.get("GPU", 0) / gpus))
-            if not slots:
-                raise UserError(f"{job.name} asks for {gpus:g} GPU a worker and Ray has none: give `--set cluster.gpus_per_worker=0`.")
-        slots = max(1, slots)
-        self.job, self.done, self.floors, self.cluster = job, done, floors, cluster
+        self.room = Room(job, cluster.cpus_per_shard, gpus, setting="cpus_per_shard")
+        self.job, self.done, self.floors, self.cluster, self.gpus = job, done, floors, cluster, gpus
+        slots = self._slots()
         mission = Mission(work, markers, cluster.fsync)
         self.carrier: _Carrier = (_Actors if actors else _Tasks)(mission, job.name, cluster.cpus_per_shard, gpus, min(slots, shards))
         self.usual_window = cluster.window or 2 * slots
@@ -260,6 +263,7 @@ class _Walk:
         queue = deque((name, 1) for name in todo)
         total, began, told = len(todo) + len(self.done), time.monotonic(), 0.0
         try:
+            self._wait()
             while queue or self.flights:
                 while queue and len(self.flights) < self.window:
                     self._submit(*queue.popleft())
@@ -277,6 +281,23 @@ class _Walk:
         finally:
             self.carrier.close(list(self.flights))
         return self.quarantined
+
+    def _slots(self) -> int:
+        """How many shards the cluster, as it is now, works on at once."""
+        import ray
+
+        there = ray.cluster_resources()
+        slots = there.get("CPU", 1) / max(self.cluster.cpus_per_shard, 0.1)
+        return max(1, int(min(slots, there.get("GPU", 0) / self.gpus) if self.gpus else slots))
+
+    def _wait(self) -> None:
+        """Until Ray has given processors to this walk."""
+        import ray
+
+        begun = self.carrier.begun()
+        while not ray.wait(begun, timeout=1.0)[0]:
+            self.job.run.go_on()
+            self.room.look()
 
     def _submit(self, name: str, attempt: int) -> None:
         _, shard = self.floors
@@ -335,7 +356,8 @@ class _Walk:
         return None
 
     def _adapt(self) -> None:
-        """Widens the window for short shards; gives each straggler a second copy."""
+        """Widens the window for a cluster that has grown and for short shards; gives each straggler a second copy."""
+        self.usual_window = self.cluster.window or 2 * self._slots()
         if len(self.seconds) < 5:
             return
         short = statistics.median(self.seconds) < SHORT_SECONDS

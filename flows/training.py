@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.remote import ProgressFile, on_ray, watching
+from flows.room import Room
 from flows.stage import Job, Outcome, Stage, read_json_or_none, stage
 from mav.artifact import Folder
 from mav.errors import UserError
@@ -64,8 +65,8 @@ def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    job.run.ray()
     cluster = job.recipe.cluster
+    room = Room(job, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.workers)
     gpu = cluster.gpus_per_worker > 0
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
     job.work.remove(RESULT)
@@ -80,7 +81,7 @@ def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    with watching(job):
+    with watching(job, room):
         trainer.fit()
     result = read_json_or_none(job.work, RESULT)
     if result is None:
@@ -117,7 +118,9 @@ def _worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    report = ProgressFile(config["progress"]) if rank == 0 else _silent
+    progress = ProgressFile(config["progress"])
+    progress.begin()
+    report = progress if rank == 0 else _silent
     place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
     result: dict[str, Any]
     try:
