@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import cli_clean, cli_describe, cli_evaluate, cli_generate, cli_plan, cli_publish, cli_study
+from flows.cli_options import Json, RecipeName, Runs, Set, StageName, nothing_built, open_plan
+from flows.console import Line, Screen, working
 from mav.errors import UserError
 from mav.recipe import Recipe
 from mav.recipe_file import load_recipe
@@ -25,28 +27,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_e
                   "[bold]--set key=value[/] overrides any value of it. Exit codes: 0 done, 1 a check found differences, 2 something to "
                   "correct, 130 stopped by Ctrl-C.")  # fmt: skip
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (demo, tiny, single-gpu, paper) or a YAML file.")]
-StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage's name, as `mav status` prints it.")]
-Runs = Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts go: a folder or an fsspec URL.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value, e.g. --set generate.count=4.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 INTERRUPTED = 130  # the shell's exit code of a command ended by Ctrl-C
 
 STATE_STYLE = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow", "missing": "dim"}
-
-
-def _plan(recipe: str, overrides: list[str] | None) -> tuple[Recipe, Any]:
-    from flows.make_a_video import make_a_video
-
-    loaded = load_recipe(recipe, overrides or ())
-    return loaded, make_a_video(loaded)
-
-
-def _store(runs: str) -> Any:
-    from flows.stage import Store
-
-    return Store(runs)
 
 
 @app.command()
@@ -57,9 +40,8 @@ def run(
     set_: Set = None,
 ) -> None:
     """Build everything a recipe describes; what is done already is left alone."""
-    _, plan = _plan(recipe, set_)
+    _, plan, store = open_plan(recipe, set_, runs)
     wanted = plan.until(until) if until else list(plan.nodes.values())
-    store = _store(runs)
     if all(store.find(node) for node in wanted):
         print(f"Nothing to do: all {len(wanted)} stages of {recipe} are done in {store.root.url}. See `mav status {recipe}`.")
         return
@@ -78,9 +60,8 @@ def rerun(
     set_: Set = None,
 ) -> None:
     """Build one stage anew, even if it is done."""
-    loaded, plan = _plan(recipe, set_)
+    loaded, plan, store = open_plan(recipe, set_, runs)
     node = plan.node(stage)
-    store = _store(runs)
     for needed in node.inputs:
         if store.find(needed) is None:
             raise UserError(f"{stage} needs {needed.name}, which is not done: `mav run {recipe} --until {needed.name}` builds it.")
@@ -98,7 +79,6 @@ def rerun(
 
 def _retry(recipe: Recipe, node: Any, store: Any) -> int:
     """One pass over the rows of a finished stage that failed for a transient reason; returns how many came through."""
-    from flows.console import Screen
     from flows.retry import retry_failed
     from flows.stage import Run
 
@@ -113,10 +93,10 @@ def _retry(recipe: Recipe, node: Any, store: Any) -> int:
 
 
 def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any) -> None:
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # read by the imports below: our screen tells what there is to tell
     from flows.deploy import make_a_video_flow
     from flows.runtime import prefect_server, ray_cluster
 
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")  # the screen tells; the server keeps the rest
     console = Console(stderr=True, highlight=False)
     began = time.monotonic()
     with ExitStack() as services:
@@ -141,8 +121,7 @@ def _flow_run(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
 @app.command()
 def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: Set = None) -> None:
     """Say of every stage whether it is done, stale, missing, failed or running."""
-    loaded, plan = _plan(recipe, set_)
-    store = _store(runs)
+    loaded, plan, store = open_plan(recipe, set_, runs)
     stages: dict[str, dict[str, Any]] = {}
     verdict: dict[str, Any] = {}
     for node in plan.nodes.values():
@@ -160,7 +139,10 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
     if json_:
         print(json.dumps({"recipe": loaded.name, "stages": stages, "oracle": verdict}, indent=1))
         return
-    table = Table("stage", "state", "seconds", "rows in", "rows out", "fingerprint", box=None, header_style="bold")
+    table = Table("stage", "state", box=None, header_style="bold", pad_edge=False)
+    for name in ("seconds", "rows in", "rows out"):
+        table.add_column(name, justify="right")
+    table.add_column("fingerprint")
     for name, facts in stages.items():
         counts = facts["counts"]
         numbers = [f"{counts[key]:,}" if key in counts else "" for key in ("rows_in", "rows_out")]
@@ -179,26 +161,27 @@ def verify(
     set_: Set = None,
 ) -> None:
     """Re-check every artifact: digests of all files, the manifest itself, and that counts add up. Exit 1 on a difference."""
-    _, plan = _plan(recipe, set_)
-    store = _store(runs)
+    _, plan, store = open_plan(recipe, set_, runs)
     problems, checked = [], 0
-    for node in plan.nodes.values():
-        try:
-            artifact = store.find(node)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        if artifact:
-            checked += 1
-            problems += [f"{node.name}: {problem}" for problem in artifact.problems(full=not quick)]
-            if artifact.manifest.fingerprint != node.fingerprint:
-                problems.append(f"{node.name}: {artifact.folder.url} carries another fingerprint than the recipe's")
+    with Line() as line:
+        for number, node in enumerate(plan.nodes.values()):
+            line(node.name, number, len(plan.nodes))
+            try:
+                artifact = store.find(node)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if artifact:
+                checked += 1
+                problems += [f"{node.name}: {problem}" for problem in artifact.problems(full=not quick)]
+                if artifact.manifest.fingerprint != node.fingerprint:
+                    problems.append(f"{node.name}: {artifact.folder.url} carries another fingerprint than the recipe's")
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         raise typer.Exit(1)
     if not checked:
-        raise UserError(f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}` builds it.")
+        raise nothing_built(recipe, store)
     print(f"{checked} of {len(plan.nodes)} stages checked: every file has the bytes its manifest says, and all counts add up.")
 
 
@@ -208,13 +191,13 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     from flows.evaluation import stage_views
     from mav.report.page import write_report
 
-    loaded, plan = _plan(recipe, set_)
-    store = _store(runs)
+    loaded, plan, store = open_plan(recipe, set_, runs)
     views = stage_views(plan.nodes.values(), store, loaded.name)
     if all(view.artifact is None for view in views):
-        raise UserError(f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}` builds it.")
+        raise nothing_built(recipe, store)
     folder = store.root.child(f"reports/{loaded.name}")
-    write_report(loaded, views, folder)
+    with working("Gathering what the stages made"):
+        write_report(loaded, views, folder)
     print(folder.path("index.html"))
 
 
@@ -223,10 +206,10 @@ def serve_demo_world(recipe: RecipeName = "demo", runs: Runs = "runs", set_: Set
     """Serve the pictures, clips and faults of the demo world on loopback until Ctrl-C."""
     from mav.data.world_server import WorldServer
 
-    loaded, plan = _plan(recipe, set_)
+    loaded, plan, store = open_plan(recipe, set_, runs)
     if loaded.world is None:
-        raise UserError(f"Recipe {recipe} has no demo world to serve.")
-    artifact = _store(runs).find(plan.node("demo-world"))
+        raise UserError(f"Recipe {recipe} has no demo world to serve: `mav serve-demo-world demo` serves the demo's.")
+    artifact = store.find(plan.node("demo-world"))
     if artifact is None:
         raise UserError(f"The demo world is not drawn yet: `mav run {recipe} --until demo-world` draws it.")
     with WorldServer(artifact.folder.child("site"), loaded.world.port):
@@ -240,15 +223,35 @@ app.registered_commands += [
     for part in (cli_clean, cli_generate, cli_evaluate, cli_describe, cli_plan, cli_publish)
     for command in part.app.registered_commands
 ]
-PANELS = {
-    "Build": ("run", "rerun", "clean"),
-    "Look": ("status", "report", "verify"),
-    "Foresee": ("plan", "describe"),
-    "Use the networks": ("sample", "animate", "interpolate", "vary", "publish"),
-    "Measure": ("evaluate", "study"),
-    "Serve": ("serve-demo-world",),
+PANELS = {  # every command with an example, in the groups and the order that help shows
+    "Build": {
+        "run": "mav run my.yaml --until image-download --runs s3://bucket/runs",
+        "rerun": "mav rerun demo train-prior --downstream",
+        "clean": "mav clean demo --delete",
+    },
+    "Look": {
+        "status": "mav status demo --json",
+        "report": "mav report demo",
+        "verify": "mav verify demo --quick",
+    },
+    "Foresee": {
+        "plan": "mav plan paper --rate fetched=400",
+        "describe": "mav describe single-gpu --set cascade.frames=8",
+    },
+    "Use the networks": {
+        "sample": 'mav sample demo "a red circle moves to the left" --count 4',
+        "animate": "mav animate demo picture.png",
+        "interpolate": "mav interpolate demo first.png last.png",
+        "vary": "mav vary demo clip.mp4 --seed 7",
+        "publish": "mav publish demo --to someone/make-a-video-demo",
+    },
+    "Measure": {
+        "evaluate": "mav evaluate ucf101 --videos DIR --real UCF --weights-dir DIR",
+        "study": "mav study freeze --system ours=DIR --system theirs=DIR --prompts FILE --out STUDY",
+    },
+    "Serve": {"serve-demo-world": "mav serve-demo-world demo"},
 }
-_PANEL = {name: panel for panel, names in PANELS.items() for name in names}  # in the order help shows them
+_PANEL = {name: panel for panel, commands in PANELS.items() for name in commands}
 
 
 def _name(command: Any) -> str:
@@ -257,8 +260,9 @@ def _name(command: Any) -> str:
 
 app.registered_commands.sort(key=lambda command: list(_PANEL).index(_name(command)))
 for _command in app.registered_commands:
-    _command.rich_help_panel = _PANEL[_name(_command)]
-app.add_typer(cli_study.app, name="study", rich_help_panel=_PANEL["study"])
+    _command.rich_help_panel = panel = _PANEL[_name(_command)]
+    _command.epilog = f"Example: [bold]{PANELS[panel][_name(_command)]}[/]"
+app.add_typer(cli_study.app, name="study", rich_help_panel=_PANEL["study"], epilog=f"Example: [bold]{PANELS['Measure']['study']}[/]")
 
 
 def main() -> None:

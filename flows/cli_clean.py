@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.cli_options import RecipeName, Runs, Set, open_plan
 from flows.lease import LEASE, exclusive, held, top
 from flows.stage import SHOWN_FINGERPRINT, Plan, Store
 from mav.artifact import MANIFEST, TEMPORARY, Artifact, Folder, Manifest
 from mav.errors import UserError
-from mav.recipe_file import load_recipe
 
 app = typer.Typer()
 
@@ -170,16 +170,14 @@ def remove(store: Store, leftover: Leftover) -> str:
 
 @app.command()
 def clean(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (demo, tiny, paper) or a YAML file.")],
+    recipe: RecipeName,
     keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", min=0, help="Artifacts of each stage to keep, newest first.")] = 1,
     delete: Annotated[bool, typer.Option("--delete", help="Remove them; without it they are only listed.")] = False,
-    runs: Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts go: a folder or an fsspec URL.")] = "runs",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")] = None,
+    runs: Runs = "runs",
+    set_: Set = None,
 ) -> None:
     """List, or remove, what a runs folder holds that nothing needs: old artifacts, abandoned work, half-written files."""
-    from flows.make_a_video import make_a_video
-
-    store, plan = Store(runs), make_a_video(load_recipe(recipe, set_ or ()))
+    _, plan, store = open_plan(recipe, set_, runs)
     cleaning = leftovers(plan, store, keep_last)
     table = Table("what", "where", "bytes", box=None, header_style="bold")
     table.columns[2].justify = "right"

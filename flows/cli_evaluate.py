@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli_options import Json, Runs, device, open_plan
+from flows.console import Line, tables
 from mav.errors import UserError
+from mav.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from mav.artifact import Folder
     from mav.evaluation.store import Run
-    from mav.recipe import Recipe
 
 app = typer.Typer()
 
 BENCHMARKS = ("ucf101", "msrvtt", "drawbench", "prompts", "interpolation")
-FILE_WIDTH = 160  # columns of a table that goes to a file
 IN_PROCESS_CHUNKS = 4  # fewer than so many are not worth starting Ray for
 # How a metric is shown: its title, which way is better, digits.
 SHOWN = {
@@ -64,13 +63,17 @@ def evaluate(
     endless: Annotated[bool, typer.Option("--endless", help="Also extrapolate Frechet distances to endless videos.")] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result and our features go.")] = Path("evaluation"),
     cache: Annotated[str, typer.Option("--cache", metavar="DIR", help="Where features of real clips are kept.")] = "evaluation/real",
-    runs: Annotated[str, typer.Option("--runs", metavar="URL", help="Where the recipe's artifacts are.")] = "runs",
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    runs: Runs = "runs",
+    json_: Json = False,
 ) -> None:
     """Measure a folder of videos: numbers with their protocol, count, interval and weights. A killed evaluation goes on where it was."""
     from mav.artifact import Folder
+    from mav.evaluation.features import Networks
+    from mav.evaluation.interpolation import measure_interpolation
+    from mav.evaluation.measure import Settings, measure
     from mav.evaluation.protocols import load_protocol, protocol_names
-    from mav.recipe_file import load_recipe
+    from mav.evaluation.sets import read_set
+    from mav.recipe import Evaluate
 
     if benchmark not in BENCHMARKS:
         raise UserError(f"There is no benchmark {benchmark!r}: choose one of {', '.join(BENCHMARKS)}.")
@@ -84,14 +87,26 @@ def evaluate(
             raise UserError(f"{folder} is not there: name a folder with {name}.")
     demo = "demo" in chosen.networks or chosen.name == "interpolation-demo"
     loaded = load_recipe(recipe) if demo else None
-    told = _Line()
-    if benchmark == "interpolation":
-        result = _interpolation(chosen, videos, real, loaded, Folder(str(out)), told)
-    else:
-        result = _measure(
-            chosen.only(list(metric or ())), videos, real, prompts, weights_dir, loaded, runs, samples, endless, out, cache, told
-        )
-    told.end()
+    with Line() as line:
+
+        def told(facts: dict[str, Any]) -> None:
+            line(facts["stage"], facts["samples"], facts["total"])
+
+        if benchmark == "interpolation":
+            if not real:
+                raise UserError("The filmed clips are needed to measure the frames between: name their folder with --real.")
+            skip = loaded.cascade.frame_skip if loaded else 4  # 1 fps given, 4 fps made
+            result = measure_interpolation(chosen, Folder(videos), Folder(real), skip, Evaluate(), Folder(str(out)), told)
+        else:
+            chosen, on = chosen.only(list(metric or ())), device()
+            clip = _clip(recipe, runs) if "demo" in chosen.networks else None
+            networks = Networks(chosen.networks, weights_dir, clip, on)
+            filmed = Folder(real) if real else None
+            wanted = samples or chosen.samples
+            asked = read_set(chosen, filmed, wanted, Folder(prompts) if prompts else None)
+            settings = Settings(chosen.preparation(loaded), wanted or len(asked.prompts), endless=endless)
+            with features_on_ray(on) as run:
+                result = measure(chosen, settings, Folder(videos), asked, filmed, networks, Folder(str(out)), Folder(cache), told, run)
     if json_:
         print(json.dumps(result, indent=1, sort_keys=True))
     else:
@@ -99,47 +114,12 @@ def evaluate(
         print(f"written: {out / 'result.json'}")
 
 
-def _measure(
-    protocol: Any, videos: str, real: str, prompts: str, weights_dir: str, recipe: Recipe | None, runs: str,
-    samples: int, endless: bool, out: Path, cache: str, told: _Line,
-) -> dict[str, Any]:  # fmt: skip
-    import torch
-
-    from mav.artifact import Folder
-    from mav.evaluation.features import Networks
-    from mav.evaluation.measure import Settings, measure
-    from mav.evaluation.sets import read_set
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    clip = _clip(recipe, runs) if "demo" in protocol.networks and recipe else None
-    networks = Networks(protocol.networks, weights_dir, clip, device)
-    folder = Folder(real) if real else None
-    wanted = samples or protocol.samples
-    asked = read_set(protocol, folder, wanted, Folder(prompts) if prompts else None)
-    settings = Settings(protocol.preparation(recipe), wanted or len(asked.prompts), endless=endless)
-    with features_on_ray(device) as run:
-        return measure(protocol, settings, Folder(videos), asked, folder, networks, Folder(str(out)), Folder(cache), told, run)
-
-
-def _interpolation(protocol: Any, videos: str, real: str, recipe: Recipe | None, out: Folder, told: _Line) -> dict[str, Any]:
-    from mav.artifact import Folder
-    from mav.evaluation.interpolation import measure_interpolation
-    from mav.recipe import Evaluate
-
-    if not real:
-        raise UserError("The filmed clips are needed to measure the frames between: name their folder with --real.")
-    skip = recipe.cascade.frame_skip if recipe else 4  # 1 fps given, 4 fps made
-    return measure_interpolation(protocol, Folder(videos), Folder(real), skip, Evaluate(), out, told)
-
-
-def _clip(recipe: Recipe, runs: str) -> Folder:
+def _clip(recipe: str, runs: str) -> Folder:
     """The recipe's CLIP. Raises UserError when it is not trained yet."""
-    from flows.make_a_video import make_a_video
-    from flows.stage import Store
-
-    store, node = Store(runs), make_a_video(recipe).node("clip")
+    loaded, plan, store = open_plan(recipe, None, runs)
+    node = plan.node("clip")
     if store.find(node) is None:
-        raise UserError(f"The CLIP of {recipe.name} is not trained yet: `mav run {recipe.name} --until clip` trains it.")
+        raise UserError(f"The CLIP of {loaded.name} is not trained yet: `mav run {recipe} --until clip` trains it.")
     return store.artifact(node)
 
 
@@ -222,26 +202,13 @@ def _by_actors(work: Any, chunks: Sequence[Any], count: int, needs: dict[str, fl
             ray.kill(actor)
 
 
-class _Line:
-    """Progress on one moving line of the error stream; only where somebody watches."""
-
-    def __call__(self, facts: dict[str, Any]) -> None:
-        if os.isatty(2):
-            typer.echo(f"\r{facts['stage']:<14} {facts['samples']:>7,}/{facts['total']:<7,}", nl=False, err=True)
-
-    def end(self) -> None:
-        if os.isatty(2):
-            typer.echo("\r" + " " * 40 + "\r", nl=False, err=True)
-
-
 def print_result(result: dict[str, Any]) -> None:
     """The table: our row, yardsticks, published rows with the protocol of each, then everything a reader needs to judge the numbers."""
-    from rich.console import Console
     from rich.table import Table
 
     from mav.evaluation.protocols import published
 
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = tables()
     protocol, metrics = result["protocol"], result["metrics"]
     label = f"{protocol['name']} v{protocol['version']}"
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -10,32 +10,35 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from flows.cli_describe import short
+from flows.cli_options import Json, RecipeName, Set
+from flows.console import tables, working
 from mav.errors import UserError
 from mav.plan import RATES, Rate, StagePlan, plan_stages, with_rates
 from mav.recipe import Recipe
 from mav.recipe_file import load_recipe
 
 app = typer.Typer()
-WIDTH = 120
 MEASURED_ROWS = 60_000
 MEASURED_SECONDS = 1.5
 
 
 @app.command()
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (demo, tiny, paper) or a YAML file.")],
+    recipe: RecipeName,
     rate: Annotated[
         list[str] | None, typer.Option("--rate", metavar="NAME=VALUE", help="Give a rate instead of measuring or assuming it.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")] = None,
+    json_: Json = False,
+    set_: Set = None,
 ) -> None:
     """Say how many rows, shards, bytes, hours and days the data of a recipe will take, and from which assumptions."""
     loaded = load_recipe(recipe, set_ or ())
     given = dict(_given(text) for text in rate or ())
-    rates = with_rates(given, measure(loaded, skip=set(given)))
+    with working("Measuring what a core of this machine does"):
+        rates = with_rates(given, measure(loaded, skip=set(given)))
     stages = plan_stages(loaded, rates, image_rows(loaded), clips(loaded))
     if json_:
         facts = {
@@ -49,34 +52,30 @@ def plan(
 
 
 def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> None:
-    console = Console(highlight=False, width=max(Console().width, WIDTH))  # a number must not be cut for want of room
-    table = Table("stage", "rows in", "rows out", "shards", "leaves", "CPU hours", "GPU hours", "days", box=None, header_style="bold")
+    console = tables()
+    table = Table("stage", box=None, header_style="bold", pad_edge=False)
+    for name in ("rows in", "rows out", "shards", "leaves", "CPU hours", "GPU hours", "days"):
+        table.add_column(name, justify="right", no_wrap=True)
     for s in stages:
-        hours = [f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in (s.cpu_hours, s.gpu_hours)]
-        table.add_row(s.stage, f"{s.rows_in:,}", f"{s.rows_out:,}", f"{s.shards:,}", _bytes(s.bytes), *hours, f"{s.days:,.2f}")
-    total = sum(s.bytes for s in stages)
-    table.add_row(
-        "together",
-        "",
-        "",
-        "",
-        _bytes(total),
-        f"{sum(s.cpu_hours for s in stages):,.0f}",
-        f"{sum(s.gpu_hours for s in stages):,.0f}",
-        f"{sum(s.days for s in stages):,.2f}",
-        style="bold",
-    )
+        counts = [f"{number:,}" for number in (s.rows_in, s.rows_out, s.shards)]
+        table.add_row(s.stage, *counts, f"{short(s.bytes)}B", _hours(s.cpu_hours), _hours(s.gpu_hours), f"{s.days:,.2f}")
+    sums = [sum(getattr(s, name) for s in stages) for name in ("bytes", "cpu_hours", "gpu_hours", "days")]
+    table.add_row("together", "", "", "", f"{short(sums[0])}B", _hours(sums[1]), _hours(sums[2]), f"{sums[3]:,.2f}", style="bold")
     console.print(table)
     cluster = recipe.cluster
     cpus, gpus = max(cluster.cpus, cluster.workers * cluster.cpus_per_worker, 1), cluster.workers * cluster.gpus_per_worker
     console.print(
-        f"\nOn {cpus} CPUs and {gpus:g} GPUs in {cluster.workers} workers, one stage after the other; shards are counted before screening."
+        f"\nCPUs: {cpus}, GPUs: {gpus:g}, workers: {cluster.workers}; one stage after the other; shards are counted before screening.\n"
     )
-    assumptions = Table("rate", "value", "unit", "origin", "what", box=None, header_style="bold")
+    assumptions = Table("rate", Column("value", justify="right"), "unit", "origin", "what", box=None, header_style="bold", pad_edge=False)
     for name, rate in rates.items():
         assumptions.add_row(name, f"{rate.value:,.4g}" if rate.value < 1000 else f"{rate.value:,.0f}", rate.unit, rate.origin, rate.about)
-    console.print(assumptions)
+    Console(highlight=False, width=console.width).print(assumptions)  # its last column wraps
     console.print("Measured: on one core of this machine. Assumed: give your own with --rate NAME=VALUE.")
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def image_rows(recipe: Recipe) -> int:
@@ -179,11 +178,3 @@ def _given(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError:
         raise UserError(f"--rate {text}: give NAME=VALUE with a positive number; the rates are {', '.join(RATES)}.") from None
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} PB"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli_options import RecipeName, Runs, Set, open_plan
 from mav.errors import UserError
 
 app = typer.Typer()
@@ -17,24 +18,20 @@ NAME = frozenset(string.ascii_letters + string.digits + "-_.")
 
 @app.command()
 def publish(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")],
+    recipe: RecipeName,
     stages: Annotated[list[str] | None, typer.Argument(metavar="[STAGE]...", help="Training stages; default: all that are done.")] = None,
     to: Annotated[str, typer.Option("--to", metavar="NAME", help="The repository on the hub: owner/name.")] = "",
     push: Annotated[bool, typer.Option("--push", help="Upload it; otherwise only the folder is written.")] = False,
-    runs: Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts are.")] = "runs",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")] = None,
+    runs: Runs = "runs",
+    set_: Set = None,
 ) -> None:
     """Write a folder with the networks and their model card, and show what a push would upload. The token is read from HF_TOKEN."""
-    from flows.make_a_video import make_a_video
-    from flows.stage import Store
     from mav import publish as releases
-    from mav.recipe_file import load_recipe
     from mav.training.stages import PLANS
 
     if to.count("/") != 1 or not all(part and set(part) <= NAME for part in to.split("/")):
         raise UserError("--to takes the repository's name, for example --to someone/make-a-video-demo.")
-    loaded = load_recipe(recipe, set_ or ())
-    plan, store = make_a_video(loaded), Store(runs)
+    loaded, plan, store = open_plan(recipe, set_, runs)
     if strange := [stage for stage in stages or () if stage not in PLANS]:
         raise UserError(f"{strange[0]} is not a training stage: {', '.join(PLANS)} are.")
     nodes = [plan.node(stage) for stage in stages or PLANS]

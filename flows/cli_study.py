@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli_options import Json
+from flows.console import tables
 from mav.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ app = typer.Typer(no_args_is_help=True, help="A blind comparison of systems by p
 StudyDir = Annotated[str, typer.Argument(metavar="STUDY", help="The folder of a frozen study.")]
 VotesDir = Annotated[Path | None, typer.Option("--votes", metavar="DIR", help="Where votes are kept; by default study-votes/DIGEST.")]
 LINKS = "links.csv"
-FILE_WIDTH = 160  # columns of a table that goes to a file
 
 
 @app.command()
@@ -86,7 +86,7 @@ def report(
     study: StudyDir,
     votes: VotesDir = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where report.json and the CSV files go.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Say who was preferred, how sure that is and how well raters agreed; write the votes and completion codes as CSV."""
     from mav.artifact import Folder
@@ -147,10 +147,9 @@ def _free(host: str, port: int) -> bool:
 
 def print_report(found: dict[str, Any]) -> None:
     """The report as tables."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = tables()
 
     def share(value: float | None, interval: tuple[float, float]) -> str:
         return "-" if value is None else f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

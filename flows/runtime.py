@@ -109,6 +109,7 @@ def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[s
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         preexec_fn=_die_with_parent,
+        start_new_session=True,  # Ctrl-C is the run's to hear: its server must still take what it has to say
     )
     try:
         meanwhile()

@@ -1,0 +1,40 @@
+"""What the commands of `mav` share: the arguments that are spelled alike everywhere, and what they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mav.errors import UserError
+from mav.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from flows.stage import Plan, Store
+    from mav.recipe import Recipe
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (demo, tiny, single-gpu, paper) or a YAML file.")]
+StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage's name, as `mav status` prints it.")]
+Runs = Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts are: a folder or an fsspec URL.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value, e.g. --set generate.count=4.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def open_plan(recipe: str, overrides: list[str] | None, runs: str) -> tuple[Recipe, Plan, Store]:
+    """The recipe, its graph, and where its artifacts are. Raises UserError when the recipe is not one."""
+    from flows.make_a_video import make_a_video
+    from flows.stage import Store
+
+    loaded = load_recipe(recipe, overrides or ())
+    return loaded, make_a_video(loaded), Store(runs)
+
+
+def nothing_built(recipe: str, store: Store) -> UserError:
+    return UserError(f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}` builds it.")
+
+
+def device() -> str:
+    """What networks of this process run on."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
