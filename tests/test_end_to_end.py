@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -176,20 +177,29 @@ def test_two_workers_train_the_same_network(mav: Mav) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(mav: Mav, tmp_path: Path) -> None:
-    """kill -9 of the whole command in the middle, twice; the third goes on; every artifact but the report has the undisturbed bytes."""
+    """kill -9 of the whole command in the middle, then Ctrl-C as a terminal sends it, to all its processes; the third goes on to the
+    undisturbed bytes."""
     again = Mav(tmp_path)
     again.port = mav.port  # part of every address, so of every byte
     command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--until", "train-decoder", "--runs", str(again.runs)]
     command += ["--set", f"world.port={again.port}"]
-    for milestone in ("image-download", "clip"):
-        process = subprocess.Popen(command, env=again.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for milestone, sent in (("image-download", signal.SIGKILL), ("clip", signal.SIGINT)):
+        screen = (tmp_path / milestone).open("w+")
+        process = subprocess.Popen(command, env=again.environment, stdout=screen, stderr=screen, start_new_session=True)
         deadline = time.monotonic() + 300
         while not list((again.runs / "work").glob(f"{milestone}/*/heartbeat.json")) and time.monotonic() < deadline:
             time.sleep(0.2)
         time.sleep(1.0)
-        process.kill()
-        process.wait()
-        time.sleep(3.0)  # Ray's processes notice and go
+        if sent == signal.SIGKILL:
+            process.kill()
+            process.wait()
+            time.sleep(3.0)  # Ray's processes notice and go
+        else:
+            os.killpg(process.pid, sent)
+            assert process.wait(timeout=60) == 130
+            told = (tmp_path / milestone).read_text()
+            assert told.splitlines()[-1] == "mav: stopped; the same command goes on where it was."
+            assert not any(noise in told for noise in ("Traceback", "ERROR", "INFO")), told
     again("run", "tiny", "--until", "train-decoder")
     for stage in ("demo-world", "image-metadata", "image-download", "clip", "image-screen", "image-embed", "train-decoder"):
         files = [json.loads((run.artifact(stage) / "manifest.json").read_text())["files"] for run in (mav, again)]

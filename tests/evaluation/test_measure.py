@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -217,17 +216,6 @@ def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_
 # ------------------------------------------------------------------------------------------------------------- the command
 
 
-def mav(monkeypatch, capsys, *arguments):
-    """(exit code, output, error) of `mav`, in this process."""
-    from flows.cli import main
-
-    monkeypatch.setattr(sys, "argv", ["mav", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    captured = capsys.readouterr()
-    return ended.value.code or 0, captured.out, captured.err
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -241,15 +229,15 @@ def mav(monkeypatch, capsys, *arguments):
         (["ucf101", "--videos", ".", "--metric", "lpips"], "no metric 'lpips'"),
     ],
 )
-def test_a_wrong_command_is_one_sentence(monkeypatch, capsys, tmp_path, arguments, told):
+def test_a_wrong_command_is_one_sentence(mav, monkeypatch, tmp_path, arguments, told):
     monkeypatch.chdir(tmp_path)
-    code, _, error = mav(monkeypatch, capsys, "evaluate", *arguments)
+    code, _, error = mav("evaluate", *arguments)
     assert code == 2
     assert told in error
     assert len(error.strip().splitlines()) == 1
 
 
-def test_the_table_carries_protocol_count_interval_and_weights(monkeypatch, capsys, tmp_path, clip_folder):
+def test_the_table_carries_protocol_count_interval_and_weights(mav, monkeypatch, tmp_path, clip_folder):
     from flows import cli_evaluate
 
     write(Folder(str(tmp_path / "videos")), range(5))
@@ -259,53 +247,32 @@ def test_the_table_carries_protocol_count_interval_and_weights(monkeypatch, caps
     Folder(str(tmp_path / "real")).write_json("captions.json", captions)
     monkeypatch.setattr(cli_evaluate, "_clip", lambda recipe, runs: clip_folder)
     monkeypatch.chdir(tmp_path)
-    arguments = [
-        "evaluate",
-        "msrvtt",
-        "--videos",
-        "videos",
-        "--real",
-        "real",
-        "--protocol",
-        "msrvtt-demo",
-        "--recipe",
-        "tiny",
-        "--samples",
-        "6",
-    ]
-    code, out, _ = mav(monkeypatch, capsys, *arguments)
+    arguments = ["evaluate", "msrvtt", "--videos", "videos", "--real", "real", "--protocol", "msrvtt-demo"]
+    arguments += ["--recipe", "tiny", "--samples", "6"]
+    code, out, _ = mav(*arguments)
     assert code == 0
-    for words in (
-        "these videos",
-        "[",
-        "msrvtt-demo v1",
-        "Make-A-Video",
-        "msrvtt-paper",
-        "0.3049",
-        "5 of 6 readable (1 missing)",
-        "sha256",
-        "not with the published",
-    ):
+    for words in ("these videos", "[", "msrvtt-demo v1", "Make-A-Video", "msrvtt-paper", "0.3049", "5 of 6 readable (1 missing)",
+                  "sha256", "not with the published"):  # fmt: skip
         assert words in out, words
-    code, out, _ = mav(monkeypatch, capsys, *arguments, "--json")
+    code, out, _ = mav(*arguments, "--json")
     assert json.loads(out)["metrics"]["fid"]["low"] <= json.loads(out)["metrics"]["fid"]["value"]
     assert os.path.exists(tmp_path / "evaluation" / "result.json")
 
 
-def test_a_study_from_the_command_line(monkeypatch, capsys, tmp_path):
+def test_a_study_from_the_command_line(mav, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     write(Folder("ours"), range(3))
     write(Folder("film"), range(3), 60)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:3]))
     freeze = ["study", "freeze", "--system", "ours=ours", "--system", "film=film", "--prompts", "prompts.txt", "--out", "study"]
-    code, out, _ = mav(monkeypatch, capsys, *freeze)
+    code, out, _ = mav(*freeze)
     assert (code, "3 pairs, 5 raters each" in out) == (0, True)
-    assert "frozen study already" in mav(monkeypatch, capsys, *freeze)[2]
-    assert "at least two" in mav(monkeypatch, capsys, *freeze[:4], *freeze[6:-1], "other")[2]
-    assert "a folder that is there" in mav(monkeypatch, capsys, *freeze[:3], "x", *freeze[4:])[2]
-    code, _, error = mav(monkeypatch, capsys, "study", "report", "study")
+    assert "frozen study already" in mav(*freeze)[2]
+    assert "at least two" in mav(*freeze[:4], *freeze[6:-1], "other")[2]
+    assert "a folder that is there" in mav(*freeze[:3], "x", *freeze[4:])[2]
+    code, _, error = mav("study", "report", "study")
     assert (code, "holds no votes" in error) == (2, True)
-    assert "holds no study" in mav(monkeypatch, capsys, "study", "serve", "film")[2]
+    assert "holds no study" in mav("study", "serve", "film")[2]
     from mav.evaluation.human.votes import Study, Votes
 
     (tmp_path / "votes").mkdir()
@@ -316,15 +283,9 @@ def test_a_study_from_the_command_line(monkeypatch, capsys, tmp_path):
         while state["state"] == "ask":
             side = next(side for side in ("left", "right") if study.key[state["item"]][side] in ("ours", "intact"))
             state = votes.vote(token, state["item"], state["question"]["id"], side, 1500)
-    code, out, _ = mav(monkeypatch, capsys, "study", "report", "study", "--votes", "votes")
+    code, out, _ = mav("study", "report", "study", "--votes", "votes")
     assert code == 0
-    for words in (
-        "ours over film",
-        "100.0 %",
-        "fleiss kappa",
-        "left was chosen",
-        "3 of 3 have all their ratings",
-        "Rule, fixed with the study",
-    ):
+    for words in ("ours over film", "100.0 %", "fleiss kappa", "left was chosen", "3 of 3 have all their ratings",
+                  "Rule, fixed with the study"):  # fmt: skip
         assert words in out, words
     assert (tmp_path / "votes" / "votes.csv").exists()

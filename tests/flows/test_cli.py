@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from flows.cli import PANELS, main
+from flows.cli import PANELS, app
 from flows.runtime import free_port
 
-
-def mav(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Runs the command in this process; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["mav", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    out = capsys.readouterr()
-    return code, out.out, out.err
+Mav = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize(
@@ -36,10 +29,8 @@ def mav(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
         (["serve-demo-world", "demo"], ["--until demo-world"]),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_2(
-    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, err = mav(monkeypatch, capsys, *arguments, "--runs", str(tmp_path))
+def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[str], tmp_path: Path, mav: Mav) -> None:
+    code, _, err = mav(*arguments, "--runs", str(tmp_path))
     assert code == 2
     assert err.count("\n") == 1
     assert "Traceback" not in err
@@ -47,16 +38,14 @@ def test_a_mistake_is_one_sentence_and_exit_2(
         assert word in err
 
 
-def test_usage_errors_show_the_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = mav(monkeypatch, capsys, "run")
+def test_usage_errors_show_the_usage(mav: Mav) -> None:
+    code, _, err = mav("run")
     assert code == 2
     assert "RECIPE" in err
 
 
 @pytest.mark.parametrize(("variable", "words"), [("RAY_ADDRESS", "ray start --head"), ("PREFECT_API_URL", "prefect server start")])
-def test_a_server_that_does_not_answer(
-    variable: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_that_does_not_answer(variable: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mav: Mav) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     address = f"127.0.0.1:{free_port()}"
@@ -64,7 +53,7 @@ def test_a_server_that_does_not_answer(
     with temporary_settings({PREFECT_API_URL: api} if variable == "PREFECT_API_URL" else {}):
         if variable == "RAY_ADDRESS":
             monkeypatch.setenv("RAY_ADDRESS", address)
-        code, _, err = mav(monkeypatch, capsys, "run", "tiny", "--runs", str(tmp_path))
+        code, _, err = mav("run", "tiny", "--runs", str(tmp_path))
     assert code == 2
     assert address in err
     last = err.strip().splitlines()[-1]
@@ -72,8 +61,8 @@ def test_a_server_that_does_not_answer(
     assert ("unset RAY_ADDRESS" if variable == "RAY_ADDRESS" else "unset PREFECT_API_URL") in last
 
 
-def test_status_before_anything_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = mav(monkeypatch, capsys, "status", "demo", "--json", "--runs", str(tmp_path))
+def test_status_before_anything_ran(tmp_path: Path, mav: Mav) -> None:
+    code, out, _ = mav("status", "demo", "--json", "--runs", str(tmp_path))
     assert code == 0
     status = json.loads(out)
     assert status["recipe"] == "demo"
@@ -82,11 +71,20 @@ def test_status_before_anything_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == [], "asking changes nothing"
 
 
-def test_help_shows_every_command_in_its_group(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_command_in_its_group(monkeypatch: pytest.MonkeyPatch, mav: Mav) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    code, out, _ = mav(monkeypatch, capsys, "--help")
+    code, out, _ = mav("--help")
     assert code == 0
     for panel, names in PANELS.items():
         group = out.split(f"─ {panel} ─")[1].split("╰")[0]
         shown = [line.split()[1] for line in group.splitlines()[1:] if line.startswith("│ ") and not line.startswith("│   ")]
         assert shown == list(names)
+
+
+@pytest.mark.parametrize("example", [example for commands in PANELS.values() for example in commands.values()])
+def test_every_example_of_the_help_is_a_command(example: str) -> None:
+    words = shlex.split(example)[1:]
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context(None, words)  # raises a usage error where an option or an argument is not one

@@ -158,11 +158,11 @@ def test_best_candidate_is_the_one_closest_to_the_text(cascade):
     torch.testing.assert_close(best.norm(dim=-1), torch.ones(3))
 
 
-def test_the_stage_writes_its_videos_once(cascade, tmp_path, monkeypatch, recipe_for):
+def test_the_stage_writes_its_videos_once(cascade, tmp_path, monkeypatch, small_recipe):
     monkeypatch.setattr(Cascade, "load", classmethod(lambda cls, *_: cascade))
     out, world = Folder(str(tmp_path / "out")), Folder(str(tmp_path / "world"))
     world.write_json("prompts.json", [{"prompt": p, "colour": p.split()[1], "shape": p.split()[2]} for p in PROMPTS])
-    recipe = recipe_for(dataclasses.replace(GENERATE, batch_size=2, time_off_twin=True))
+    recipe = dataclasses.replace(small_recipe, cascade=SIZES, generate=dataclasses.replace(GENERATE, batch_size=2, time_off_twin=True))
     lines = []
     metrics = generate_videos(recipe, {"demo-world": world}, out, lines.append)
     assert metrics == {"videos": 3, "frames": 10, "size": 32, "fps": 24.0}
@@ -186,36 +186,10 @@ def _only(real, prompts):
     return sample
 
 
-def test_no_prompt_is_one_sentence(tmp_path, recipe_for):
+def test_no_prompt_is_one_sentence(tmp_path, small_recipe):
     with pytest.raises(UserError, match=r"generate\.prompts"):
-        read_prompts(recipe_for(GENERATE), {})
+        read_prompts(small_recipe, {})
     empty = tmp_path / "prompts.txt"
     empty.write_text("\n\n")
     with pytest.raises(UserError, match="holds no prompt"):
-        read_prompts(recipe_for(dataclasses.replace(GENERATE, prompts=str(empty))), {})
-
-
-@pytest.fixture
-def recipe_for():
-    """A recipe of which only sizes and `generate` matter here."""
-    from mav.recipe import Optimisation, Recipe, TrainImage, TrainPrior, TrainVideo
-
-    o = Optimisation(samples=1, batch_size=1)
-    image = TrainImage(network=UNetConfig(levels=(Level(channels=8),)), optimisation=o)
-    video = TrainVideo(optimisation=o)
-
-    def make(generate):
-        return Recipe(
-            name="small",
-            cascade=SIZES,
-            generate=generate,
-            train_prior=TrainPrior(network=PriorConfig(embedding_dim=DIM), optimisation=o),
-            train_decoder=image,
-            train_sr_low=image,
-            train_sr_high=image,
-            train_decoder_video=video,
-            train_interpolation=video,
-            train_sr_low_video=video,
-        )
-
-    return make
+        read_prompts(dataclasses.replace(small_recipe, generate=Generate(prompts=str(empty))), {})
