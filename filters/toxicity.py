@@ -1,9 +1,9 @@
 """Toxic captions: whole words and phrases of word lists, found in columns of millions of rows.
 
 Matching is by whole word, so Essex and Scunthorpe stay; phrases match across any run of blanks, hyphens or underscores. Text and
-lists are folded alike (NFKC, case, invisible characters), so full-width or zero-width disguises do not help. A vectorised regular
-expression (RE2) looks through the column, folded first where folding would change more than case; the few rows it finds are looked at
-again one by one, to be exact, to set exceptions aside and to name the word.
+lists are folded alike (NFKC, case, invisible characters), so full-width or zero-width disguises do not help. Hyperscan looks for all
+phrases at once through the bytes of a whole column, folded first where folding would change more than case; the few rows it finds are
+looked at again one by one, to be exact, to set exceptions aside and to name the word.
 
 The shipped lists are those of the package glin-profanity (MIT), 24 languages of which the English one continues the usual LDNOOBW list;
 any file of one phrase a line can be named instead or as well.
@@ -18,7 +18,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,9 +39,6 @@ SETTLING = ((0x80, 0x3400), (0xA000, 0xAC00), (0xD7B0, 0xD800), (0xF900, 0x20000
 BETWEEN = r"[\s_-]+"  # between the words of a phrase
 LOOKALIKE = {"a": "a4@", "b": "b8", "e": "e3", "g": "g9", "i": "i1!|", "l": "l1|", "o": "o0", "s": "s5$", "t": "t7+", "u": "uv"}
 MASKS = "*#%@$!.-"  # one of them in a letter's place
-LONGEST_OBFUSCATED = 200  # phrases an expression, so that RE2 keeps to its memory
-PHRASES_AN_EXPRESSION = 600
-BLOCK = 16  # captions searched at once
 
 
 def fold(text: str) -> str:
@@ -91,15 +88,8 @@ class ToxicWords:
         excepted = _folded(exceptions)
         self.words = sorted(_folded(words) - excepted)
         patterns = {word: _pattern(word, obfuscations) for word in self.words}
-        step = LONGEST_OBFUSCATED if obfuscations else PHRASES_AN_EXPRESSION
-        # What the column is searched with may find too much (any sign that is no ASCII letter ends a word), never too
-        # little. Unicode's classes of letters would be exact, but RE2 then runs out of memory for its automaton and crawls.
-        edged = [patterns[word] for word in self.words if word.isascii()]
-        self._plain = [
-            rf"(?:^|[^a-z0-9])(?:{'|'.join(edged[at : at + step])})(?:[^a-z0-9]|$)" for at in range(0, len(edged), step)
-        ]  # fmt: skip
-        rest = [patterns[word] for word in self.words if not word.isascii()]
-        self._other = ["|".join(rest[at : at + step]) for at in range(0, len(rest), step)]
+        self._cased = any(not c.isascii() and c.upper() != c for word in self.words for c in word)  # bytes do not tell their cases
+        self._database = _compiled([_loose(word, pattern) for word, pattern in patterns.items()])
         self._row = self._exact(patterns)
         self._excepted = (
             re.compile("|".join(_whole(p, _pattern(p, False)) for p in sorted(excepted, key=len, reverse=True))) if excepted else None
@@ -119,20 +109,32 @@ class ToxicWords:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if self._row is None or len(captions) == 0:
+        if self._database is None or len(captions) == 0:
             return np.zeros(0, dtype=np.int64), []
-        captions = captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions
-        hit = _suspects_in_blocks(captions, self._plain)
-        beyond = np.flatnonzero(~_numpy(pc.fill_null(pc.string_is_ascii(captions), True)))
-        if len(beyond):
-            subset = captions.take(pa.array(beyond))
-            hit[beyond] |= _suspects(subset, self._other)
-            odd = np.flatnonzero(_suspects(subset, [unsettled()], ignore_case=False))
-            hit[beyond[odd]] = _suspects(fold_all(subset.take(pa.array(odd))), self._plain + self._other)
-        places = np.flatnonzero(hit)
-        texts = [fold(text) for text in captions.take(pa.array(places)).to_pylist()]
-        found = [(place, word) for place, text in zip(places.tolist(), texts, strict=True) if (word := self.first(text))]
+        texts = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
+        suspects, beyond = self._suspects(texts)
+        odd = beyond if self._cased else beyond[_numpy(pc.match_substring_regex(texts.take(pa.array(beyond)), unsettled()))]
+        if len(odd):
+            suspects = np.union1d(suspects, odd[self._suspects(fold_all(texts.take(pa.array(odd))))[0]])
+        lines = [fold(text) for text in texts.take(pa.array(suspects)).to_pylist()]
+        found = [(place, word) for place, line in zip(suspects.tolist(), lines, strict=True) if (word := self.first(line))]
         return np.array([place for place, _ in found], dtype=np.int64), [word for _, word in found]
+
+    def _suspects(self, texts: pa.Array) -> tuple[np.ndarray, ...]:
+        """(positions of the texts in which something like a phrase is, positions of those with characters beyond ASCII), ascending.
+
+        All texts are searched as one, a line each: what runs across two lines makes a suspect and hides nothing, for every match is told.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        lines = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts), "\n").buffers()[2]
+        whole = b"".join((b"\n", lines, b"\n"))
+        starts = np.cumsum(pc.binary_length(texts).to_numpy() + 1, dtype=np.int64) + 1  # of each text but the first
+        ends: list[int] = []
+        self._database.scan(whole, match_event_handler=lambda _id, _from, to, _flags, _context: ends.append(to))
+        signs = np.flatnonzero(np.frombuffer(whole, np.int8) < 0)
+        return tuple(np.unique(np.searchsorted(starts, places, "right")) for places in (np.array(ends, np.int64) - 1, signs))
 
     def first(self, folded: str) -> str:
         """The first phrase of one folded caption, or an empty string."""
@@ -165,7 +167,9 @@ def unsettled() -> str:
 
     Those that vanish, that become others or several (full width, ligatures, the dotted capital I), and those that join a neighbour.
     """
-    places = [place for first, last in SETTLING for place in range(first, last) if _unsettled(chr(place))]
+    characters = [chr(place) for first, last in SETTLING for place in range(first, last)]
+    whole = unicodedata.normalize("NFKC", INVISIBLE.sub("", SEPARATOR.join(characters))).casefold()  # `fold`, of all at once
+    places = [ord(c) for c, folded in zip(characters, whole.split(SEPARATOR), strict=True) if _unsettled(c, folded)]
     ranges: list[list[int]] = []
     for place in places:
         if ranges and place == ranges[-1][1] + 1:
@@ -175,35 +179,20 @@ def unsettled() -> str:
     return "[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges) + "]"
 
 
-def _unsettled(character: str) -> bool:
-    folded = fold(character)
+def _unsettled(character: str, folded: str) -> bool:
     joins = unicodedata.category(character).startswith("M") or "\u1100" <= character <= "\u11ff"  # marks; the letters of Hangul
     return joins or folded != character.lower() or len(folded) != 1 or ord(folded) < 128
 
 
-def _suspects(texts: pa.Array, expressions: list[str], ignore_case: bool = True) -> np.ndarray:
-    """bool (texts,): where one of the expressions matches."""
-    import pyarrow.compute as pc
+def _compiled(expressions: list[bytes]) -> Any:
+    """A Hyperscan database of the expressions, or None when there are none. One thread at a time may search with it."""
+    import hyperscan
 
-    hit = np.zeros(len(texts), bool)
-    for expression in expressions:
-        hit |= _numpy(pc.fill_null(pc.match_substring_regex(texts, expression, ignore_case=ignore_case), False))
-    return hit
-
-
-def _suspects_in_blocks(texts: pa.Array, expressions: list[str]) -> np.ndarray:
-    """`_suspects`, looked for in a few texts at once: calling RE2 costs as much as searching a caption, and few captions match.
-
-    Line feeds between texts end a word; a match that runs across one is found again in neither text alone.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    blocks = pa.array(np.minimum(np.arange(0, len(texts) + BLOCK, BLOCK), len(texts)), pa.int32())
-    joined = pc.binary_join(pa.ListArray.from_arrays(blocks, pc.fill_null(texts, "")), "\n")
-    near = np.repeat(_suspects(joined, expressions), BLOCK)[: len(texts)]
-    near[near] = _suspects(texts.filter(pa.array(near)), expressions)
-    return near
+    if not expressions:
+        return None
+    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+    database.compile(expressions=expressions, elements=len(expressions), flags=hyperscan.HS_FLAG_CASELESS)
+    return database
 
 
 def _numpy(flags: pa.Array) -> np.ndarray:
@@ -220,7 +209,7 @@ def _spaceless(character: str) -> bool:
 
 
 def _pattern(phrase: str, obfuscations: bool) -> str:
-    """The expression of one folded phrase, in what RE2 and Python's re have in common."""
+    """The expression of one folded phrase, in what Hyperscan and Python's re have in common."""
     parts: Iterable[str] = [part for part in re.split(BETWEEN, phrase) if part] or [phrase]
     if obfuscations and len(phrase) >= 4 and phrase.isascii() and phrase.isalpha():
         return _obfuscated(phrase)
@@ -231,6 +220,13 @@ def _obfuscated(word: str) -> str:
     """Look-alike signs or one masking sign in the place of inner letters; the first letter stays, or numbers would match."""
     inner = "".join(f"[{re.escape(LOOKALIKE.get(c, c) + MASKS)}]" for c in word[1:-1])
     return f"{re.escape(word[0])}{inner}[{re.escape(LOOKALIKE.get(word[-1], word[-1]))}]"
+
+
+def _loose(word: str, pattern: str) -> bytes:
+    """What Hyperscan looks for in bytes: it may find too much (any byte that is no ASCII letter or digit is an edge, or a blank of
+    whatever kind), never too little. Words that neither begin nor end in ASCII have no edges."""
+    inner = pattern.replace(BETWEEN, "[^a-z0-9]+").encode()
+    return b"[^a-z0-9](?:" + inner + b")[^a-z0-9]" if word.isascii() else inner
 
 
 def _whole(word: str, pattern: str) -> str:
