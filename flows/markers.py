@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MARKERS = "markers"
 LEDGER = "shards.parquet"
-COMPACTED_AT_ONCE = 10_000
+COMPACTED_AT_ONCE = 1_000
 READERS = 32  # concurrent reads from storage that is not local
 
 Marker = dict[str, Any]  # {"shard", "counts", "files": {name: {"bytes", "sha256"}}}

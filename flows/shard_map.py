@@ -32,13 +32,14 @@ STRAGGLER_FLOOR_SECONDS = 60.0
 SHORT_SECONDS = 0.1  # shards shorter than this are handed out many at a time, or the way to the worker would be the work
 SHORT_WINDOW = 16  # times the usual window
 REPORT_SECONDS = 0.5
+ROWS = ("rows_in", "rows_out", "dropped", "failed")  # what the driver hears of a shard; words and histograms are in its marker
 
 Work = Callable[[str], "ShardOutput"]
 
 
 @dataclass(frozen=True)
 class Flown:
-    """What comes back from one execution: its counts, bytes and time, or why it failed. `stop`: an error that trying again cannot mend."""
+    """What comes back from one execution: its rows, bytes and time, or why it failed. `stop`: an error that trying again cannot mend."""
 
     counts: dict[str, Any] = field(default_factory=dict)
     bytes: int = 0
@@ -72,7 +73,8 @@ def run_shard(mission: Mission, name: str, floor: float) -> Flown:
         if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC:
             return Flown(stop=error)
         return Flown(problem=_sentence(error))
-    return Flown(output.counts, size, time.monotonic() - began)
+    told = {key: output.counts[key] for key in ROWS if key in output.counts}
+    return Flown(told, size, time.monotonic() - began)
 
 
 def below_floor(counts: dict[str, Any], floor: float) -> bool:
