@@ -6,6 +6,7 @@ a Prefect flow (`flows.deploy` has them): one task a stage, never one a shard; t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -118,8 +119,7 @@ def _task(node: Node, run: Run, fresh: bool) -> Any:
     @task(
         name=node.name,
         description=node.stage.about,
-        task_run_name=node.name,
-        tags=node.stage.tags,
+        task_run_name=node.name,  # without tags: each task run with some asks the server for a slot, and fails when it is away
         persist_result=True,
         cache_key_fn=lambda context, parameters: key,
         refresh_cache=not present,
@@ -140,27 +140,36 @@ def _task(node: Node, run: Run, fresh: bool) -> Any:
 def gpu_slot(node: Node, run: Run) -> Iterator[None]:
     """One of the `cluster.gpu_stages` slots that all runs on a Prefect server share; free for a stage that asks for no GPU.
 
-    A server that goes away while the slot is held stops nothing; a flow that was killed gives it back after `SLOT_SECONDS`.
+    A server that is away is waited for; one that goes away while the slot is held stops nothing. A flow that was killed gives its slot
+    back after `SLOT_SECONDS`.
     """
     if not (node.stage.gpu and run.recipe.cluster.gpus_per_worker):
         yield
         return
-    import httpx
     from prefect.client.orchestration import get_client
     from prefect.concurrency.sync import concurrency
-    from prefect.exceptions import PrefectException
 
-    with get_client(sync_client=True) as client:
-        client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, run.recipe.cluster.gpu_stages)
+    from flows.prefect_artifacts import AWAY
+
+    told = False
     with ExitStack() as held:
         while True:
             run.go_on()
             slot = concurrency(GPU_LIMIT, timeout_seconds=5, lease_duration=SLOT_SECONDS, strict=True, raise_on_lease_renewal_failure=False)
-            with suppress(TimeoutError):
+            try:
+                with get_client(sync_client=True) as client:
+                    client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, run.recipe.cluster.gpu_stages)
                 held.enter_context(slot)
                 break
+            except TimeoutError:
+                continue
+            except AWAY:
+                if not told:
+                    told = True
+                    run.screen.say(f"  {node.name:<22} waits for the Prefect server, which hands out GPU slots")
+                time.sleep(1.0)
         yield
-        with suppress(httpx.HTTPError, PrefectException):
+        with suppress(*AWAY):
             held.close()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.exceptions import PrefectException
 
 from flows.stage import Node, Run, read_json_or_none
@@ -22,7 +23,7 @@ from mav.artifact import Artifact
 from mav.report import collect, figures
 
 TELL_SECONDS = 5.0  # an update takes a server on sqlite 60 ms
-AWAY = (httpx.HTTPError, PrefectException)
+AWAY = (httpx.HTTPError, PrefectException, ConcurrencySlotAcquisitionError)
 PICTURES = 8
 CURVE_STYLE = "<style>polyline{fill:none;stroke:#2563eb}.raw{opacity:.3}text{font:11px sans-serif;fill:#888}line{stroke:#ccc}</style>"
 
