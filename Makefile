@@ -22,14 +22,14 @@ demo: $(READY)  ## the whole pipeline at small scale, then the report
 	$(BIN)/mav report $(RECIPE)
 
 test: $(READY)  ## the default tests
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/chaos.json; a quarter of an hour
 	MAV_SCHEDULES=5000 $(BIN)/python -m pytest -q tests/chaos/test_protocol.py
 	$(BIN)/python tests/chaos/chaos.py
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -57,6 +57,6 @@ def describe(
     console.print(f"The cascade that generates: {short(cascade)} parameters.")
     console.print(
         "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two moments and "
-        "the average in float32 on one worker. Activations: what backward needs of one micro-batch. Libraries' own memory comes on top.",
+        "the averages in float32 on one worker, of which sharding leaves it a part. Activations: what backward needs of one micro-batch. Libraries' own memory comes on top.",
         style="dim",
     )

@@ -204,7 +204,9 @@ class Optimisation:
     compile: bool = False
     corrupted_share: float = 0.01  # of the stage's samples: more unreadable ones stop it
     held_out: int = 0  # samples kept out of the training to measure the loss on, at every checkpoint; 0 = none
-    export: Literal["last", "best"] = "last"  # what is handed on: the last average, or that of the lowest loss on held-out samples
+    # What is handed on: the last moving average, that of the lowest loss on held-out samples, or of all widths of a power-function average
+    # the one of the lowest (rebuilt when the training is over; takes two more copies of the network).
+    export: Literal["last", "best", "post_hoc"] = "last"
 
 
 @section

@@ -140,6 +140,7 @@ def _training(artifacts: dict[str, Artifact]) -> Iterable[dict[str, Any]]:
                 "about": about,
                 "chart": Markup(figures.curve(points, f"loss of {name}", held_out := collect.curves(artifacts[name], "validation"))),
                 "held_out": held_out[-1][1] if held_out else None,
+                "width": artifacts[name].manifest.metrics.get("average_width"),
                 "loss": sum(y for _, y in points[-5:]) / len(points[-5:]) if points else None,
                 "samples": points[-1][0] if points else None,
                 "sheet": collect.samples_image(artifacts[name]),

@@ -47,8 +47,8 @@ def tensors_of(network: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema) -
 class Checkpoints:
     """The checkpoints of one run in a folder. Every rank calls every method; rank 0 alone removes and writes facts."""
 
-    def __init__(self, work: Folder, identity: str, rank: int, world_size: int, keep: int) -> None:
-        """identity: digest of all that must be equal for a checkpoint to be continued. keep: so many of the last ones stay."""
+    def __init__(self, work: Folder, identity: str, rank: int, world_size: int, keep: int | None) -> None:
+        """identity: digest of all that must be equal for a checkpoint to be continued. keep: so many of the last ones stay; None: all."""
         self.work, self.identity, self.rank, self.keep = work, identity, rank, keep
         self.alone = world_size == 1
         # Its own group: it is used by the writing thread while the ranks speak through the others.
@@ -91,7 +91,7 @@ class Checkpoints:
             pending.result()
         except CheckpointException as error:  # not even an Exception; what went wrong on the first of the ranks is
             raise next(iter(error.failures.values()))[0] from None
-        if self.rank == 0:
+        if self.rank == 0 and self.keep is not None:
             for samples in self.finished()[: -self.keep]:
                 if samples != self.best:
                     folder = self.folder(samples)

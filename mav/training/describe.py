@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from mav.models.prior import Prior
 from mav.models.unet import MASK_CHANNELS, UNet
-from mav.recipe import Optimisation, Recipe
+from mav.recipe import Cluster, Optimisation, Recipe
+from mav.training.sharding import sharded_blocks
 from mav.training.stages import PLANS, VIDEO_STAGES
 
 STATE_BYTES = 20  # a parameter in float32, its gradient, AdamW's two moments, its moving average
+POST_HOC_BYTES = 8  # two more averages
+GATHERED, FLOAT_BYTES = 2, 4  # blocks whole at once on a sharded worker: the one at work and the next
 COUNTED = 2  # samples the count is made with: one would hide what a batch shares
 
 
@@ -34,7 +37,7 @@ class Component:
     flops_per_sample: float
     flops_per_step: float  # of the whole batch, over all workers
     flops_in_all: float
-    state_bytes: int
+    state_bytes: int  # sharded: this worker's part and whole blocks while they work
     activation_bytes: int  # of one micro-batch
 
 
@@ -63,9 +66,19 @@ def _component(stage: str, recipe: Recipe) -> Component:
         flops_per_sample=flops,
         flops_per_step=flops * o.batch_size,
         flops_in_all=flops * o.samples,
-        state_bytes=STATE_BYTES * parameters,
+        state_bytes=_state(network, o, recipe.cluster),
         activation_bytes=int(kept * micro),
     )
+
+
+def _state(network: nn.Module, o: Optimisation, cluster: Cluster) -> int:
+    """Bytes on one worker that do not depend on the batch."""
+    each = STATE_BYTES + POST_HOC_BYTES * (o.export == "post_hoc")
+    parameters = sum(p.numel() for p in network.parameters())
+    if cluster.sharding == "ddp" or cluster.workers == 1:
+        return each * parameters
+    whole = max(sum(p.numel() for p in module.parameters()) for module in sharded_blocks(network))
+    return each * parameters // cluster.workers + GATHERED * FLOAT_BYTES * whole
 
 
 def _network(stage: str, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,19 +15,24 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
+def warmed_up(decay: float) -> Callable[[int], float]:
+    """A decay that begins as (1 + n) / (10 + n), so that short runs forget their start."""
+    return lambda steps: min(decay, (1 + steps) / (10 + steps))
+
+
 class Ema:
     """Shadows of parameters, pulled after each step by one fused operation over all of them; sharded where the parameters are."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: Callable[[int], float]) -> None:
+        """decay: how much of the average stays at the n-th optimiser step, n from 1."""
         self.parameters = list(parameters)
         self.decay = decay
         self.shadows: list[Tensor] = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """After `steps` optimiser steps. The decay warms up as (1 + n) / (10 + n), so that short runs forget their start."""
-        decay = min(self.decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(self._shadows(), self._parameters(), 1 - decay)
+        """After `steps` optimiser steps."""
+        torch._foreach_lerp_(self._shadows(), self._parameters(), 1 - self.decay(steps))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

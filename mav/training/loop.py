@@ -23,7 +23,8 @@ from mav.artifact import Folder
 from mav.diffusion.noise import Draws
 from mav.recipe import Cluster, Optimisation
 from mav.training.checkpoint import Checkpoints, tensors_of
-from mav.training.ema import Ema
+from mav.training.ema import Ema, warmed_up
+from mav.training.post_hoc import PostHoc, due
 from mav.training.preemption import PreemptedError, Told
 from mav.training.sharding import gather, spread
 from mav.training.validation import Validation
@@ -70,6 +71,7 @@ class Progress:
     curves: list[dict[str, float]] = field(default_factory=list)
     best_loss: float | None = None  # the lowest on held-out samples
     best_samples: int = 0  # of its checkpoint
+    widths: dict[float, float] = field(default_factory=dict)  # loss on held-out samples by width of the average, where one is chosen
 
     def add(self, line: dict[str, float]) -> None:
         """Numbers of this moment, in one line of the curves."""
@@ -108,15 +110,21 @@ def train(
     network, forward = spread_out.network, spread_out.forward
     optimiser = make_optimiser(network, task, o, device)
     moving = [p for group in optimiser.param_groups for p in group["params"]]
-    ema = Ema(moving, o.ema_decay)
+    ema = Ema(moving, warmed_up(o.ema_decay))
     progress, log = Progress(), Log(device, world_size)
     tensors = tensors_of(network, optimiser, ema)
     checkpoints = Checkpoints(work, task.identity, rank, world_size, cluster.keep_checkpoints)
+    post_hoc = None
+    if o.export == "post_hoc":
+        post_hoc = PostHoc(network, moving, o, Checkpoints(work.child("averages"), task.identity, rank, world_size, keep=None))
+        tensors |= post_hoc.tensors
     if facts := checkpoints.restore(tensors):
         progress = Progress(**facts["progress"])
         log.load(facts["log"])
         set_steps(optimiser, progress.steps)
         checkpoints.best = progress.best_samples
+        if post_hoc:
+            post_hoc.keep(progress.samples)
 
     # ---- steps
     micro = o.batch_size // (o.accumulation * world_size)
@@ -142,6 +150,8 @@ def train(
         progress.samples += o.batch_size
         progress.steps += 1
         ema.update(progress.steps)
+        if post_hoc:
+            post_hoc.update(progress.steps)
 
         # ---- now and then: the only places where the processor waits for the device
         ending, done = told_to_end(), progress.samples >= o.samples
@@ -163,6 +173,8 @@ def train(
         if saves or ending:
             log.check(task.stage, o.batch_size)
             with clock("save_wait"):
+                if post_hoc:
+                    post_hoc.keep(progress.samples)
                 checkpoints.save(progress.samples, tensors, {"progress": vars(progress), "log": log.state()})
         if ending and not done:
             checkpoints.wait()
@@ -172,6 +184,13 @@ def train(
     checkpoints.wait()
     if o.export == "best" and progress.best_samples:
         checkpoints.load(progress.best_samples, {name: value for name, value in tensors.items() if name.startswith("ema.")})
+    if post_hoc and (judge := task.validation):
+
+        def judged() -> float:
+            with ema.in_place(), autocast:
+                return judge(network, device)["validation"]
+
+        progress.widths = post_hoc.choose(ema.shadows, judged)
     ema.copy_to_parameters()
     gather(network, task.network, device)
     return progress
@@ -213,11 +232,6 @@ def learning_rate(o: Optimisation, samples: int) -> float:
     if o.cooldown_samples:
         rate *= min(1.0, max(0, o.samples - samples) / o.cooldown_samples)
     return rate
-
-
-def due(samples: int, every: int, step: int) -> bool:
-    """True once in every `every` samples, for steps of `step`."""
-    return samples // every != (samples - step) // every
 
 
 def prefetch(source: Source, samples: int, o: Optimisation, rank: int, world_size: int) -> Iterator[tuple[int, Batch]]:

@@ -50,10 +50,15 @@ def spread(network: nn.Module, o: Optimisation, world_size: int, device: str, sh
     # Inputs are not cast: noise steps and pixels stay exact, and autocast lowers what may be lowered.
     precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh("cuda" if cuda else "cpu", (world_size,))
-    for module in [m for m in sharded.modules() if isinstance(m, (Stage, Block))]:
+    for module in sharded_blocks(sharded):
         fully_shard(module, mesh=mesh, mp_policy=precision)
     fully_shard(sharded, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
     return Spread(sharded, sharded)
+
+
+def sharded_blocks(network: nn.Module) -> list[nn.Module]:
+    """The parts of a network whose parameters are gathered and let go together."""
+    return [module for module in network.modules() if isinstance(module, (Stage, Block))]
 
 
 @torch.no_grad()

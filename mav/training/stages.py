@@ -112,6 +112,9 @@ def run_stage(
         metrics["loss"] = progress.curves[-1]["loss"]
     if progress.best_loss is not None:
         metrics |= {"validation": progress.best_loss, "validation_samples": progress.best_samples}
+    if progress.widths:
+        width = min(progress.widths, key=progress.widths.__getitem__)
+        metrics |= {"average_width": width, "validation_by_width": {str(w): loss for w, loss in progress.widths.items()}}
     if rank == 0:
         metrics |= plan.finish(out)
         write_curves(out, progress.curves)
@@ -353,13 +356,15 @@ def _plan(
 
 def _validation(stage: str, seed: int, plan: Plan, rank: int, world_size: int) -> Validation | None:
     """This rank's part of the samples that the recipe holds out of the training, if it does."""
-    o = plan.optimisation
+    o, key = plan.optimisation, f"{stage.replace('-', '_')}.optimisation"
     if not o.held_out:
+        if o.export != "last":
+            raise UserError(f"`{key}.export: {o.export}` is decided on held-out samples: say how many in `{key}.held_out`.")
         return None
     if plan.validation is None:
         raise UserError(f"{stage} has no loss by noise level: leave its `optimisation.held_out` at 0.")
     if o.held_out % world_size:
-        raise UserError(f"`{stage.replace('-', '_')}.optimisation.held_out` must be a multiple of the {world_size} workers.")
+        raise UserError(f"`{key}.held_out` must be a multiple of the {world_size} workers.")
     rows, part = plan.source.hold_out(o.held_out, o.samples), o.held_out // world_size
     own = {name: value[rank * part : (rank + 1) * part] for name, value in rows.items()}
     return Validation(own, rank * part, o.batch_size // (o.accumulation * world_size), (seed, stage), plan.validation)

@@ -1,0 +1,100 @@
+"""Averages chosen after the training: rebuilt as if they had been kept, from what a killed and resumed run left as well."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from small_training import run, small_recipe
+
+from mav.artifact import Folder
+from mav.errors import UserError
+from mav.training.checkpoint import COMMITTED
+from mav.training.ema import Ema
+from mav.training.export import WEIGHTS, load_network
+from mav.training.post_hoc import KEPT, MOMENTS, OFFERED, coefficients, exponent, power_decay
+from mav.training.preemption import PreemptedError, catch_sigterm
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+STAGE = "train-decoder"
+SIZES = {"samples": 24, "batch_size": 2, "checkpoint_every": 8, "held_out": 4, "export": "post_hoc", "learning_rate": 3e-3}
+
+
+def test_exponents_are_the_published_ones():
+    """The paper's two: a width of 0.05 is t^16.97, of 0.10 t^6.94."""
+    assert exponent(0.05) == pytest.approx(16.97, abs=0.01)
+    assert exponent(0.10) == pytest.approx(6.94, abs=0.01)
+    for width in (0.0, 0.3):
+        with pytest.raises(ValueError, match="relative width"):
+            exponent(width)
+
+
+@pytest.mark.parametrize("width", OFFERED)
+def test_an_average_that_was_not_kept_is_rebuilt(width):
+    """A random walk of 1,600 steps and 500 parameters: what is rebuilt is nearer to the average kept directly than 4 % of its way."""
+    torch.manual_seed(0)
+    steps, walker = 1600, torch.nn.Parameter(torch.zeros(500))
+    kept = {each: Ema([walker], power_decay(each)) for each in KEPT}
+    direct = Ema([walker], power_decay(width))
+    moments, values = [], []
+    for step in range(1, steps + 1):
+        walker.data += torch.randn(500)
+        for average in (direct, *kept.values()):
+            average.update(step)
+        if step % (steps // MOMENTS) == 0:
+            moments += [(each, step) for each in KEPT]
+            values += [kept[each].shadows[0].double().clone() for each in KEPT]
+    rebuilt = coefficients(moments, (width, steps)) @ torch.stack(values)
+    wanted = direct.shadows[0].double()
+    assert (rebuilt - wanted).norm() / (walker.detach().double() - wanted).norm() < 0.04
+
+
+def test_the_width_of_the_lowest_held_out_loss_is_exported(tmp_path):
+    root, recipe = Folder(str(tmp_path)), small_recipe(**SIZES)
+    metrics = run(root, STAGE, recipe)
+    losses = metrics["validation_by_width"]
+    assert [float(width) for width in losses] == list(OFFERED)
+    assert losses[str(metrics["average_width"])] == min(losses.values()) < max(losses.values())
+    plain = run(root, STAGE, small_recipe(**SIZES | {"export": "last"}), work="plain", out="plain")
+    assert "average_width" not in plain
+    ours, theirs = (load_network(root.child(name)).network.state_dict() for name in (STAGE, "plain"))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_that_was_stopped_chooses_the_same_weights(tmp_path):
+    """Told to end between two moments; and dead with the averages of its last checkpoint half written."""
+    root, recipe = Folder(str(tmp_path)), small_recipe(**SIZES)
+    whole = run(root, STAGE, recipe)
+
+    def tell(line):
+        if line["samples"] == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    catch_sigterm()
+    with pytest.raises(PreemptedError):
+        run(root, STAGE, recipe, work="again", out="again", report=tell)
+    catch_sigterm()
+
+    def die(line):
+        if line["samples"] == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(root, STAGE, recipe, work="again", out="again", report=die)
+    checkpoints = root.child(f"again/{STAGE}")
+    last = max(int(name.split("/")[0]) for name in checkpoints.names() if name.endswith(COMMITTED) and name.count("/") == 1)
+    averages = checkpoints.child(f"averages/{last:012d}")
+    until = time.monotonic() + 30
+    while not averages.exists(COMMITTED) and time.monotonic() < until:  # its writing thread outlived the training
+        time.sleep(0.02)
+    averages.remove(COMMITTED)
+    assert run(root, STAGE, recipe, work="again", out="again") == whole
+    assert root.read_bytes(f"again/{WEIGHTS}") == root.read_bytes(f"{STAGE}/{WEIGHTS}")
+
+
+def test_a_choice_needs_held_out_samples(tmp_path):
+    for export in ("post_hoc", "best"):
+        recipe = small_recipe(**SIZES | {"held_out": 0, "export": export})
+        with pytest.raises(UserError, match=f"export: {export}.*held_out"):
+            run(Folder(str(tmp_path)), STAGE, recipe)
