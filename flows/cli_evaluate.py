@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +19,7 @@ from mav.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from mav.artifact import Folder
-    from mav.evaluation.store import Run
+    from mav.evaluation.store import Chunk, FeatureWork, Run
 
 app = typer.Typer()
 
@@ -125,10 +127,8 @@ def _clip(recipe: str, runs: str) -> Folder:
 
 @contextmanager
 def features_on_ray(device: str) -> Iterator[Run]:
-    """Does chunks by Ray actors, one a GPU or one a core; a handful is done here. Ray starts when the first chunk needs it."""
-    from contextlib import ExitStack
-
-    from mav.evaluation.store import Chunk, FeatureWork, in_process
+    """Does chunks in Ray's processes, one a GPU or one a core; a handful is done here. Ray starts when the first chunk needs it."""
+    from mav.evaluation.store import in_process
 
     with ExitStack() as services:
 
@@ -142,64 +142,54 @@ def features_on_ray(device: str) -> Iterator[Run]:
 
             if not ray.is_initialized():
                 services.enter_context(ray_cluster(Cluster(dashboard=False)))
-            resources = ray.cluster_resources()
-            gpus = device == "cuda" and resources.get("GPU", 0) >= 1
-            count = int(resources["GPU"]) if gpus else max(1, int(resources.get("CPU", 1)))
-            return _by_actors(work, chunks, min(count, len(chunks)), {"num_cpus": 1, "num_gpus": 1 if gpus else 0})
+            gpus = 1 if device == "cuda" and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+            return _by_tasks(work, chunks, ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, max_calls=0)(_do_chunk))
 
         yield run
 
 
-def _by_actors(work: Any, chunks: Sequence[Any], count: int, needs: dict[str, float]) -> Iterator[int]:
-    """Each actor loads the networks once and holds one chunk, with one more waiting; a lost actor's chunk is done by another.
+def _by_tasks(work: FeatureWork, chunks: Sequence[Chunk], remote: Any) -> Iterator[int]:
+    """Chunks by Ray's pooled processes; what a process that died had in hand is done by another.
 
-    A chunk that has cost two actors their lives raises, naming it.
+    A chunk that has cost two processes their lives raises, naming it.
     """
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
-    class Worker:
-        def __init__(self) -> None:
-            import torch
-
-            torch.set_num_threads(1)
-
-        def do(self, chunk: Any) -> int:
-            return int(work(chunk))
-
-    remote = ray.remote(Worker).options(max_restarts=0, **needs)
-    waiting, losses = list(reversed(chunks)), dict.fromkeys((number for number, _ in chunks), 0)
-    flights: dict[Any, tuple[Any, Any]] = {}
-
-    def submit(actor: Any) -> None:
-        if waiting:
-            chunk = waiting.pop()
-            flights[actor.do.remote(chunk)] = (actor, chunk)
-
-    for actor in [remote.remote() for _ in range(count)]:
-        submit(actor)
-        submit(actor)
+    pickled, losses = pickle.dumps(work), set()
+    flights = {remote.remote(pickled, chunk): chunk for chunk in chunks}
     try:
         while flights:
-            ready, _ = ray.wait(list(flights), num_returns=1)
-            actor, chunk = flights.pop(ready[0])
+            (ready,), _ = ray.wait(list(flights), num_returns=1)
+            number, entries = flights.pop(ready)
             try:
-                yield int(ray.get(ready[0]))
-                submit(actor)
+                yield int(ray.get(ready))
             except RayTaskError as error:
                 raise error.cause from None
-            except RayActorError:
-                losses[chunk[0]] += 1
-                if losses[chunk[0]] > 1:
+            except RayError:
+                if number in losses:
                     raise UserError(
-                        f"Videos {chunk[1][0].index} to {chunk[1][-1].index} ended two workers: look at them, or at the memory."
+                        f"Videos {entries[0].index} to {entries[-1].index} ended two workers: look at them, or at the memory."
                     ) from None
-                waiting.append(chunk)
-                submit(remote.remote())
+                losses.add(number)
+                flights[remote.remote(pickled, (number, entries))] = (number, entries)
     finally:
-        for reference, (actor, _) in flights.items():
-            ray.cancel(reference, recursive=False)
-            ray.kill(actor)
+        for reference in flights:
+            ray.cancel(reference, force=True)
+
+
+def _do_chunk(pickled: bytes, chunk: Chunk) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    return _unpickled(pickled)(chunk)
+
+
+@functools.cache
+def _unpickled(pickled: bytes) -> FeatureWork:
+    """The same object for every chunk of a process, so that it loads its networks once."""
+    work: FeatureWork = pickle.loads(pickled)
+    return work
 
 
 def print_result(result: dict[str, Any]) -> None:

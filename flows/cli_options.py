@@ -26,7 +26,12 @@ def open_plan(recipe: str, overrides: list[str] | None, runs: str) -> tuple[Reci
     from flows.stage import Store
 
     loaded = load_recipe(recipe, overrides or ())
-    return loaded, make_a_video(loaded), Store(runs)
+    try:
+        store = Store(runs)
+        store.root.local or store.root.exists()
+    except Exception as error:  # each storage's library has its own
+        raise UserError(f"--runs {runs} cannot be reached ({error}): check the address, AWS_ENDPOINT_URL and credentials.") from None
+    return loaded, make_a_video(loaded), store
 
 
 def nothing_built(recipe: str, store: Store) -> UserError:

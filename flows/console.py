@@ -77,7 +77,7 @@ class Screen:
             self._spoken[stage] = time.monotonic()
             self._tasks[stage] = self._bars.add_task(stage, total=None, note="")
         if not self.console.is_terminal:
-            self._say(stage, "started")
+            self._tell(stage, "started")
 
     def progress(self, stage: str, done: float, total: float, **facts: Any) -> None:
         """`done` of `total` units, and of the facts those that `FACTS` names; with them the share done and the time left."""
@@ -96,19 +96,23 @@ class Screen:
             if speak:
                 self._spoken[stage] = time.monotonic()
         if speak:
-            self._say(stage, note)
+            self._tell(stage, note)
 
     def end(self, stage: str, text: str) -> None:
         with self._lock:
             if stage in self._tasks:
                 self._bars.remove_task(self._tasks.pop(stage))
-        self._say(stage, text)
+        self._tell(stage, text)
 
-    def _say(self, stage: str, text: str) -> None:
-        """A lasting line; on a terminal what is too long goes on in its own column."""
+    def say(self, text: str) -> None:
+        """A lasting line."""
+        self.console.print(text, soft_wrap=True)
+
+    def _tell(self, stage: str, text: str) -> None:
+        """A lasting line about a stage; on a terminal what is too long goes on in its own column."""
         if self.console.is_terminal:
             line = Table.grid(Column(width=25), Column())
             line.add_row(f"  {stage}", text)
             self.console.print(line)
         else:
-            self.console.print(f"  {stage:<22} {text}", soft_wrap=True)
+            self.say(f"  {stage:<22} {text}")

@@ -27,7 +27,7 @@ import fsspec
 from flows.console import Screen
 from flows.lease import LEASE, Lease, exclusive, held_here, top
 from mav.artifact import MANIFEST, Artifact, Folder
-from mav.errors import UserError
+from mav.errors import UserError, nearest
 from mav.recipe import ImageDownload, Recipe, VideoShards, digest
 
 HEARTBEAT_SECONDS = 5.0
@@ -129,7 +129,9 @@ class Plan:
 
     def node(self, name: str) -> Node:
         if name not in self.nodes:
-            raise UserError(f"There is no stage {name!r} in recipe {self.recipe.name}: its stages are {', '.join(self.nodes)}.")
+            meant = nearest(name, self.nodes)
+            remedy = f"did you mean {meant}?" if meant else f"its stages are {', '.join(self.nodes)}."
+            raise UserError(f"There is no stage {name!r} in recipe {self.recipe.name}: {remedy}")
         return self.nodes[name]
 
     def until(self, name: str) -> list[Node]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from mav.errors import UserError
+from mav.errors import UserError, nearest
 from mav.recipe import Recipe
 
 
@@ -38,18 +38,27 @@ def recipe_from_dict(tree: Mapping[str, Any], source: str = "the recipe") -> Rec
     try:
         recipe = TypeAdapter(Recipe).validate_python(dict(tree))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda each: each["type"] != "unexpected_keyword_argument")  # a misspelt key is also missing
         key = ".".join(str(part) for part in first["loc"])
         given = f" (it says {first['input']!r})" if not isinstance(first["input"], dict) else ""
+        meant = nearest(str(first["loc"][-1]), _siblings(first["loc"]))
         what = {
-            "unexpected_keyword_argument": "is not a key of this section: check its spelling",
+            "unexpected_keyword_argument": f"is not a key of this section: {f'did you mean {meant}?' if meant else 'check its spelling'}",
             "missing": "is missing and has no default",
             "missing_argument": "is missing and has no default",
-        }.get(first["type"], first["msg"])
+        }.get(first["type"], f"is wrong: {first['msg'][0].lower()}{first['msg'][1:]}")
         more = f" {error.error_count() - 1} more like it follow." if error.error_count() > 1 else ""
-        raise UserError(f"Recipe {source}: `{key}` {what}{given}.{more}") from None
+        raise UserError(f"Recipe {source}: `{key}` {what}{given}{'' if what.endswith('?') else '.'}{more}") from None
     _check(recipe, source)
     return recipe
+
+
+def _siblings(place: Sequence[int | str]) -> list[str]:
+    """The keys that the section a key stands in has, where the demo has such a section."""
+    section: Any = load_recipe("demo")
+    for part in place[:-1]:
+        section = section[0] if isinstance(section, tuple) and section else getattr(section, str(part), None)
+    return [field.name for field in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
 
 
 def _check(recipe: Recipe, source: str) -> None:
@@ -99,10 +108,10 @@ def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
             with open(name_or_path, encoding="utf-8") as file:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
-            known = ", ".join(shipped_recipes())
-            raise UserError(
-                f"No recipe {name_or_path!r} ({getattr(error, 'strerror', None) or error}): give a YAML file or one of {known}."
-            ) from None
+            known = shipped_recipes()
+            meant = nearest(name_or_path, known)
+            remedy = f"did you mean {meant}?" if meant else f"give a YAML file or one of {', '.join(known)}."
+            raise UserError(f"No recipe {name_or_path!r} ({getattr(error, 'strerror', None) or error}): {remedy}") from None
     tree = _parse_yaml(text, f"recipe {name_or_path}")
     if not isinstance(tree, dict):
         raise UserError(f"Recipe {name_or_path} is not a mapping of sections: start from a shipped one ({', '.join(shipped_recipes())}).")

@@ -29,7 +29,7 @@ class Mav:
         self.runs = folder / "runs"
         self.port = free_port()
         self.environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "NO_COLOR": "1"}
-        for name in ("PREFECT_API_URL", "RAY_ADDRESS"):
+        for name in ("PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "RAY_ADDRESS"):
             self.environment.pop(name, None)
 
     def __call__(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:

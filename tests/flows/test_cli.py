@@ -21,8 +21,11 @@ Mav = Callable[..., tuple[int, str, str]]
     ("arguments", "words"),
     [
         (["run", "nowhere.yaml"], ["nowhere.yaml", "demo"]),
+        (["run", "demoo"], ["demoo", "did you mean demo?"]),
         (["run", "demo", "--set", "generate.steps=3"], ["generate.steps", "spelling"]),
-        (["run", "demo", "--until", "train-everything"], ["train-everything", "train-decoder"]),
+        (["run", "demo", "--set", "train_decoder.network.levels=[{chanels: 8}]"], ["levels.0.chanels", "did you mean channels?"]),
+        (["run", "demo", "--until", "everything"], ["everything", "train-decoder"]),
+        (["rerun", "demo", "trian-prior"], ["did you mean train-prior?"]),
         (["rerun", "demo", "train-prior"], ["image-embed", "mav run demo --until image-embed"]),
         (["verify", "demo"], ["Nothing of demo is built", "mav run demo"]),
         (["report", "demo"], ["Nothing of demo is built"]),
@@ -36,6 +39,11 @@ def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[
     assert "Traceback" not in err
     for word in words:
         assert word in err
+
+
+def test_storage_that_is_not_there_is_one_sentence(mav: Mav) -> None:
+    code, _, err = mav("status", "demo", "--runs", "nothing://bucket")
+    assert (code, err.count("\n"), "nothing://bucket cannot be reached" in err) == (2, 1, True)
 
 
 def test_usage_errors_show_the_usage(mav: Mav) -> None:
