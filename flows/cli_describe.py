@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Annotated
 
 import typer
+
+from flows.cli_options import Json, RecipeName, Set
+from flows.console import working
 
 app = typer.Typer()
 
@@ -20,11 +22,7 @@ def short(number: float) -> str:
 
 
 @app.command()
-def describe(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")],
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value.")] = None,
-) -> None:
+def describe(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
     """Parameters, arithmetic and memory of every network of a recipe; nothing is allocated or trained."""
     from rich.console import Console
     from rich.table import Table
@@ -34,7 +32,8 @@ def describe(
     from mav.training.describe import describe as measure
 
     loaded = load_recipe(recipe, set_ or ())
-    components = measure(loaded)
+    with working("Counting on shapes alone"):
+        components = measure(loaded)
     if json_:
         print(json.dumps([dataclasses.asdict(c) for c in components], indent=2))
         return
@@ -43,20 +42,15 @@ def describe(
     for name in ("network", "a sample", "parameters", "FLOP", "in all", "state", "activations"):
         table.add_column(name, justify="left" if name in ("network", "a sample") else "right", no_wrap=True)
     for c in components:
-        table.add_row(
-            c.stage.removeprefix("train-"),
-            "x".join(map(str, c.sample)),
-            short(c.parameters),
-            short(c.flops_per_sample),
-            short(c.flops_in_all),
-            f"{short(c.state_bytes)}B",
-            f"{short(c.activation_bytes)}B",
-        )
+        numbers = [short(number) for number in (c.parameters, c.flops_per_sample, c.flops_in_all, c.state_bytes, c.activation_bytes)]
+        units = ("", "", "", "B", "B")
+        table.add_row(c.stage.removeprefix("train-"), "x".join(map(str, c.sample)), *map(str.__add__, numbers, units))
     console.print(table)
     cascade = sum(c.parameters for c in components if c.stage in NETWORKS.values())
     console.print(f"The cascade that generates: {short(cascade)} parameters.")
     console.print(
         "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two moments and "
-        "the averages in float32 on one worker, of which sharding leaves it a part. Activations: what backward needs of one micro-batch. Libraries' own memory comes on top.",
+        "the averages in float32 on one worker, of which sharding leaves it a part. Activations: what backward needs of one "
+        "micro-batch. Libraries' own memory comes on top.",
         style="dim",
     )
