@@ -58,7 +58,7 @@ class Screen:
         self.console = Console(stderr=True, highlight=False)
         self._bars = Progress(
             TextColumn("  {task.description:<22}"), BarColumn(bar_width=24 if self.console.width >= 100 else 8),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=self.console, transient=True,
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=self.console, transient=True, speed_estimate_period=300,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
         self._spoken: dict[str, float] = {}

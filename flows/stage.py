@@ -418,7 +418,8 @@ def summary(artifact: Artifact) -> str:
         lost = {**counts.get("dropped", {}), **counts.get("failed", {})}
         reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(lost.items(), key=lambda item: -item[1])[:4])
         parts.append(f"{counts['rows_out']:,} of {counts['rows_in']:,} rows" + (f" (without: {reasons})" if reasons else ""))
-    parts += [f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, (int, float))][:3]
+    numbers = [(key, value) for key, value in metrics.items() if isinstance(value, (int, float))][:3]
+    parts += [f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}" for key, value in numbers]
     return f"[green]done[/] in {artifact.manifest.seconds:.1f} s" + (f": {'; '.join(parts)}" if parts else "")
 
 
