@@ -27,6 +27,7 @@ from mav.recipe import digest, to_plain
 ORDER = "MAV_JOB"  # environment variable of the job: what to build, as JSON
 USER_ERROR = 2  # exit code of a job whose last line is a sentence for the user
 POLL_SECONDS = 1.0
+STOP_SECONDS = 30  # from a job's SIGTERM to its SIGKILL: a training saves first
 PATIENCE_SECONDS = 120.0  # without an answer for so long, the cluster is taken for gone
 
 
@@ -102,7 +103,7 @@ def _submit(client: Any, node: Node, run: Run, fresh: bool) -> str:
         client.submit_job(
             entrypoint=f"exec $(test -x {python} && echo {python} || echo python) -m flows.jobs",
             submission_id=job,
-            runtime_env={"env_vars": {ORDER: json.dumps(order)}},
+            runtime_env={"env_vars": {ORDER: json.dumps(order), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
             metadata={"stage": node.name, "fingerprint": node.fingerprint, "recipe": run.recipe.name},
         )
     except RuntimeError:

@@ -13,6 +13,7 @@ from typing import Any
 
 from flows import evaluation, images, training, videos
 from flows.console import Screen
+from flows.remote import SAVE_SECONDS
 from flows.runtime import job_server
 from flows.stage import Node, Plan, Run, Store, build
 from mav.artifact import Artifact
@@ -89,6 +90,10 @@ def execute(plan: Plan, run: Run, wanted: Iterable[Node], fresh: Iterable[str] =
             future: PrefectFuture[Any] = next(iter(as_completed(list(running))))
         except BaseException:  # Ctrl-C, or a signal: a stage whose Ray goes away under it must not start another
             run.stopping.set()
+            until = time.monotonic() + SAVE_SECONDS
+            for future in running if run.recipe.cluster.workers == 1 else ():  # Ray goes away behind this: a training saves first
+                with suppress(Exception):
+                    future.wait(max(until - time.monotonic(), 0.0))
             raise
         node = running.pop(future)
         try:

@@ -15,6 +15,7 @@ from mav.artifact import Folder
 
 T = TypeVar("T")
 PROGRESS = "progress.json"
+SAVE_SECONDS = 20.0  # for a training that is being stopped
 
 
 class ProgressFile:
@@ -88,7 +89,11 @@ def on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 
     except RayTaskError as error:
         raise error.cause from None
     except BaseException:
-        ray.cancel(reference, force=True)
+        try:
+            ray.cancel(reference)  # a training saves first
+            ray.wait([reference], timeout=SAVE_SECONDS)
+        finally:
+            ray.cancel(reference, force=True)
         raise
 
 

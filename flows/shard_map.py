@@ -314,7 +314,7 @@ class _Walk:
         from ray.exceptions import RayError
 
         waiting = list(self.flights)
-        ready, rest = ray.wait(waiting, num_returns=1, timeout=5.0)
+        ready, rest = ray.wait(waiting, num_returns=1, timeout=1.0)
         if ready and rest:
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         try:

@@ -4,7 +4,7 @@ The loop itself is `mav.training.loop`; what each network trains on is `mav.trai
 number, processors and failures. Several workers are a Ray Train run; one worker is a plain Ray task of the same function, as there is
 nobody to coordinate and a pooled process has torch imported already (a Ray Train run of one worker takes 30 s to start on two cores).
 The loop keeps its own exact checkpoints in the stage's work folder, so a worker, a driver or a machine that dies costs the samples since
-the last one and changes nothing else; one that is told to go (SIGTERM) saves first and costs none.
+the last one and changes nothing else; one that is told to go (SIGTERM to its process, or its run being stopped) saves first and costs none.
 """
 
 from __future__ import annotations
@@ -133,13 +133,13 @@ def _worker(config: dict[str, Any]) -> None:
 
 def _run_alone(config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """In a Ray task, whose worker ends when it is told to."""
-    from mav.training.preemption import PreemptedError, catch_sigterm
+    from mav.training.preemption import PreemptedError, told_to_end
 
-    catch_sigterm()
     try:
-        return _run(config, report)
+        with told_to_end():
+            return _run(config, report)
     except PreemptedError:
-        sys.exit(TERMINATED)  # the driver starts another, which goes on
+        sys.exit(TERMINATED)  # the driver, unless it is being stopped itself, starts another, which goes on
 
 
 def _run(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,19 @@ def catch_sigterm() -> None:
     """From here on, SIGTERM to this process ends its training after the step it is in. Call it in the process's main thread."""
     _told.clear()
     signal.signal(signal.SIGTERM, lambda signum, frame: _told.set())
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """`catch_sigterm` while the block runs, and SIGINT besides, by which Ray cancels a task; its process may serve others after it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    catch_sigterm()
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 class Told:
