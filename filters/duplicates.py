@@ -3,6 +3,11 @@
 Hashes are computed for whole columns at once and remembered as sorted arrays, 8 bytes a row: a part of 20 million rows takes 160 MB.
 At 2.3 billion rows the chance that any two different rows share a hash is about one in seven; it costs one row.
 
+LAION's joined tables carry such a hash already (`hash`: MurmurHash3 of address and caption). Where it is, only the rows whose value
+occurs twice in the part are hashed (`Repeats`), and the same rows are found. The column is read ahead of the rows, and a few rows of
+each batch are held against it: if any differs, the part is screened once more without it. A column that were wrong in other rows could
+at worst let some duplicates pass, since what decides on dropping a row is never the column but our own hash.
+
 Across parts (`screening.duplicates: all`) the same is done in three walks on Ray: `HashWork` leaves each part's hashes in buckets of
 their highest bits, `RepeatWork` finds in each bucket what an earlier part had, and the screening then drops those rows.
 """
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from filters.screen import MetadataWork
 
 BUCKET_BITS = 7
+END_BITS = 20
+SAMPLE = 64  # rows of a batch whose `hash` is checked, evenly spaced
 BLOCK = 8192  # rows hashed at once: their text stays in the processor's cache
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 ONE = np.uint64(1)
@@ -91,6 +98,41 @@ def _buffers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return words, places - first
 
 
+class WrongHashError(Exception):
+    """A table's `hash` is not that of its addresses and captions."""
+
+
+class Repeats:
+    """Which rows of one part can be duplicates, by its `hash` column.
+
+    hashes: int64 (rows,), the whole column, without gaps; it is sorted in place.
+    """
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        hashes.sort()
+        self._values = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        self._ends = np.zeros(1 << END_BITS, bool)  # lowest bits of the values: most rows need no search
+        self._ends[self._values & ((1 << END_BITS) - 1)] = True
+
+    def __call__(self, table: pa.Table) -> np.ndarray:
+        """bool (rows,): True where the value occurs again in the part. Raises WrongHashError when a row of the sample has another hash."""
+        hashes = table.column("hash").to_numpy()
+        rows = np.unique(np.linspace(0, len(table) - 1, SAMPLE, dtype=np.int64)) if len(table) else np.zeros(0, np.int64)
+        if not np.array_equal(hashes[rows], _murmur(table.select(["url", "caption"]).take(rows))):
+            raise WrongHashError
+        again = self._ends[hashes & ((1 << END_BITS) - 1)]
+        again[again] = _among(hashes[again], self._values)
+        return again
+
+
+def _murmur(table: pa.Table) -> np.ndarray:
+    import mmh3
+    import pyarrow.compute as pc
+
+    urls, captions = (pc.fill_null(pc.cast(table.column(name), "binary"), b"").to_pylist() for name in ("url", "caption"))
+    return np.array([mmh3.hash64(url + caption)[0] for url, caption in zip(urls, captions, strict=True)], np.int64)
+
+
 class SeenRows:
     """A set of hashes in sorted arrays, each at least twice as long as the next: few of them, and each row moves few times."""
 
@@ -132,6 +174,8 @@ class SeenRows:
 
 
 def _among(values: np.ndarray, run: np.ndarray) -> np.ndarray:
+    if not len(values):
+        return np.zeros(0, bool)
     places = np.minimum(np.searchsorted(run, values), len(run) - 1)
     return np.asarray(run[places] == values)
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from filters.duplicates import NO_HASHES, SeenRows, pair_hashes, repeats_of
+from filters.duplicates import NO_HASHES, Repeats, SeenRows, WrongHashError, pair_hashes, repeats_of
 from filters.nsfw import is_unsafe
 from filters.toxicity import toxic_words
 from filters.watermark import is_watermarked
 from mav.artifact import Folder
-from mav.data.laion import BATCH_ROWS, read_part
+from mav.data.laion import BATCH_ROWS, hash_column, read_part
 from mav.data.shards import ShardOutput
 from mav.errors import UserError
 from mav.recipe import Screening
@@ -31,7 +32,7 @@ REASONS = (
 )  # fmt: skip
 SCORES = ("punsafe", "pwatermark")
 BINS = 20  # of a score's histogram
-PAGE_BYTES = 16 << 20  # a shard's column in one page
+PAGE_BYTES = 256 << 10  # of a shard: a page stays in the processor's cache
 LARGEST_SHARD = 100_000  # five digits of the key count the rows of a shard
 
 
@@ -39,9 +40,10 @@ class Screen:
     """Applies a recipe's screening to one source part, batch by batch; it remembers the part's rows to find duplicates.
 
     seen: hashes of rows (`filters.duplicates`) that came in earlier parts.
+    repeats: which rows of the part can be duplicates, where its table tells; else all.
     """
 
-    def __init__(self, screening: Screening, seen: np.ndarray = NO_HASHES) -> None:
+    def __init__(self, screening: Screening, seen: np.ndarray = NO_HASHES, repeats: Repeats | None = None) -> None:
         self.screening = screening
         self.toxic = toxic_words(screening.word_lists, screening.word_exceptions, screening.obfuscations)
         self.rows_in = self.rows_out = 0
@@ -50,6 +52,7 @@ class Screen:
         self.unknown = 0  # rows kept although a score is unknown: `image-screen` looks at them
         self.histograms = {score: np.zeros(BINS + 1, np.int64) for score in SCORES}  # the last bin: unknown
         self._seen = SeenRows(seen)
+        self._repeats = repeats
 
     def __call__(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """(rows kept, with all columns; rows dropped, as url, caption, reason, word)."""
@@ -58,17 +61,15 @@ class Screen:
         code = np.zeros(len(table), np.int8)  # 0: kept, else the place of the reason in REASONS, plus one
         for reason, failed in self._column_checks(table):
             code[failed & (code == 0)] = REASONS.index(reason) + 1
-        left = np.flatnonzero(code == 0)
-        kept = table.filter(pa.array(code == 0)).combine_chunks()
-        positions, found = self.toxic.find(kept.column("caption"))
-        toxic = left[positions]
+        positions, found = self.toxic.find(table.column("caption"))
+        left = code[positions] == 0
+        toxic, found = positions[left], [word for word, first in zip(found, left, strict=True) if first]
         code[toxic] = REASONS.index("toxic") + 1
-        clean = code[left] == 0
-        repeated = self._seen.repeated(pair_hashes(kept)[clean])
-        code[left[clean][repeated]] = REASONS.index("duplicate") + 1
+        pairs = np.flatnonzero(code == 0 if self._repeats is None else self._repeats(table) & (code == 0))
+        repeated = self._seen.repeated(pair_hashes(table.select(["url", "caption"]).take(pa.array(pairs))))
+        code[pairs[repeated]] = REASONS.index("duplicate") + 1
 
-        keep, refused = code[left] == 0, np.flatnonzero(code)
-        kept = kept if keep.all() else kept.filter(pa.array(keep))
+        kept, refused = table.filter(pa.array(code == 0)), np.flatnonzero(code)
         self._count(table, kept, code, found)
         words = np.full(len(table), None, dtype=object)
         words[toxic] = found
@@ -111,9 +112,9 @@ class Screen:
         def mask(condition: Any) -> np.ndarray:
             return np.asarray(pc.fill_null(condition, False).to_numpy(), dtype=bool)
 
-        length = pc.utf8_length(pc.utf8_trim_whitespace(table.column("caption")))
+        length = _lengths(table.column("caption"), rule.min_caption, rule.max_caption)
         yield "no_url", mask(pc.equal(pc.fill_null(pc.binary_length(table.column("url")), 0), 0))
-        yield "no_caption", mask(pc.equal(pc.fill_null(length, 0), 0))
+        yield "no_caption", length == 0
         yield "nsfw", mask(is_unsafe(table.column("punsafe"), rule.punsafe_threshold))
         yield "watermark", mask(is_watermarked(table.column("pwatermark"), rule.pwatermark_threshold))
         if rule.unknown_scores == "drop":
@@ -123,7 +124,27 @@ class Screen:
         if rule.max_aspect:
             longer, shorter = pc.max_element_wise(width, height), pc.max_element_wise(pc.min_element_wise(width, height), 1)
             yield "aspect", mask(pc.greater(pc.divide(pc.cast(longer, "double"), shorter), rule.max_aspect))
-        yield "caption_length", mask(pc.or_(pc.less(length, rule.min_caption), pc.greater(length, rule.max_caption)))
+        yield "caption_length", (length < rule.min_caption) | (length > rule.max_caption)
+
+
+def _lengths(captions: pa.ChunkedArray, least: int, most: int) -> np.ndarray:
+    """Characters of each caption without the blanks at its ends, or its bytes where these tell that it keeps to both limits.
+
+    A character is one to four bytes, and few captions begin or end with a byte that may be a blank.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = pc.fill_null(captions.combine_chunks(), "")
+    _, places, data = texts.buffers()
+    bounds = np.frombuffer(places, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    signs = np.frombuffer(data or b"", np.int8)
+    lengths = np.diff(bounds)
+    unclear = (lengths < 4 * least) | (lengths > most)
+    full = np.flatnonzero(lengths)
+    unclear[full] |= np.minimum(signs[bounds[full]], signs[bounds[full + 1] - 1]) <= 32  # blanks are up to 32 or, beyond ASCII, negative
+    lengths[unclear] = pc.utf8_length(pc.utf8_trim_whitespace(texts.filter(pa.array(unclear))))
+    return lengths
 
 
 def _either_null(table: pa.Table) -> np.ndarray:
@@ -137,9 +158,12 @@ def write_plain(table: pa.Table, file: IO[bytes]) -> None:
 
     The tables are a thousandth of the pictures they lead to.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(table, file, compression="none", use_dictionary=False, write_statistics=False, data_page_size=PAGE_BYTES)
+    buffer = pa.BufferOutputStream()  # pages go to the file at once, not each through Python
+    pq.write_table(table, buffer, compression="none", use_dictionary=False, write_statistics=False, data_page_size=PAGE_BYTES)
+    file.write(buffer.getvalue())
 
 
 @dataclass(frozen=True)
@@ -163,13 +187,26 @@ class MetadataWork:
     def __call__(self, name: str) -> ShardOutput:
         if not 1 <= self.rows_per_shard <= LARGEST_SHARD:
             raise UserError(f"`image_metadata.rows_per_shard` is {self.rows_per_shard}: it must be 1 to {LARGEST_SHARD}.")
+        if self.repeats is not None:
+            return self._screened(name, Screen(self.screening, repeats_of(self.repeats, name)))
+        hashes = hash_column(self.parts[int(name)])
+        if hashes is not None:
+            with suppress(WrongHashError):
+                return self._screened(name, Screen(self.screening, repeats=Repeats(hashes)))
+        return self._screened(name, Screen(self.screening))
+
+    def _screened(self, name: str, screen: Screen) -> ShardOutput:
         schema, batches = read_part(self.parts[int(name)])
-        screen = Screen(self.screening, NO_HASHES if self.repeats is None else repeats_of(self.repeats, name))
         shards = _Shards(self.out, name, self.rows_per_shard)
-        with _Dropped(self.out, f"dropped/{name}.parquet") as dropped:
-            for kept, refused in map(screen, batches):
-                shards.add(kept)
-                dropped.add(refused)
+        try:
+            with _Dropped(self.out, f"dropped/{name}.parquet") as dropped:
+                for kept, refused in map(screen, batches):
+                    shards.add(kept)
+                    dropped.add(refused)
+        except WrongHashError:
+            for file in shards.files:
+                self.out.remove(file)
+            raise
         shards.close()
         counts = screen.counts() | {"forms": {schema.name: screen.rows_in}}
         return ShardOutput(counts, (*shards.files, f"dropped/{name}.parquet"))
@@ -183,14 +220,11 @@ class _Shards:
     """Rows as they come, out in files of `size` rows with their keys."""
 
     def __init__(self, out: Folder, part: str, size: int) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         self.files: list[str] = []
         self._out, self._part, self._size = out, part, size
         self._waiting: list[pa.Table] = []
         self._count = 0
-        self._rows = pc.utf8_lpad(pa.array(range(size)).cast(pa.string()), 5, "0")
+        self._keys = np.array([f"{part}{0:05d}{row:05d}".encode() for row in range(size)]).view(np.uint8).reshape(size, -1)
 
     def add(self, table: pa.Table) -> None:
         import pyarrow as pa
@@ -211,11 +245,13 @@ class _Shards:
             self._write(pa.concat_tables(self._waiting))
 
     def _write(self, table: pa.Table) -> None:
-        import pyarrow.compute as pc
+        import pyarrow as pa
 
-        number = len(self.files)
-        keys = pc.binary_join_element_wise(f"{self._part}{number:05d}", self._rows.slice(0, len(table)), "")
-        self.files.append(f"shards/{self._part}-{number:05d}.parquet")
+        number, rows = f"{len(self.files):05d}", len(table)
+        self._keys[:, -10:-5] = np.frombuffer(number.encode(), np.uint8)
+        places = np.arange(rows + 1, dtype=np.int32) * self._keys.shape[1]
+        keys = pa.StringArray.from_buffers(rows, pa.py_buffer(places), pa.py_buffer(self._keys[:rows].tobytes()))
+        self.files.append(f"shards/{self._part}-{number}.parquet")
         with self._out.create(self.files[-1]) as file:
             write_plain(table.add_column(0, "key", keys), file)
 
@@ -233,7 +269,7 @@ class _Dropped:
         import pyarrow.parquet as pq
 
         schema = pa.schema([(column, pa.string()) for column in ("url", "caption", "reason", "word")])
-        self._writer = pq.ParquetWriter(self._creating.__enter__(), schema, compression="snappy", use_dictionary=["reason", "word"])
+        self._writer = pq.ParquetWriter(self._creating.__enter__(), schema, compression="none", use_dictionary=["reason", "word"])
         return self
 
     def add(self, table: pa.Table) -> None:

@@ -23,6 +23,7 @@ import fsspec
 from mav.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 TYPES = {
@@ -106,38 +107,58 @@ def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator
     has other columns.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    @contextmanager
-    def opened() -> Iterator[pq.ParquetFile]:
-        try:
-            with _source(path) as file:
-                facts = pq.read_metadata(file)
-                largest = max((facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)), default=0)
-                with pq.ParquetFile(
-                    file, metadata=facts, buffer_size=PAGE_BYTES if largest > LARGE_GROUP else 0, pre_buffer=False
-                ) as parquet:
-                    yield parquet
-        except FileNotFoundError:
-            raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): bring the file again.") from None
-        except ImportError as error:
-            raise UserError(f"{path} needs a storage package that is not installed ({error}).") from None
 
     def batches() -> Iterator[pa.Table]:
         wanted = sorted({*schema.columns.values(), *([schema.tag] if schema.tag else []), *([schema.digest] if schema.digest else [])})
-        with opened() as parquet:
+        with _opened(path) as parquet:
             for batch in parquet.iter_batches(batch_size=batch_rows, columns=wanted, use_threads=False):
                 yield _canonical(pa.Table.from_batches([batch]), schema)
 
-    with opened() as parquet:
+    with _opened(path) as parquet:
         schema = recognise(parquet.schema_arrow.names, path)
         column = _digest_column(parquet.schema_arrow)
     if column == schema.columns.get("hash"):
         schema = replace(schema, columns={ours: theirs for ours, theirs in schema.columns.items() if ours != "hash" or not column})
     schema = replace(schema, digest=column)
     return schema, batches()
+
+
+def hash_column(path: str) -> np.ndarray | None:
+    """int64 (rows,): the `hash` of a whole part, or None when it has no such column of integers or one with gaps. Raises as `read_part`."""
+    import numpy as np
+    import pyarrow as pa
+
+    with _opened(path) as parquet:
+        schema = parquet.schema_arrow
+        if "hash" not in schema.names or schema.field("hash").type != pa.int64():
+            return None
+        hashes, at = np.empty(parquet.metadata.num_rows, np.int64), 0
+        for batch in parquet.iter_batches(batch_size=1 << 20, columns=["hash"], use_threads=False):
+            if batch.column(0).null_count:
+                return None
+            hashes[at : at + len(batch)] = batch.column(0)
+            at += len(batch)
+    return hashes
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """The `pyarrow.parquet.ParquetFile` at a path. Whatever is wrong with it is a UserError, also when it shows while rows are read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with _source(path) as file:
+            facts = pq.read_metadata(file)
+            largest = max((facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)), default=0)
+            with pq.ParquetFile(file, metadata=facts, buffer_size=PAGE_BYTES if largest > LARGE_GROUP else 0, pre_buffer=False) as parquet:
+                yield parquet
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): bring the file again.") from None
+    except ImportError as error:
+        raise UserError(f"{path} needs a storage package that is not installed ({error}).") from None
 
 
 def _source(path: str) -> Any:

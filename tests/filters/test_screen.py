@@ -1,18 +1,21 @@
 import dataclasses
+import functools
 import pickle
 import random
 
+import mmh3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filters import screen as screen_module
 from filters.duplicates import HashWork, RepeatWork, SeenRows, pair_hashes
 from filters.nsfw import is_unsafe
 from filters.screen import MetadataWork, Screen
 from filters.watermark import is_watermarked
 from mav.artifact import Folder, add_counts, unbalanced
-from mav.data.laion import TYPES, source_parts
+from mav.data.laion import TYPES, read_part, source_parts
 from mav.errors import UserError
 from mav.recipe import Screening
 
@@ -188,3 +191,81 @@ def test_same_rows_same_bytes_also_after_pickling(sources, tmp_path):
 def test_rows_per_shard_must_fit_the_key(sources, tmp_path):
     with pytest.raises(UserError, match="rows_per_shard"):
         MetadataWork(sources, Screening(), 100_001, Folder(str(tmp_path)))("00000")
+
+
+def with_hashes(change=lambda hashes: hashes):
+    """A joined table of 400 rows, nearly half of them seen before, with LAION's `hash` or what `change` makes of it."""
+    rng = random.Random(3)
+    addresses, captions = [f"http://h/{i}.jpg" for i in range(30)] + [None, ""], ["a house", " a barn ", "bollocks", "été", None]
+    rows = [(rng.choice(addresses), rng.choice(captions)) for _ in range(400)]
+    hashes = [mmh3.hash64((url or "") + (caption or ""))[0] for url, caption in rows]
+    return pa.table(
+        {"URL": [url for url, _ in rows], "TEXT": [caption for _, caption in rows], "hash": pa.array(change(hashes), pa.int64()),
+         "punsafe": [rng.choice([0.1, 0.1, 0.9]) for _ in rows], "pwatermark": [0.1] * 400}
+    )  # fmt: skip
+
+
+def wrong_from(first):
+    return lambda hashes: [value if at < first else at for at, value in enumerate(hashes)]
+
+
+@pytest.mark.parametrize(
+    ("change", "hashed"),
+    [
+        (lambda hashes: hashes, "repeats"),
+        (lambda hashes: list(range(400)), "all"),
+        (lambda hashes: [7] * 400, "all"),
+        (wrong_from(300), "again"),
+        (lambda hashes: [None if at % 3 else value for at, value in enumerate(hashes)], "all"),
+        (lambda hashes: [None] * 400, "all"),
+    ],
+    ids=["true", "numbers", "constant", "wrong from a later batch on", "gaps", "nulls"],
+)
+def test_the_same_duplicates_whatever_the_hash_column_holds(change, hashed, tmp_path, monkeypatch):
+    monkeypatch.setattr(screen_module, "read_part", functools.partial(read_part, batch_rows=100))
+    counted = []
+    monkeypatch.setattr(screen_module, "pair_hashes", lambda rows: counted.append(len(rows)) or pair_hashes(rows))
+
+    def screened(table, name):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        work = MetadataWork((str(tmp_path / f"{name}.parquet"),), Screening(), 10, Folder(str(tmp_path / name)))
+        counted.clear()
+        output = work("00000")
+        assert sorted(work.out.names()) == sorted(output.files), "nothing is left of a first try"
+        kept = pa.concat_tables([pq.read_table(work.out.path(file)) for file in output.files[:-1]]).drop_columns(["hash"])
+        return kept, pq.read_table(work.out.path(output.files[-1])), output, sum(counted)
+
+    table = with_hashes(change)
+    plain, dropped, expected, all_rows = screened(table.drop_columns(["hash"]), "plain")
+    kept, refused, output, some = screened(table, "hashed")
+    assert kept.equals(plain)
+    assert refused.equals(dropped)
+    assert output == expected
+    assert expected.counts["dropped"]["duplicate"] > 80
+    if hashed == "repeats":
+        values = table.column("hash").to_pylist()
+        assert 0 < some < all_rows
+        assert some <= sum(values.count(value) > 1 for value in values)
+    else:
+        assert some == all_rows if hashed == "all" else some > all_rows
+
+
+def test_rows_that_occur_once_are_not_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(screen_module, "pair_hashes", lambda rows: pair_hashes(rows) if not len(rows) else pytest.fail("no row repeats"))
+    rows = [(f"http://h/{i}.jpg", "a house") for i in range(50)]
+    pq.write_table(
+        pa.table({"URL": [a for a, _ in rows], "TEXT": [b for _, b in rows], "hash": [mmh3.hash64(a + b)[0] for a, b in rows]}),
+        tmp_path / "a.parquet",
+    )
+    assert MetadataWork((str(tmp_path / "a.parquet"),), Screening(), 10, Folder(str(tmp_path / "out")))("00000").counts["rows_out"] == 50
+
+
+def test_lengths_are_of_trimmed_captions():
+    blanks = ["", " ", "\t", "\u00a0", "\u2003", "\u3000", "\x1f"]
+    captions = [before + text + after for text in ("", "a", "é", "a b", "日本") for before in blanks for after in blanks]
+    rule = Screening(min_caption=2, max_caption=2)
+    kept, dropped = Screen(rule)(table(*({"caption": caption} for caption in [*captions, None])))
+    assert set(kept.column("caption").to_pylist()) == {caption for caption in captions if len(caption.strip()) == 2}
+    reasons = {row["caption"]: row["reason"] for row in dropped.to_pylist()}
+    assert reasons.pop(None) == "no_caption"
+    assert all((reason == "no_caption") == (not caption.strip()) for caption, reason in reasons.items())

@@ -1,5 +1,6 @@
 import itertools
 import os
+import random
 import re
 
 import pyarrow as pa
@@ -49,9 +50,11 @@ def test_texts_of_settled_characters_are_searched_as_well_unfolded():
     for place in itertools.chain(range(0x80, 0xD800), range(0xE000, 0x110000)):
         character = chr(place)
         if not odd.match(character):
-            assert fold(character) == character.lower(), hex(place)
-            assert len(fold(character)) == 1, hex(place)
-            assert not fold(character).isascii(), hex(place)
+            folded, lower = fold(character), character.lower()
+            assert folded == lower, hex(place)
+            assert len(folded) == 1, hex(place)
+            assert not folded.isascii(), hex(place)
+            assert lower == character or lower.upper() != lower, f"{hex(place)}: phrases with a letter of two cases can be told"
     words = ToxicWords(("bollocks", "straße", "kiss me", "été"))
     disguised = [
         "\u212aiss me",
@@ -108,6 +111,38 @@ def test_many_languages_at_once_still_agree_with_a_plain_search():
     captions = [f"a photo of {word} here" for word in words.words[::7]] + ["a photo of a house"] * 3
     positions, _ = words.find(pa.array(captions))
     assert positions.tolist() == list(range(len(captions) - 3))
+
+
+@pytest.mark.parametrize(
+    ("phrases", "obfuscations"),
+    [(EN, False), (EN[::9], True), ((*EN[::4], "straße", "дурак", "été", "ちんぽ"), False)],
+    ids=["english", "obfuscated", "letters beyond ASCII"],
+)
+def test_the_column_is_searched_as_its_texts_one_by_one(phrases, obfuscations):
+    """A seeded corpus of phrases, whole, cut, joined and disguised."""
+    rng, words = random.Random(11), ToxicWords(phrases, exceptions=("sucks",), obfuscations=obfuscations)
+    wide = {**{c: c + 0xFEE0 for c in range(0x21, 0x7F)}, 0x20: 0x3000}
+    disguises = (
+        str.upper, str.title, str.swapcase, lambda w: w[:-1], lambda w: w + "s", lambda w: w.translate(wide),
+        lambda w: w.replace(" ", "\u00a0-"),
+        lambda w: w.replace(" ", "\x85"), lambda w: w.replace(" ", "\n"), lambda w: "\u200b".join(w), lambda w: w.replace("k", "\u212a"),
+        lambda w: w.replace("s", "$"), lambda w: w[:1] + "*" + w[2:], lambda w: "e\u0301" + w, lambda w: w,
+    )  # fmt: skip
+    plain = ["a", "photo", "of", "class", "Essex", "café", "naïve", "日本", "\u2026", "®", "", "\0", "god", "5", "\u00ad"]
+
+    def text() -> str | None:
+        pieces = rng.choices(plain, k=rng.randrange(7)) + [
+            rng.choice(disguises)(rng.choice(words.words)) for _ in range(rng.random() < 0.3)
+        ]
+        rng.shuffle(pieces)
+        return rng.choice([" ", " ", "_", "", ", "]).join(pieces) if rng.random() < 0.98 else None
+
+    texts = [text() for _ in range(6000)]
+    exact = {at: word for at, caption in enumerate(texts) if caption and (word := words.first(fold(caption)))}
+    assert 500 < len(exact) < 3000
+    assert found(words, *texts) == exact
+    column = pa.chunked_array([pa.array(texts[:100]), pa.array(texts)]).slice(100)
+    assert dict(zip(*words.find(column), strict=True)) == exact, "in a slice of a longer column too"
 
 
 def test_no_words_no_matches():
