@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -83,21 +84,24 @@ class FrechetTo:
         return float(np.polyfit(1 / sizes, values, 1)[1])
 
 
-def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False) -> tuple[float, float, float]:
-    """(value, low, high) of a Frechet distance from the moments of groups of videos, leaving one group out at a time.
-
-    For sets that do not fit into memory or have features too long for hundreds of draws. parts: at most GROUPS of them are
-    formed by merging in turn.
-    """
+def grouped(parts: Iterable[Moments]) -> list[Moments]:
+    """At most GROUPS of them, by merging in turn."""
     groups: list[Moments] = []
     for index, part in enumerate(parts):
         if index < GROUPS:
             groups.append(part)
         else:
             groups[index % GROUPS] = groups[index % GROUPS].merge(part)
-    whole = groups[0]
-    for group in groups[1:]:
-        whole = whole.merge(group)
+    return groups
+
+
+def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False) -> tuple[float, float, float]:
+    """(value, low, high) of a Frechet distance from the moments of groups of videos, leaving one group out at a time.
+
+    For sets that do not fit into memory or have features too long for hundreds of draws.
+    """
+    groups = grouped(parts)
+    whole = functools.reduce(Moments.merge, groups)
     covariance = reference.covariance * ((reference.count - 1) / reference.count if biased else 1.0)
     values, vectors = np.linalg.eigh(covariance)
     root, trace = vectors * np.sqrt(np.clip(values, 0, None)), float(np.trace(covariance))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mav.evaluation.features import Networks, describe_clips, zero_shot
-from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, facts, jackknife
+from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, facts, grouped, jackknife
 from mav.evaluation.metrics import Moments, bootstrap, clipsim, frechet_features, inception_score, kernel_distance
 from mav.evaluation.protocols import Protocol
 from mav.evaluation.sets import BenchmarkSet
@@ -167,16 +167,9 @@ def _by_clip(array: np.ndarray, metric: str) -> np.ndarray:
 
 
 def _moments(features: Features, network: str, metric: str) -> list[Moments]:
-    """Moments of groups of chunks, at most GROUPS of them."""
-    groups: list[Moments] = []
-    for number, (_, array) in enumerate(features.stream(network)):
-        rows = _by_clip(array, metric)
-        part = Moments.of(rows.reshape(-1, rows.shape[-1]))
-        if number < GROUPS:
-            groups.append(part)
-        else:
-            groups[number % GROUPS] = groups[number % GROUPS].merge(part)
-    return groups
+    """Moments of groups of chunks."""
+    chunks = (_by_clip(array, metric) for _, array in features.stream(network))
+    return grouped(Moments.of(rows.reshape(-1, rows.shape[-1])) for rows in chunks)
 
 
 def _spread(features: Features, network: str, metric: str) -> np.ndarray:

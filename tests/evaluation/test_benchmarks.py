@@ -1,5 +1,6 @@
 """The benchmarks and the study on a small demo world, with a cascade that draws what it is told."""
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -19,27 +20,17 @@ from mav.evaluation.networks.weights import PUBLISHED
 from mav.evaluation.protocols import load_protocol, protocol_names, published
 from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
 from mav.models.clip import Clip
-from mav.recipe import ClipConfig, Generate
-from mav.recipe_file import recipe_from_dict
+from mav.recipe import ClipConfig, Evaluate, Generate, World
+from mav.recipe_file import load_recipe
 
 FRAMES, SKIP = 4, 3
+SIZES = f"cascade={{frames: {FRAMES}, frame_skip: {SKIP}, base_size: 16, low_size: 24, high_size: 32}}"
 
 
 def make_recipe(**evaluate):
-    unet = {"levels": [{"channels": 8}]}
-    image = {"network": unet, "optimisation": {"samples": 8, "batch_size": 8}}
-    video = {"optimisation": {"samples": 8, "batch_size": 8}}
-    tree = {
-        "name": "test",
-        "world": {"images": 16, "clips": 3, "size": 32, "clip_frames": 16, "evaluation_clips": 24, "port": 8787},
-        "cascade": {"frames": FRAMES, "frame_skip": SKIP, "base_size": 16, "low_size": 24, "high_size": 32},
-        "generate": {"batch_size": 10, "fps": 8.0},
-        "evaluate": {"bootstrap": 20, "study_pairs": 9, **evaluate},
-        "train_prior": {"network": {"embedding_dim": 16}, "optimisation": {"samples": 8, "batch_size": 8}},
-        **dict.fromkeys(("train_decoder", "train_sr_low", "train_sr_high"), image),
-        **dict.fromkeys(("train_decoder_video", "train_interpolation", "train_sr_low_video"), video),
-    }
-    return recipe_from_dict(tree)
+    recipe = load_recipe("tiny", ("train_prior.network.embedding_dim=16", "generate.batch_size=10", SIZES))
+    world = World(images=16, clips=3, size=32, clip_frames=16, evaluation_clips=24)
+    return dataclasses.replace(recipe, world=world, evaluate=Evaluate(bootstrap=20, study_pairs=9, **evaluate))
 
 
 class DrawingCascade:

@@ -13,50 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from flows.make_a_video import make_a_video
 from mav.artifact import Artifact, Folder
 from mav.data.drawing import PALETTE, SHAPES, draw, draw_clip, random_scene
 from mav.data.shards import TarWriter, write_ledger
 from mav.data.video_io import encode_mp4
 from mav.evaluation.human.study import freeze_study
 from mav.evaluation.protocols import load_protocol
-from mav.recipe_file import recipe_from_dict
+from mav.recipe_file import load_recipe
 from mav.report import figures
 from mav.report.page import StageView, write_report
 
-GRAPH = {
-    "demo-world": [],
-    "image-metadata": ["demo-world"],
-    "image-download": ["image-metadata", "demo-world"],
-    "clip": ["image-download"],
-    "image-screen": ["image-download", "clip"],
-    "image-embed": ["image-download", "image-screen", "clip"],
-    "video-shards": ["demo-world"],
-    "train-prior": ["image-embed"],
-    "train-decoder": ["image-download", "image-embed"],
-    "train-sr-low": ["image-download", "image-embed"],
-    "train-sr-high": ["image-download", "image-embed"],
-    "train-decoder-video": ["train-decoder", "video-shards", "clip"],
-    "train-interpolation": ["train-decoder-video", "video-shards", "clip"],
-    "train-sr-low-video": ["train-sr-low", "video-shards"],
-}
-NETWORKS = ["clip", "train-prior", "train-decoder-video", "train-interpolation", "train-sr-low-video", "train-sr-high", "demo-world"]
-GRAPH |= {"generate": NETWORKS, "oracle": ["generate", "video-shards", "demo-world"], "human-study": ["generate"]}
-GRAPH |= dict.fromkeys(("evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation"), NETWORKS)
-
-
-def make_recipe():
-    image = {"network": {"levels": [{"channels": 8}]}, "optimisation": {"samples": 8, "batch_size": 8}}
-    video = {"optimisation": {"samples": 8, "batch_size": 8}}
-    return recipe_from_dict(
-        {
-            "name": "made-up",
-            "world": {},
-            "cascade": {"frames": 8, "frame_skip": 2, "base_size": 16, "low_size": 32, "high_size": 64},
-            "train_prior": {"network": {"embedding_dim": 16}, "optimisation": {"samples": 8, "batch_size": 8}},
-            **dict.fromkeys(("train_decoder", "train_sr_low", "train_sr_high"), image),
-            **dict.fromkeys(("train_decoder_video", "train_interpolation", "train_sr_low_video"), video),
-        }
-    )
+SIZES = "cascade={frames: 8, frame_skip: 2, base_size: 16, low_size: 32, high_size: 64}"
+RECIPE = load_recipe("tiny", ("name=made-up", SIZES))
+GRAPH = {node.name: [up.name for up in node.inputs] for node in make_a_video(RECIPE).nodes.values() if node.name != "report"}
 
 
 def make_run(root, videos=6, size=32, frames=8):
@@ -147,7 +117,7 @@ def make_run(root, videos=6, size=32, frames=8):
     result("evaluate-ucf101", "ucf101-demo", [("fvd", 0.31, {"real_halves": 0.06}), ("is", 9.4, {"real": 17.2})])
     result("evaluate-msrvtt", "msrvtt-demo", [("fid", 0.21, {"real_halves": 0.03}), ("clipsim", 0.61, {"real": 0.7, "shuffled": 0.11})])
     result("evaluate-interpolation", "interpolation-demo", [("psnr", 27.1, {}), ("psnr_blend", 24.3, {}), ("psnr_gain", 2.8, {})], None)
-    metrics["human-study"] = freeze_study(make_recipe(), {"generate": folders["generate"]}, folders["human-study"])
+    metrics["human-study"] = freeze_study(RECIPE, {"generate": folders["generate"]}, folders["human-study"])
 
     views = []
     for number, (name, inputs) in enumerate(GRAPH.items()):
@@ -196,7 +166,7 @@ class Reader(HTMLParser):
 
 
 def read(views, tmp_path):
-    facts = write_report(make_recipe(), views, Folder(str(tmp_path)))
+    facts = write_report(RECIPE, views, Folder(str(tmp_path)))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert facts["bytes"] == len(page.encode())
     return page, Reader(page), facts
