@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import cli_clean, cli_describe, cli_evaluate, cli_generate, cli_plan, cli_publish, cli_study
-from flows.cli_options import Json, RecipeName, Runs, Set, StageName, nothing_built, open_plan
+from flows.cli_options import Json, RecipeName, Runs, Set, StageName, complete_stage, nothing_built, open_plan
 from flows.console import Line, Screen, working
 from mav.errors import UserError
 from mav.recipe import Recipe
@@ -35,7 +35,9 @@ STATE_STYLE = {"done": "green", "running": "cyan", "failed": "red", "stale": "ye
 @app.command()
 def run(
     recipe: RecipeName,
-    until: Annotated[str, typer.Option("--until", metavar="STAGE", help="Stop when this stage is done.")] = "",
+    until: Annotated[
+        str, typer.Option("--until", metavar="STAGE", help="Stop when this stage is done.", autocompletion=complete_stage)
+    ] = "",
     runs: Runs = "runs",
     set_: Set = None,
 ) -> None:
@@ -271,7 +273,7 @@ def main() -> None:
         from flows.runtime import configure_environment
 
         configure_environment()
-        code = app(standalone_mode=False) or 0  # the code of a typer.Exit comes back as the value
+        code = app(prog_name="mav", standalone_mode=False) or 0  # the code of a typer.Exit comes back as the value
         if code == INTERRUPTED:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code)

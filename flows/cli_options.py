@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mav.errors import UserError
-from mav.recipe_file import load_recipe
+from mav.recipe_file import load_recipe, shipped_recipes
 
 if TYPE_CHECKING:
     from flows.stage import Plan, Store
     from mav.recipe import Recipe
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (demo, tiny, single-gpu, paper) or a YAML file.")]
-StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage's name, as `mav status` prints it.")]
+
+def _begun(begun: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith(begun)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """For the shell's completion: shipped recipes, and YAML files that are here."""
+    return _begun(incomplete, [*shipped_recipes(), *glob.glob("*.yaml")])
+
+
+def complete_stage(incomplete: str) -> list[str]:
+    """For the shell's completion: the stages of the whole graph."""
+    from flows.make_a_video import make_a_video
+
+    return _begun(incomplete, make_a_video(load_recipe("demo")).nodes)
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A shipped recipe (demo, tiny, single-gpu, paper) or a YAML file.", autocompletion=complete_recipe
+    ),
+]
+StageName = Annotated[
+    str, typer.Argument(metavar="STAGE", help="A stage's name, as `mav status` prints it.", autocompletion=complete_stage)
+]
 Runs = Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts are: a folder or an fsspec URL.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe value, e.g. --set generate.count=4.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

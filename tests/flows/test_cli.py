@@ -46,6 +46,16 @@ def test_storage_that_is_not_there_is_one_sentence(mav: Mav) -> None:
     assert (code, err.count("\n"), "nothing://bucket cannot be reached" in err) == (2, 1, True)
 
 
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [("mav run sing", "single-gpu"), ("mav rerun demo train-sr-h", "train-sr-high"), ("mav run demo --until clip", "clip")],
+)
+def test_the_shell_completes_recipes_and_stages(typed: str, found: str, monkeypatch: pytest.MonkeyPatch, mav: Mav) -> None:
+    for name, value in {"_MAV_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}.items():
+        monkeypatch.setenv(name, value)
+    assert mav()[1].split() == [found]
+
+
 def test_usage_errors_show_the_usage(mav: Mav) -> None:
     code, _, err = mav("run")
     assert code == 2
