@@ -88,7 +88,8 @@ class ToxicWords:
         excepted = _folded(exceptions)
         self.words = sorted(_folded(words) - excepted)
         patterns = {word: _pattern(word, obfuscations) for word in self.words}
-        self._cased = any(not c.isascii() and c.upper() != c for word in self.words for c in word)  # bytes do not tell their cases
+        cased = any(not c.isascii() and c.upper() != c for word in self.words for c in word)  # bytes do not tell cases beyond ASCII
+        self._odd = "" if cased else unsettled()  # which texts are searched folded too; empty: all beyond ASCII
         self._database = _compiled([_loose(word, pattern) for word, pattern in patterns.items()])
         self._row = self._exact(patterns)
         self._excepted = (
@@ -113,7 +114,7 @@ class ToxicWords:
             return np.zeros(0, dtype=np.int64), []
         texts = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
         suspects, beyond = self._suspects(texts)
-        odd = beyond if self._cased else beyond[_numpy(pc.match_substring_regex(texts.take(pa.array(beyond)), unsettled()))]
+        odd = beyond[_numpy(pc.match_substring_regex(texts.take(pa.array(beyond)), self._odd))]
         if len(odd):
             suspects = np.union1d(suspects, odd[self._suspects(fold_all(texts.take(pa.array(odd))))[0]])
         lines = [fold(text) for text in texts.take(pa.array(suspects)).to_pylist()]
