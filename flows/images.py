@@ -28,7 +28,7 @@ def _draw_world(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
     return draw(world, seed, out)
 
 
-@stage("image-metadata", sections=("screening", "image_metadata"), version=2)
+@stage("image-metadata", sections=("screening", "image_metadata"), version=3)
 def image_metadata(job: Job) -> Outcome:
     """Screens LAION-style tables: NSFW, toxic words, watermarks, sizes; every dropped row with its reason."""
     from filters.screen import MetadataWork
