@@ -175,6 +175,11 @@ def test_two_workers_train_the_same_network(mav: Mav) -> None:
     assert all((load_file(mav.artifact("train-prior") / "network.safetensors")[name] == value).all() for name, value in alone.items())
 
 
+def hears_ctrl_c() -> None:
+    """In the child: what a shell put in the background, as perhaps these tests, is deaf to it, and so are its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(mav: Mav, tmp_path: Path) -> None:
     """kill -9 of the whole command in the middle, then Ctrl-C as a terminal sends it, to all its processes; the third goes on to the
@@ -185,7 +190,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(mav: Mav, tmp_path: Path) -> Non
     command += ["--set", f"world.port={again.port}"]
     for milestone, sent in (("image-download", signal.SIGKILL), ("clip", signal.SIGINT)):
         screen = (tmp_path / milestone).open("w+")
-        process = subprocess.Popen(command, env=again.environment, stdout=screen, stderr=screen, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=again.environment, stdout=screen, stderr=screen, start_new_session=True, preexec_fn=hears_ctrl_c
+        )
         deadline = time.monotonic() + 300
         while not list((again.runs / "work").glob(f"{milestone}/*/heartbeat.json")) and time.monotonic() < deadline:
             time.sleep(0.2)
