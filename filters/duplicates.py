@@ -14,14 +14,13 @@ their highest bits, `RepeatWork` finds in each bucket what an earlier part had, 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mav.artifact import Folder
-from mav.data.shards import ShardOutput
+from mav.data.shards import ShardOutput, read_array, write_array
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -202,8 +201,10 @@ class HashWork:
             seen.repeated(pair_hashes(kept))
         hashes = seen.sorted()
         edges = np.searchsorted(hashes, np.arange(1, 1 << BUCKET_BITS, dtype=np.uint64) << np.uint64(64 - BUCKET_BITS))
-        files = tuple(_save(self.out, name, bucket, part) for bucket, part in enumerate(np.split(hashes, edges)))
-        return ShardOutput({"hashes": len(hashes)}, files)
+        files = {_file(name, bucket): part for bucket, part in enumerate(np.split(hashes, edges))}
+        for file, part in files.items():
+            write_array(self.out, file, part)
+        return ShardOutput({"hashes": len(hashes)}, tuple(files))
 
 
 @dataclass(frozen=True)
@@ -220,25 +221,19 @@ class RepeatWork:
     def __call__(self, name: str) -> ShardOutput:
         seen, files, repeats = SeenRows(), [], 0
         for part in self.parts:
-            hashes = _load(self.hashes, part, int(name, 16))
+            file = _file(part, int(name, 16))
+            hashes = read_array(self.hashes, file)
             again = hashes[seen.repeated(hashes)]
             repeats += len(again)
-            files.append(_save(self.out, part, int(name, 16), again))
+            write_array(self.out, file, again)
+            files.append(file)
         return ShardOutput({"repeats": repeats}, tuple(files))
 
 
 def repeats_of(folder: Folder, part: str) -> np.ndarray:
     """What `RepeatWork` found for one part."""
-    return np.concatenate([_load(folder, part, bucket) for bucket in range(1 << BUCKET_BITS)])
+    return np.concatenate([read_array(folder, _file(part, bucket)) for bucket in range(1 << BUCKET_BITS)])
 
 
-def _save(folder: Folder, part: str, bucket: int, hashes: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    np.save(buffer, hashes, allow_pickle=False)
-    folder.write_bytes(f"{part}/{bucket:02x}.npy", buffer.getvalue())
+def _file(part: str, bucket: int) -> str:
     return f"{part}/{bucket:02x}.npy"
-
-
-def _load(folder: Folder, part: str, bucket: int) -> np.ndarray:
-    hashes: np.ndarray = np.load(io.BytesIO(folder.read_bytes(f"{part}/{bucket:02x}.npy")), allow_pickle=False)
-    return hashes

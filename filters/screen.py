@@ -6,10 +6,9 @@ Checks run in one fixed order, from cheap to dear, and a dropped row carries the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -199,10 +198,10 @@ class MetadataWork:
         schema, batches = read_part(self.parts[int(name)])
         shards = _Shards(self.out, name, self.rows_per_shard)
         try:
-            with _Dropped(self.out, f"dropped/{name}.parquet") as dropped:
+            with _dropped(self.out, f"dropped/{name}.parquet") as drop:
                 for kept, refused in map(screen, batches):
                     shards.add(kept)
-                    dropped.add(refused)
+                    drop(refused)
         except WrongHashError:
             for file in shards.files:
                 self.out.remove(file)
@@ -256,36 +255,23 @@ class _Shards:
             write_plain(table.add_column(0, "key", keys), file)
 
 
-class _Dropped:
-    """The rows that did not enter, in one file, written as they come."""
+@contextmanager
+def _dropped(out: Folder, name: str) -> Iterator[Callable[[pa.Table], None]]:
+    """Takes the rows that did not enter and writes them as they come, into one file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, out: Folder, name: str) -> None:
-        self._creating = out.create(name)
-        self._waiting: list[pa.Table] = []
-        self._writer: Any = None
+    schema = pa.schema([(column, pa.string()) for column in ("url", "caption", "reason", "word")])
+    options = {"compression": "none", "use_dictionary": ["reason", "word"]}
+    waiting: list[pa.Table] = []
+    with out.create(name) as file, pq.ParquetWriter(file, schema, **options) as writer:
 
-    def __enter__(self) -> _Dropped:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        def drop(table: pa.Table) -> None:
+            waiting.append(table)
+            if sum(map(len, waiting)) >= BATCH_ROWS:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
 
-        schema = pa.schema([(column, pa.string()) for column in ("url", "caption", "reason", "word")])
-        self._writer = pq.ParquetWriter(self._creating.__enter__(), schema, compression="none", use_dictionary=["reason", "word"])
-        return self
-
-    def add(self, table: pa.Table) -> None:
-        self._waiting.append(table)
-        if sum(map(len, self._waiting)) >= BATCH_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting))
-            self._waiting = []
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self._flush()
-        self._writer.close()
-        self._creating.__exit__(kind, error, trace)
+        yield drop
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))

@@ -138,7 +138,7 @@ def _write(recipe: Recipe, videos: np.ndarray, seeds: list[int], out: Path, titl
     slug = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())[:60] or "video"
     for seed, video in zip(seeds, videos, strict=True):
         path = out / f"{slug}-{seed}.mp4"
-        encode_mp4(video, fps, crf=8, target=str(path))
+        path.write_bytes(encode_mp4(video, fps, crf=8))
         first, *rest = [Image.fromarray(frame) for frame in video]
         first.save(path.with_suffix(".gif"), save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
         print(path)

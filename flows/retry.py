@@ -19,10 +19,12 @@ from flows.markers import LEDGER, LedgerWriter, Marker, Markers
 from flows.shard_map import shard_map
 from flows.stage import Job, Node, Run
 from mav.artifact import Artifact, Folder
-from mav.data.retry import Fetches, RetryWork, base_shard, retry_number, retry_shard
+from mav.data.download import DownloadWork
+from mav.data.retry import RetryWork, base_shard, retry_number, retry_shard
+from mav.data.videos import VideoWork
 from mav.errors import UserError
 
-FETCHING: dict[str, Callable[[Job], Fetches]] = {"image-download": images.download_work, "video-shards": videos.video_work}
+FETCHING: dict[str, Callable[[Job], DownloadWork | VideoWork]] = {"image-download": images.download_work, "video-shards": videos.video_work}
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
     work = video_work(job)
-    return shard_map(job, work, work.shard_names(), success_floor=work.rule.success_floor, shard_floor=work.rule.shard_floor)
+    return shard_map(job, work, work.names(), success_floor=work.rule.success_floor, shard_floor=work.rule.shard_floor)
 
 
 def video_work(job: Job) -> VideoWork:
     """What `video-shards` does with a shard; the demo world is served from now on, where it is the web."""
+    from mav.data.cliplist import split_lists
     from mav.data.videos import VideoWork
 
-    section = job.recipe.video_shards
+    section, world = job.recipe.video_shards, job.inputs.get("demo-world")
     rule = dataclasses.replace(section, allow_addresses=job.allowed_addresses(section))
-    return VideoWork.of(job.recipe, job.inputs, job.out, rule)
+    sources = rule.sources or ([world.child("webvid/clips.csv").url] if world else [])
+    return VideoWork(tuple(split_lists(sources, rule.clips_per_shard)), rule, job.recipe.seed, job.out)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mav.artifact import Folder
 from mav.data.cliplist import Clip
-from mav.data.guards import FetchError, GuardedOpener, Resolver
+from mav.data.guards import FetchError, GuardedOpener, Resolver, opener_settings
 from mav.data.transcode import ClipError
 from mav.errors import UserError
 from mav.recipe import VideoShards
@@ -33,15 +33,7 @@ class ClipFiles:
     def __init__(self, rule: VideoShards, resolver: Resolver) -> None:
         self._rule = rule
         self._files = Folder(rule.files) if rule.files else None
-        self._opener = GuardedOpener(
-            timeout=rule.timeout_seconds,
-            deadline=rule.deadline_seconds,
-            max_bytes=rule.max_bytes,
-            contact=rule.contact,
-            allow_addresses=rule.allow_addresses,
-            refuse=("noai", "noml"),
-            resolver=resolver,
-        )
+        self._opener = GuardedOpener(refuse=("noai", "noml"), **opener_settings(rule, resolver))
 
     def fetch(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Body]]:
         """Each clip with its video's bytes, or with why there are none."""

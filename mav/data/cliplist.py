@@ -70,7 +70,7 @@ def split_lists(sources: Sequence[str], clips_per_part: int) -> list[Part]:
     """
     places, ids = array("q"), array("q")
     parts: list[Part] = []
-    for path in matching(sources):
+    for path in matching(sources, "video_shards.sources"):
         columns = () if path.endswith((".jsonl", ".json")) else _columns(path)
         roles = _roles(columns)
         rows_per_part = clips_per_part if columns else max(clips_per_part // SPANS_A_VIDEO, 1)

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 from mav.artifact import Folder
 from mav.data.guards import Answer, FetchError, GuardedOpener, Resolver, installed, opener_settings, system_resolver
 from mav.data.pictures import guarded_resizer
-from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, write_ledger
+from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, read_table, write_ledger
 from mav.recipe import ImageDownload
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMNS = ("url", "caption", "row_key", "position", "punsafe", "pwatermark", "digest")
 ALGORITHMS = {32: "md5", 64: "sha256", 128: "sha512"}  # of a digest, by its length in hex
 
 
@@ -56,10 +55,8 @@ class DownloadWork:
         """Fetches the rows of shard `base`, or those with these keys, in the order of their keys, into the shard `name`."""
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
-        with self.metadata.open(f"shards/{base}.parquet") as file:
-            table = pq.read_table(file)
+        table = read_table(self.metadata, f"shards/{base}.parquet")
         if keys is not None:
             table = table.filter(pc.is_in(table.column("key"), pa.array(sorted(keys), pa.string())))
         rule = self.download
@@ -126,14 +123,13 @@ def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar
     import pyarrow as pa
     from img2dataset.downloader import Downloader
 
-    rows = {"url": table.column("url"), "caption": table.column("caption"), "row_key": table.column("key"),
-            "position": pa.array(range(len(table)), pa.int64()), "punsafe": table.column("punsafe"),
-            "pwatermark": table.column("pwatermark"), "digest": table.column("digest")}  # fmt: skip
+    rows = table.select(["url", "caption", "punsafe", "pwatermark", "digest"])
+    rows = rows.append_column("row_key", table.column("key")).append_column("position", pa.array(range(len(table)), pa.int64()))
     errors: list[Exception] = []
     with tempfile.TemporaryDirectory(prefix="mav-download-") as folder:
         path = os.path.join(folder, "rows.arrow")
-        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, pa.schema([(c, rows[c].type) for c in COLUMNS])) as writer:
-            writer.write_table(pa.table(rows))
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
         downloader = Downloader(
             sample_writer_class=functools.partial(_Writer, tar, opener, ledger, errors),
             resizer=opener.resizer,
@@ -141,7 +137,7 @@ def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar
             save_caption=True,
             extract_exif=False,
             output_folder=folder,
-            column_list=list(COLUMNS),
+            column_list=rows.column_names,
             timeout=rule.timeout_seconds,
             number_sample_per_shard=max(len(table), 2),
             oom_shard_count=5,

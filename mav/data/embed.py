@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from mav.artifact import Folder
-from mav.data.shards import ShardOutput, read_tar, tar_names, write_table
+from mav.data.shards import ShardOutput, read_array, read_table, read_tar, tar_names, write_array, write_table
 from mav.errors import UserError
 from mav.models.clip import HEADS, Clip
 from mav.recipe import Screening
@@ -61,7 +61,7 @@ class ScreenWork:
         for rows in _batches(read_tar(self.images, f"{name}.tar"), self.batch_size):
             facts = [json.loads(files["json"]) for _, files in rows]
             keys += [key for key, _ in rows]
-            known.append(np.array([[_number(fact.get(head)) for head in HEADS] for fact in facts], np.float64))
+            known.append(np.array([[fact.get(head) for head in HEADS] for fact in facts], np.float64))
             asked = bool(clip.pixel_heads) and self.screening.unknown_scores == "score"
             wanted = np.asarray(np.isnan(known[-1]).any(axis=1) & asked)
             embedded, scores = _embed(clip, [(f"{name}.tar: {key}", files["jpg"]) for key, files in rows], wanted)
@@ -90,7 +90,7 @@ class ScreenWork:
                 "reason": pa.array(reasons, pa.string()),
             }
         )
-        _write_array(self.out, f"{name}.image.npy", embedding.astype(np.float16))
+        write_array(self.out, f"{name}.image.npy", embedding.astype(np.float16))
         write_table(self.out, f"{name}.parquet", table)
         dropped = {reason: reasons.count(reason) for reason in sorted({r for r in reasons if r})}
         counts = {"rows_in": len(keys), "rows_out": reasons.count(None), "dropped": dropped, "failed": {}, "scored": int(scored.sum())}
@@ -121,14 +121,11 @@ class EmbedWork:
 
     def __call__(self, name: str) -> ShardOutput:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         clip = load_clip(self.clip.url, self.device)
-        with self.screen.open(f"{name}.parquet") as file:
-            screened = pq.read_table(file, columns=["key", "kept"])
+        screened = read_table(self.screen, f"{name}.parquet", ["key", "kept"])
         kept = screened.column("kept").to_numpy(zero_copy_only=False).astype(bool)
-        with self.screen.open(f"{name}.image.npy") as file:
-            image = np.load(io.BytesIO(file.read()), allow_pickle=False)[kept]
+        image = read_array(self.screen, f"{name}.image.npy")[kept]
         keys = screened.column("key").to_numpy(zero_copy_only=False)[kept].tolist()
         captions = {key: files["txt"].decode() for key, files in read_tar(self.images, f"{name}.tar")}
         missing = [key for key in keys if key not in captions]
@@ -142,14 +139,14 @@ class EmbedWork:
             text.append(clip.encode_text(batch.to(self.device)).cpu().numpy())
         arrays = {"image": image, "text": np.concatenate(text).astype(np.float16), "tokens": np.concatenate(tokens)}
         for kind, array in arrays.items():
-            _write_array(self.out, f"{name}.{kind}.npy", array)
+            write_array(self.out, f"{name}.{kind}.npy", array)
         write_table(self.out, f"{name}.parquet", pa.table({"key": pa.array(keys, pa.string())}))
         files = (*(f"{name}.{kind}.npy" for kind in arrays), f"{name}.parquet")
         # What image-screen dropped is accounted for there: here every row that comes in goes out.
         return ShardOutput({"rows_in": len(keys), "rows_out": len(keys), "dropped": {}, "failed": {}}, files)
 
 
-def decode_image(data: bytes, what: str) -> np.ndarray:
+def decode_rgb(data: bytes, what: str) -> np.ndarray:
     """uint8 (H, W, 3) RGB. Raises UserError naming `what` when it is not a picture."""
     from PIL import Image, UnidentifiedImageError
 
@@ -163,7 +160,7 @@ def decode_image(data: bytes, what: str) -> np.ndarray:
 def _embed(clip: Clip, pictures: list[tuple[str, bytes]], wanted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """float32 (n, d) in the order given, and for the `wanted` rows the scores taken from pixels (NaN elsewhere); pictures of one size share
     a forward."""
-    pixels = [torch.from_numpy(decode_image(data, what).copy()).permute(2, 0, 1) for what, data in pictures]
+    pixels = [torch.from_numpy(decode_rgb(data, what).copy()).permute(2, 0, 1) for what, data in pictures]
     embedding = np.zeros((len(pixels), clip.dim), np.float32)
     scores = {head: np.full(len(pixels), np.nan) for head in clip.pixel_heads}
     for shape in sorted({tuple(p.shape) for p in pixels}):
@@ -181,13 +178,3 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _write_array(folder: Folder, name: str, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    folder.write_bytes(name, buffer.getvalue())

@@ -30,9 +30,10 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from mav.data.wire import BLOCK, Connection
+from mav.recipe import ImageDownload, VideoShards
 
 AGENT = "make-a-video-system"
 MAX_REDIRECTS = 5
@@ -83,22 +84,7 @@ def system_resolver(host: str, port: int) -> list[str]:
     return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-class FetchRule(Protocol):
-    """The part of a recipe's section that says how to fetch."""
-
-    @property
-    def timeout_seconds(self) -> float: ...
-    @property
-    def deadline_seconds(self) -> float: ...
-    @property
-    def max_bytes(self) -> int: ...
-    @property
-    def contact(self) -> str: ...
-    @property
-    def allow_addresses(self) -> tuple[str, ...]: ...
-
-
-def opener_settings(rule: FetchRule, resolver: Resolver) -> dict[str, Any]:
+def opener_settings(rule: ImageDownload | VideoShards, resolver: Resolver) -> dict[str, Any]:
     """A section's rules as a GuardedOpener takes them."""
     return {
         "timeout": rule.timeout_seconds,
@@ -337,8 +323,8 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def opted_out(values: Sequence[str], refuse: Sequence[str], agent: str = AGENT) -> bool:
-    """Whether X-Robots-Tag headers forbid use: directives for everyone, or for `agent`, that are in `refuse`.
+def opted_out(values: Sequence[str], refuse: Sequence[str]) -> bool:
+    """Whether X-Robots-Tag headers forbid use: directives for everyone, or for `AGENT`, that are in `refuse`.
 
     An agent's name before a colon holds for the directives after it up to the next name; some directives hold a colon of their own.
     """
@@ -354,7 +340,7 @@ def opted_out(values: Sequence[str], refuse: Sequence[str], agent: str = AGENT) 
                     directive = match[1]
                 else:
                     scope, directive = match[1], match[2]
-            if scope in ("*", agent) and directive.strip() in refused:
+            if scope in ("*", AGENT) and directive.strip() in refused:
                 return True
     return False
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from mav.data.list_files import matching
 from mav.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,15 +58,8 @@ def recognise(columns: Sequence[str], path: str) -> Schema:
     """Which form a table has. Raises UserError that lists the columns found and expected when it is none of them."""
     have = set(columns)
     if {"URL", "TEXT"} <= have:
-        named = {
-            "url": "URL",
-            "caption": "TEXT",
-            "width": "WIDTH",
-            "height": "HEIGHT",
-            "punsafe": "punsafe",
-            "pwatermark": "pwatermark",
-            "hash": "hash",
-        }
+        named = {"url": "URL", "caption": "TEXT", "width": "WIDTH", "height": "HEIGHT"}
+        named |= {name: name for name in ("punsafe", "pwatermark", "hash")}
         found = {ours: theirs for ours, theirs in named.items() if theirs in have}
         if {"SAMPLE_ID", "NSFW"} <= have and "punsafe" not in have:
             swapped = {ours: theirs for ours, theirs in (("width", "HEIGHT"), ("height", "WIDTH")) if theirs in have}
@@ -84,17 +78,8 @@ def recognise(columns: Sequence[str], path: str) -> Schema:
 
 
 def source_parts(sources: Sequence[str]) -> list[str]:
-    """Paths of all source parts in order: globs expanded and sorted, any fsspec protocol. No part at all is a UserError."""
-    paths: list[str] = []
-    for source in sources:
-        if "*" in source:
-            fs, pattern = fsspec.core.url_to_fs(source)
-            found = sorted(fs.unstrip_protocol(path) if "://" in source else path for path in fs.glob(pattern))
-            if not found:
-                raise UserError(f"No file matches {source}: correct `image_metadata.sources`.")
-            paths += found
-        else:
-            paths.append(source)
+    """Paths of all source parts in order (`list_files.matching`). No part at all is a UserError."""
+    paths = matching(sources, "image_metadata.sources")
     if not paths:
         raise UserError("`image_metadata.sources` names no table: give it the paths of LAION-style parquet files.")
     return paths
@@ -148,7 +133,8 @@ def _opened(path: str) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
-        with _source(path) as file:
+        # A local file by its path, which parquet reads best; any other through its storage.
+        with open(path, "rb") if "://" not in path else fsspec.open(path, "rb") as file:
             facts = pq.read_metadata(file)
             largest = max((facts.row_group(i).total_byte_size for i in range(facts.num_row_groups)), default=0)
             with pq.ParquetFile(file, metadata=facts, buffer_size=PAGE_BYTES if largest > LARGE_GROUP else 0, pre_buffer=False) as parquet:
@@ -159,14 +145,6 @@ def _opened(path: str) -> Iterator[Any]:
         raise UserError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}): bring the file again.") from None
     except ImportError as error:
         raise UserError(f"{path} needs a storage package that is not installed ({error}).") from None
-
-
-def _source(path: str) -> Any:
-    """An open file: by its path when it is local, which parquet reads best, else through its storage."""
-    if "://" not in path:
-        return open(path, "rb")
-    file: IO[bytes] = fsspec.open(path, "rb")
-    return file
 
 
 def _digest_column(schema: pa.Schema) -> str:

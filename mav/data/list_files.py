@@ -15,8 +15,8 @@ from mav.errors import UserError
 Row = dict[str, Any]
 
 
-def matching(sources: Sequence[str]) -> list[str]:
-    """The files that paths and globs name, in order; the matches of a glob are sorted. A glob without a match is a UserError."""
+def matching(sources: Sequence[str], key: str) -> list[str]:
+    """The files that paths and globs name, in order; the matches of a glob are sorted. One without a match is a UserError naming `key`."""
     paths: list[str] = []
     for source in sources:
         if "*" not in source:
@@ -25,7 +25,7 @@ def matching(sources: Sequence[str]) -> list[str]:
         fs, pattern = fsspec.core.url_to_fs(source)
         found = sorted(fs.unstrip_protocol(path) if "://" in source else path for path in fs.glob(pattern))
         if not found:
-            raise UserError(f"No file matches {source}: correct `video_shards.sources`.")
+            raise UserError(f"No file matches {source}: correct `{key}`.")
         paths += found
     return paths
 
@@ -77,11 +77,7 @@ def _csv_rows(file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
     columns = [column.strip().lstrip("\ufeff") for column in next(reader, [])]
     if place >= 0:
         lines.seek(place)
-    while True:
-        begin = lines.offset
-        record = next(reader, None)
-        if record is None:
-            return
+    for begin, record in _placed(lines, reader):
         if record:
             yield begin, dict.fromkeys(columns, "") | dict(zip(columns, record, strict=False))
 
@@ -89,17 +85,21 @@ def _csv_rows(file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
 def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
     lines = _Lines(file)
     lines.seek(place)
-    while True:
-        begin = lines.offset
-        line = next(lines, None)
-        if line is None:
-            return
+    for begin, line in _placed(lines, lines):
         if not line.strip():
             continue
         value = json.loads(line)
         if not isinstance(value, dict):
             raise UserError(f"{path} is no list of clips: a line of it holds {line.strip()[:40]!r} where an object is expected.")
         yield begin, value
+
+
+def _placed(lines: _Lines, records: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+    """Each record with the byte at which it begins."""
+    begin = lines.offset
+    for record in records:
+        yield begin, record
+        begin = lines.offset
 
 
 def _parquet_rows(file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:

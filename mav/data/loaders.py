@@ -18,7 +18,7 @@ import torch
 
 from mav.artifact import Folder
 from mav.data.clips import draw_fps, frame_indices, frame_times, too_short
-from mav.data.shards import index_tar, read_at, tar_names
+from mav.data.shards import index_tar, read_at, read_table, tar_names
 from mav.data.source import GROUP_SHARDS, PassedOverError, Sample, Source, Tars
 from mav.data.video_io import fit, read_squares
 from mav.errors import UserError
@@ -53,10 +53,7 @@ class ImageSource(Source):
 
     def _open_shard(self, name: str) -> tuple[list[str], dict[str, np.ndarray]]:
         """Keys and arrays of one shard. Raises UserError when they do not belong together."""
-        import pyarrow.parquet as pq
-
-        with self._embeds.open(f"{name}.parquet") as file:
-            keys = pq.read_table(file, columns=["key"]).column("key").to_pylist()
+        keys = read_table(self._embeds, f"{name}.parquet", ["key"]).column("key").to_pylist()
         arrays = {kind: _load_array(self._embeds, f"{name}.{kind}.npy") for kind in ("image", "text", "tokens")}
         for kind, array in arrays.items():
             if len(array) != len(keys):
@@ -89,7 +86,7 @@ class CaptionedImages(Source):
     ) -> None:
         self._keys: list[tuple[str, str]] = []
         captions: list[str] = []
-        scores: list[tuple[float, float]] = []
+        scores: list[tuple[float | None, float | None]] = []
         sizes: list[int] = []
         for name in tar_names(images):
             index = index_tar(images, name)
@@ -98,11 +95,11 @@ class CaptionedImages(Source):
                 for key, places in index.items():
                     facts = json.loads(read_at(file, places["json"]))
                     captions.append(read_at(file, places["txt"]).decode())
-                    scores.append((_or_nan(facts.get("punsafe")), _or_nan(facts.get("pwatermark"))))
+                    scores.append((facts.get("punsafe"), facts.get("pwatermark")))
                     self._keys.append((name[: -len(".tar")], key))
         super().__init__(seed, sizes, images.url, corrupted_share)
         self._tokens = tokenize(captions).numpy().astype(np.int64)
-        self._scores = np.array(scores, dtype=np.float32)
+        self._scores = np.array(scores, dtype=np.float32)  # None is NaN
         self._pixels = _Pixels(images, size, len(self._keys))
 
     def read(self, index: int, number: int) -> Sample:
@@ -242,7 +239,3 @@ def _load_array(folder: Folder, name: str) -> np.ndarray:
         raise UserError(f"{folder.path(name)} is missing: rerun `image-embed`.") from None
     except (ValueError, EOFError):
         raise UserError(f"{folder.path(name)} is not a whole array: rerun `image-embed`.") from None
-
-
-def _or_nan(score: float | None) -> float:
-    return float("nan") if score is None else float(score)

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Set
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from mav.artifact import Folder
+from mav.data.download import DownloadWork
 from mav.data.guards import is_transient
-from mav.data.shards import ShardOutput
-
-
-class Fetches(Protocol):
-    """Shard work that can make a shard of some rows of another: `DownloadWork`, `VideoWork`."""
-
-    def fetch(self, name: str, base: str, keys: Set[str] | None = None) -> ShardOutput:
-        """Writes shard `name` and its ledger from the rows of shard `base`, or from those with these keys."""
-        ...
+from mav.data.shards import ShardOutput, read_table
+from mav.data.videos import VideoWork
 
 
 @dataclass(frozen=True)
@@ -28,17 +20,14 @@ class RetryWork:
     Its counts have in `retried` the reasons for which its rows had failed before.
     """
 
-    work: Fetches
+    work: DownloadWork | VideoWork
     shards: Folder
     number: int
 
     def __call__(self, name: str) -> ShardOutput:
-        import pyarrow.parquet as pq
-
         base = base_shard(name)
         last = max((n for n in range(1, self.number) if self.shards.exists(retry_shard(base, n) + ".parquet")), default=0)
-        with self.shards.open(f"{retry_shard(base, last) if last else base}.parquet") as file:
-            before = pq.read_table(file, columns=["key", "reason"]).to_pylist()
+        before = read_table(self.shards, f"{retry_shard(base, last) if last else base}.parquet", ["key", "reason"]).to_pylist()
         retried = {row["key"]: row["reason"] for row in before if is_transient(row["reason"])}
         output = self.work.fetch(name, base, retried.keys())
         return replace(output, counts=output.counts | {"retried": dict(sorted(Counter(retried.values()).items()))})

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
 from mav.artifact import Folder
 from mav.errors import UserError
 
@@ -116,7 +118,7 @@ def tar_names(folder: Folder) -> list[str]:
     return names
 
 
-# -------------------------------------------------------------------------------------------------------------- ledgers
+# ---------------------------------------------------------------------------------------------- ledgers, tables, arrays
 
 IMAGE_LEDGER = {
     "key": "string",
@@ -150,6 +152,26 @@ def write_table(folder: Folder, name: str, table: pa.Table) -> None:
 
     with folder.create(name) as file:
         pq.write_table(table, file, compression="zstd")
+
+
+def read_table(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A parquet file, or some columns of it."""
+    import pyarrow.parquet as pq
+
+    with folder.open(name) as file:
+        return pq.read_table(file, columns=columns)
+
+
+def write_array(folder: Folder, name: str, array: np.ndarray) -> None:
+    """An npy file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    folder.write_bytes(name, buffer.getvalue())
+
+
+def read_array(folder: Folder, name: str) -> np.ndarray:
+    array: np.ndarray = np.load(io.BytesIO(folder.read_bytes(name)), allow_pickle=False)
+    return array
 
 
 def write_ledger(folder: Folder, name: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import bisect
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 
-def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12, target: str | IO[bytes] | None = None) -> bytes:
+def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12) -> bytes:
     """H.264 in MP4, playable by browsers, the same bytes for the same input.
 
-    frames: uint8 (F, H, W, 3) RGB; odd sizes are padded by one repeated row or column, as 4:2:0 needs even ones. Written to `target` as
-    well when given.
+    frames: uint8 (F, H, W, 3) RGB; odd sizes are padded by one repeated row or column, as 4:2:0 needs even ones.
     """
     import av
 
@@ -35,13 +33,7 @@ def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12, target: str | I
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    data = buffer.getvalue()
-    if isinstance(target, (str, os.PathLike)):
-        with open(target, "wb") as file:
-            file.write(data)
-    elif target is not None:
-        target.write(data)
-    return data
+    return buffer.getvalue()
 
 
 def open_video(data: bytes | str):  # type: ignore[no-untyped-def]
@@ -66,19 +58,9 @@ def open_video(data: bytes | str):  # type: ignore[no-untyped-def]
     return reader
 
 
-def read_frames(data: bytes | str, indices: Sequence[int] | np.ndarray | None = None, width: int = -1, height: int = -1) -> np.ndarray:
-    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None), averaged to width x height when given.
-
-    Raises ValueError when one cannot be had.
-    """
-    import cv2
-
-    def scaled(frame: np.ndarray) -> np.ndarray:
-        if width <= 0 or height <= 0 or frame.shape[:2] == (height, width):
-            return frame
-        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-
-    return _read(data, indices, scaled)
+def read_frames(data: bytes | str, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None). Raises ValueError when one cannot be had."""
+    return _read(data, indices, lambda frame: frame)
 
 
 def read_squares(data: bytes, indices: Sequence[int] | np.ndarray, size: int) -> np.ndarray:

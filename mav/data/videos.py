@@ -7,17 +7,17 @@ used goes to the ledger with a reason.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 from mav.artifact import Folder
 from mav.data.clip_files import ClipFiles
-from mav.data.cliplist import Part, read_clips, split_lists
+from mav.data.cliplist import Part, read_clips
 from mav.data.guards import Resolver, system_resolver
 from mav.data.shards import VIDEO_LEDGER, ShardOutput, TarWriter, count, json_bytes, write_ledger
 from mav.data.transcode import ClipError, convert
-from mav.recipe import Recipe, VideoShards
+from mav.recipe import VideoShards
 
 DROPPED = ("duplicate", "opted_out")  # reasons that are nobody's failure
 
@@ -35,19 +35,7 @@ class VideoWork:
     out: Folder
     resolver: Resolver = system_resolver
 
-    @classmethod
-    def of(cls, recipe: Recipe, inputs: Mapping[str, Folder], out: Folder, rule: VideoShards | None = None) -> VideoWork:
-        """The work of a recipe; walks its lists. Without lists of its own, the demo world's list is read.
-
-        `rule` replaces the recipe's section, for the addresses that may be fetched while the demo world is served.
-        """
-        rule = rule or recipe.video_shards
-        sources = rule.sources
-        if not sources and "demo-world" in inputs:
-            sources = (inputs["demo-world"].child("webvid/clips.csv").url,)
-        return cls(tuple(split_lists(sources, rule.clips_per_shard)), rule, recipe.seed, out)
-
-    def shard_names(self) -> list[str]:
+    def names(self) -> list[str]:
         return [f"{number:05d}" for number in range(len(self.parts))]
 
     def __call__(self, name: str) -> ShardOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import mimetypes
@@ -34,9 +33,7 @@ class WorldServer:
     def __init__(self, site: Folder | str, port: int) -> None:
         self.site = site if isinstance(site, Folder) else Folder(site)
         self.port = port
-        self.reused = False
         self._server: _Server | None = None
-        self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
@@ -46,8 +43,7 @@ class WorldServer:
         self._server = self._start()
         if self._server is not None:
             self.port = self._server.server_address[1]
-            self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-            self._thread.start()
+            threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -55,19 +51,6 @@ class WorldServer:
             self._server.closing.set()
             self._server.shutdown()
             self._server.server_close()
-            self._server = None
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def serve(self) -> None:
-        """Answers until interrupted; for `mav serve-demo-world`."""
-        server = self._start()
-        if server is None:
-            raise UserError(f"This demo world is already served at {self.url}: use that server, or stop it first.")
-        with server, contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
-        server.closing.set()
 
     def _start(self) -> _Server | None:
         identity = _identity(self.site)
@@ -79,7 +62,6 @@ class WorldServer:
                                 "`--set world.port=...`.") from None  # fmt: skip
             if _ask(self.url) != identity:
                 raise UserError(f"Port {self.port} is in use by another program: choose a free one with `--set world.port=...`.") from None
-            self.reused = True
             return None
 
 

@@ -39,7 +39,7 @@ def make_videos(folder: Path, count: int, size: int = SIZE) -> None:
     for index in range(count):
         steps = rng.integers(0, 64, 2)
         frames = [ground[(i + steps[0]) % 64 :, (i + steps[1]) % 64 :][:size, :size] for i in range(FRAMES)]
-        encode_mp4(np.ascontiguousarray(np.stack(frames)), FPS, crf=18, target=str(folder / f"{index:05d}.mp4"))
+        (folder / f"{index:05d}.mp4").write_bytes(encode_mp4(np.ascontiguousarray(np.stack(frames)), FPS, crf=18))
 
 
 def weights(folder: Path) -> None:

@@ -1,5 +1,3 @@
-import io
-
 import numpy as np
 import pytest
 
@@ -14,17 +12,13 @@ def clip(frames=12, size=32, seed=0):
 def test_what_goes_in_comes_out(tmp_path):
     frames = clip()
     target = tmp_path / "a.mp4"
-    data = encode_mp4(frames, 24, target=str(target))
-    assert target.read_bytes() == data
-    sink = io.BytesIO()
-    encode_mp4(frames, 24, target=sink)
-    assert sink.getvalue() == data
+    data = encode_mp4(frames, 24)
+    target.write_bytes(data)
     for source in (data, str(target)):
         back = read_frames(source)
         assert back.shape == frames.shape
         assert np.abs(back.astype(int) - frames).mean() < 6
     assert (read_frames(data, [5, 1, 1]) == read_frames(data)[[5, 1, 1]]).all()
-    assert read_frames(data, [0], width=24, height=12).shape == (1, 12, 24, 3)
     assert open_video(data).get_avg_fps() == 24
 
 

@@ -124,7 +124,7 @@ def world(tmp_path_factory):
 
 def run(work: VideoWork) -> dict:
     work = pickle.loads(pickle.dumps(work))
-    return add_counts([work(name).counts for name in work.shard_names()])
+    return add_counts([work(name).counts for name in work.names()])
 
 
 def works(world: Folder, tmp_path: Path, port: int, **more) -> VideoWork:
@@ -144,7 +144,7 @@ def test_world_over_http(world, tmp_path):
     assert counts["rows_out"] == 9
     assert counts["dropped"] == {"duplicate": 1}
     assert counts["failed"] == {"empty": 1, "error_page": 1, "http_404": 1, "truncated": 1}
-    samples = [s for name in work.shard_names() for s in read_tar(work.out, f"{name}.tar")]
+    samples = [s for name in work.names() for s in read_tar(work.out, f"{name}.tar")]
     assert [key for key, _ in samples] == sorted(key for key, _ in samples)
     facts = json.loads(samples[0][1]["json"])
     assert set(facts) == {"fps", "frames", "width", "height", "seconds", "videoid"}
@@ -183,7 +183,7 @@ def test_text_never_meets_motion(world, tmp_path):
         data = work.out.read_bytes(name)
         assert secret.encode() not in data
         assert b"stock footage" not in data
-    for name in work.shard_names():
+    for name in work.names():
         with work.out.open(f"{name}.parquet") as file:
             assert secret not in str(pq.read_table(file).to_pydict())
     assert secret not in repr(work)
