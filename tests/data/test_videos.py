@@ -16,7 +16,7 @@ from mav.data.cliplist import split_lists
 from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
 from mav.data.shards import read_tar
 from mav.data.transcode import ClipError, convert
-from mav.data.video_io import encode_mp4, open_video, read_frames
+from mav.data.video_io import encode_mp4, fit, open_video, read_frames
 from mav.data.videos import VideoWork
 from mav.data.world import draw_world
 from mav.data.world_server import WorldServer
@@ -48,7 +48,7 @@ def test_convert_keeps_frames_and_places_key_frames():
     reader = open_video(video)
     assert len(reader) == 21
     assert reader.get_key_indices() == list(range(0, 21, 4))
-    small = read_frames(source, width=32, height=32).astype(float)
+    small = fit(read_frames(source), 32).astype(float)
     assert 10 * np.log10(255**2 / np.mean((read_frames(video) - small) ** 2)) > 25
     assert convert(source, RULE).data == video
 
