@@ -65,6 +65,7 @@ def serve(
     """Serve the rating page until Ctrl-C. Every answer is on the disk before the next question is shown."""
     import uvicorn
 
+    from flows.runtime import port_is_free
     from mav.artifact import Folder
     from mav.evaluation.human.server import make_app
 
@@ -75,7 +76,7 @@ def serve(
     needed = raters or _raters_needed(len(frozen.of_kind("pair")), frozen.session, frozen.raters)
     app = make_app(database, Folder(study))
     links = _write_links(database, folder / LINKS, needed, (url or f"http://{host}:{port}").rstrip("/"))
-    if not _free(host, port):
+    if not port_is_free(port, host):
         raise UserError(f"Port {port} of {host} is taken: choose another with --port.")
     print(f"{links} links for raters: {folder / LINKS}\nvotes: {database.path}\nserving http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
@@ -131,18 +132,6 @@ def _write_links(database: Votes, path: Path, count: int, url: str) -> int:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text.getvalue())
     return len(tokens)
-
-
-def _free(host: str, port: int) -> bool:
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def print_report(found: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ def generate(job: Job) -> Outcome:
     """Text to video through the whole cascade: P, D^t, F^, SR_l^t, SR_h."""
     from mav.generation.write import generate_videos
 
-    return _evaluate(job, functools.partial(generate_videos, device=_device(job)))
+    return _evaluate(job, functools.partial(generate_videos, device=job.device))
 
 
 @stage("oracle", sections=(*TOLD, "evaluate"))
@@ -33,7 +33,7 @@ def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video as body
 
-    return _evaluate(job, functools.partial(body, "ucf101", device=_device(job)))
+    return _evaluate(job, functools.partial(body, "ucf101", device=job.device))
 
 
 @stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"), version=2, gpu=True)
@@ -41,7 +41,7 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video as body
 
-    return _evaluate(job, functools.partial(body, "msrvtt", device=_device(job)))
+    return _evaluate(job, functools.partial(body, "msrvtt", device=job.device))
 
 
 @stage("evaluate-interpolation", sections=(*TOLD, "evaluate"), version=2, gpu=True)
@@ -49,7 +49,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
     from mav.evaluation.interpolation import evaluate_interpolation as body
 
-    return _evaluate(job, functools.partial(body, device=_device(job)))
+    return _evaluate(job, functools.partial(body, device=job.device))
 
 
 @stage("human-study", sections=("evaluate",), version=2)
@@ -58,10 +58,6 @@ def human_study(job: Job) -> Outcome:
     from mav.evaluation.human.study import freeze_study
 
     return _evaluate(job, freeze_study)
-
-
-def _device(job: Job) -> str:
-    return "cuda" if job.recipe.cluster.gpus_per_worker else "cpu"
 
 
 def _evaluate(job: Job, body: Callable[..., dict[str, Any]]) -> Outcome:

@@ -77,7 +77,7 @@ def image_screen(job: Job) -> Outcome:
     from mav.data.embed import ScreenWork, shard_names
 
     images, recipe = job.inputs["image-download"], job.recipe
-    work = ScreenWork(images, job.inputs["clip"], job.out, recipe.screening, recipe.image_embed.batch_size, _device(job))
+    work = ScreenWork(images, job.inputs["clip"], job.out, recipe.screening, recipe.image_embed.batch_size, job.device)
     return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=recipe.cluster.gpus_per_worker > 0)
 
 
@@ -87,9 +87,5 @@ def image_embed(job: Job) -> Outcome:
     from mav.data.embed import EmbedWork, shard_names
 
     images, recipe = job.inputs["image-download"], job.recipe
-    work = EmbedWork(images, job.inputs["image-screen"], job.inputs["clip"], job.out, recipe.image_embed.batch_size, _device(job))
+    work = EmbedWork(images, job.inputs["image-screen"], job.inputs["clip"], job.out, recipe.image_embed.batch_size, job.device)
     return shard_map(job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=recipe.cluster.gpus_per_worker > 0)
-
-
-def _device(job: Job) -> str:
-    return "cuda" if job.recipe.cluster.gpus_per_worker else "cpu"

@@ -19,7 +19,7 @@ from typing import Any
 
 from flows.console import Screen
 from flows.runtime import configure_environment, job_server
-from flows.stage import Node, Run, Store, build, read_json_or_none, require_inputs
+from flows.stage import BEAT_FACTS, Node, Run, Store, build, read_json_or_none, require_inputs
 from mav.artifact import Artifact
 from mav.errors import UserError
 from mav.recipe import digest, to_plain
@@ -128,7 +128,7 @@ def _watch(client: Any, job: str, node: Node, run: Run) -> Any:
                 raise RuntimeError(f"{node.name}: the Ray cluster at {job_server()} is gone ({str(error).splitlines()[0]})") from None
         beat = read_json_or_none(work, "heartbeat.json") or {}
         if "done" in beat and not run.stopping.is_set():
-            facts = {key: value for key, value in beat.items() if key not in ("time", "pid", "host", "ended", "done", "total")}
+            facts = {key: value for key, value in beat.items() if key not in BEAT_FACTS}
             run.screen.progress(node.name, beat["done"], beat["total"], **facts)
         time.sleep(POLL_SECONDS)
 

@@ -189,9 +189,7 @@ def _worth_another_try(task: Any, run: Any, state: Any) -> bool:
     return False
 
 
-def run_pipeline(
-    recipe: Recipe, runs: str, *, until: str = "", only: Iterable[str] = (), fresh: Iterable[str] = (), screen: Screen | None = None
-) -> dict[str, Artifact]:
+def run_pipeline(recipe: Recipe, runs: str, *, until: str = "", only: Iterable[str] = (), fresh: Iterable[str] = ()) -> dict[str, Artifact]:
     """Builds a recipe (or its part up to `until`, or just `only`) within the present flow run. `fresh` stages are built anew."""
     plan = make_a_video(recipe)
     again = list(fresh)
@@ -202,5 +200,5 @@ def run_pipeline(
         wanted = [node for node in plan.nodes.values() if node.name in chosen]
     else:
         wanted = plan.until(until) if until else list(plan.nodes.values())
-    with ExitStack() as services, screen or Screen() as shown:
-        return execute(plan, Run(recipe, Store(runs), shown, services), wanted, again)
+    with ExitStack() as services, Screen() as screen:
+        return execute(plan, Run(recipe, Store(runs), screen, services), wanted, again)

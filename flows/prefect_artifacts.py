@@ -18,7 +18,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.exceptions import PrefectException
 
-from flows.stage import Node, Run, read_json_or_none
+from flows.stage import BEAT_FACTS, Node, Run, read_json_or_none
 from mav.artifact import Artifact
 from mav.report import collect, figures
 
@@ -80,8 +80,7 @@ def progress_text(beat: dict[str, Any], first: tuple[float, float]) -> str:
     if seconds > 0 and units > 0:
         rate = units / seconds
         text += f" at {rate:.3g}/s, {figures.duration((beat['total'] - beat['done']) / rate)} left"
-    known = ("time", "pid", "host", "ended", "done", "total")
-    facts = [f"{key} {value:.4g}" for key, value in beat.items() if key not in known and isinstance(value, (int, float))]
+    facts = [f"{key} {value:.4g}" for key, value in beat.items() if key not in BEAT_FACTS and isinstance(value, (int, float))]
     return "; ".join([text, *facts])
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from flows.metrics import tell_training
 from flows.room import Room
-from flows.stage import Job, read_json_or_none
+from flows.stage import Job, every, read_json_or_none
 from mav.artifact import Folder
 
 T = TypeVar("T")
@@ -39,33 +39,23 @@ class ProgressFile:
             tell_training(facts)
 
 
-class watching:  # noqa: N801 - reads as a statement: `with watching(job):`
+@contextmanager
+def watching(job: Job, room: Room) -> Iterator[None]:
     """While the block runs, carries the worker's progress file to the screen; until there is one, what the worker waits for."""
+    job.work.remove(PROGRESS)  # of a worker before
 
-    def __init__(self, job: Job, room: Room) -> None:
-        self.job, self.room = job, room
-        job.work.remove(PROGRESS)  # of a worker before
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
+    def look() -> None:
+        facts = read_json_or_none(job.work, PROGRESS)
+        if job.run.stopping.is_set():
+            return
+        if facts is None:
+            room.look()
+        elif facts:
+            facts.pop("stage", None)
+            job.report(facts.pop("samples", 0), facts.pop("total", 0), **facts)
 
-    def _loop(self) -> None:
-        while not self._stop.wait(1.0):
-            facts = read_json_or_none(self.job.work, PROGRESS)
-            if self.job.run.stopping.is_set():
-                continue
-            if facts is None:
-                self.room.look()
-            elif facts:
-                facts.pop("stage", None)
-                self.job.report(facts.pop("samples", 0), facts.pop("total", 0), **facts)
-
-    def __enter__(self) -> watching:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
+    with every(1.0, look):
+        yield
 
 
 def on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> T:

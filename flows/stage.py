@@ -31,6 +31,7 @@ from mav.errors import UserError, nearest
 from mav.recipe import ImageDownload, Recipe, VideoShards, digest
 
 HEARTBEAT_SECONDS = 5.0
+BEAT_FACTS = ("time", "pid", "host", "ended", "done", "total")  # of a heartbeat; whatever else it holds is the stage's own
 SILENT_SECONDS = 30.0  # without a heartbeat for so long, a run is taken for dead
 SHOWN_FINGERPRINT = 16  # hex digits of a fingerprint used in paths
 
@@ -285,6 +286,11 @@ class Job:
         """Folder of each input's artifact, by stage name."""
         return {node.name: self.run.store.artifact(node) for node in self.node.inputs}
 
+    @property
+    def device(self) -> str:
+        """What the networks of a GPU stage run on."""
+        return "cuda" if self.recipe.cluster.gpus_per_worker else "cpu"
+
     def report(self, done: float, total: float, **facts: Any) -> None:
         """Progress for the person who watches and for `mav status`."""
         self.run.go_on()
@@ -388,26 +394,36 @@ def require_inputs(node: Node, run: Run) -> None:
 @contextmanager
 def _heartbeat(job: Job) -> Iterator[None]:
     """Keeps `heartbeat.json` young while the body works, with its last progress; `mav status` reads it."""
-    stop = threading.Event()
 
     def beat(ended: bool = False) -> None:
         facts = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "ended": ended, **job._progress}
         with suppress(Exception):  # for those who watch; storage that is away for a moment never stops a stage for it
             job.work.write_json("heartbeat.json", facts)
 
-    def loop() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            beat()
-
     beat()
-    thread = threading.Thread(target=loop, daemon=True, name=f"heartbeat-{job.name}")
+    try:
+        with every(HEARTBEAT_SECONDS, beat):
+            yield
+    finally:
+        beat(ended=True)
+
+
+@contextmanager
+def every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, a thread of its own does this every so many seconds."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(seconds):
+            do()
+
+    thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        beat(ended=True)
 
 
 def summary(artifact: Artifact) -> str:
