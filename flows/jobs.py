@@ -17,9 +17,9 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from flows.console import Screen
+from flows.console import FACTS, Screen
 from flows.runtime import configure_environment, job_server
-from flows.stage import BEAT_FACTS, Node, Run, Store, build, read_json_or_none, require_inputs
+from flows.stage import Node, Run, Store, build, read_json_or_none, require_inputs
 from mav.artifact import Artifact
 from mav.errors import UserError
 from mav.recipe import digest, to_plain
@@ -104,7 +104,7 @@ def _submit(client: Any, node: Node, run: Run, fresh: bool) -> str:
             entrypoint=f"exec $(test -x {python} && echo {python} || echo python) -m flows.jobs",
             submission_id=job,
             runtime_env={"env_vars": {ORDER: json.dumps(order), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
-            metadata={"stage": node.name, "fingerprint": node.fingerprint, "recipe": run.recipe.name},
+            metadata={"job_name": f"{node.name} of {run.recipe.name}", "fingerprint": node.fingerprint},
         )
     except RuntimeError:
         if attached := _attach(client, node, run):  # another flow was a moment earlier
@@ -128,8 +128,7 @@ def _watch(client: Any, job: str, node: Node, run: Run) -> Any:
                 raise RuntimeError(f"{node.name}: the Ray cluster at {job_server()} is gone ({str(error).splitlines()[0]})") from None
         beat = read_json_or_none(work, "heartbeat.json") or {}
         if "done" in beat and not run.stopping.is_set():
-            facts = {key: value for key, value in beat.items() if key not in BEAT_FACTS}
-            run.screen.progress(node.name, beat["done"], beat["total"], **facts)
+            run.screen.progress(node.name, beat["done"], beat["total"], **{key: beat.get(key) for key in FACTS})
         time.sleep(POLL_SECONDS)
 
 

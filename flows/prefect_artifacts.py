@@ -18,7 +18,8 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.exceptions import PrefectException
 
-from flows.stage import BEAT_FACTS, Node, Run, read_json_or_none
+from flows.console import FACTS
+from flows.stage import Node, Run, read_json_or_none
 from mav.artifact import Artifact
 from mav.report import collect, figures
 
@@ -80,7 +81,7 @@ def progress_text(beat: dict[str, Any], first: tuple[float, float]) -> str:
     if seconds > 0 and units > 0:
         rate = units / seconds
         text += f" at {rate:.3g}/s, {figures.duration((beat['total'] - beat['done']) / rate)} left"
-    facts = [f"{key} {value:.4g}" for key, value in beat.items() if key not in BEAT_FACTS and isinstance(value, (int, float))]
+    facts = [form.format(beat[name]) for name, form in FACTS.items() if beat.get(name) is not None]
     return "; ".join([text, *facts])
 
 
@@ -101,9 +102,13 @@ def page(node: Node, artifact: Artifact) -> str:
     for key, value in manifest.counts.items():
         rows += [(f"{key}: {k}", v) for k, v in value.items()] if isinstance(value, dict) else [(key, value)]
     rows += [(key, value) for key, value in manifest.metrics.items() if isinstance(value, (int, float, str))]
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    table = "\n".join(f"| {key} | {_shown(value)} |" for key, value in rows)
     shown = " ".join(f"![{name}]({url})" for name, url in _images(node.name, artifact))
     return f"# {node.name}\n\n| | |\n|---|---|\n{table}\n\n{shown}\n"
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _images(name: str, artifact: Artifact) -> list[tuple[str, str]]:

@@ -31,7 +31,6 @@ from mav.errors import UserError, nearest
 from mav.recipe import ImageDownload, Recipe, VideoShards, digest
 
 HEARTBEAT_SECONDS = 5.0
-BEAT_FACTS = ("time", "pid", "host", "ended", "done", "total")  # of a heartbeat; whatever else it holds is the stage's own
 SILENT_SECONDS = 30.0  # without a heartbeat for so long, a run is taken for dead
 SHOWN_FINGERPRINT = 16  # hex digits of a fingerprint used in paths
 
