@@ -27,20 +27,20 @@ def publish(
 ) -> None:
     """Write a folder with the networks and their model card, and show what a push would upload. The token is read from HF_TOKEN."""
     from mav import publish as releases
-    from mav.training.stages import PLANS
+    from mav.training.stages import TRAININGS
 
     if to.count("/") != 1 or not all(part and set(part) <= NAME for part in to.split("/")):
         raise UserError("--to takes the repository's name, for example --to someone/make-a-video-demo.")
     loaded, plan, store = open_plan(recipe, set_, runs)
-    if strange := [stage for stage in stages or () if stage not in PLANS]:
-        raise UserError(f"{strange[0]} is not a training stage: {', '.join(PLANS)} are.")
-    nodes = [plan.node(stage) for stage in stages or PLANS]
+    if strange := [stage for stage in stages or () if stage not in TRAININGS]:
+        raise UserError(f"{strange[0]} is not a training stage: {', '.join(TRAININGS)} are.")
+    nodes = [plan.node(stage) for stage in stages or TRAININGS]
     found = {node.name: store.find(node) for node in nodes}
     networks = {name: artifact for name, artifact in found.items() if artifact is not None}
     missing = [name for name, artifact in found.items() if artifact is None]
     if not networks or (stages and missing):
-        raise UserError(f"{(missing or list(PLANS))[0]} is not trained yet: `mav run {recipe} --until {missing[0]}` trains it.")
-    before = {up.name: up for node in nodes if node.name in networks for up in node.upstream() if up.name not in PLANS}
+        raise UserError(f"{(missing or list(TRAININGS))[0]} is not trained yet: `mav run {recipe} --until {missing[0]}` trains it.")
+    before = {up.name: up for node in nodes if node.name in networks for up in node.upstream() if up.name not in TRAININGS}
     data = {name: artifact for name, node in sorted(before.items()) if (artifact := store.find(node)) is not None}
 
     folder = store.root.child(f"publish/{to.replace('/', '--')}")

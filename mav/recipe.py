@@ -408,6 +408,10 @@ class Recipe:
         named += [("screening.word_lists", path) for path in self.screening.word_lists if "/" in path or "." in path]
         return [(key, path) for key, path in named if path]
 
+    def section_of(self, stage: str) -> Any:
+        """The section of a training stage."""
+        return getattr(self, stage.replace("-", "_"))
+
     def part(self, names: Iterable[str]) -> dict[str, Any]:
         """The named sections as plain data, for a stage's fingerprint and manifest."""
         return {name: to_plain(getattr(self, name)) for name in sorted(names)}

@@ -20,8 +20,9 @@ from mav.data.video_io import encode_mp4, open_video
 from mav.errors import UserError
 from mav.evaluation import protocols
 from mav.evaluation.benchmarks import set_folder
+from mav.evaluation.intervals import bootstrapped
 from mav.evaluation.measure import RESULT, Report, flat
-from mav.evaluation.metrics import bootstrap, psnr, ssim
+from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import prepare, whole_video
 from mav.evaluation.sets import VIDEO_ENDINGS, read_set
@@ -77,16 +78,11 @@ def evaluate_interpolation(
     if not measured.ours:
         raise UserError(f"None of {len(paths)} clips under {folder.url} holds {skip + 1} readable frames: nothing can be interpolated.")
     for number in range(len(firsts) // 2):
-        ends = firsts[2 * number : 2 * number + 2]
+        ends = np.stack(firsts[2 * number : 2 * number + 2], axis=1)
         run = Run(network, [3_100_000 + number], recipe.generate)
-        clip = network.to_base(np.stack(ends, axis=1))
-        long = clip.new_zeros(1, recipe.cascade.frames, *clip.shape[2:])
-        long[:, [0, -1]] = clip
-        known = [0, recipe.cascade.frames - 1]
-        made = to_pixels(run.fill_window(long, _mask(long, known), network.embed_images(ends[0]), recipe.generate.fps, 0, "animation"))
-        out.write_bytes(
-            f"photos/{number:05d}.mp4", encode_mp4(made[0].permute(0, 2, 3, 1).cpu().numpy(), recipe.generate.fps, crf=NEAR_LOSSLESS)
-        )
+        made = to_pixels(run.fill_between(ends, network.embed_images(ends[:, 0]), [0, recipe.cascade.frames - 1]))
+        frames = made[0].permute(0, 2, 3, 1).cpu().numpy()
+        out.write_bytes(f"photos/{number:05d}.mp4", encode_mp4(frames, recipe.generate.fps, crf=NEAR_LOSSLESS))
     return flat(measured.write(protocol, len(paths), recipe.evaluate, out))
 
 
@@ -145,7 +141,10 @@ class Middles:
             "psnr": ours[:, 0], "psnr_blend": blends[:, 0], "psnr_gain": ours[:, 0] - blends[:, 0],
             "ssim": ours[:, 1], "ssim_blend": blends[:, 1],
         }  # fmt: skip
-        metrics = {name: _interval(values, settings) for name, values in columns.items()}
+
+        def interval(values: np.ndarray) -> dict[str, Any]:
+            return bootstrapped(lambda rows: float(values[rows].mean()), len(values), settings.bootstrap, settings.seed, "clips")
+
         failed = dict(sorted(self.failed.items()))
         result = {
             "benchmark": protocol.benchmark,
@@ -155,20 +154,12 @@ class Middles:
             "failed": failed,
             "real": len(ours),
             "real_failed": failed,
-            "metrics": metrics,
+            "metrics": {name: interval(values) for name, values in columns.items()},
             "features": None,
             "comparable": True,
         }
         out.write_json(RESULT, result)
         return result
-
-
-def _interval(values: np.ndarray, settings: Evaluate) -> dict[str, Any]:
-    def statistic(rows: np.ndarray) -> float:
-        return float(values[rows].mean())
-
-    low, high = bootstrap(statistic, len(values), settings.bootstrap, settings.seed)
-    return {"value": float(values.mean()), "low": low, "high": high, "interval": f"bootstrap of clips, {settings.bootstrap} draws"}
 
 
 def blend(given: np.ndarray, skip: int) -> np.ndarray:
@@ -197,12 +188,6 @@ def filmed(video: bytes, prep: Preparation, skip: int) -> tuple[np.ndarray, floa
     start = (len(reader) - 1 - step * (count - 1)) / 2
     indices = [min(int(start + step * i + 0.5), len(reader) - 1) for i in range(count)]
     return prepare(np.asarray(reader.get_batch(indices).asnumpy()), prep), native / step
-
-
-def _mask(clip: Any, known: Sequence[int]) -> Any:
-    mask = clip.new_zeros(clip.shape[1]).bool()
-    mask[list(known)] = True
-    return mask
 
 
 def _spread(paths: Sequence[str], count: int) -> Sequence[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from mav.evaluation.metrics import Moments, around
+from mav.evaluation.metrics import Moments, around, bootstrap
 
 NORMAL = 1.959964  # 97.5 % point of the normal distribution
 GROUPS = 20  # of the jackknife
@@ -118,6 +118,12 @@ def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False
     left_out = np.array([distance(whole.without(group)) for group in groups])
     error = np.sqrt((len(groups) - 1) / len(groups) * ((left_out - left_out.mean()) ** 2).sum())
     return value, max(float(value - NORMAL * error), 0.0), float(value + NORMAL * error)
+
+
+def bootstrapped(statistic: Callable[[np.ndarray], float], count: int, draws: int, seed: int, of: str = "videos") -> dict[str, Any]:
+    """`statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results carry it."""
+    low, high = bootstrap(statistic, count, draws, seed)
+    return facts(statistic(np.arange(count)), low, high, interval=f"bootstrap of {of}, {draws} draws")
 
 
 def facts(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:

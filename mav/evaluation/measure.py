@@ -60,7 +60,9 @@ def measure(
         theirs = compute(listed, real, settings.preparation, networks, cache, progress("real"), run)
     scorer = Scorer(protocol, networks, asked, ours, theirs, settings.draws, settings.seed, settings.endless)
     metrics = scorer.metrics()
-    failed, departures = ours.failed, _departures(protocol, settings.samples)
+    failed, departures = ours.failed, []
+    if protocol.samples and settings.samples != protocol.samples:
+        departures = [f"{settings.samples:,} videos instead of the protocol's {protocol.samples:,}"]
     if all(facts["value"] is None for facts in metrics.values()):
         reason = next(iter(metrics.values()))["reason"]
         told = ", ".join(f"{count} {reason}" for reason, count in failed.items())
@@ -84,13 +86,6 @@ def measure(
     }
     out.write_json(RESULT, result)
     return result
-
-
-def _departures(protocol: Protocol, samples: int) -> list[str]:
-    """Where an evaluation leaves its protocol."""
-    if protocol.samples and samples != protocol.samples:
-        return [f"{samples:,} videos instead of the protocol's {protocol.samples:,}"]
-    return []
 
 
 def _one_line(weights: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mav.evaluation.features import Networks, describe_clips, zero_shot
-from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, facts, grouped, jackknife
-from mav.evaluation.metrics import Moments, bootstrap, clipsim, frechet_features, inception_score, kernel_distance
+from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, facts, grouped, jackknife
+from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, kernel_distance
 from mav.evaluation.protocols import Protocol
 from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.store import Features
@@ -69,9 +69,8 @@ class Scorer:
     def _frechet(self, metric: str) -> dict[str, Any]:
         network, biased = self.protocol.features[metric], self.protocol.covariance == "biased"
         real = self._reference()
-        short = "a Frechet distance needs at least 2 videos on each side, not {} and {}"
         if min(self.ours.readable, real.readable) < 2:
-            raise ValueError(short.format(self.ours.readable, real.readable))
+            raise ValueError(f"a Frechet distance needs at least 2 videos on each side, not {self.ours.readable} and {real.readable}")
         _, first = next(self.ours.stream(network))
         rows, length = self.ours.readable * first[0].size // first.shape[-1], first.shape[-1]
         numbers = max(self.ours.readable, real.readable) * first[0].size
@@ -104,13 +103,7 @@ class Scorer:
         # Generated videos come class by class: splits must not.
         probabilities = probabilities[np.random.default_rng(self.seed).permutation(len(probabilities))]
         splits = self.protocol.splits
-
-        def statistic(rows: np.ndarray) -> float:
-            return inception_score(probabilities[rows], splits)
-
-        low, high = bootstrap(statistic, len(probabilities), self.draws, self.seed)
-        value = statistic(np.arange(len(probabilities)))
-        found = facts(value, low, high, interval=f"bootstrap of videos, {self.draws} draws")
+        found = bootstrapped(lambda rows: inception_score(probabilities[rows], splits), len(probabilities), self.draws, self.seed)
         if self.real is not None and self.real.readable:
             found["real"] = inception_score(self._classes(self.real, metric), splits)
         return found
@@ -134,13 +127,7 @@ class Scorer:
         for indices, frames in self.ours.stream(network):
             similarity[indices] = clipsim(frames, texts[indices]) * [bool(prompts[index]) for index in indices]
             shuffled.append(clipsim(frames, texts[(indices + len(prompts) // 2) % len(prompts)]))
-
-        def statistic(rows: np.ndarray) -> float:
-            return float(similarity[rows].mean())
-
-        low, high = bootstrap(statistic, len(similarity), self.draws, self.seed)
-        value = statistic(np.arange(len(similarity)))
-        found = facts(value, low, high, interval=f"bootstrap of videos, {self.draws} draws")
+        found = bootstrapped(lambda rows: float(similarity[rows].mean()), len(similarity), self.draws, self.seed)
         # The scale's two ends: ours with somebody else's text, and real clips with their own.
         found["shuffled"] = float(np.concatenate(shuffled).mean()) if shuffled else None
         if self.ours.readable and self.ours.readable < len(prompts):

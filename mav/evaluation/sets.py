@@ -29,7 +29,6 @@ class BenchmarkSet:
     """What a benchmark asks for and compares with."""
 
     prompts: tuple[str, ...]  # one a video to generate, in order
-    categories: tuple[str, ...]  # of each prompt
     real: tuple[str, ...] = ()  # clips, as paths below the folder or as the list names them when they are not there
     real_texts: tuple[str, ...] = ()  # a caption of each real clip, where there is one
     sentences: tuple[str, ...] = ()  # one a class
@@ -44,9 +43,7 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
     if protocol.benchmark in ("drawbench", "prompts"):
         if prompts is None:
             raise UserError(f"{protocol.benchmark} needs its list of prompts: name the file with --prompts.")
-        rows = read_prompts(prompts)
-        kept = rows[:samples] if samples else rows
-        return BenchmarkSet(tuple(text for text, _ in kept), tuple(category for _, category in kept))
+        return BenchmarkSet(tuple(text for text, _ in read_prompts(prompts)[: samples or None]))
     if folder is None:
         raise UserError(f"{protocol.benchmark} needs the real set's folder: name it with --real.")
     present = _videos_by_name(folder)
@@ -57,22 +54,19 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
         notes = () if folder.exists("class_prompts.txt") else ("sentences made from the class names: class_prompts.txt is not there",)
         return BenchmarkSet(
             tuple(c.sentence for c in chosen),
-            tuple(c.name for c in chosen),
             tuple(_place(path, present) for path in listed),
             tuple(c.sentence for c in classes for _ in c.clips),
             tuple(c.sentence for c in classes),
             notes,
         )
     clips, told = read_msrvtt(folder, protocol)
-    texts = [(text, clip.category) for clip in clips for text in clip.captions]
+    texts = [text for clip in clips for text in clip.captions]
     if protocol.prompts.startswith("the first caption"):
-        texts = [(clip.captions[0], clip.category) for clip in clips if clip.captions]
+        texts = [clip.captions[0] for clip in clips if clip.captions]
     if not texts:
         raise UserError(f"{folder.url} lists no test clip with a caption: bring one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}.")
-    kept = texts[:samples] if samples else texts
     return BenchmarkSet(
-        tuple(text for text, _ in kept),
-        tuple(category for _, category in kept),
+        tuple(texts[: samples or None]),
         tuple(_place(clip.path, present) for clip in clips),
         tuple(clip.captions[0] if clip.captions else "" for clip in clips),
         notes=tuple(told),
@@ -148,7 +142,6 @@ class MsrvttClip:
 
     path: str
     captions: tuple[str, ...]
-    category: str = ""
 
 
 def read_msrvtt(folder: Folder, protocol: Protocol | None = None) -> tuple[list[MsrvttClip], list[str]]:
@@ -173,12 +166,11 @@ def read_msrvtt(folder: Folder, protocol: Protocol | None = None) -> tuple[list[
 
 def _msrvtt_json(folder: Folder, name: str) -> list[MsrvttClip]:
     data = folder.read_json(name)
-    wanted = {video["video_id"]: str(video.get("category", "")) for video in data["videos"] if video.get("split", "test") == "test"}
-    captions: dict[str, list[str]] = {video: [] for video in wanted}
+    captions: dict[str, list[str]] = {video["video_id"]: [] for video in data["videos"] if video.get("split", "test") == "test"}
     for sentence in data["sentences"]:
         if sentence["video_id"] in captions:
             captions[sentence["video_id"]].append(sentence["caption"])
-    return [MsrvttClip(f"videos/{video}.mp4", tuple(captions[video]), category) for video, category in wanted.items() if captions[video]]
+    return [MsrvttClip(f"videos/{video}.mp4", tuple(texts)) for video, texts in captions.items() if texts]
 
 
 def _msrvtt_csv(folder: Folder) -> list[MsrvttClip]:

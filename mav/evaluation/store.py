@@ -7,6 +7,7 @@ digest of all that shapes the features: the list of videos, their preparation, t
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,8 @@ class FeatureWork:
         arrays: dict[str, list[np.ndarray]] = {name: [] for name in self.networks.names}
         failed: dict[str, str] = {}
         kept: list[int] = []
-        for batch in _batches(self._read(entries, failed)):
+        videos = self._read(entries, failed)
+        while batch := list(itertools.islice(videos, BATCH)):
             for name, found in self.networks([video for _, video in batch]).items():
                 arrays[name] += found
             kept += [index for index, _ in batch]
@@ -93,17 +95,6 @@ def _one(entry: Entry, future: Any, failed: dict[str, str]) -> Iterator[tuple[in
         failed[str(entry.index)] = result
     else:
         yield entry.index, result
-
-
-def _batches(videos: Iterable[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
-    batch: list[tuple[int, np.ndarray]] = []
-    for item in videos:
-        batch.append(item)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 Run = Callable[[FeatureWork, Sequence[Chunk]], Iterable[int]]  # does chunks in any order and says each one's number when it is done

@@ -72,15 +72,14 @@ class Cascade:
 
     def animate(self, images: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None) -> np.ndarray:
         """Image to video: F^ goes on from one known frame. images: uint8 (B, S, S, 3)."""
-        run = Run(self, seeds, generate, True, progress)
-        return self._from_frames(run, images[:, None], [0])
+        return self._from_frames(Run(self, seeds, generate, True, progress), images[:, None], [0])
 
     def interpolate(
         self, first: np.ndarray, last: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None
     ) -> np.ndarray:
         """Two images to the video between them: F^ knows both ends. first, last: uint8 (B, S, S, 3)."""
-        run = Run(self, seeds, generate, True, progress)
-        return self._from_frames(run, np.stack([first, last], axis=1), [0, self.sizes.frames - 1])
+        ends = np.stack([first, last], axis=1)
+        return self._from_frames(Run(self, seeds, generate, True, progress), ends, [0, self.sizes.frames - 1])
 
     def vary(self, videos: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None) -> np.ndarray:
         """Video to another of its kind: the mean CLIP embedding of its frames stands in for P. videos: uint8 (B, F, S, S, 3)."""
@@ -91,13 +90,7 @@ class Cascade:
     def _from_frames(self, run: Run, given: np.ndarray, places: list[int]) -> np.ndarray:
         """A video through F^ from frames known at some places: uint8 (B, len(places), S, S, 3)."""
         embedding = self.embed_images(given[:, 0])
-        frames = self.to_base(given)
-        clip = frames.new_zeros(len(frames), self.sizes.frames, *frames.shape[2:])
-        clip[:, places] = frames
-        mask = torch.zeros(self.sizes.frames, dtype=torch.bool, device=self.device)
-        mask[places] = True
-        made = run.fill_window(clip, mask, embedding, run.generate.fps, start=0, purpose="animation")
-        return run.finish(made, embedding)
+        return run.finish(run.fill_between(given, embedding, places), embedding)
 
     def embed_images(self, images: np.ndarray) -> Tensor:
         """uint8 (B, S, S, 3) to CLIP embeddings (B, d)."""
@@ -161,6 +154,14 @@ class Run:
                 long[:, window] = self.fill_window(long[:, window], known[window], embedding, fps, start, "interpolation")
                 known[window] = True
         return long
+
+    def fill_between(self, given: np.ndarray, embedding: Tensor, places: list[int]) -> Tensor:
+        """F^ from pictures alone, uint8 (B, len(places), S, S, 3), that stand at these places of a clip of the decoder's length."""
+        known, length = self.cascade.to_base(given), self.cascade.sizes.frames
+        clip = known.new_zeros(len(known), length, *known.shape[2:])
+        mask = torch.zeros(length, dtype=torch.bool, device=clip.device)
+        clip[:, places], mask[places] = known, True
+        return self.fill_window(clip, mask, embedding, self.generate.fps, start=0, purpose="animation")
 
     def fill_window(self, clip: Tensor, known: Tensor, embedding: Tensor, fps: float, start: int, purpose: str) -> Tensor:
         """F^ on one window: clip (B, F, 3, s, s), known (F,) bool; known frames come back as they were given."""

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from mav.artifact import Artifact
-from mav.data.shards import index_tar, read_at, tar_names
+from mav.data.shards import index_tar, read_at, read_table, tar_names
 from mav.data.video_io import encode_mp4, read_frames
 
 VIDEO_BYTES = 4_000_000  # of all videos on the page, before base64 adds a third
 HEAVY = 200_000  # a video above it is shown at SHOWN pixels
 SHOWN = 256
 PICTURES = 16
-WORDS = 30
 ROW_STAGES = ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards")
 BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluate-interpolation": "interpolation"}
 
@@ -58,25 +57,6 @@ def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[Clip
     return shown, len(rows)
 
 
-@dataclass(frozen=True)
-class Screened:
-    """What screening saw of the tables: the toxic phrases found most often, and how each score is spread."""
-
-    words: list[tuple[str, int]]
-    phrases: int  # different ones found in all
-    scores: dict[str, dict[str, int]]  # score -> lower edge of a bin, or "unknown" -> rows
-
-
-def screened(metadata: Artifact | None) -> Screened | None:
-    """From the counts of `image-metadata`."""
-    if metadata is None or "toxic_words" not in metadata.manifest.counts:
-        return None
-    counts = metadata.manifest.counts
-    words = sorted(counts["toxic_words"].items(), key=lambda item: (-item[1], item[0]))
-    scores = {name: counts[f"{name}_histogram"] for name in ("punsafe", "pwatermark")}
-    return Screened(words[:WORDS], len(words), scores)
-
-
 def pictures(download: Artifact | None, screen: Artifact | None) -> list[dict[str, str]]:
     """A few pictures of the training set with their captions, spread over the first shard; only such as screening kept."""
     if download is None:
@@ -96,10 +76,7 @@ def pictures(download: Artifact | None, screen: Artifact | None) -> list[dict[st
 def _kept(screen: Artifact | None, shard: str) -> set[str] | None:
     if screen is None or f"{shard}.parquet" not in screen.manifest.files:
         return None
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(io.BytesIO(screen.folder.read_bytes(f"{shard}.parquet")), columns=["key", "kept"])
-    return {row["key"] for row in table.to_pylist() if row["kept"]}
+    return {row["key"] for row in read_table(screen.folder, f"{shard}.parquet", ["key", "kept"]).to_pylist() if row["kept"]}
 
 
 def curves(artifact: Artifact, name: str = "loss") -> list[tuple[float, float]]:
@@ -126,14 +103,8 @@ def funnel(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         if not counts.get("rows_in"):
             continue
         reasons = [(reason, number, kind) for kind in ("dropped", "failed") for reason, number in counts.get(kind, {}).items() if number]
-        rows.append(
-            {
-                "stage": name,
-                "rows_in": counts["rows_in"],
-                "rows_out": counts.get("rows_out", 0),
-                "reasons": sorted(reasons, key=lambda r: (-r[1], r[0])),
-            }
-        )
+        reasons.sort(key=lambda r: (-r[1], r[0]))
+        rows.append({"stage": name, "rows_in": counts["rows_in"], "rows_out": counts.get("rows_out", 0), "reasons": reasons})
     return rows
 
 

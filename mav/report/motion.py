@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from mav.artifact import Artifact
 from mav.data.clips import draw_fps, frame_indices, frame_times
-from mav.data.shards import index_tar, read_at
+from mav.data.shards import index_tar, read_at, read_table
 from mav.recipe import FpsCurriculum
 from mav.report.collect import data_url, light
 
@@ -39,14 +38,12 @@ def examples(shards: Artifact | None) -> list[dict[str, Any]]:
 
 def shown_rates(shards: Artifact | None, curriculum: FpsCurriculum, frames: int, seed: int) -> list[tuple[float, float, float]]:
     """(share of training, rate drawn, rate shown) of clips taken at random; shown 0: the clip is too short."""
-    import pyarrow.parquet as pq
-
     clips: list[tuple[float, int]] = []
     if shards is None:
         return []
     for name in [name for name in shards.files(".parquet") if name != "shards.parquet"][:LEDGERS]:
-        table = pq.read_table(io.BytesIO(shards.folder.read_bytes(name)), columns=["status", "fps", "frames"])
-        clips += [(row["fps"], row["frames"]) for row in table.to_pylist() if row["status"] == "ok"]
+        ledger = read_table(shards.folder, name, ["status", "fps", "frames"])
+        clips += [(row["fps"], row["frames"]) for row in ledger.to_pylist() if row["status"] == "ok"]
     found = []
     for number in range(DRAWS) if clips else ():
         rng = np.random.default_rng([seed, number])

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from mav.artifact import Artifact, Folder
 from mav.evaluation.protocols import published
-from mav.recipe import Recipe
+from mav.recipe import Recipe, Screening
 from mav.report import collect, figures, motion
 
 NETWORKS = {
@@ -34,6 +34,7 @@ METRICS = {  # name, which way is better, digits
     "psnr_blend": ("Blending", "", 2),
     "psnr_gain": ("Gain", "higher", 2),
 }
+WORDS = 30  # toxic ones shown
 YARDSTICKS = {"real_halves": "real clips, one half against the other", "real": "real clips", "shuffled": "ours, with another clip's text"}
 
 
@@ -87,7 +88,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "made": made,
         "oracle": _verdict(artifacts.get("oracle")),
         "funnel": collect.funnel(artifacts),
-        "screened": _screened(collect.screened(artifacts.get("image-metadata")), recipe),
+        "screened": _screened(artifacts.get("image-metadata"), recipe.screening),
         "pictures": collect.pictures(artifacts.get("image-download"), artifacts.get("image-screen")),
         "training": list(_training(artifacts)),
         "curriculum": Markup(figures.fps_curriculum(curriculum.low, curriculum.high, curriculum.start, curriculum.end)),
@@ -122,13 +123,15 @@ def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
     return result
 
 
-def _screened(found: collect.Screened | None, recipe: Recipe) -> dict[str, Any] | None:
-    if found is None:
+def _screened(metadata: Artifact | None, rule: Screening) -> dict[str, Any] | None:
+    """What screening saw of the tables: the toxic phrases found most often, and how each score is spread."""
+    if metadata is None or "toxic_words" not in metadata.manifest.counts:
         return None
-    rule = recipe.screening
+    counts = metadata.manifest.counts
+    words = sorted(counts["toxic_words"].items(), key=lambda item: (-item[1], item[0]))
     thresholds = {"punsafe": rule.punsafe_threshold, "pwatermark": rule.pwatermark_threshold}
-    charts = {name: Markup(figures.histogram(bins, thresholds[name], f"rows by {name}")) for name, bins in found.scores.items()}
-    return {"words": found.words, "phrases": found.phrases, "charts": charts, "thresholds": thresholds}
+    charts = {n: Markup(figures.histogram(counts[f"{n}_histogram"], least, f"rows by {n}")) for n, least in thresholds.items()}
+    return {"words": words[:WORDS], "phrases": len(words), "charts": charts, "thresholds": thresholds}
 
 
 def _training(artifacts: dict[str, Artifact]) -> Iterable[dict[str, Any]]:
@@ -154,30 +157,16 @@ def _tables(results: dict[str, dict[str, Any]]) -> Iterable[dict[str, Any]]:
         protocol = result["protocol"]
         theirs = published()[benchmark]
         names = [name for name in METRICS if name in result["metrics"] or any(name in row for row in theirs)]
-        ours = [_cell(name, result["metrics"].get(name)) for name in names]
-        rows = [{"system": "This run", "cells": ours, "protocol": f"{protocol['name']} v{protocol['version']}", "ours": True}]
+        cells = [_cell(name, result["metrics"].get(name)) for name in names]
+        ours = {"system": "This run", "cells": cells, "protocol": f"{protocol['name']} v{protocol['version']}", "ours": True}
+        rows: list[dict[str, Any]] = [ours]
         for key, label in YARDSTICKS.items():
             cells = [_cell(name, {"value": result["metrics"].get(name, {}).get(key)}) for name in names]
             if any(cell["value"] for cell in cells):
-                rows.append(
-                    {
-                        "system": label,
-                        "cells": cells,
-                        "protocol": f"{protocol['name']} v{protocol['version']}",
-                        "ours": True,
-                        "yardstick": True,
-                    }
-                )
-        rows += [
-            {
-                "system": row["system"],
-                "cells": [_cell(name, {"value": row.get(name)}, True) for name in names],
-                "protocol": row["protocol"],
-                "ours": False,
-            }
-            for row in theirs
-            if "preferred" not in row
-        ]
+                rows.append({"system": label, "cells": cells, "protocol": ours["protocol"], "ours": True, "yardstick": True})
+        for row in (row for row in theirs if "preferred" not in row):
+            cells = [_cell(name, {"value": row.get(name)}, published_digits=True) for name in names]
+            rows.append({"system": row["system"], "cells": cells, "protocol": row["protocol"], "ours": False})
         yield {
             "title": TITLES[benchmark],
             "columns": [{"name": METRICS[name][0], "better": METRICS[name][1]} for name in names],

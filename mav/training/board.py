@@ -57,7 +57,7 @@ class WandbBoard:
                 "WANDB_PROJECT is set but the package wandb is not installed: `pip install wandb`, or unset WANDB_PROJECT."
             ) from None
         fingerprint = folder.root.rstrip("/").rpartition("/")[2]
-        config = {"seed": recipe.seed, stage: to_plain(getattr(recipe, stage.replace("-", "_")))}
+        config = {"seed": recipe.seed, stage: to_plain(recipe.section_of(stage))}
         names: dict[str, Any] = {"project": project, "group": recipe.name, "name": f"{recipe.name} {stage}", "id": f"{stage}-{fingerprint}"}
         self.then = then
         self._run: Any = wandb.init(**names, config=config, resume="allow")

@@ -18,7 +18,7 @@ from mav.models.prior import Prior
 from mav.models.unet import MASK_CHANNELS, UNet
 from mav.recipe import Cluster, Optimisation, Recipe
 from mav.training.sharding import sharded_blocks
-from mav.training.stages import PLANS, VIDEO_STAGES
+from mav.training.stages import TRAININGS, VIDEO_STAGES
 
 STATE_BYTES = 20  # a parameter in float32, its gradient, AdamW's two moments, its moving average
 POST_HOC_BYTES = 8  # two more averages
@@ -46,12 +46,12 @@ def describe(recipe: Recipe) -> list[Component]:
     return [_component(stage, recipe) for stage in STAGES]
 
 
-STAGES = tuple(stage for stage in PLANS if stage != "clip")
+STAGES = tuple(stage for stage in TRAININGS if stage != "clip")
 
 
 def _component(stage: str, recipe: Recipe) -> Component:
     network, inputs = _network(stage, recipe)
-    o: Optimisation = getattr(recipe, stage.replace("-", "_")).optimisation
+    o: Optimisation = recipe.section_of(stage).optimisation
     parameters = sum(p.numel() for p in network.parameters())
     if o.precision == "bfloat16":  # activations are kept in the precision that autocast computes in
         network.to(torch.bfloat16)
@@ -94,7 +94,7 @@ def _network(stage: str, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
         side = {"decoder": sizes.base_size, "sr-low": sizes.low_size, "sr-high": sizes.high_size}
         name = stage.removeprefix("train-").removesuffix("-video").replace("interpolation", "decoder")
         video = stage in VIDEO_STAGES
-        section = getattr(recipe, stage.replace("-", "_"))
+        section = recipe.section_of(stage)
         frames = (section.frames or sizes.frames) if video else 0
         config = dataclasses.replace(image[name].network, max_frames=frames, masked_frames=stage == "train-interpolation")
         size = round(side[name] * section.crop)

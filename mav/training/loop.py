@@ -27,9 +27,7 @@ from mav.training.ema import Ema, warmed_up
 from mav.training.post_hoc import PostHoc, due
 from mav.training.preemption import PreemptedError, Told
 from mav.training.sharding import gather, spread
-from mav.training.validation import Validation
-
-Batch = dict[str, Tensor]
+from mav.training.validation import Batch, Validation
 
 
 class Source(Protocol):

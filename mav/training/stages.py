@@ -33,7 +33,7 @@ from mav.models.heads import read_state
 from mav.models.prior import Prior, to_scale
 from mav.models.unclip import start_from
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
-from mav.recipe import Objective, Optimisation, Recipe, TrainImage, TrainPrior, TrainVideo, digest, to_plain
+from mav.recipe import Objective, Recipe, TrainImage, TrainVideo, digest
 from mav.training.export import export_network, load_network, write_curves
 from mav.training.loop import Batch, Source, Task, train
 from mav.training.sheet import write_sheet
@@ -58,17 +58,16 @@ Prepare = Callable[[Batch, Draws], tuple[Tensor, dict[str, Tensor]]]  # a batch 
 
 
 @dataclass(frozen=True)
-class Plan:
+class Training:
     """A stage, ready to train."""
 
     network: nn.Module
     source: Source
-    optimisation: Optimisation
     loss: Callable[[nn.Module, Batch, Draws], Tensor]
     finish: Callable[[Folder], dict[str, Any]]  # writes the artifact's network; returns metrics
     late: frozenset[str] = frozenset()
     late_samples: int = 0
-    validation: Callable[[nn.Module, Batch, Draws, float], Tensor] | None = None  # mean loss at a noise level, for held-out samples
+    loss_at: Callable[[nn.Module, Batch, Draws, float], Tensor] | None = None  # mean loss at a noise level, for held-out samples
 
 
 def run_stage(
@@ -92,22 +91,22 @@ def run_stage(
     if extra := set(inputs) - allowed:
         raise ValueError(f"{stage} takes {', '.join(sorted(allowed))} and nothing else, not {', '.join(sorted(extra))}")
     with seeded(recipe.seed, stage):
-        plan = PLANS[stage](stage, recipe, inputs, device, source)
-    section = recipe.clip if stage == "clip" else getattr(recipe, stage.replace("-", "_"))
+        training = TRAININGS[stage](stage, recipe, inputs, device, source)
+    section = recipe.section_of(stage)
     task = Task(
         stage=stage,
-        network=plan.network,
-        source=plan.source,
-        loss=plan.loss,
-        identity=digest([stage, recipe.seed, to_plain(section), to_plain(recipe.cascade)]),
-        late=plan.late,
-        late_samples=plan.late_samples,
-        validation=_validation(stage, recipe.seed, plan, rank, world_size),
+        network=training.network,
+        source=training.source,
+        loss=training.loss,
+        identity=digest([stage, recipe.seed, section, recipe.cascade]),
+        late=training.late,
+        late_samples=training.late_samples,
+        validation=_validation(stage, recipe, training, rank, world_size),
     )
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device, "cluster": recipe.cluster}
-    progress = train(task, plan.optimisation, recipe.seed, work, report=report, **place)
-    metrics: dict[str, Any] = {"samples": progress.samples, "distinct_samples": len(plan.source)}
-    metrics |= {"read": dict(getattr(plan.source, "counts", {}))}  # what happened to the samples this process read
+    progress = train(task, section.optimisation, recipe.seed, work, report=report, **place)
+    metrics: dict[str, Any] = {"samples": progress.samples, "distinct_samples": len(training.source)}
+    metrics |= {"read": dict(getattr(training.source, "counts", {}))}  # what happened to the samples this process read
     if progress.curves:
         metrics["loss"] = progress.curves[-1]["loss"]
     if progress.best_loss is not None:
@@ -116,7 +115,7 @@ def run_stage(
         width = min(progress.widths, key=progress.widths.__getitem__)
         metrics |= {"average_width": width, "validation_by_width": {str(w): loss for w, loss in progress.widths.items()}}
     if rank == 0:
-        metrics |= plan.finish(out)
+        metrics |= training.finish(out)
         write_curves(out, progress.curves)
     return metrics
 
@@ -132,15 +131,14 @@ def seeded(seed: int, stage: str) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------------------- images
 
 
-def plan_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+def clip_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
     """The demo's CLIP: contrastive training, then score heads on the rows of known score. A pretrained one only gets the heads it lacks."""
     clip = Clip.create(recipe.clip)
     if source is None:
         from mav.data.loaders import CaptionedImages
 
-        source = CaptionedImages(
-            inputs["image-download"], clip.image_size, recipe.seed, clip.tokenize, recipe.clip.optimisation.corrupted_share
-        )
+        share = recipe.clip.optimisation.corrupted_share
+        source = CaptionedImages(inputs["image-download"], clip.image_size, recipe.seed, clip.tokenize, share)
     rows = source
 
     def loss(network: nn.Module, batch: Batch, draws: Draws) -> Tensor:
@@ -158,70 +156,59 @@ def plan_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str
         clip.save(out)
         return {"heads": facts}
 
-    return Plan(clip, rows, recipe.clip.optimisation, loss, finish)
+    return Training(clip, rows, loss, finish)
 
 
-def plan_prior(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+def prior_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
     """P: tokens and CLIP text embedding to CLIP image embedding."""
-    section = recipe.train_prior
-    network = Prior(section.network)
-    if source is None:
-        source = _images(recipe, inputs, section, size=0)
+    source = source or _images(stage, recipe, inputs, size=0)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return to_scale(batch["image_embedding"]), {"tokens": batch["tokens"], "text_embedding": batch["text_embedding"]}
 
-    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, start=section.start)
+    return _diffusion(stage, recipe, device, Prior(recipe.train_prior.network), source, prepare)
 
 
-def plan_decoder(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+def decoder_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
     """D: CLIP image embedding to an image of the base size."""
-    section = recipe.train_decoder
-    source = source or _images(recipe, inputs, section, size=recipe.cascade.base_size)
+    source = source or _images(stage, recipe, inputs, size=recipe.cascade.base_size)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return to_unit(batch["pixels"])[:, None], {"embedding": batch["image_embedding"]}
 
-    network = UNet(section.network)
-    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, start=section.start)
+    return _diffusion(stage, recipe, device, UNet(recipe.train_decoder.network), source, prepare)
 
 
-def plan_sr(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+def sr_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
     """SR_l and SR_h on images."""
-    cascade = recipe.cascade
-    section, small, large = {
-        "train-sr-low": (recipe.train_sr_low, cascade.base_size, cascade.low_size),
-        "train-sr-high": (recipe.train_sr_high, cascade.low_size, cascade.high_size),
-    }[stage]
-    source = source or _images(recipe, inputs, section, size=large)
+    section, sizes = recipe.section_of(stage), recipe.cascade
+    small, large = (sizes.base_size, sizes.low_size) if stage == "train-sr-low" else (sizes.low_size, sizes.high_size)
+    source = source or _images(stage, recipe, inputs, size=large)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         return with_low_resolution(to_unit(batch["pixels"])[:, None], large // small, section, draws)
 
-    network = UNet(section.network)
-    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, start=section.start)
+    return _diffusion(stage, recipe, device, UNet(section.network), source, prepare)
 
 
 # --------------------------------------------------------------------------------------------------------------- videos
 
 
-def plan_decoder_video(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+def decoder_video_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
     """D^t: D, inflated, on clips of any frame rate under the CLIP embedding of their first frame."""
     network = inflate(_parent(inputs["train-decoder"]), recipe.cascade.frames)
-    return _plan_clips(stage, recipe, inputs, device, source, recipe.train_decoder_video, network)
+    return _with_clip(stage, recipe, inputs, device, source, network)
 
 
-def plan_interpolation(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+def interpolation_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
     """F^: D^t, told some of the frames."""
     network = add_masked_frames(_parent(inputs["train-decoder-video"]))
-    return _plan_clips(stage, recipe, inputs, device, source, recipe.train_interpolation, network)
+    return _with_clip(stage, recipe, inputs, device, source, network)
 
 
-def _plan_clips(
-    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None, section: TrainVideo, network: UNet
-) -> Plan:
-    """What D^t and F^ share; F^ is the network that takes known frames."""
-    source = source or _clips(recipe, inputs, section)
+def _with_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None, network: UNet) -> Training:
+    """What D^t and F^ share: the CLIP embedding of the first frame; F^ is the network that takes known frames."""
+    source = source or _clips(stage, recipe, inputs)
     clip = Clip.load(inputs["clip"], device)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
@@ -234,32 +221,32 @@ def _plan_clips(
             conditions["known"] = known_frames(x0, random_mask(draws, x0.shape[1]).to(x0.device))
         return x0, conditions
 
-    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, section)
+    return _diffusion(stage, recipe, device, network, source, prepare)
 
 
-def plan_sr_low_video(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Plan:
+def sr_low_video_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
     """SR_l^t: SR_l, inflated, on crops of clips."""
     section, cascade = recipe.train_sr_low_video, recipe.cascade
     network = inflate(_parent(inputs["train-sr-low"]), cascade.frames)
-    source = source or _clips(recipe, inputs, section)
+    source = source or _clips(stage, recipe, inputs)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         x0 = to_unit(only_motion(stage, batch)["pixels"])
         x0, conditions = with_low_resolution(x0, cascade.low_size // cascade.base_size, section, draws)
         return x0, conditions | {"fps": batch["fps"]}
 
-    return _plan(stage, recipe.seed, device, network, source, section.objective, section.optimisation, prepare, section)
+    return _diffusion(stage, recipe, device, network, source, prepare)
 
 
-PLANS: dict[str, Callable[[str, Recipe, dict[str, Folder], str, Source | None], Plan]] = {
-    "clip": plan_clip,
-    "train-prior": plan_prior,
-    "train-decoder": plan_decoder,
-    "train-sr-low": plan_sr,
-    "train-sr-high": plan_sr,
-    "train-decoder-video": plan_decoder_video,
-    "train-interpolation": plan_interpolation,
-    "train-sr-low-video": plan_sr_low_video,
+TRAININGS: dict[str, Callable[[str, Recipe, dict[str, Folder], str, Source | None], Training]] = {
+    "clip": clip_training,
+    "train-prior": prior_training,
+    "train-decoder": decoder_training,
+    "train-sr-low": sr_training,
+    "train-sr-high": sr_training,
+    "train-decoder-video": decoder_video_training,
+    "train-interpolation": interpolation_training,
+    "train-sr-low-video": sr_low_video_training,
 }
 
 
@@ -307,32 +294,20 @@ def random_mask(draws: Draws, frames: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _plan(
-    stage: str,
-    seed: int,
-    device: str,
-    network: UNet | Prior,
-    source: Source,
-    objective: Objective,
-    optimisation: Optimisation,
-    prepare: Prepare,
-    video: TrainVideo | None = None,
-    start: str = "",
-) -> Plan:
-    """A diffusion network's plan: prepare, lose, export. For a video stage, which parameters move, and when; for another, its `start`."""
-    schedule = make_schedule(objective)
+def _diffusion(stage: str, recipe: Recipe, device: str, network: UNet | Prior, source: Source, prepare: Prepare) -> Training:
+    """A diffusion network: prepare, lose, export. For a video stage, which parameters move, and when; for another, its `start`."""
+    section, seed = recipe.section_of(stage), recipe.seed
+    objective: Objective = section.objective
+    video = section if isinstance(section, TrainVideo) else None
+    schedule, start = make_schedule(objective), "" if video else section.start
     carried = start_from(network, read_state(start, key := f"{stage.replace('-', '_')}.start"), key) if start else None
 
-    def loss(wrapped: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        x0, conditions = prepare(batch, draws)
-        return diffusion_loss(wrapped, x0, conditions, objective, schedule, draws).mean()
-
-    def validation(wrapped: nn.Module, batch: Batch, draws: Draws, level: float) -> Tensor:
+    def loss(wrapped: nn.Module, batch: Batch, draws: Draws, level: float | None = None) -> Tensor:
         x0, conditions = prepare(batch, draws)
         return diffusion_loss(wrapped, x0, conditions, objective, schedule, draws, level).mean()
 
     def finish(out: Folder) -> dict[str, Any]:
-        export_network(out, network, objective, stage=stage, samples=optimisation.samples)
+        export_network(out, network, objective, stage=stage, samples=section.optimisation.samples)
         if isinstance(network, UNet):
             count = 4 if video else 8
             batch = {name: value.to(device) for name, value in source.batch(0, count).items()}
@@ -351,23 +326,23 @@ def _plan(
         if video.trainable == "temporal":
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(name not in late)
-    return Plan(network, source, optimisation, loss, finish, late, video.temporal_first_samples if video else 0, validation)
+    return Training(network, source, loss, finish, late, video.temporal_first_samples if video else 0, loss)
 
 
-def _validation(stage: str, seed: int, plan: Plan, rank: int, world_size: int) -> Validation | None:
+def _validation(stage: str, recipe: Recipe, training: Training, rank: int, world_size: int) -> Validation | None:
     """This rank's part of the samples that the recipe holds out of the training, if it does."""
-    o, key = plan.optimisation, f"{stage.replace('-', '_')}.optimisation"
+    o, key = recipe.section_of(stage).optimisation, f"{stage.replace('-', '_')}.optimisation"
     if not o.held_out:
         if o.export != "last":
             raise UserError(f"`{key}.export: {o.export}` is decided on held-out samples: say how many in `{key}.held_out`.")
         return None
-    if plan.validation is None:
+    if training.loss_at is None:
         raise UserError(f"{stage} has no loss by noise level: leave its `optimisation.held_out` at 0.")
     if o.held_out % world_size:
         raise UserError(f"`{key}.held_out` must be a multiple of the {world_size} workers.")
-    rows, part = plan.source.hold_out(o.held_out, o.samples), o.held_out // world_size
+    rows, part = training.source.hold_out(o.held_out, o.samples), o.held_out // world_size
     own = {name: value[rank * part : (rank + 1) * part] for name, value in rows.items()}
-    return Validation(own, rank * part, o.batch_size // (o.accumulation * world_size), (seed, stage), plan.validation)
+    return Validation(own, rank * part, o.batch_size // (o.accumulation * world_size), (recipe.seed, stage), training.loss_at)
 
 
 def _parent(folder: Folder) -> UNet:
@@ -378,22 +353,18 @@ def _parent(folder: Folder) -> UNet:
     return network.requires_grad_(True)
 
 
-def _images(recipe: Recipe, inputs: dict[str, Folder], section: TrainPrior | TrainImage, size: int) -> Source:
+def _images(stage: str, recipe: Recipe, inputs: dict[str, Folder], size: int) -> Source:
     """Images with their embeddings; size 0 leaves the pixels out."""
     from mav.data.loaders import ImageSource
 
-    embeds = inputs["image-embed"]
-    share = section.optimisation.corrupted_share
-    source: Source = ImageSource(inputs.get("image-download", embeds), embeds, size, recipe.seed, size > 0, share)
-    return source
+    embeds, share = inputs["image-embed"], recipe.section_of(stage).optimisation.corrupted_share
+    return ImageSource(inputs.get("image-download", embeds), embeds, size, recipe.seed, size > 0, share)
 
 
-def _clips(recipe: Recipe, inputs: dict[str, Folder], section: TrainVideo) -> Source:
+def _clips(stage: str, recipe: Recipe, inputs: dict[str, Folder]) -> Source:
     """Clips at SR_l's resolution, which CLIP sees; the base size is averaged from it."""
     from mav.data.loaders import ClipSource
 
+    section, size = recipe.section_of(stage), recipe.cascade.low_size
     frames, o = section.frames or recipe.cascade.frames, section.optimisation
-    source: Source = ClipSource(
-        inputs["video-shards"], frames, recipe.cascade.low_size, recipe.seed, section.fps, o.samples, o.corrupted_share
-    )
-    return source
+    return ClipSource(inputs["video-shards"], frames, size, recipe.seed, section.fps, o.samples, o.corrupted_share)

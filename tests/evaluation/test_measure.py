@@ -45,7 +45,7 @@ def networks(clip_folder):
 
 def evaluate(tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", features=None, prepared=PREPARATION):
     listed = tuple(sorted(name for name in real.names())) if real else ()
-    asked = BenchmarkSet(PROMPTS, ("",) * len(PROMPTS), listed, PROMPTS[: len(listed)], PROMPTS)
+    asked = BenchmarkSet(PROMPTS, listed, PROMPTS[: len(listed)], PROMPTS)
     protocol = load_protocol("msrvtt-demo")
     protocol = dataclasses.replace(protocol, features=features or protocol.features)
     settings = Settings(prepared, samples, draws=20)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Units = Sequence[Sequence[float]]  # the ratings of each item, by whoever gave one
+from mav.evaluation.intervals import NORMAL
 
-NORMAL = 1.959964
+Units = Sequence[Sequence[float]]  # the ratings of each item, by whoever gave one
 
 
 def fleiss_kappa(units: Units) -> float:

@@ -47,10 +47,6 @@ class Protocol:
     silent: tuple[str, ...] = ()
 
     @property
-    def label(self) -> str:
-        return f"{self.name} v{self.version}"
-
-    @property
     def networks(self) -> tuple[str, ...]:
         """The networks its metrics need, each once."""
         return tuple(dict.fromkeys(name for name in self.features.values() if name != "none"))
