@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -150,9 +151,23 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
         numbers = [f"{counts[key]:,}" if key in counts else "" for key in ("rows_in", "rows_out")]
         seconds = "" if facts["seconds"] is None else f"{facts['seconds']:.1f}"
         table.add_row(name, f"[{STATE_STYLE[facts['state']]}]{facts['state']}[/]", seconds, *numbers, facts["fingerprint"][:12])
-    Console().print(table)
-    for key, value in verdict.items():
-        print(f"oracle {key}: {value}")
+    console = Console(highlight=False)
+    console.print(table)
+    if verdict:
+        console.print(f"\nThe oracle on {verdict['count']} videos, 95 % intervals in brackets:", *_oracle(verdict), sep="\n", markup=False)
+
+
+def _oracle(verdict: dict[str, Any]) -> Iterator[str]:
+    """The oracle's figures, a line each."""
+
+    def told(name: str, form: str) -> str:
+        value, interval = verdict[name], verdict["intervals"][name]
+        return "nothing to read" if value is None else f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+    for name in ("colour", "shape"):
+        yield f"  {name + ' as asked':<24} {told(name, '.0%')}, by chance {verdict['chance_' + name]:.0%}"
+    for name, what in (("motion_ratio", "displacement over clips'"), ("motion_ratio_time_off", "with time layers off")):
+        yield f"  {what:<24} {told(name, '.2f')}"
 
 
 @app.command()

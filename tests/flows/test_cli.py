@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from flows.cli import PANELS, app
+from flows.cli import PANELS, _oracle, app
 from flows.runtime import free_port
 
 Mav = Callable[..., tuple[int, str, str]]
@@ -106,3 +106,16 @@ def test_every_example_of_the_help_is_a_command(example: str) -> None:
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
     assert command.make_context(None, words).command is command  # a usage error where an option or an argument is not one
+
+
+def test_the_oracles_figures_are_lines_for_a_person() -> None:
+    verdict = {
+        "colour": 1.0, "shape": 2 / 3, "motion_ratio": 0.594, "motion_ratio_time_off": None, "chance_colour": 1 / 6, "chance_shape": 1 / 3,
+        "intervals": {"colour": [1, 1], "shape": [0.458, 0.833], "motion_ratio": [0.512, 0.667], "motion_ratio_time_off": None},
+    }  # fmt: skip
+    assert [" ".join(line.split()) for line in _oracle(verdict)] == [
+        "colour as asked 100% [100%, 100%], by chance 17%",
+        "shape as asked 67% [46%, 83%], by chance 33%",
+        "displacement over clips' 0.59 [0.51, 0.67]",
+        "with time layers off nothing to read",
+    ]
