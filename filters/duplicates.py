@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mav.artifact import Folder
 from mav.data.shards import ShardOutput, read_array, write_array
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from filters.screen import MetadataWork
 
 BUCKET_BITS = 7
@@ -80,9 +80,6 @@ def _mix(state: np.ndarray, word: np.ndarray) -> None:
 
 def _buffers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """(all bytes as little-endian uint64 with some to spare, int64 (rows + 1,) the byte where each row begins)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     chunks = [chunk if chunk.null_count == 0 else pc.fill_null(chunk, "") for chunk in column.chunks]
     if not chunks:
         return np.zeros(2, np.uint64), np.zeros(1, np.int64)
@@ -126,7 +123,6 @@ class Repeats:
 
 def _murmur(table: pa.Table) -> np.ndarray:
     import mmh3
-    import pyarrow.compute as pc
 
     urls, captions = (pc.fill_null(pc.cast(table.column(name), "binary"), b"").to_pylist() for name in ("url", "caption"))
     return np.array([mmh3.hash64(url + caption)[0] for url, caption in zip(urls, captions, strict=True)], np.int64)

@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from filters.duplicates import NO_HASHES, Repeats, SeenRows, WrongHashError, pair_hashes, repeats_of
 from filters.nsfw import is_unsafe
@@ -22,9 +25,6 @@ from mav.data.laion import BATCH_ROWS, hash_column, read_part
 from mav.data.shards import ShardOutput
 from mav.errors import UserError
 from mav.recipe import Screening
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 REASONS = (
     "no_url", "no_caption", "nsfw", "watermark", "unknown_score", "too_small", "aspect", "caption_length", "toxic", "duplicate",
@@ -55,8 +55,6 @@ class Screen:
 
     def __call__(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """(rows kept, with all columns; rows dropped, as url, caption, reason, word)."""
-        import pyarrow as pa
-
         code = np.zeros(len(table), np.int8)  # 0: kept, else the place of the reason in REASONS, plus one
         for reason, failed in self._column_checks(table):
             code[failed & (code == 0)] = REASONS.index(reason) + 1
@@ -103,8 +101,6 @@ class Screen:
 
     def _column_checks(self, table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         """Reason and mask of the checks that look at one row's columns, in their order."""
-        import pyarrow.compute as pc
-
         rule = self.screening
         width, height = table.column("width"), table.column("height")
 
@@ -131,9 +127,6 @@ def _lengths(captions: pa.ChunkedArray, least: int, most: int) -> np.ndarray:
 
     A character is one to four bytes, and few captions begin or end with a byte that may be a blank.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     texts = pc.fill_null(captions.combine_chunks(), "")
     _, places, data = texts.buffers()
     bounds = np.frombuffer(places, np.int32)[texts.offset : texts.offset + len(texts) + 1]
@@ -147,8 +140,6 @@ def _lengths(captions: pa.ChunkedArray, least: int, most: int) -> np.ndarray:
 
 
 def _either_null(table: pa.Table) -> np.ndarray:
-    import pyarrow.compute as pc
-
     return np.asarray(pc.or_(pc.is_null(table.column("punsafe")), pc.is_null(table.column("pwatermark"))).to_numpy())
 
 
@@ -157,9 +148,6 @@ def write_plain(table: pa.Table, file: IO[bytes]) -> None:
 
     The tables are a thousandth of the pictures they lead to.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     buffer = pa.BufferOutputStream()  # pages go to the file at once, not each through Python
     pq.write_table(table, buffer, compression="none", use_dictionary=False, write_statistics=False, data_page_size=PAGE_BYTES)
     file.write(buffer.getvalue())
@@ -226,8 +214,6 @@ class _Shards:
         self._keys = np.array([f"{part}{0:05d}{row:05d}".encode() for row in range(size)]).view(np.uint8).reshape(size, -1)
 
     def add(self, table: pa.Table) -> None:
-        import pyarrow as pa
-
         self._waiting.append(table)
         self._count += len(table)
         if self._count >= self._size:
@@ -238,14 +224,10 @@ class _Shards:
             self._count = len(self._waiting[0])
 
     def close(self) -> None:
-        import pyarrow as pa
-
         if self._count:
             self._write(pa.concat_tables(self._waiting))
 
     def _write(self, table: pa.Table) -> None:
-        import pyarrow as pa
-
         number, rows = f"{len(self.files):05d}", len(table)
         self._keys[:, -10:-5] = np.frombuffer(number.encode(), np.uint8)
         places = np.arange(rows + 1, dtype=np.int32) * self._keys.shape[1]
@@ -258,9 +240,6 @@ class _Shards:
 @contextmanager
 def _dropped(out: Folder, name: str) -> Iterator[Callable[[pa.Table], None]]:
     """Takes the rows that did not enter and writes them as they come, into one file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = pa.schema([(column, pa.string()) for column in ("url", "caption", "reason", "word")])
     options = {"compression": "none", "use_dictionary": ["reason", "word"]}
     waiting: list[pa.Table] = []

@@ -18,14 +18,13 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mav.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LANGUAGES = {
     "ar": "arabic", "cs": "czech", "da": "danish", "de": "german", "en": "english", "eo": "esperanto", "es": "spanish", "fa": "persian",
@@ -107,14 +106,11 @@ class ToxicWords:
 
     def find(self, captions: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, list[str]]:
         """(positions of toxic captions, the phrase found in each); null captions are never toxic."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if self._database is None or len(captions) == 0:
             return np.zeros(0, dtype=np.int64), []
         texts = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
         suspects, beyond = self._suspects(texts)
-        odd = beyond[_numpy(pc.match_substring_regex(texts.take(pa.array(beyond)), self._odd))]
+        odd = beyond[pc.match_substring_regex(texts.take(pa.array(beyond)), self._odd).to_numpy(zero_copy_only=False).astype(bool)]
         if len(odd):
             suspects = np.union1d(suspects, odd[self._suspects(fold_all(texts.take(pa.array(odd))))[0]])
         lines = [fold(text) for text in texts.take(pa.array(suspects)).to_pylist()]
@@ -126,9 +122,6 @@ class ToxicWords:
 
         All texts are searched as one, a line each: what runs across two lines makes a suspect and hides nothing, for every match is told.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         lines = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts), "\n").buffers()[2]
         whole = b"".join((b"\n", lines, b"\n"))
         starts = np.cumsum(pc.binary_length(texts).to_numpy() + 1, dtype=np.int64) + 1  # of each text but the first
@@ -152,9 +145,6 @@ def toxic_words(lists: tuple[str, ...], exceptions: tuple[str, ...], obfuscation
 
 def fold_all(texts: pa.Array) -> pa.Array:
     """`fold` over a column that holds no null, joined for the steps that take one text as well as many."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     whole = pc.replace_substring(texts, SEPARATOR, " ")
     joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), whole), SEPARATOR)[0].as_py()
     lines = INVISIBLE.sub("", joined).split(SEPARATOR) if len(texts) else []
@@ -194,10 +184,6 @@ def _compiled(expressions: list[bytes]) -> Any:
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
     database.compile(expressions=expressions, elements=len(expressions), flags=hyperscan.HS_FLAG_CASELESS)
     return database
-
-
-def _numpy(flags: pa.Array) -> np.ndarray:
-    return np.asarray(flags.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _boundless(word: str) -> bool:

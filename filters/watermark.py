@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def is_watermarked(pwatermark: pa.ChunkedArray, threshold: float) -> pa.ChunkedArray:
     """True at or above the threshold; an unknown score is not watermarked here: what becomes of it is screen's policy."""
-    import pyarrow.compute as pc
-
     return pc.fill_null(pc.greater_equal(pwatermark, threshold), False)

@@ -71,7 +71,7 @@ class Manifest:
         return hashlib.sha256(_canonical(self.files)).hexdigest()
 
 
-def _canonical(body: Mapping[str, Any]) -> bytes:
+def _canonical(body: Any) -> bytes:
     return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -177,7 +177,7 @@ class Folder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Sorted, indented, NaN refused: equal values are equal bytes."""
-        self.write_bytes(name, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self.write_bytes(name, _canonical(value))
 
     def remove(self, name: str = "") -> None:
         """Removes a file, or the whole folder; nothing there is fine."""

@@ -75,10 +75,9 @@ def _check(recipe: Recipe, source: str) -> None:
             _require(0 <= getattr(recipe.screening, name) <= 1, f"`screening.{name}` is a probability: 0 to 1")
         for name in ("image_download", "video_shards"):
             _require(0 <= getattr(recipe, name).success_floor <= 1, f"`{name}.success_floor` is a share: 0 to 1")
-        for name in ("image_download", "video_shards"):
             _require(0 <= getattr(recipe, name).shard_floor <= 1, f"`{name}.shard_floor` is a share: 0 to 1")
-        for name, part in _training(recipe):
-            o = part.optimisation
+        for name in (f.name for f in dataclasses.fields(recipe) if f.name.startswith("train_")):
+            o = getattr(recipe, name).optimisation
             _require(o.batch_size >= 1 and o.samples >= o.batch_size, f"`{name}.optimisation.samples` must be at least one batch")
             _require(o.batch_size % (o.accumulation * recipe.cluster.workers) == 0,
                      f"`{name}.optimisation.batch_size` must be a multiple of accumulation times cluster.workers")  # fmt: skip
@@ -92,10 +91,6 @@ def _check(recipe: Recipe, source: str) -> None:
     for key, path in recipe.paths():
         if "://" not in path and "*" not in path and not os.path.exists(path):
             raise UserError(f"Recipe {source}: `{key}` names {path!r}, which does not exist: correct the path or bring the file.")
-
-
-def _training(recipe: Recipe) -> list[tuple[str, Any]]:
-    return [(f.name, getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name.startswith("train_")]
 
 
 def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -14,16 +14,16 @@ import tempfile
 import urllib.request
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mav.artifact import Folder
 from mav.data.guards import Answer, FetchError, GuardedOpener, Resolver, installed, opener_settings, system_resolver
 from mav.data.pictures import guarded_resizer
 from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, read_table, write_ledger
 from mav.recipe import ImageDownload
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ALGORITHMS = {32: "md5", 64: "sha256", 128: "sha512"}  # of a digest, by its length in hex
 
@@ -53,9 +53,6 @@ class DownloadWork:
 
     def fetch(self, name: str, base: str, keys: Set[str] | None = None) -> ShardOutput:
         """Fetches the rows of shard `base`, or those with these keys, in the order of their keys, into the shard `name`."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         table = read_table(self.metadata, f"shards/{base}.parquet")
         if keys is not None:
             table = table.filter(pc.is_in(table.column("key"), pa.array(sorted(keys), pa.string())))
@@ -120,7 +117,6 @@ def _algorithms(table: pa.Table) -> dict[str, set[str]]:
 
 def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar: TarWriter, ledger: list[dict[str, Any]]) -> None:
     """Runs img2dataset's Downloader over a table. It takes an Arrow file and leaves a statistics file: both in a folder that goes."""
-    import pyarrow as pa
     from img2dataset.downloader import Downloader
 
     rows = table.select(["url", "caption", "punsafe", "pwatermark", "digest"])

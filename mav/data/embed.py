@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from PIL import Image, UnidentifiedImageError
 
 from mav.artifact import Folder
 from mav.data.shards import ShardOutput, read_array, read_table, read_tar, tar_names, write_array, write_table
@@ -52,8 +54,6 @@ class ScreenWork:
     device: str = "cpu"
 
     def __call__(self, name: str) -> ShardOutput:
-        import pyarrow as pa
-
         clip = load_clip(self.clip.url, self.device)
         keys, known = [], []
         embeddings = [np.zeros((0, clip.dim), np.float32)]
@@ -120,8 +120,6 @@ class EmbedWork:
     device: str = "cpu"
 
     def __call__(self, name: str) -> ShardOutput:
-        import pyarrow as pa
-
         clip = load_clip(self.clip.url, self.device)
         screened = read_table(self.screen, f"{name}.parquet", ["key", "kept"])
         kept = screened.column("kept").to_numpy(zero_copy_only=False).astype(bool)
@@ -148,8 +146,6 @@ class EmbedWork:
 
 def decode_rgb(data: bytes, what: str) -> np.ndarray:
     """uint8 (H, W, 3) RGB. Raises UserError naming `what` when it is not a picture."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))

@@ -16,16 +16,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mav.data.list_files import matching
 from mav.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
 
 TYPES = {
     "url": "string",
@@ -91,7 +91,6 @@ def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator
     Row group by row group, of which a few pages are in memory at a time. Raises UserError when the file is absent, is not parquet, or
     has other columns.
     """
-    import pyarrow as pa
 
     def batches() -> Iterator[pa.Table]:
         wanted = sorted({*schema.columns.values(), *([schema.tag] if schema.tag else []), *([schema.digest] if schema.digest else [])})
@@ -110,9 +109,6 @@ def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator
 
 def hash_column(path: str) -> np.ndarray | None:
     """int64 (rows,): the `hash` of a whole part, or None when it has no such column of integers or one with gaps. Raises as `read_part`."""
-    import numpy as np
-    import pyarrow as pa
-
     with _opened(path) as parquet:
         schema = parquet.schema_arrow
         if "hash" not in schema.names or schema.field("hash").type != pa.int64():
@@ -129,9 +125,6 @@ def hash_column(path: str) -> np.ndarray | None:
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
     """The `pyarrow.parquet.ParquetFile` at a path. Whatever is wrong with it is a UserError, also when it shows while rows are read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         # A local file by its path, which parquet reads best; any other through its storage.
         with open(path, "rb") if "://" not in path else fsspec.open(path, "rb") as file:
@@ -149,8 +142,6 @@ def _opened(path: str) -> Iterator[Any]:
 
 def _digest_column(schema: pa.Schema) -> str:
     """The column that holds a digest of the picture as text, or an empty string."""
-    import pyarrow as pa
-
     textual = {
         name.lower(): name
         for name, kind in zip(schema.names, schema.types, strict=True)
@@ -160,9 +151,6 @@ def _digest_column(schema: pa.Schema) -> str:
 
 
 def _canonical(table: pa.Table, schema: Schema) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     columns: dict[str, Any] = {}
     for name, kind in TYPES.items():
         if name == "digest" and schema.digest:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mav.errors import UserError
 
@@ -33,8 +35,6 @@ def matching(sources: Sequence[str], key: str) -> list[str]:
 @contextlib.contextmanager
 def readable(path: str) -> Iterator[None]:
     """Errors of reading a list become UserErrors that name it."""
-    import pyarrow as pa
-
     try:
         yield
     except FileNotFoundError:
@@ -48,8 +48,6 @@ def columns_of(path: str) -> tuple[str, ...]:
     """Column names of a CSV or parquet file. Raises UserError for an empty file."""
     with readable(path), fsspec.open(path, "rb") as file:
         if path.endswith(".parquet"):
-            import pyarrow.parquet as pq
-
             return tuple(pq.ParquetFile(file).schema_arrow.names)
         header = next(csv.reader(_Lines(file)), None)
     if not header:
@@ -103,8 +101,6 @@ def _placed(lines: _Lines, records: Iterator[Any]) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet_rows(file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
-    import pyarrow.parquet as pq
-
     parquet = pq.ParquetFile(file)
     first = 0
     for group in range(parquet.num_row_groups):

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from mav.artifact import Folder
@@ -46,8 +48,6 @@ class ImageSource(Source):
         self._pixels = _Pixels(images, size, len(self)) if pixels else None
 
     def _size_of(self, name: str) -> int:
-        import pyarrow.parquet as pq
-
         with self._embeds.open(f"{name}.parquet") as file:
             return int(pq.read_metadata(file).num_rows)
 
@@ -214,8 +214,6 @@ class _Pixels:
 
 def decode_image(data: bytes, size: int) -> np.ndarray:
     """uint8 (3, size, size) RGB of an encoded picture's central square. Raises ValueError when it is none."""
-    import cv2
-
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if picture is None:
         raise ValueError("not a decodable image")

@@ -8,7 +8,6 @@ is unpacked at a half, a quarter or an eighth of its size, which the format offe
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import threading
@@ -16,13 +15,18 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
 from mav.recipe import ImageDownload
 
 if TYPE_CHECKING:
-    import numpy as np
     from img2dataset.resizer import Resizer
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's resizing library would ask the package index for news
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # its own opinion of how large is suspicious, its remarks on odd metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
@@ -54,9 +58,6 @@ def look(data: bytes, max_pixels: int) -> Look:
 
     Reasons to refuse: not_an_image, truncated, too_many_pixels, undecodable.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    _quiet_pillow()
     try:
         if data[:8] == PNG and data[12:16] == b"IHDR":  # read here: Pillow refuses real PNGs for long texts among their chunks
             size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -83,10 +84,6 @@ def unpack(data: bytes, seen: Look, side: int) -> np.ndarray | None:
 
     Of a JPEG whose shorter side is at least twice `side`, a reduced picture that is not smaller than `side`.
     """
-    import cv2
-    import numpy as np
-    from PIL import Image, ImageOps
-
     buffer = np.frombuffer(data, np.uint8)
     if seen.turned and seen.form not in ("JPEG", "MPO"):
         turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -111,8 +108,6 @@ def guarded_resizer(rule: ImageDownload) -> Resizer:
 
     Its `prepare(data)` may be called ahead in any thread; what is prepared is handed out when the same bytes object comes by.
     """
-    import cv2
-    import numpy as np
     from img2dataset.resizer import Resizer
 
     cv2.setNumThreads(1)
@@ -179,9 +174,3 @@ def _whole(data: bytes, form: str) -> bool:
     if form == "WEBP":
         return len(data) >= int.from_bytes(data[4:8], "little") + 8
     return True
-
-
-@functools.cache
-def _quiet_pillow() -> None:
-    """Pillow's own, fixed opinion of how large is suspicious, and its remarks on odd metadata, once a process."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")

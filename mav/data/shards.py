@@ -12,15 +12,14 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mav.artifact import Folder
 from mav.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -148,16 +147,12 @@ VIDEO_LEDGER = {  # no address: stock footage carries its caption there
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> None:
     """A parquet file, whole or not at all."""
-    import pyarrow.parquet as pq
-
     with folder.create(name) as file:
         pq.write_table(table, file, compression="zstd")
 
 
 def read_table(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A parquet file, or some columns of it."""
-    import pyarrow.parquet as pq
-
     with folder.open(name) as file:
         return pq.read_table(file, columns=columns)
 
@@ -176,8 +171,6 @@ def read_array(folder: Folder, name: str) -> np.ndarray:
 
 def write_ledger(folder: Folder, name: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
     """One row per input row, in key order."""
-    import pyarrow as pa
-
     schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in columns.items()])
     write_table(folder, name, pa.Table.from_pylist(sorted(rows, key=lambda row: str(row["key"])), schema=schema))
 

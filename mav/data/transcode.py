@@ -13,14 +13,14 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import av
 import numpy as np
+from av.stream import Disposition
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
 
 from mav.recipe import VideoShards
-
-if TYPE_CHECKING:
-    import av
 
 MIN_FRAMES = 8
 RATES = (1.0, 120.0)  # frame rates believed
@@ -72,8 +72,6 @@ def convert(data: bytes, rule: VideoShards, start: float = 0.0, end: float = 0.0
     Longer clips are cut at `rule.max_seconds`. listed: seconds that a list claims of the whole video, 0 = unknown: one of less than half
     of them was cut off. Raises ClipError.
     """
-    import av
-
     _refuse_early(data)
     options = {"format_whitelist": ",".join(CONTAINERS)}
     try:
@@ -200,8 +198,6 @@ def _facts(times: list[float], width: int, height: int, claimed: float) -> dict[
 
 def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: _Frames, rule: VideoShards) -> Converted:
     """H.264 in MP4 without sound. Frames are encoded as they come, and get their times when all are known."""
-    import av
-
     times: list[float] = []
     pictures = _told(frames, times)
     first = next(pictures)
@@ -264,8 +260,6 @@ def _told(frames: Iterable[tuple[float, av.VideoFrame]], times: list[float]) -> 
 
 def _deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     """As many frames, each of one moment: the lines of the other field are made up (bwdif)."""
-    import av
-
     frames = iter(frames)
     first = next(frames)
     graph = av.filter.Graph()
@@ -289,9 +283,6 @@ def _fitted(frames: Iterable[av.VideoFrame], width: int, height: int) -> Iterato
 
     Fresh, because the picture types and the subtitles in the side data of the old encoding must not reach the new one.
     """
-    import av
-    from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
-
     reformatter = VideoReformatter()
     for frame in frames:
         if turn := frame.rotation % 360:
@@ -328,8 +319,6 @@ def _target_size(frame: av.VideoFrame, aspect: Fraction, short_side: int) -> tup
 
 
 def _video_stream(container: Any) -> av.VideoStream:
-    from av.stream import Disposition
-
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no video
             stream.thread_type = "NONE"  # one thread: the machine's other cores have shards of their own

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
+import av
+import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 
 def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12) -> bytes:
@@ -16,8 +19,6 @@ def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12) -> bytes:
 
     frames: uint8 (F, H, W, 3) RGB; odd sizes are padded by one repeated row or column, as 4:2:0 needs even ones.
     """
-    import av
-
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"frames must be uint8 (F, H, W, 3) with F >= 1, not {frames.dtype} {frames.shape}")
     height, width = frames.shape[1:3]
@@ -41,7 +42,6 @@ def open_video(data: bytes | str):  # type: ignore[no-untyped-def]
 
     Raises ValueError with a reason when it is not a video with frames.
     """
-    import av
     import decord
 
     try:
@@ -74,7 +74,6 @@ def _read(data: bytes | str, indices: Sequence[int] | np.ndarray | None, each: C
     A video made for it (MP4 of closed groups without B-frames, as `video-shards` makes them) is read by its index, group by group: the
     pixels are decord's, in about half its time, and there are widths (16, 24) that decord fails at. Any other is decord's.
     """
-    import av
     import decord
 
     reader = None
@@ -102,8 +101,6 @@ def _made_for_it(container: Any, stream: Any) -> bool:
 
 def _by_index(container: Any, stream: Any, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """(number, RGB) of frames in growing order; jumps over the groups that hold none. Raises IndexError for one that is not there."""
-    from av.video.reformatter import VideoReformatter
-
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     entries = list(stream.index_entries)
     keys = [number for number, entry in enumerate(entries) if entry.is_keyframe]
@@ -124,8 +121,6 @@ def _by_index(container: Any, stream: Any, wanted: Sequence[int]) -> Iterator[tu
 
 def fit(frames: np.ndarray, size: int) -> np.ndarray:
     """uint8 (F, H, W, 3) to (F, size, size, 3): the central square, averaged down (or cubic up)."""
-    import cv2
-
     height, width = frames.shape[1:3]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -19,6 +19,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
 from mav.artifact import Folder
 from mav.data.drawing import GROUNDS, SENTENCES, Scene, draw_clip, draw_ground, draw_object, random_scene
@@ -201,8 +204,6 @@ def paint(picture: Picture) -> np.ndarray:
 
 
 def _write_images(pictures: list[Picture], out: Folder) -> dict[str, str]:
-    from PIL import Image
-
     options: dict[str, dict[str, Any]] = {"jpg": {"quality": 92}, "png": {"compress_level": 1}, "webp": {"quality": 90, "method": 0}}
     digests = {}
     for picture in pictures:
@@ -224,9 +225,6 @@ def _write_tables(pictures: list[Picture], world: World, rng: np.random.Generato
 
     WIDTH and HEIGHT are as they should be in both: only the plain LAION-2B-en tables have them swapped.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     base = f"http://127.0.0.1:{world.port}/"
     cut = (2 * len(pictures)) // 3
     rows = 0

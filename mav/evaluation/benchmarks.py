@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from mav.artifact import Folder
-from mav.data.video_io import encode_mp4, read_frames
+from mav.data.shards import read_tar, tar_names
+from mav.data.video_io import read_frames
 from mav.errors import UserError
 from mav.evaluation import protocols
 from mav.evaluation.features import Networks
@@ -21,10 +22,11 @@ from mav.evaluation.measure import RESULT, Report, Settings, flat, measure
 from mav.evaluation.oracle import oracle_verdict
 from mav.evaluation.reading import central_frames
 from mav.evaluation.sets import read_set
+from mav.generation.cascade import Cascade
+from mav.generation.write import write_videos
 from mav.recipe import Generate, Recipe
 
 TRAINING_CLIPS = 64  # whose motion the oracle measures: enough for a median
-CRF = 8  # visually lossless: what is judged is the network, not the codec
 FIRST_SEED = {"ucf101": 1_000_000, "msrvtt": 2_000_000}  # samples of one benchmark are not another's
 
 
@@ -52,7 +54,15 @@ def evaluate_text_to_video(
     folder = set_folder(getattr(settings, benchmark), benchmark, inputs)
     asked = read_set(protocol, folder, protocol.samples)
     first_seed = FIRST_SEED[benchmark] + settings.seed
-    _generate(recipe, inputs, out, list(asked.prompts), first_seed, f"evaluate-{benchmark}", report, cascade, device)
+    rows = [{"prompt": prompt, "seed": first_seed + i, "file": f"videos/{i:05d}.mp4"} for i, prompt in enumerate(asked.prompts)]
+
+    def sample(prompts: list[str], seeds: list[int]) -> np.ndarray:
+        nonlocal cascade
+        cascade = cascade or Cascade.load(recipe, inputs, device)
+        return cascade.sample(prompts, seeds, recipe.generate)
+
+    for done in write_videos(out, rows, "file", recipe, sample):
+        report({"stage": f"evaluate-{benchmark}", "samples": done, "total": len(rows)})
     measured = Settings(protocol.preparation(recipe), len(asked.prompts), settings.bootstrap, settings.seed)
     work = out.child("work")
     result = measure(protocol, measured, out.child("videos"), asked, folder, networks, work, work)
@@ -66,8 +76,6 @@ def evaluate_oracle(recipe: Recipe, inputs: dict[str, Folder], out: Folder, repo
 
     Motion is compared between the frames D^t made (every frame_skip-th) and training clips at the same frame rate.
     """
-    from mav.data.shards import read_tar, tar_names
-
     rows = [row for row in inputs["generate"].read_json("videos.json") if "colour" in row and "shape" in row]
     if not rows:
         raise UserError("No generated prompt says which colour and shape it asks for: the oracle knows the demo world's prompts only.")
@@ -102,30 +110,3 @@ def set_folder(named: str, name: str, inputs: dict[str, Folder]) -> Folder:
     if "demo-world" in inputs:
         return inputs["demo-world"].child(name)
     raise UserError(f"There is no {name} set to evaluate on: name its folder in `evaluate.{name}`.")
-
-
-def _generate(
-    recipe: Recipe,
-    inputs: dict[str, Folder],
-    out: Folder,
-    prompts: list[str],
-    first_seed: int,
-    stage: str,
-    report: Report,
-    cascade: Sampler | None,
-    device: str,
-) -> None:
-    """Each prompt through the whole cascade into `videos/NNNNN.mp4`; a batch that a killed run left whole is not made again."""
-    generate, skip = recipe.generate, recipe.cascade.frame_skip
-    for start in range(0, len(prompts), generate.batch_size):
-        batch = prompts[start : start + generate.batch_size]
-        names = [f"videos/{start + i:05d}.mp4" for i in range(len(batch))]
-        if not all(out.exists(name) for name in names):
-            if cascade is None:
-                from mav.generation.cascade import Cascade
-
-                cascade = Cascade.load(recipe, inputs, device)
-            seeds = [first_seed + start + i for i in range(len(batch))]
-            for name, video in zip(names, cascade.sample(batch, seeds, generate), strict=True):
-                out.write_bytes(name, encode_mp4(video, generate.fps * skip, crf=CRF))
-        report({"stage": stage, "samples": start + len(batch), "total": len(prompts)})

@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mav.artifact import Folder
-from mav.data.video_io import encode_mp4, open_video
+from mav.data.video_io import encode_mp4, fit, open_video
+from mav.diffusion.pixels import to_pixels
 from mav.errors import UserError
 from mav.evaluation import protocols
 from mav.evaluation.benchmarks import set_folder
@@ -26,10 +27,8 @@ from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import prepare, whole_video
 from mav.evaluation.sets import VIDEO_ENDINGS, read_set
+from mav.generation.cascade import Cascade, Run
 from mav.recipe import Evaluate, Recipe
-
-if TYPE_CHECKING:
-    from mav.generation.cascade import Cascade
 
 PHOTOS = 4  # pairs of unrelated first frames
 NEAR_LOSSLESS = 1  # H.264's quantiser for frames that numbers are taken from; 0 is a profile that players lack
@@ -44,17 +43,12 @@ def evaluate_interpolation(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """F^ between given frames of held-out clips, against linear blending: PSNR and SSIM of the frames between, at the decoder's size."""
-    from mav.data.loaders import fit
-    from mav.diffusion.pixels import to_pixels
-    from mav.generation.cascade import Cascade as Trained
-    from mav.generation.cascade import Run
-
     protocol = protocols.load_protocol("interpolation-demo")
     prep = protocol.preparation(recipe)
     skip, high = recipe.cascade.frame_skip, recipe.cascade.high_size
     folder = set_folder(recipe.evaluate.ucf101, "ucf101", inputs)
     paths = _spread(read_set(protocols.load_protocol("ucf101-demo"), folder, 0).real, protocol.samples)
-    network = cascade or Trained.load(recipe, inputs, device)
+    network = cascade or Cascade.load(recipe, inputs, device)
     measured = Middles(skip)
     firsts: list[np.ndarray] = []
     for number, path in enumerate(paths):

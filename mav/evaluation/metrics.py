@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 
@@ -138,8 +139,6 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, block: int = 2048) -> tuple[fl
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Mean structural similarity (Wang et al. 2004: Gaussian window of 11, sigma 1.5) of uint8 frames (F, H, W, 3), away from borders."""
-    import cv2
-
     radius, constants = 5, ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
     if min(a.shape[1:3]) <= 2 * radius:
         raise ValueError(f"SSIM needs frames of more than {2 * radius} pixels a side, not {a.shape[1:3]}")

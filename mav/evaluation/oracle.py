@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from mav.data.drawing import PALETTE, SHAPES, signed_distance
@@ -45,8 +46,6 @@ def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
     if frame.ndim != 3 or frame.shape[2] != 3 or min(height, width) < 16:
         raise ValueError(f"a frame must be (H, W, 3) of at least 16 pixels a side, not {frame.shape}")
     if max(height, width) > LARGEST:
-        import cv2
-
         scale = max(LARGEST / max(height, width), 16 / min(height, width))
         frame = cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
         height, width = frame.shape[:2]
@@ -100,8 +99,6 @@ def _cover(pixels: np.ndarray, colour: str) -> np.ndarray:
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:
-    import cv2
-
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count <= 2:
         return mask
@@ -110,8 +107,6 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
 
 def _shape(cover: np.ndarray, centre: tuple[float, float], shapes: tuple[str, ...]) -> tuple[str, float]:
     """The shape whose template, over a few sizes and shifts, overlaps most with the object; and that overlap."""
-    import cv2
-
     # The window's half side is a few times the radius of gyration, so every object fills it alike, whatever its size.
     height, width = cover.shape
     y, x = np.mgrid[0:height, 0:width] + 0.5

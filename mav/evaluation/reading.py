@@ -10,7 +10,10 @@ import io
 import posixpath
 from dataclasses import dataclass
 
+import av
+import cv2
 import numpy as np
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from mav.artifact import Folder
 from mav.data.video_io import open_video
@@ -124,8 +127,6 @@ def central_frames(video: bytes, frames: int, fps: float) -> np.ndarray:
 
 def whole_video(data: bytes) -> np.ndarray:
     """Every frame, uint8 (F, H, W, 3), of sizes too small for decord too. Raises ValueError when it cannot be read."""
-    import av
-
     try:
         with av.open(io.BytesIO(data), mode="r") as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -162,8 +163,6 @@ def _tensor(data: bytes, ending: str) -> np.ndarray:
 
 
 def _gif(data: bytes, preparation: Preparation) -> np.ndarray:
-    from PIL import Image, ImageSequence, UnidentifiedImageError
-
     try:
         with Image.open(io.BytesIO(data)) as image:
             frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
@@ -175,8 +174,6 @@ def _gif(data: bytes, preparation: Preparation) -> np.ndarray:
 
 
 def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
     inside = folder.child(name)
     pictures = [file for file in inside.names() if file.lower().endswith(PICTURES) and "/" not in file]
     pictures.sort(key=lambda file: (len(file), file))  # frame2 before frame10
@@ -196,9 +193,6 @@ def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.nda
 
 def prepare(frames: np.ndarray, preparation: Preparation) -> np.ndarray:
     """Shorter side to the protocol's size, then the central square; nothing when the size is 0."""
-    import cv2
-    from PIL import Image
-
     size = preparation.size
     height, width = frames.shape[1:3]
     if size == 0 or (height, width) == (size, size):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from mav.artifact import Folder
 from mav.data.video_io import encode_mp4
@@ -25,13 +28,12 @@ def generate_videos(
     """Writes `videos/NNNNN.mp4` for each prompt, its twin with time switched off under `time-off/` when the recipe asks for one, and
     `videos.json`: [{"index", "prompt", "seed", "file", "twin", "fps", ...what is known of the prompt}].
 
-    A batch whose files are there already (a killed run's) is not made again. Returns metrics. Raises UserError when there is no prompt.
+    Returns metrics. Raises UserError when there is no prompt.
     """
     generate = recipe.generate
     prompts = read_prompts(recipe, inputs)
     cascade = Cascade.load(recipe, inputs, device)
     fps = generate.fps * recipe.cascade.frame_skip
-    folders = {"videos": True} | ({"time-off": False} if generate.time_off_twin else {})
     rows = [
         {
             **prompt,
@@ -43,20 +45,31 @@ def generate_videos(
         }
         for index, prompt in enumerate(prompts)
     ]
-    done = 0
-    for first in range(0, len(rows), generate.batch_size):
-        batch = rows[first : first + generate.batch_size]
-        for folder, time in folders.items():
-            names = [f"{folder}/{row['index']:05d}.mp4" for row in batch]
-            if not all(out.exists(name) for name in names):
-                videos = cascade.sample([row["prompt"] for row in batch], [row["seed"] for row in batch], generate, time=time)
-                for name, video in zip(names, videos, strict=True):
-                    out.write_bytes(name, encode_mp4(video, fps, crf=CRF))
-            done += len(batch)
-            report({"stage": "generate", "samples": done, "total": len(rows) * len(folders)})
+    kinds = {"file": True} | ({"twin": False} if generate.time_off_twin else {})  # with time layers, and without
+    for place, (kind, time) in enumerate(kinds.items()):
+        sample = functools.partial(cascade.sample, generate=generate, time=time)
+        for done in write_videos(out, rows, kind, recipe, sample):
+            report({"stage": "generate", "samples": place * len(rows) + done, "total": len(kinds) * len(rows)})
     out.write_json(LIST, rows)
     sizes = recipe.cascade
     return {"videos": len(rows), "frames": sizes.long_frames, "size": sizes.high_size, "fps": fps}
+
+
+def write_videos(
+    out: Folder, rows: Sequence[dict[str, Any]], kind: str, recipe: Recipe, sample: Callable[[list[str], list[int]], np.ndarray]
+) -> Iterator[int]:
+    """Makes the file that each row names as `kind` of its prompt and seed, a batch at a time; yields how many are done.
+
+    A batch whose files are there already (a killed run's) is not made again.
+    """
+    size, fps = recipe.generate.batch_size, recipe.generate.fps * recipe.cascade.frame_skip
+    for first in range(0, len(rows), size):
+        batch = rows[first : first + size]
+        if not all(out.exists(row[kind]) for row in batch):
+            videos = sample([row["prompt"] for row in batch], [row["seed"] for row in batch])
+            for row, video in zip(batch, videos, strict=True):
+                out.write_bytes(row[kind], encode_mp4(video, fps, crf=CRF))
+        yield first + len(batch)
 
 
 def read_prompts(recipe: Recipe, inputs: dict[str, Folder]) -> list[dict[str, Any]]:

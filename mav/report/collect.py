@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
+from PIL import Image
 
 from mav.artifact import Artifact
 from mav.data.shards import index_tar, read_at, read_table, tar_names
@@ -121,8 +123,6 @@ def light(data: bytes, fps: float) -> bytes:
     """A heavy video at a size a page can carry; light ones as they are."""
     if len(data) <= HEAVY:
         return data
-    import cv2
-
     frames = read_frames(data)
     scale = min(1.0, SHOWN / max(frames.shape[1:3]))
     size = (round(frames.shape[2] * scale), round(frames.shape[1] * scale))
@@ -130,8 +130,6 @@ def light(data: bytes, fps: float) -> bytes:
 
 
 def _thumbnail(data: bytes) -> str:
-    from PIL import Image
-
     with Image.open(io.BytesIO(data)) as picture:
         small = picture.convert("RGB")
         small.thumbnail((144, 144))

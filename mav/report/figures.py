@@ -146,11 +146,8 @@ def curve(points: Sequence[tuple[float, float]], label: str, held_out: Sequence[
     )
     y_marks = [(scale(low), _short(low)), (scale(high), _short(high))]
     x_marks = [(across(first), _short(first)), (across(last), f"{_short(last)} samples")]
-    return (
-        f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(label)}" data-points="{data}">'
-        f"{_frame(y_marks, x_marks)}"
-        f'<polyline class="raw" points="{raw}"/><polyline class="line" points="{thick}"/>{dots}</svg>'
-    )
+    lines = f'<polyline class="raw" points="{raw}"/><polyline class="line" points="{thick}"/>'
+    return _chart(label, _frame(y_marks, x_marks), lines, dots, data=f' data-points="{data}"')
 
 
 def fps_curriculum(low: float, high: float, start: tuple[float, float], end: tuple[float, float]) -> str:
@@ -174,10 +171,7 @@ def fps_curriculum(low: float, high: float, start: tuple[float, float], end: tup
             parts.append(f'<text class="tick" x="{LEFT - 5}" y="{base}" text-anchor="end">{"first" if k == 0 else "last"}</text>')
     middle = (low + high) / 2
     marks = [(LEFT, f"{low:g}"), ((LEFT + CHART_WIDTH - RIGHT) / 2, f"{middle:g}"), (CHART_WIDTH - RIGHT, f"{high:g} fps")]
-    return (
-        f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="Frame rates drawn during training">'
-        f"{''.join(parts)}{_frame([], marks)}</svg>"
-    )
+    return _chart("Frame rates drawn during training", *parts, _frame([], marks))
 
 
 def shown_rates(rates: Sequence[tuple[float, float, float]], low: float, high: float) -> str:
@@ -197,11 +191,7 @@ def shown_rates(rates: Sequence[tuple[float, float, float]], low: float, high: f
     ]
     y_marks = [(CHART_HEIGHT - BOTTOM - 4.0, f"{low:g}"), (TOP + 4.0, f"{high:g} fps")]
     marks = [(LEFT, "first sample"), (CHART_WIDTH - RIGHT, "last")]
-    label = "Frame rates shown during training"
-    return (
-        f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{label}">'
-        f"{_frame(y_marks, marks)}{''.join(dots)}</svg>"
-    )
+    return _chart("Frame rates shown during training", _frame(y_marks, marks), *dots)
 
 
 def histogram(bins: Mapping[str, int], threshold: float, label: str) -> str:
@@ -223,10 +213,12 @@ def histogram(bins: Mapping[str, int], threshold: float, label: str) -> str:
     ]
     columns.append(column(len(edges) + 1, bins.get("unknown", 0), "unknown", "no score"))
     marks = [(LEFT, "0"), (LEFT + threshold * len(edges) * step, f"{threshold:g}"), (CHART_WIDTH - RIGHT, "no score")]
-    return (
-        f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(label)}">'
-        f"{_frame([(TOP + 4.0, _short(highest))], marks)}{''.join(columns)}</svg>"
-    )
+    return _chart(label, _frame([(TOP + 4.0, _short(highest))], marks), *columns)
+
+
+def _chart(label: str, *parts: str, data: str = "") -> str:
+    head = f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(label)}"{data}>'
+    return f"{head}{''.join(parts)}</svg>"
 
 
 def _frame(y_marks: Sequence[tuple[float, str]], x_marks: Sequence[tuple[float, str]]) -> str:

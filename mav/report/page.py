@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 
 from mav.artifact import Artifact, Folder
@@ -59,8 +61,6 @@ def write_report(recipe: Recipe, stages: list[StageView], out: Folder) -> dict[s
 
 def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
     """The page, and how many videos it shows."""
-    import jinja2
-
     artifacts = {view.name: view.artifact for view in stages if view.artifact is not None}
     files = resources.files(__package__)
     environment = jinja2.Environment(
@@ -110,8 +110,6 @@ def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
     """The oracle's figures, with what the motion ratio's place on a logarithmic scale from 1/16 to 16 is."""
     if oracle is None:
         return None
-    import math
-
     result: dict[str, Any] = oracle.folder.read_json("result.json")
 
     def place(ratio: float | None) -> float | None:

@@ -36,9 +36,8 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self.folder.url, purge_step=int(facts[STEP]), filename_suffix=f".{time.time_ns()}")
-        for name, value in sorted(facts.items()):
-            if name not in ALWAYS and isinstance(value, (int, float)):
-                self._writer.add_scalar(name, value, int(facts[STEP]))
+        for name, value in sorted(_numbers(facts).items()):
+            self._writer.add_scalar(name, value, int(facts[STEP]))
         self._writer.flush()
 
 
@@ -64,5 +63,8 @@ class WandbBoard:
 
     def __call__(self, facts: dict[str, Any]) -> None:
         self.then(facts)
-        numbers = {name: value for name, value in facts.items() if name not in ALWAYS and isinstance(value, (int, float))}
-        self._run.log(numbers, step=int(facts[STEP]))
+        self._run.log(_numbers(facts), step=int(facts[STEP]))
+
+
+def _numbers(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in ALWAYS and isinstance(value, (int, float))}

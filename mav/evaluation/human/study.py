@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 
 from mav.artifact import Folder
 from mav.data.video_io import encode_mp4
 from mav.errors import UserError
-from mav.evaluation.reading import LIST, whole_video
+from mav.evaluation.reading import LIST, find_videos, whole_video
 from mav.recipe import Recipe
 
 STUDY, KEY = "study.json", "key.json"
@@ -131,8 +132,6 @@ def pairs_of(systems: Mapping[str, Folder], prompts: Sequence[tuple[str, str]], 
 
 def _by_prompt(folder: Folder, prompts: Sequence[str]) -> dict[str, str]:
     """Prompt -> file of a system's folder."""
-    from mav.evaluation.reading import find_videos
-
     entries, _ = find_videos(folder, tuple(prompts), len(prompts))
     if folder.exists(LIST):
         return {entry.prompt: entry.file for entry in entries if entry.file}
@@ -169,7 +168,5 @@ def _ruin(data: bytes, rng: np.random.Generator) -> bytes:
 
 def _rate(data: bytes) -> float:
     """Frames a second; 8 where the file does not say."""
-    import av
-
     with av.open(io.BytesIO(data), mode="r") as container:
         return float(container.streams.video[0].average_rate or 8)
