@@ -7,9 +7,12 @@ import json
 import math
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from flows.cli_options import Json, RecipeName, Set
 from flows.console import working
+from mav.recipe_file import load_recipe
 
 app = typer.Typer()
 
@@ -24,11 +27,7 @@ def short(number: float) -> str:
 @app.command()
 def describe(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
     """Parameters, arithmetic and memory of every network of a recipe; nothing is allocated or trained."""
-    from rich.console import Console
-    from rich.table import Table
-
     from mav.generation.cascade import NETWORKS
-    from mav.recipe_file import load_recipe
     from mav.training.describe import describe as measure
 
     loaded = load_recipe(recipe, set_ or ())

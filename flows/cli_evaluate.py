@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from flows.cli_options import Json, Runs, device, open_plan
 from flows.console import Line, tables
+from mav.artifact import Folder
 from mav.errors import UserError
+from mav.recipe import Cluster, Evaluate
 from mav.recipe_file import load_recipe
 
 if TYPE_CHECKING:
-    from mav.artifact import Folder
-    from mav.evaluation.store import Chunk, FeatureWork, Run
+    from mav.evaluation.store import Chunk, FeatureWork, Runner
 
 app = typer.Typer()
 
@@ -69,13 +71,11 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Measure a folder of videos: numbers with their protocol, count, interval and weights. A killed evaluation goes on where it was."""
-    from mav.artifact import Folder
     from mav.evaluation.features import Networks
     from mav.evaluation.interpolation import measure_interpolation
     from mav.evaluation.measure import Settings, measure
     from mav.evaluation.protocols import load_protocol, protocol_names
     from mav.evaluation.sets import read_set
-    from mav.recipe import Evaluate
 
     if benchmark not in BENCHMARKS:
         raise UserError(f"There is no benchmark {benchmark!r}: choose one of {', '.join(BENCHMARKS)}.")
@@ -126,7 +126,7 @@ def _clip(recipe: str, runs: str) -> Folder:
 
 
 @contextmanager
-def features_on_ray(device: str) -> Iterator[Run]:
+def features_on_ray(device: str) -> Iterator[Runner]:
     """Does chunks in Ray's processes, one a GPU or one a core; a handful is done here. Ray starts when the first chunk needs it."""
     from mav.evaluation.store import in_process
 
@@ -138,7 +138,6 @@ def features_on_ray(device: str) -> Iterator[Run]:
             import ray
 
             from flows.runtime import ray_cluster
-            from mav.recipe import Cluster
 
             if not ray.is_initialized():
                 services.enter_context(ray_cluster(Cluster(dashboard=False)))
@@ -194,8 +193,6 @@ def _unpickled(pickled: bytes) -> FeatureWork:
 
 def print_result(result: dict[str, Any]) -> None:
     """The table: our row, yardsticks, published rows with the protocol of each, then everything a reader needs to judge the numbers."""
-    from rich.table import Table
-
     from mav.evaluation.protocols import published
 
     console = tables()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from flows.make_a_video import make_a_video
+from flows.stage import Plan, Store
 from mav.errors import UserError
+from mav.recipe import Recipe
 from mav.recipe_file import load_recipe, shipped_recipes
-
-if TYPE_CHECKING:
-    from flows.stage import Plan, Store
-    from mav.recipe import Recipe
 
 
 def _begun(begun: str, words: Iterable[str]) -> list[str]:
@@ -27,8 +26,6 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def complete_stage(incomplete: str) -> list[str]:
     """For the shell's completion: the stages of the whole graph."""
-    from flows.make_a_video import make_a_video
-
     return _begun(incomplete, make_a_video(load_recipe("demo")).nodes)
 
 
@@ -48,9 +45,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def open_plan(recipe: str, overrides: list[str] | None, runs: str) -> tuple[Recipe, Plan, Store]:
     """The recipe, its graph, and where its artifacts are. Raises UserError when the recipe is not one."""
-    from flows.make_a_video import make_a_video
-    from flows.stage import Store
-
     loaded = load_recipe(recipe, overrides or ())
     try:
         store = Store(runs)

@@ -44,7 +44,7 @@ def publish(
     data = {name: artifact for name, node in sorted(before.items()) if (artifact := store.find(node)) is not None}
 
     folder = store.root.child(f"publish/{to.replace('/', '--')}")
-    sizes = releases.write_release(releases.Release(loaded, networks, data), folder)
+    sizes = releases.write_release(loaded, networks, data, folder)
     for name, size in sizes.items():
         print(f"{size:>14,}  {name}")
     print(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files, in {folder.url}")

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from flows.cli_options import Json
 from flows.console import tables
+from flows.runtime import port_is_free
+from mav.artifact import Folder
 from mav.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ def freeze(
     seed: Annotated[int, typer.Option("--seed", help="Draws pairs, sides and order.")] = 0,
 ) -> None:
     """Fix which pairs are shown, on which side and in which order, before anybody has looked at them."""
-    from mav.artifact import Folder
     from mav.evaluation.human.study import STUDY, freeze, pairs_of
     from mav.evaluation.sets import read_prompts
 
@@ -65,8 +67,6 @@ def serve(
     """Serve the rating page until Ctrl-C. Every answer is on the disk before the next question is shown."""
     import uvicorn
 
-    from flows.runtime import port_is_free
-    from mav.artifact import Folder
     from mav.evaluation.human.server import make_app
 
     database, folder = _open(study, votes)
@@ -90,7 +90,6 @@ def report(
     json_: Json = False,
 ) -> None:
     """Say who was preferred, how sure that is and how well raters agreed; write the votes and completion codes as CSV."""
-    from mav.artifact import Folder
     from mav.evaluation.human.report import report_study
 
     database, folder = _open(study, votes, make=False)
@@ -105,7 +104,6 @@ def report(
 
 def _open(study: str, votes: Path | None, make: bool = True) -> tuple[Votes, Path]:
     """The votes of a study and their folder."""
-    from mav.artifact import Folder
     from mav.evaluation.human.votes import Study, Votes
 
     frozen = Study.load(Folder(study))
@@ -136,8 +134,6 @@ def _write_links(database: Votes, path: Path, count: int, url: str) -> int:
 
 def print_report(found: dict[str, Any]) -> None:
     """The report as tables."""
-    from rich.table import Table
-
     console = tables()
 
     def share(value: float | None, interval: tuple[float, float]) -> str:

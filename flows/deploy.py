@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import yaml
 from prefect import flow
 from pydantic import Field
 
@@ -97,8 +98,6 @@ def deployments() -> list[dict[str, Any]]:
 
 def prefect_yaml() -> str:
     """The text of `infra/prefect.yaml`."""
-    import yaml
-
     head = "# Written by `python -m flows.deploy > infra/prefect.yaml`. See infra/README.md for how to deploy it.\n"
     body = {"name": "make-a-video-system", "build": None, "push": None, "pull": None, "deployments": deployments()}
     return head + yaml.safe_dump(body, sort_keys=False, width=140)

@@ -25,13 +25,7 @@ GAUGES = {
     "mav_steps_per_second": ("Training speed in optimiser steps.", ("stage",)),
     "mav_memory_gb": ("The most memory a training used: of its GPU, or of its process on a CPU.", ("stage",)),
 }
-TRAINING = {
-    "loss": "mav_loss",
-    "samples": "mav_samples",
-    "samples_per_second": "mav_samples_per_second",
-    "steps_per_second": "mav_steps_per_second",
-    "memory_gb": "mav_memory_gb",
-}
+TRAINING = ("loss", "samples", "samples_per_second", "steps_per_second", "memory_gb")  # facts of a training's progress
 
 
 def exported() -> set[str]:
@@ -65,9 +59,9 @@ class Tally:
         for (name, label), number in self._sums.items():
             _, keys = COUNTERS[name]
             if number:
-                _counter(name).inc(number, {"stage": self.stage, **dict.fromkeys(keys[1:], label)})
+                _series(name).inc(number, {"stage": self.stage, **dict.fromkeys(keys[1:], label)})
         self._sums.clear()
-        _gauge("mav_progress").set(done / total if total else 1.0, {"stage": self.stage})
+        _series("mav_progress").set(done / total if total else 1.0, {"stage": self.stage})
 
 
 def tell_training(facts: dict[str, Any]) -> None:
@@ -78,23 +72,16 @@ def tell_training(facts: dict[str, Any]) -> None:
         return
     tags = {"stage": facts["stage"]}
     if facts.get("total"):
-        _gauge("mav_progress").set(facts.get("samples", 0) / facts["total"], tags)
-    for key, name in TRAINING.items():
+        _series("mav_progress").set(facts.get("samples", 0) / facts["total"], tags)
+    for key in TRAINING:
         if facts.get(key) is not None:
-            _gauge(name).set(float(facts[key]), tags)
+            _series(f"mav_{key}").set(float(facts[key]), tags)
 
 
 @functools.cache
-def _counter(name: str) -> Any:
-    from ray.util.metrics import Counter as RayCounter
+def _series(name: str) -> Any:
+    from ray.util import metrics
 
-    about, keys = COUNTERS[name]
-    return RayCounter(name, description=about, tag_keys=keys)
-
-
-@functools.cache
-def _gauge(name: str) -> Any:
-    from ray.util.metrics import Gauge
-
-    about, keys = GAUGES[name]
-    return Gauge(name, description=about, tag_keys=keys)
+    kind = metrics.Counter if name in COUNTERS else metrics.Gauge
+    about, keys = (COUNTERS | GAUGES)[name]
+    return kind(name, description=about, tag_keys=keys)

@@ -20,6 +20,7 @@ from flows.shard_map import shard_map
 from flows.stage import Job, Node, Run
 from mav.artifact import Artifact, Folder
 from mav.data.download import DownloadWork
+from mav.data.guards import is_transient
 from mav.data.retry import RetryWork, base_shard, retry_number, retry_shard
 from mav.data.videos import VideoWork
 from mav.errors import UserError
@@ -71,8 +72,6 @@ def retry_failed(node: Node, run: Run) -> Retried:
 
 
 def _transient(counts: dict[str, Any]) -> int:
-    from mav.data.guards import is_transient
-
     return sum(n for reason, n in counts["failed"].items() if is_transient(reason))
 
 

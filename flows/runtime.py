@@ -8,6 +8,8 @@ as the run lasts. With `RAY_ADDRESS=host:6379` that cluster is joined, with `RAY
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
+import logging
 import os
 import signal
 import socket
@@ -47,8 +49,6 @@ def configure_environment() -> None:
 
 
 def _refuse_dataclasses_backport() -> None:
-    import importlib.metadata
-
     with suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("dataclasses")
         raise UserError(
@@ -170,8 +170,6 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
 
     Raises UserError when the address does not answer.
     """
-    import logging
-
     import ray
 
     address = os.environ.get("RAY_ADDRESS", "")

@@ -26,6 +26,7 @@ import fsspec
 
 from flows.console import Screen
 from flows.lease import LEASE, Lease, exclusive, held_here, top
+from flows.runtime import job_server, port_is_free, ray_cluster
 from mav.artifact import MANIFEST, Artifact, Folder
 from mav.errors import UserError, nearest
 from mav.recipe import ImageDownload, Recipe, VideoShards, digest
@@ -237,8 +238,6 @@ class Run:
 
     def ray(self) -> str:
         """Starts or joins Ray once; returns the dashboard's address. Raises UserError when the run is being stopped."""
-        from flows.runtime import job_server, ray_cluster
-
         if job_server():
             raise UserError(f"RAY_ADDRESS={job_server()} takes whole stages; this needs a cluster to join: say host:6379, or unset it.")
         with self._lock:
@@ -249,7 +248,6 @@ class Run:
 
     def serve_world(self, world: Folder) -> None:
         """Serves the demo world on loopback until the run ends; jobs of one cluster take turns, as each takes its server away."""
-        from flows.runtime import port_is_free
         from mav.data.world_server import WorldServer
 
         assert self.recipe.world is not None

@@ -120,7 +120,7 @@ def _worker(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     progress = ProgressFile(config["progress"])
     progress.begin()
-    report = progress if rank == 0 else _silent
+    report = progress if rank == 0 else lambda facts: None  # one tells for all
     place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
     result: dict[str, Any]
     try:
@@ -159,10 +159,6 @@ def _run(
         if config["wandb"]:
             report = WandbBoard(config["wandb"], config["stage"], config["recipe"], config["board"], report)
     return run_stage(*stage_inputs, rank=rank, world_size=world_size, device=device, report=report)
-
-
-def _silent(facts: dict[str, Any]) -> None:
-    """Progress is told by the first worker alone."""
 
 
 def _training_stage(name: str, sections: tuple[str, ...], about: str) -> Stage:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mav.artifact import Artifact, Folder
@@ -16,28 +15,19 @@ LEFT_OUT = ("start.json",)  # names the operator's files
 SHOWN_POINTS = 6  # of each curve, in the card
 
 
-@dataclass(frozen=True)
-class Release:
-    """What is released: networks by stage, and the data artifacts they were trained on."""
+def write_release(recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Artifact], folder: Folder) -> dict[str, int]:
+    """Writes a release anew into the folder: STAGE/network.safetensors and so on, and the card. Returns bytes by file name.
 
-    recipe: Recipe
-    networks: Mapping[str, Artifact]
-    data: Mapping[str, Artifact]
-
-
-def write_release(release: Release, folder: Folder) -> dict[str, int]:
-    """Writes the release anew into the folder: STAGE/network.safetensors and so on, and the card. Returns bytes by file name.
-
-    Raises UserError when a file of an artifact is not what its manifest says.
+    networks: by stage. data: the artifacts that they were trained on. Raises UserError when a file is not what its manifest says.
     """
     folder.remove()
-    for stage, artifact in release.networks.items():
+    for stage, artifact in networks.items():
         if problem := next(artifact.problems(), None):
             raise UserError(f"{stage} is not released: {problem}; rerun it.")
         for name in artifact.files():
             if name not in LEFT_OUT:
                 folder.write_bytes(f"{stage}/{name}", artifact.folder.read_bytes(name))
-    folder.write_bytes(CARD, card(release).encode())
+    folder.write_bytes(CARD, card(recipe, networks, data).encode())
     return {name: folder.size(name) for name in folder.names()}
 
 
@@ -55,9 +45,8 @@ def push(folder: Folder, repository: str, token: str) -> str:
     return str(address)
 
 
-def card(release: Release) -> str:
+def card(recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Artifact]) -> str:
     """The model card: what it is, what it was trained on, how, what it cost, and how it went. A function of the artifacts alone."""
-    recipe, networks = release.recipe, release.networks
     lines = ["---", "library_name: make-a-video-system", "pipeline_tag: text-to-video", "tags: [make-a-video, text-to-video]", "---", ""]
     lines += [f"# {recipe.name}", "", recipe.about, ""]
     lines += ["Networks of Make-A-Video (Singer et al. 2022), the average weights of each training stage.", ""]
@@ -78,7 +67,7 @@ def card(release: Release) -> str:
     lines += ["", f"{seconds / 3600:.3g} hours in all, each stage on {where}.", ""]
 
     lines += ["## Data", "", "| artifact | rows in | rows kept | fingerprint | sha256 of its files |", "|---|---|---|---|---|"]
-    for name, artifact in release.data.items():
+    for name, artifact in data.items():
         m, counts = artifact.manifest, artifact.manifest.counts
         rows = " | ".join(_number(counts.get(key)) for key in ("rows_in", "rows_out"))
         lines.append(f"| {name} | {rows} | `{m.fingerprint[:16]}` | `{m.content[:16]}` |")

@@ -20,6 +20,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
 
+from mav.data.video_io import open_video, read_squares
 from mav.recipe import VideoShards
 
 MIN_FRAMES = 8
@@ -230,8 +231,6 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: _Frames, rule
 
 def _kept(data: bytes, extension: str, frames: Iterable[tuple[float, av.VideoFrame]], source: _Frames) -> Converted:
     """The original bytes, when training's decoder shows them as they should be shown and finds as many frames."""
-    from mav.data.video_io import open_video, read_squares
-
     times: list[float] = []
     sizes: set[tuple[int, int]] = set()
     odd = source.pixel_aspect != 1

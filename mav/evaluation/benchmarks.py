@@ -7,8 +7,7 @@ it is loaded from the inputs. All generated videos are kept under `videos/`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,16 +23,10 @@ from mav.evaluation.reading import central_frames
 from mav.evaluation.sets import read_set
 from mav.generation.cascade import Cascade
 from mav.generation.write import write_videos
-from mav.recipe import Generate, Recipe
+from mav.recipe import Recipe
 
 TRAINING_CLIPS = 64  # whose motion the oracle measures: enough for a median
 FIRST_SEED = {"ucf101": 1_000_000, "msrvtt": 2_000_000}  # samples of one benchmark are not another's
-
-
-class Sampler(Protocol):
-    """The part of a cascade that the text benchmarks use."""
-
-    def sample(self, prompts: list[str], seeds: Sequence[int], generate: Generate) -> np.ndarray: ...
 
 
 def evaluate_text_to_video(
@@ -42,7 +35,7 @@ def evaluate_text_to_video(
     inputs: dict[str, Folder],
     out: Folder,
     report: Report = lambda _: None,
-    cascade: Sampler | None = None,
+    cascade: Cascade | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Zero-shot `ucf101` (FVD, inception score) or `msrvtt` (FID over frames, CLIPSIM): generates what the protocol asks for, then

@@ -14,7 +14,7 @@ from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import Entry, find_videos
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
-from mav.evaluation.store import Run, compute, in_process
+from mav.evaluation.store import Runner, compute, in_process
 
 RESULT = "result.json"
 Report = Callable[[dict[str, Any]], None]
@@ -41,7 +41,7 @@ def measure(
     out: Folder,
     cache: Folder,
     report: Report = lambda _: None,
-    run: Run = in_process,
+    run: Runner = in_process,
 ) -> dict[str, Any]:
     """Every metric of the protocol on a folder of videos; writes `result.json` and returns it.
 

@@ -97,7 +97,7 @@ def _one(entry: Entry, future: Any, failed: dict[str, str]) -> Iterator[tuple[in
         yield entry.index, result
 
 
-Run = Callable[[FeatureWork, Sequence[Chunk]], Iterable[int]]  # does chunks in any order and says each one's number when it is done
+Runner = Callable[[FeatureWork, Sequence[Chunk]], Iterable[int]]  # does chunks in any order and says each one's number when it is done
 
 
 def in_process(work: FeatureWork, chunks: Sequence[Chunk]) -> Iterator[int]:
@@ -154,7 +154,7 @@ def compute(
     networks: Networks,
     keep: Folder,
     report: Callable[[int, int], None] = lambda done, total: None,
-    run: Run = in_process,
+    run: Runner = in_process,
 ) -> Features:
     """Features of all entries, those that `keep` has from before included. report(done, total) counts videos."""
     facts = {name: each["sha256"] for name, each in networks.facts().items()}

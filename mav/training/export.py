@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mav.artifact import Folder
@@ -33,8 +35,6 @@ class Export:
 
 def export_network(out: Folder, network: UNet | Prior, objective: Objective, **facts: Any) -> None:
     """Writes the network's parameters (float32) and its description; `facts` are kept beside them."""
-    from safetensors.torch import save
-
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     out.write_bytes(WEIGHTS, save(tensors))
     kind = "prior" if isinstance(network, Prior) else "unet"
@@ -45,9 +45,6 @@ def export_network(out: Folder, network: UNet | Prior, objective: Objective, **f
 
 def load_network(folder: Folder, device: str = "cpu") -> Export:
     """Rebuilds a network from its own description. Raises UserError when there is none or its weights do not match."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
         facts = json.loads(folder.read_bytes(FACTS))
         network = build(facts["kind"], facts["config"])

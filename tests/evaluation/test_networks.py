@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mav.errors import UserError
-from mav.evaluation.networks import c3d, i3d, inception
+from mav.evaluation.networks import c3d, fold, i3d, inception
 from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state, rename
 
 I3D_PARAMETERS = 12_697_264  # of the published RGB Kinetics-400 network, batch norm scales and shifts included
@@ -50,7 +50,7 @@ def test_i3d_units_pad_as_tensorflow_does(size, kernel, stride):
     x = torch.randn(1, 2, size, size, size, generator=torch.Generator().manual_seed(1))
     expected = F.relu(unit.bn(tensorflow_same(x, unit.conv3d.weight, stride)))
     assert torch.allclose(unit(x), expected, atol=1e-5)
-    unit.fold()
+    fold(unit)
     assert torch.allclose(unit(x), expected, atol=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_i3d_is_of_the_published_size_and_folding_changes_nothing():
     x = torch.rand(1, 3, 16, 224, 224) * 2 - 1
     with torch.inference_mode():
         before = network(x)
-        after = network.fold().to(memory_format=torch.channels_last_3d)(x.to(memory_format=torch.channels_last_3d))
+        after = fold(network).to(memory_format=torch.channels_last_3d)(x.to(memory_format=torch.channels_last_3d))
     assert before.shape == (1, 400)
     assert torch.allclose(before, after, rtol=1e-3, atol=1e-4 * before.abs().max().item())
 
@@ -151,7 +151,7 @@ def test_inception_equals_pytorch_fids():
     with torch.inference_mode():
         expected = theirs(x)
         assert torch.allclose(ours(x), expected, atol=1e-4 * expected.abs().max().item())
-        assert torch.allclose(ours.fold()(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+        assert torch.allclose(fold(ours)(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
     assert expected.shape == (2, 2048)
     assert expected.std() > 0
 

@@ -104,6 +104,7 @@ class Votes:
     def _connection(self) -> sqlite3.Connection:
         if not hasattr(self._local, "connection"):
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             self._local.connection = connection
@@ -257,18 +258,14 @@ class Votes:
     def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(votes, raters) as plain rows; a vote says whether its rating is complete."""
         db = self._connection()
-        db.row_factory = sqlite3.Row
-        try:
-            votes = db.execute(
-                """SELECT v.item, v.question, v.rater, v.answer, v.milliseconds, v.at,
-                   EXISTS (SELECT 1 FROM ratings WHERE item = v.item AND rater = v.rater) AS complete FROM votes v ORDER BY v.id"""
-            ).fetchall()
-            raters = db.execute(
-                """SELECT id AS rater, code, excluded, finished, (SELECT COUNT(*) FROM ratings WHERE rater = raters.id) AS ratings
-                   FROM raters ORDER BY id"""
-            ).fetchall()
-        finally:
-            db.row_factory = None
+        votes = db.execute(
+            """SELECT v.item, v.question, v.rater, v.answer, v.milliseconds, v.at,
+               EXISTS (SELECT 1 FROM ratings WHERE item = v.item AND rater = v.rater) AS complete FROM votes v ORDER BY v.id"""
+        )
+        raters = db.execute(
+            """SELECT id AS rater, code, excluded, finished, (SELECT COUNT(*) FROM ratings WHERE rater = raters.id) AS ratings
+               FROM raters ORDER BY id"""
+        )
         return [dict(row) for row in votes], [dict(row) for row in raters]
 
 

@@ -1,8 +1,7 @@
 """I3D (Carreira and Zisserman 2017), RGB, Kinetics-400: the network of the Frechet video distance.
 
 Written for the published weights: TensorFlow's SAME padding, which depends on the input's size and puts the odd pixel last; pools that
-pad with zeros; batch norm without scale and with epsilon 1e-3. `fold` merges every batch norm into its convolution, once the weights
-are in: the same numbers to rounding, a good part less memory traffic.
+pad with zeros; batch norm without scale and with epsilon 1e-3.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Unit(nn.Module):
         super().__init__()
         self.kernel, self.stride = (kernel,) * 3, (stride,) * 3
         self.conv3d = nn.Conv3d(channels, out, kernel, stride, bias=False)
-        self.bn: nn.Module = nn.BatchNorm3d(out, eps=EPSILON)
+        self.bn = nn.BatchNorm3d(out, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel[0] == 1:  # a matrix product over channels; free of copies where channels lie last
@@ -56,12 +55,6 @@ class Unit(nn.Module):
         else:
             y = self.conv3d(_same(x, self.kernel, self.stride))
         return F.relu(self.bn(y), inplace=True)
-
-    def fold(self) -> None:
-        """Merges the batch norm into the convolution."""
-        if isinstance(self.bn, nn.BatchNorm3d):
-            self.conv3d = nn.utils.fuse_conv_bn_eval(self.conv3d.eval(), self.bn.eval())
-            self.bn = nn.Identity()
 
 
 class Pool(nn.Module):
@@ -130,13 +123,6 @@ class I3D(nn.Module):
                 x = part(x)
         pooled = F.avg_pool3d(x, (2, SIZE // 32, SIZE // 32), stride=1)  # (B, 1024, T', 1, 1)
         return torch.flatten(self.logits["conv3d"](pooled).mean(dim=2), 1)
-
-    def fold(self) -> I3D:
-        """Merges all batch norms; for evaluation only."""
-        for module in self.modules():
-            if isinstance(module, Unit):
-                module.fold()
-        return self.eval()
 
 
 def prepare(video: Tensor) -> Tensor:

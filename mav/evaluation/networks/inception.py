@@ -55,13 +55,6 @@ class Inception(torchvisions.Inception3):
         self.Mixed_7c.maximum = True
         self.fc = nn.Identity()  # classes are of no use here
 
-    def fold(self) -> Inception:
-        """Merges all batch norms into their convolutions; for evaluation only."""
-        for module in self.modules():
-            if isinstance(module, torchvisions.BasicConv2d) and isinstance(module.bn, nn.BatchNorm2d):
-                module.conv, module.bn = nn.utils.fuse_conv_bn_eval(module.conv.eval(), module.bn.eval()), nn.Identity()
-        return self.eval()
-
 
 def clean_resize(frame: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3) to float32 (299, 299, 3), 0 to 255."""

@@ -25,9 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mav.errors import UserError
+from mav.evaluation.networks import fold
 from mav.evaluation.networks.c3d import C3D, CROP
 from mav.evaluation.networks.c3d import SIZE as C3D_SIZE
 from mav.evaluation.networks.i3d import I3D
@@ -122,8 +124,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Name to tensor, of any of the formats above. Raises UserError when it is none."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -192,8 +192,7 @@ def load_network(network: str, folder: str, device: str = "cpu") -> tuple[nn.Mod
         raise UserError(f"{path}: {wrong[0]!r} has the shape {tuple(given[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}.")
     # Batch norms without a learned scale, as TensorFlow's, keep ours of one.
     module.load_state_dict({name: given.get(name, value).to(value.dtype) for name, value in own.items()})
-    if isinstance(module, (I3D, Inception)):
-        module.fold()
+    fold(module)
     if network != "c3d":  # where it is faster
         layout = torch.channels_last if network == "inception" else torch.channels_last_3d
         for parameter in module.parameters():
