@@ -12,7 +12,7 @@ NODE_WIDTH, NODE_HEIGHT = 188, 46
 GAP_X, GAP_Y = 22, 34
 LANE_WIDTH = 10  # of an edge that passes beside boxes
 CHART_WIDTH, CHART_HEIGHT = 340, 150
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 22
+LEFT, RIGHT, TOP, BOTTOM = 50, 8, 8, 22
 
 
 def duration(seconds: float) -> str:
@@ -238,4 +238,4 @@ def _short(value: float) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.2g}"
