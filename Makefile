@@ -10,7 +10,7 @@ setup: $(READY)
 
 $(READY): requirements-dev.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: this needs Python 3.11 or 3.12; install one, or say make PYTHON=/path/to/python3.11"; exit 2; }
-	@echo "Setting up .venv with $(PYTHON): about 6 GB, a few minutes, once."
+	@echo "Setting up .venv with $(PYTHON): about 7 GB, a few minutes, once."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
