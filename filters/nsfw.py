@@ -1,7 +1,5 @@
 """NSFW: rows whose probability of being unsafe reaches the threshold are dropped."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 import pyarrow.compute as pc
 

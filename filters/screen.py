@@ -3,8 +3,6 @@
 Checks run in one fixed order, from cheap to dear, and a dropped row carries the reason of the first it fails (`REASONS`).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -9,8 +9,6 @@ The shipped lists are those of the package glin-profanity (MIT), 24 languages of
 any file of one phrase a line can be named instead or as well.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import json

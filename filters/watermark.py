@@ -1,7 +1,5 @@
 """Watermarks: rows whose probability of a watermark reaches the threshold are dropped, the boundary row included."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 import pyarrow.compute as pc
 

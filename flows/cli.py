@@ -1,7 +1,5 @@
 """The `mav` command."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

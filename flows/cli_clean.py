@@ -5,8 +5,6 @@ whatever somebody who is alive works on. What goes: older artifacts of the recip
 of older versions; what killed processes left half written.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`mav describe`: what a recipe's networks cost before anything is trained."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

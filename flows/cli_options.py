@@ -1,7 +1,5 @@
 """What the commands of `mav` share: the arguments that are spelled alike everywhere, and what they name."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Iterable
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`mav plan`: what a recipe's data will take on its cluster, from rates measured on this machine or given."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

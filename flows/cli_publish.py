@@ -1,7 +1,5 @@
 """`mav publish`: finished networks with a model card in a folder, and on request in a hub repository."""
 
-from __future__ import annotations
-
 import os
 import string
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Samples, benchmarks, the human study and the report. One deployable flow a stage."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -6,8 +6,6 @@ later one watches them to their end. A flow that is cancelled stops them. The jo
 the stage exactly as a laptop does; storage is all that the two have in common.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

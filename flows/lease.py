@@ -6,8 +6,6 @@ it is dead is seen, never computed: on the same machine its process is gone; fro
 `EXPIRY_SECONDS` of the observer's own monotonic clock. A holder that was taken for dead finds a higher number and gives up.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -4,8 +4,6 @@
 a Prefect flow (`flows.deploy` has them): one task a stage, never one a shard; the shards are Ray's.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress

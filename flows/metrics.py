@@ -4,8 +4,6 @@ They come out of each node's metrics port as `ray_NAME`, counters also as `ray_N
 business: `rate(ray_mav_rows_total[5m])`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from typing import Any

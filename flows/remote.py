@@ -1,7 +1,5 @@
 """One whole function on Ray, watched from here: how a stage that is not a walk over shards runs."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ A retry pass fetches into supplementary shards (`PPPPP-KKKKK-retryP`) in the sta
 it is through, the shards join the artifact, whose ledger and manifest are written anew. A pass that brings nothing changes nothing.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 from collections import Counter

@@ -1,7 +1,5 @@
 """Whether Ray has room for what a stage asks: waiting is said, and what no node will ever have is refused at once."""
 
-from __future__ import annotations
-
 import json
 import time
 

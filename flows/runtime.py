@@ -5,8 +5,6 @@ as the run lasts. With `RAY_ADDRESS=host:6379` that cluster is joined, with `RAY
 (`flows.jobs`), otherwise Ray starts on this machine. Nothing is opened to other machines and neither sends telemetry.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib.metadata
 import logging

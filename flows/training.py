@@ -7,8 +7,6 @@ The loop keeps its own exact checkpoints in the stage's work folder, so a worker
 the last one and changes nothing else; one that is told to go (SIGTERM to its process, or its run being stopped) saves first and costs none.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

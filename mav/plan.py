@@ -4,8 +4,6 @@ Nothing here measures; `mav plan` does, and says of every rate where it comes fr
 is samples over samples/s, which `mav run` shows from the first minute on.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """A release: trained networks as safetensors and json with a model card, in a folder that can be pushed to a hub repository as it is."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

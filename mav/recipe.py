@@ -8,8 +8,6 @@ The sections are plain frozen dataclasses of the standard library, so that netwo
 machine that has torch and nothing else. pydantic checks them when a file is loaded.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

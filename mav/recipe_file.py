@@ -1,12 +1,12 @@
 """Reading recipes: a shipped name or a YAML file, `extends`, overrides, and every check, each mistake one sentence naming its key."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
+
+import yaml
 
 from mav.errors import UserError, nearest
 from mav.recipe import Recipe
@@ -62,35 +62,34 @@ def _siblings(place: Sequence[int | str]) -> list[str]:
 
 
 def _check(recipe: Recipe, source: str) -> None:
-    """Rules that span sections: each violation is one sentence naming the key."""
-    try:
-        cascade = recipe.cascade
-        _require(cascade.frames >= 2, "`cascade.frames` must be at least 2")
-        _require(cascade.frame_skip >= 1, "`cascade.frame_skip` must be at least 1")
-        _require(
-            cascade.base_size < cascade.low_size < cascade.high_size,
-            "`cascade.base_size`, `low_size` and `high_size` must grow",
-        )
-        for name in ("punsafe_threshold", "pwatermark_threshold"):
-            _require(0 <= getattr(recipe.screening, name) <= 1, f"`screening.{name}` is a probability: 0 to 1")
-        for name in ("image_download", "video_shards"):
-            _require(0 <= getattr(recipe, name).success_floor <= 1, f"`{name}.success_floor` is a share: 0 to 1")
-            _require(0 <= getattr(recipe, name).shard_floor <= 1, f"`{name}.shard_floor` is a share: 0 to 1")
-        for name in (f.name for f in dataclasses.fields(recipe) if f.name.startswith("train_")):
-            o = getattr(recipe, name).optimisation
-            _require(o.batch_size >= 1 and o.samples >= o.batch_size, f"`{name}.optimisation.samples` must be at least one batch")
-            _require(o.batch_size % (o.accumulation * recipe.cluster.workers) == 0,
-                     f"`{name}.optimisation.batch_size` must be a multiple of accumulation times cluster.workers")  # fmt: skip
-        if recipe.world is None:
-            _require(
-                bool(recipe.image_metadata.sources), "`image_metadata.sources` is empty and there is no `world`: name your parquet files"
-            )
-            _require(bool(recipe.video_shards.sources), "`video_shards.sources` is empty and there is no `world`: name your video lists")
-    except ValueError as error:
-        raise UserError(f"Recipe {source}: {error}.") from None
+    """Rules that span sections: the first that is broken is one sentence naming the key."""
+    for holds, sentence in _rules(recipe):
+        if not holds:
+            raise UserError(f"Recipe {source}: {sentence}.")
     for key, path in recipe.paths():
         if "://" not in path and "*" not in path and not os.path.exists(path):
             raise UserError(f"Recipe {source}: `{key}` names {path!r}, which does not exist: correct the path or bring the file.")
+
+
+def _rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
+    cascade, workers = recipe.cascade, recipe.cluster.workers
+    yield cascade.frames >= 2, "`cascade.frames` must be at least 2"
+    yield cascade.frame_skip >= 1, "`cascade.frame_skip` must be at least 1"
+    growing = cascade.base_size < cascade.low_size < cascade.high_size
+    yield growing, "`cascade.base_size`, `low_size` and `high_size` must grow"
+    for name in ("punsafe_threshold", "pwatermark_threshold"):
+        yield 0 <= getattr(recipe.screening, name) <= 1, f"`screening.{name}` is a probability: 0 to 1"
+    for name in ("image_download", "video_shards"):
+        for floor in ("success_floor", "shard_floor"):
+            yield 0 <= getattr(getattr(recipe, name), floor) <= 1, f"`{name}.{floor}` is a share: 0 to 1"
+    for name in (f.name for f in dataclasses.fields(recipe) if f.name.startswith("train_")):
+        o = getattr(recipe, name).optimisation
+        yield o.batch_size >= 1 and o.samples >= o.batch_size, f"`{name}.optimisation.samples` must be at least one batch"
+        whole = o.batch_size % (o.accumulation * workers) == 0
+        yield whole, f"`{name}.optimisation.batch_size` must be a multiple of accumulation times cluster.workers"
+    for key, what in (("image_metadata", "parquet files"), ("video_shards", "video lists")):
+        there = bool(recipe.world or getattr(recipe, key).sources)
+        yield there, f"`{key}.sources` is empty and there is no `world`: name your {what}"
 
 
 def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -115,8 +114,6 @@ def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str, what: str) -> Any:
-    import yaml
-
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -137,8 +134,3 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) ->
         if not isinstance(tree, dict):
             raise UserError(f"--set {override}: {key!r} is a value, not a section.")
     tree[keys[-1]] = value
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise ValueError(sentence)

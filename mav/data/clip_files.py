@@ -1,7 +1,5 @@
 """The bytes of listed clips: from a folder, from paths, from the web under the guards, from YouTube through yt-dlp."""
 
-from __future__ import annotations
-
 import collections
 import importlib
 import urllib.parse

@@ -1,7 +1,5 @@
 """Which frames of a clip make a training sample: frame rates from the curriculum, indices from time."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from mav.recipe import FpsCurriculum

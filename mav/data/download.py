@@ -5,8 +5,6 @@ also has each picture prepared in the thread that fetched it (mav.data.pictures)
 their keys whoever finished first, and every row ends in the ledger with a status and a reason.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os
@@ -199,10 +197,7 @@ class _Writer:
         self._ledger.append(row)
         self._waiting[meta["position"]] = (key, files)
         while self._next in self._waiting:
-            self._put(self._next)
+            key, files = self._waiting.pop(self._next)
+            if files is not None:
+                self._tar.add(key, files)
             self._next += 1
-
-    def _put(self, position: int) -> None:
-        key, files = self._waiting.pop(position)
-        if files is not None:
-            self._tar.add(key, files)

@@ -4,8 +4,6 @@ Everything is a pure function of its arguments, so the truth about a picture is 
 back from generated pixels. Lengths are in units of the picture's side, so the same scene can be drawn at any size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@
 `image-embed` keeps the survivors' image embeddings and adds what the prior reads: tokens and text embeddings.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import itertools

@@ -43,7 +43,7 @@ VALUED = frozenset(
     {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
 )  # directives of X-Robots-Tag that hold a colon
 TDM_RESERVATION = "tdm-reservation"  # stands in `refuse` beside the directives, and is a header of its own (W3C's TDM protocol)
-DNS_SECONDS = 600.0  # an answer is remembered so long in this process, for all openers
+DNS_SECONDS = 600.0  # an answer is remembered so long in this process, for all openers; a failure for a tenth of it
 DNS_ENTRIES = 50_000
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -64,6 +64,10 @@ class FetchError(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+
+
+# What hosts resolved to, and until when that is believed; addresses are judged anew at every use.
+_DNS: dict[tuple[Resolver, str, int], tuple[float, list[str] | FetchError]] = {}
 
 
 @dataclass(frozen=True)
@@ -257,40 +261,21 @@ class GuardedOpener:
 
     def _resolve(self, host: str, port: int, end: float) -> list[str]:
         """Addresses of a host, remembered for a while. The system's resolver knows no deadline, so it waits in a thread."""
-        known = _DNS.get(self.resolver, host, port)
-        if known is None:
+        until, known = _DNS.get((self.resolver, host, port), (0.0, None))
+        if known is None or time.monotonic() >= until:
             answers: queue.SimpleQueue[list[str] | FetchError] = queue.SimpleQueue()
             threading.Thread(target=_look_up, args=(self.resolver, host, port, answers), daemon=True).start()
             try:
                 known = answers.get(timeout=max(end - time.monotonic(), 0.001))
             except queue.Empty:
                 raise FetchError("dns", "no answer in time") from None
-            _DNS.put(self.resolver, host, port, known)
+            if len(_DNS) >= DNS_ENTRIES:
+                _DNS.clear()
+            seconds = DNS_SECONDS / 10 if isinstance(known, FetchError) else DNS_SECONDS
+            _DNS[self.resolver, host, port] = time.monotonic() + seconds, known
         if isinstance(known, FetchError):
             raise FetchError(known.reason)
         return known
-
-
-class _DnsCache:
-    """What hosts resolved to, for a while; addresses are judged anew at every use. A failure is remembered for a tenth of the time."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Resolver, str, int], tuple[float, list[str] | FetchError]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, resolver: Resolver, host: str, port: int) -> list[str] | FetchError | None:
-        until, answer = self._known.get((resolver, host, port), (0.0, None))
-        return answer if time.monotonic() < until else None
-
-    def put(self, resolver: Resolver, host: str, port: int, answer: list[str] | FetchError) -> None:
-        with self._lock:
-            if len(self._known) >= DNS_ENTRIES:
-                self._known.clear()
-            seconds = DNS_SECONDS / 10 if isinstance(answer, FetchError) else DNS_SECONDS
-            self._known[resolver, host, port] = (time.monotonic() + seconds, answer)
-
-
-_DNS = _DnsCache()
 
 
 @contextlib.contextmanager

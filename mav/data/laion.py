@@ -11,8 +11,6 @@ A digest of the picture itself, where a table has one (columns md5, sha256 or sh
 checked when the picture is fetched. LAION's numeric `hash` is of address and caption and says nothing of the picture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

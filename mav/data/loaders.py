@@ -3,8 +3,6 @@
 See `mav.data.source` for their order and for what becomes of unreadable samples. Decoded pixels stay in memory while they fit the budget.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import json

@@ -1,7 +1,5 @@
 """Retry passes: rows of finished shards that failed for a reason that passes (dns, timeout, 429, 5xx, reset), fetched once more."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, replace
 

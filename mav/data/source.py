@@ -7,8 +7,6 @@ samples. The only state is the number itself. A sample that cannot be read gives
 of them stop the run; a set without any is an error.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import threading

@@ -6,8 +6,6 @@ ClipError with a reason: error_page, truncated, no_video_stream, zero_frames, un
 wild_frame_rate, needs_reencoding.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Reading and writing short videos: decord decodes any, PyAV (FFmpeg's libraries) encodes, and decodes what was made for random access."""
 
-from __future__ import annotations
-
 import bisect
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -58,18 +56,15 @@ def open_video(data: bytes | str):  # type: ignore[no-untyped-def]
     return reader
 
 
-def read_frames(data: bytes | str, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None). Raises ValueError when one cannot be had."""
-    return _read(data, indices, lambda frame: frame)
-
-
 def read_squares(data: bytes, indices: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     """uint8 (F, size, size, 3): the central squares of the given frames, each scaled as soon as it is decoded. Raises ValueError."""
-    return _read(data, indices, lambda frame: fit(frame[None], size)[0])
+    return read_frames(data, indices, lambda frame: fit(frame[None], size)[0])
 
 
-def _read(data: bytes | str, indices: Sequence[int] | np.ndarray | None, each: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The frames, each put through `each`.
+def read_frames(
+    data: bytes | str, indices: Sequence[int] | np.ndarray | None = None, each: Callable[[np.ndarray], np.ndarray] = lambda frame: frame
+) -> np.ndarray:
+    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None), each put through `each`. Raises ValueError when one is not there.
 
     A video made for it (MP4 of closed groups without B-frames, as `video-shards` makes them) is read by its index, group by group: the
     pixels are decord's, in about half its time, and there are widths (16, 24) that decord fails at. Any other is decord's.

@@ -4,8 +4,6 @@ Where clips come from is `mav.data.clip_files`; what is done to one is `mav.data
 used goes to the ledger with a reason.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Set
 from dataclasses import dataclass

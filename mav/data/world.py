@@ -10,8 +10,6 @@ noise. Rows under the threshold therefore still show how the sign looks, so a sc
 screening can find the sign in rows whose scores are null.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """From a network to a denoiser: x_t and a step in, the clean sample out, with classifier-free guidance in one batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ any batch, on any number of workers, and after a resume, without any generator s
 GPU's samples are the CPU's.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 

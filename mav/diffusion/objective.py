@@ -6,8 +6,6 @@ carry min-SNR weights (Hang et al. 2023), which make the three the same loss too
     min(snr, g) |dx_0|^2  =  min(snr, g) / snr |deps|^2  =  min(snr, g) / (snr + 1) |dv|^2
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

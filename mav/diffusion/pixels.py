@@ -3,8 +3,6 @@
 All functions take clips (B, T, C, H, W) in [-1, 1].
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ All three walk the same "trailing" steps from pure noise to the clean sample, as
 they are given, so a sample is a function of its own seed. DDIM and DPM-Solver++ are deterministic after the first draw.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

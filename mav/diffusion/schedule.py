@@ -1,7 +1,5 @@
 """Noise schedules: x_t = alpha_t x_0 + sigma_t noise, with alpha^2 + sigma^2 = 1 and discrete steps t = 0 (least noise) .. steps - 1."""
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass

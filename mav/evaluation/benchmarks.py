@@ -4,8 +4,6 @@ Each is called with (recipe, inputs by stage name, out) and returns the flat met
 it is loaded from the inputs. All generated videos are kept under `videos/`.
 """
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

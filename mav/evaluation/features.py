@@ -11,8 +11,6 @@ world, never with published ones. `i3d`, `c3d`, `inception` and `clip NAME` load
 | `inception` | pooled features of each frame (F, 2048) | FID, KID |
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Callable, Sequence

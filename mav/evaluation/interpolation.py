@@ -6,8 +6,6 @@ Another method run on `given/` gives a folder that `mav evaluate interpolation -
 where there is no truth and only people can say.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence

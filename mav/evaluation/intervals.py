@@ -1,7 +1,5 @@
 """How sure a number is: 95 % intervals over videos, and what a Frechet distance would be with endless ones."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """`mav evaluate`: anybody's videos in a folder, measured as a named protocol says."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

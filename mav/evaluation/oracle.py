@@ -4,8 +4,6 @@ It looks at pixels only and knows nothing of the networks, so its verdict on gen
 conditioned on. A frame in which it finds no clear object counts as wrong; nothing is dropped.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ A folder's videos are put in the order of the prompts they were made for: by `vi
 that is their name (00042.mp4 belongs to prompt 42, counting from 0), else by name.
 """
 
-from __future__ import annotations
-
 import io
 import posixpath
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Videos that are missing or cannot be read stay in the denominator: a mean over v
 readable ones beside it; a distance between distributions can only be taken over readable ones, and says how many they are.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass

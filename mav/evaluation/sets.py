@@ -3,8 +3,6 @@
 Each gives a `BenchmarkSet`: what to ask a model for, in order, and the real clips, present or not.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

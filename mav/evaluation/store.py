@@ -4,8 +4,6 @@ A chunk's file appears whole or not at all, so a killed evaluation goes on with 
 digest of all that shapes the features: the list of videos, their preparation, the networks' weights. What changes is thus never mixed.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

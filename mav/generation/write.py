@@ -1,7 +1,5 @@
 """The `generate` stage: the recipe's prompts through the cascade, as mp4 files and their list."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

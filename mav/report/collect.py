@@ -1,12 +1,9 @@
 """Gathers what the page shows from the stages' artifacts. Whatever a run has not made yet is simply absent."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -25,26 +22,14 @@ ROW_STAGES = ("image-metadata", "image-download", "image-screen", "image-embed",
 BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluate-interpolation": "interpolation"}
 
 
-@dataclass
-class Clip:
-    """One generated video beside its prompt."""
-
-    prompt: str
-    video: str  # data URL
-    twin: str | None
-    seed: int | None = None
-    truth: dict[str, str] = field(default_factory=dict)
-    colour: bool | None = None  # what the oracle says; None where it was not asked
-    shape: bool | None = None
-
-
-def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[Clip], int]:
-    """Generated videos as far as the page's size allows, and how many there are in all."""
+def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[dict[str, Any]], int]:
+    """Generated videos as far as the page's size allows, each with its twin, its prompt, the truth and what the oracle says (None where it
+    was not asked); and how many there are in all."""
     if generate is None:
         return [], 0
     rows = generate.folder.read_json("videos.json")
     seen = {video["file"]: video for video in oracle.folder.read_json("result.json")["videos"]} if oracle else {}
-    shown: list[Clip] = []
+    shown: list[dict[str, Any]] = []
     spent = 0
     for row in rows:
         data = light(generate.folder.read_bytes(row["file"]), row.get("fps", 8))
@@ -54,8 +39,8 @@ def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[Clip
             break
         said = seen.get(row["file"], {})
         truth = {name: row[name] for name in ("colour", "shape") if name in row}
-        urls = [data_url("video/mp4", d) if d else None for d in (data, twin)]
-        shown.append(Clip(row["prompt"], urls[0] or "", urls[1], row.get("seed"), truth, said.get("colour"), said.get("shape")))
+        urls = {name: data_url("video/mp4", d) if d else None for name, d in (("video", data), ("twin", twin))}
+        shown.append({"prompt": row["prompt"], **urls, "truth": truth, "colour": said.get("colour"), "shape": said.get("shape")})
     return shown, len(rows)
 
 

@@ -1,7 +1,5 @@
 """What the video networks learned from: some of the clips, and the frame rates that training showed of them."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Writes the report: `index.html`, one file with everything in it, to be read on any screen without a server."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Event files live beside the artifacts, not in them: event files carry clock times, and an artifact's bytes are a function of its inputs.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

@@ -7,8 +7,6 @@ go by name, so a checkpoint of two workers is continued by one, and one of repli
 Training waits while the tensors are copied (one fused copy into buffers kept for it) and goes on while they are written.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future

@@ -4,8 +4,6 @@ Each training stage's network is built on the meta device, which knows shapes an
 on the shapes its stage trains on: arithmetic is counted operator by operator, activations are what autograd keeps for the backward pass.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """An exponential moving average of the weights: what a stage hands on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ The json says what the network is (kind and config), what it predicts (objective
 Loading is strict: a file that does not fit its own description is refused with one sentence.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

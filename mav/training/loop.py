@@ -6,8 +6,6 @@ that was killed anywhere and resumed gives, on a CPU, the same bits as one that 
 the number of workers. Replicas and shards (`mav.training.sharding`) take the same path, and so do their checkpoints.
 """
 
-from __future__ import annotations
-
 import resource
 import time
 from collections.abc import Callable, Iterator

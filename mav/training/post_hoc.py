@@ -7,8 +7,6 @@ of the training, span the others well: the average of any width is a sum of what
 problem. The one of the lowest loss on held-out samples is handed on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

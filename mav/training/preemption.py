@@ -1,7 +1,5 @@
 """SIGTERM is how a machine that is about to be taken away says so: a training saves, then ends, and goes on elsewhere as if nothing was."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

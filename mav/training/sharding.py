@@ -1,7 +1,5 @@
 """A network on several workers: replicas (DDP), or a shard of every parameter on each (FSDP2, `fully_shard`), as the recipe chooses."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """A picture of what a network has learned: a few training samples above what it makes under the same conditions."""
 
-from __future__ import annotations
-
 import io
 
 import torch

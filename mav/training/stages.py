@@ -12,8 +12,6 @@ Text never meets motion: a stage takes the inputs named for it and no other, and
 pixels and fps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Loss on held-out samples at fixed noise levels: the same samples, steps and noise every time, so that two numbers can be compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

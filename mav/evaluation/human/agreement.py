@@ -1,7 +1,5 @@
 """Statistics of ratings: agreement of raters, intervals and tests of a preference, strengths of several systems."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """What raters said: who was preferred, how sure that is, and how well they agreed. By the rule that was fixed before."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

@@ -8,8 +8,6 @@
 | `POST /api/vote` {item, question, answer, milliseconds, played} | keeps the answer, then as `/api/next` |
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

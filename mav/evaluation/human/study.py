@@ -5,8 +5,6 @@ served. Beside the pairs there are checks: gold pairs (a video against a ruined 
 copy of each pair, to measure left bias and consistency. The rule by which a rater is left out is fixed here, in advance.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools

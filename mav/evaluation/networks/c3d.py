@@ -1,7 +1,5 @@
 """C3D (Tran et al. 2015) fine-tuned on UCF-101: the network of the video inception score (Saito et al., TGAN)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ Written for the published weights: TensorFlow's SAME padding, which depends on t
 pad with zeros; batch norm without scale and with epsilon 1e-3.
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch

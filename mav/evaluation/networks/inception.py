@@ -4,8 +4,6 @@ It is torchvision's but for its pools: averages leave the padding out, and the l
 through the clean resize (Parmar et al. 2022): Pillow's antialiased bicubic on float channels, without rounding.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

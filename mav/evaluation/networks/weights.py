@@ -13,8 +13,6 @@ file of that name with another digest is refused. `NAME.safetensors`, a conversi
 | CLIP | OpenAI's and open_clip's names | the same |
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import zipfile
