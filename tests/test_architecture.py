@@ -1,7 +1,5 @@
 """The changes that ARCHITECTURE.md shows are applied to a copy of the code, and the lines beside them tried on it."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The whole pipeline on the `tiny` recipe, by the command a user types: built, checked, broken, mended, rerun."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

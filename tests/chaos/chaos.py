@@ -7,8 +7,6 @@ there once, and `mav clean` must leave nothing half done. Prints a table, writes
     python tests/chaos/chaos.py [--seed N] [--subset]      the subset: one node, the image data alone, a dozen faults
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

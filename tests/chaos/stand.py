@@ -1,7 +1,5 @@
 """What the faults strike: a Ray cluster of several nodes, a Prefect server, a run as its own process. All on loopback, all ended by pid."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

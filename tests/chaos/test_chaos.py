@@ -1,7 +1,5 @@
 """The small part of `make chaos` that every CI run can afford."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

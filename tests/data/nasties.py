@@ -1,7 +1,5 @@
 """Hundreds of answers and addresses that a web crawl meets and that must not hurt: made here, deterministic."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import struct

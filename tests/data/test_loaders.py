@@ -279,9 +279,6 @@ def test_clips_of_uneven_time_and_clips_within_a_video(tmp_path):
         assert all(uneven) or within, numbers
 
 
-# ------------------------------------------------------------------------------------------------- the first thousand samples
-
-
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """More than a thousand pictures, each of a colour that is its number, one of them broken; and forty clips likewise."""

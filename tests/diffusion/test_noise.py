@@ -1,7 +1,5 @@
 """Noise belongs to samples and frames: a share may be common to a clip, each frame stays standard normal."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Small videos of drawn scenes, in memory and on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -53,9 +53,6 @@ def make_study(tmp_path, clips, count, session=24, systems=("ours", "theirs")):
     return folder, Study.load(folder)
 
 
-# ----------------------------------------------------------------------------------------------------------- the frozen study
-
-
 def test_a_study_is_blind_balanced_and_frozen(clips, tmp_path):
     out, again = Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))
     facts = freeze(made_up(clips, 40), out)
@@ -123,9 +120,6 @@ def test_folders_are_paired_by_prompt(clips, tmp_path):
     ours.write_bytes("00000.mp4", b"no video")
     with pytest.raises(UserError, match=r"00000\.mp4 cannot be shown"):
         pairs_of({"ours": ours, "film": film}, prompts)
-
-
-# ----------------------------------------------------------------------------------------------------------------- the votes
 
 
 def rate(votes, token, choose, most=10_000):
@@ -269,9 +263,6 @@ def test_the_report_has_every_statistic(clips, tmp_path):
     assert lines[0].startswith("rater,item,kind,question,answer,preferred")
     assert len(lines) == 1 + len(votes.rows()[0])
     assert len(out.read_bytes("raters.csv").decode().splitlines()) == 6
-
-
-# ---------------------------------------------------------------------------------------------------------------- statistics
 
 
 def test_agreement_has_the_known_values_of_fetv(real_data):

@@ -40,9 +40,6 @@ def networks(clip_folder):
     return Networks(("demo",), clip=clip_folder)
 
 
-# --------------------------------------------------------------------------------------------------------------- measuring
-
-
 def evaluate(tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", features=None, prepared=PREPARATION):
     listed = tuple(sorted(name for name in real.names())) if real else ()
     asked = BenchmarkSet(PROMPTS, listed, PROMPTS[: len(listed)], PROMPTS)
@@ -211,9 +208,6 @@ def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_
         there = compute(entries, ours, PREPARATION, networks, Folder(str(tmp_path / "there")), run=run)
     assert len(there.load("demo")[0]) == 6
     assert np.allclose(here.load("demo")[1], there.load("demo")[1], atol=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------------------- the command
 
 
 @pytest.mark.parametrize(

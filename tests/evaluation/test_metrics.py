@@ -92,9 +92,6 @@ def test_intervals_hold_the_estimate_and_the_truth_about_as_often_as_they_say():
     assert bootstrap(lambda rows: float(rows.mean()), 5, 50) == bootstrap(lambda rows: float(rows.mean()), 5, 50)
 
 
-# ---------------------------------------------------------------------------------------------------------- against libraries
-
-
 def test_moments_are_those_of_torchmetrics():
     """FID's own sums in torchmetrics, fed the same features."""
     import torch
@@ -165,9 +162,6 @@ def test_ssim_is_torchmetrics():
     assert ssim(a, a) == pytest.approx(1)
     with pytest.raises(ValueError, match="more than 10 pixels"):
         ssim(a[:, :8, :8], b[:, :8, :8])
-
-
-# ----------------------------------------------------------------------------------------------------------------- intervals
 
 
 @pytest.mark.parametrize(("n", "d"), [(60, 9), (12, 40)])

@@ -174,9 +174,6 @@ def test_fifty_raters_on_three_hundred_pairs_through_five_kills(tmp_path):
     check_crowd(*crowd(tmp_path, raters=50, pairs=300, session=40, kills=5))
 
 
-# ------------------------------------------------------------------------------------------------------ what anybody may send
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     from starlette.testclient import TestClient
@@ -258,9 +255,6 @@ def test_a_rater_sees_their_own_session_only(client):
     policy = client.get(f"/r/{client.tokens[0]}").headers
     assert "default-src 'none'" in policy["content-security-policy"]
     assert policy["referrer-policy"] == "no-referrer"
-
-
-# --------------------------------------------------------------------------------------------------------------- in a browser
 
 
 CAN_ANSWER = "#ask:not([hidden]) #left[aria-disabled='false']"

@@ -1,7 +1,5 @@
 """Bad input reaches the user as one sentence, through the real stages on a real Ray."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """`mav clean`: only what nothing needs goes, and what somebody builds stays."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import uuid

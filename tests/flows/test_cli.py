@@ -1,7 +1,5 @@
 """The command: what a user gets wrong is one sentence on stderr and exit 2."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Callable

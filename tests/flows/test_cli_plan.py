@@ -1,7 +1,5 @@
 """`mav plan`: the paper's size, counted tables, given rates, and a word for what cannot be."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Deployments: the file in infra/ is the graph, every parameter is a field with a description, and each entry loads."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

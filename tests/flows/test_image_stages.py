@@ -1,7 +1,5 @@
 """The image stages as the graph builds them, on a real Ray: real rows without a network, and duplicates across tables."""
 
-from __future__ import annotations
-
 import dataclasses
 import socket
 from collections.abc import Sequence

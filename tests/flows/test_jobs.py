@@ -1,7 +1,5 @@
 """A stage as a Ray job: asked for twice it is one job, its sentence comes back, whoever is stopped stops it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import subprocess

@@ -3,8 +3,6 @@
 The cluster is one of Ray's own for tests, several nodes on this machine; the driver is a process of its own (this file as a script).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import http.server
 import io

@@ -3,8 +3,6 @@
 The driver is a process of its own (this file as a script), with a local Ray of its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import random

@@ -1,7 +1,5 @@
 """The lease: of all who want to build one artifact, one does, on any storage; the dead are followed, the living never."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

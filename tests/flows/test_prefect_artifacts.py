@@ -1,7 +1,5 @@
 """What the Prefect UI is told of a stage."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """A whole function on Ray: what happens to it when its run is stopped."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import ExitStack

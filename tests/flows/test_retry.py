@@ -1,7 +1,5 @@
 """A download stage on a real Ray and a loopback web that is down for some, then mends: only what failed in passing is tried again."""
 
-from __future__ import annotations
-
 import dataclasses
 import http.server
 import io

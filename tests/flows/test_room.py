@@ -1,7 +1,5 @@
 """A stage without processors says what it waits for; one that no node can hold is refused at once."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The shard walk on a real Ray: killed workers, poison shards, full disks, resumes; nothing lost, nothing twice."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -1,7 +1,5 @@
 """Stages: fingerprints follow what a stage is told, an artifact is built once, a failure is remembered."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 from contextlib import ExitStack

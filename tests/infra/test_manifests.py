@@ -1,7 +1,5 @@
 """What infra/ offers to start elsewhere is what those who start it accept: Ray's launcher, Kubernetes' schemas, bash, Prefect, Grafana."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Artifacts: files appear whole, the manifest comes last, one changed byte is found, counts must add up."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Recipes: a mistake is one sentence that names the key; equal choices give equal digests."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Artifacts on S3-compatible storage, over HTTP: published without a rename, read by others at once, checked as on a disk."""
 
-from __future__ import annotations
-
 import gc
 import os
 import subprocess

@@ -18,14 +18,6 @@ from mav.recipe import ClipConfig
 TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def clip():
     torch.manual_seed(0)
@@ -92,9 +84,6 @@ def test_saved_and_loaded_it_is_the_same(clip, tmp_path):
 def test_loading_nothing_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="run the `clip` stage"):
         Clip.load(Folder(str(tmp_path)))
-
-
-# ------------------------------------------------------------------------------------------------------------------ heads
 
 
 def test_heads_find_a_linear_score_and_report_it_on_held_out_rows(clip):
@@ -183,9 +172,6 @@ def test_a_pretrained_architecture_takes_weights_and_head_from_paths(tmp_path, m
         Clip.create(ClipSection(pretrained=weights, architecture="small", nsfw_head=wrong))
 
 
-# ------------------------------------------------------------------------------------------------------- what a user gets wrong
-
-
 def test_wrong_weights_are_one_sentence(tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"not a checkpoint")
@@ -198,9 +184,6 @@ def test_wrong_weights_are_one_sentence(tmp_path):
     torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match=r"clip\.watermark_head"):
         Clip.create(ClipSection(watermark_head=str(path)))
-
-
-# --------------------------------------------------------------------------------------------------------------- learning
 
 
 def test_a_few_steps_teach_colour():

@@ -268,9 +268,6 @@ def test_the_page_stays_light_whatever_the_videos_weigh(tmp_path):
     assert f"The first {seen['videos']} of 12" in " ".join(page.split())
 
 
-# ----------------------------------------------------------------------------------------------------------------- figures
-
-
 def test_implied_edges_are_left_out():
     drawing = figures.graph({"a": [], "b": ["a"], "c": ["a", "b"]}, dict.fromkeys("abc", "done"), {"a": 1.0, "b": 100.0, "c": 4000.0})
     assert drawing.count('class="edge"') == 2

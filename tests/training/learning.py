@@ -4,8 +4,6 @@ learn in it is known, and kept in `reference_curves.json`.
     python tests/training/learning.py     trains with three seeds and writes the ranges anew, after a change that is meant to move them
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -3,8 +3,6 @@
 A module of its own, so that processes they start can import it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

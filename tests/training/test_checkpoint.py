@@ -24,15 +24,6 @@ QUICK = ("train-prior", "train-decoder", "train-sr-low-video")
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """The processes below have one: the number of threads may change the last bits of a sum."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def processes():
     """Forks of a process that has torch imported and nothing running: quick to start, and free to be killed."""
@@ -174,9 +165,6 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     run(root, "train-decoder", small_recipe())
     with pytest.raises(UserError, match="checkpoint of another recipe"):
         run(root, "train-decoder", small_recipe(learning_rate=2e-3))
-
-
-# -------------------------------------------------------------------------------------------------------------- validation
 
 
 def test_held_out_loss_by_noise_level(tmp_path):

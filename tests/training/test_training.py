@@ -23,9 +23,6 @@ from mav.training.stages import INPUTS, VIDEO_STAGES, random_mask, run_stage
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-# ----------------------------------------------------------------------------------------------------------------- stages
-
-
 @pytest.mark.parametrize("stage", sorted(INPUTS))
 def test_every_stage_trains_and_exports_what_loads_again(stage, tmp_path):
     root, recipe, lines = Folder(str(tmp_path)), small_recipe(), []
@@ -100,9 +97,6 @@ def test_masks_give_at_least_one_frame_and_leave_at_least_one():
     assert {(0,), (0, 7), (0, 2, 4, 6), (1, 3, 5, 7), (0, 3, 6)} <= known
 
 
-# --------------------------------------------------------------------------------------------------------------- the loop
-
-
 def test_the_samples_of_a_step_do_not_depend_on_the_number_of_workers():
     class Numbers:
         def __len__(self):
@@ -153,9 +147,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(tmp_path):
 def test_learning_rate_warms_up_and_cools_down():
     o = Optimisation(samples=1000, batch_size=10, learning_rate=1.0, warmup_samples=100, cooldown_samples=200)
     assert [round(learning_rate(o, n), 3) for n in (0, 40, 90, 500, 800, 900, 990)] == [0.1, 0.5, 1, 1, 1, 0.5, 0.05]
-
-
-# ------------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def test_export_is_strict(tmp_path):

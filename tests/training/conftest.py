@@ -1,6 +1,0 @@
-"""Lets the tests here, and processes they start, import `small_training`."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
