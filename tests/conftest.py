@@ -1,7 +1,6 @@
 """Shared by all tests: quiet settings for Prefect and Ray, a recipe of the smallest sizes, and the real files when there are any."""
 
-from __future__ import annotations
-
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,21 +10,12 @@ import fsspec
 import pytest
 
 from flows.runtime import configure_environment, ray_cluster
-from mav.recipe import (
-    Cluster,
-    Level,
-    Optimisation,
-    PriorConfig,
-    Recipe,
-    TrainImage,
-    TrainPrior,
-    TrainVideo,
-    UNetConfig,
-)
+from mav.recipe import Cluster, Recipe
 
-configure_environment()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: the number of threads may change the last bits of a sum
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-
+configure_environment()
+sys.path += [str(Path(__file__).parent / folder) for folder in ("data", "evaluation", "flows", "training")]  # what tests there share
 
 LONG = ("test_end_to_end", "test_killed_download", "test_deploy_live")
 
@@ -62,20 +52,9 @@ def mav(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="session")
 def small_recipe() -> Recipe:
     """A valid recipe whose networks hardly exist, for tests of everything around them."""
-    steps = Optimisation(samples=64, batch_size=8)
-    image = TrainImage(network=UNetConfig(levels=(Level(channels=8),)), optimisation=steps)
-    video = TrainVideo(optimisation=steps)
-    return Recipe(
-        name="small",
-        train_prior=TrainPrior(network=PriorConfig(embedding_dim=8), optimisation=steps),
-        train_decoder=image,
-        train_sr_low=image,
-        train_sr_high=image,
-        train_decoder_video=video,
-        train_interpolation=video,
-        train_sr_low_video=video,
-        cluster=Cluster(cpus=2, dashboard=False, attempts=3),
-    )
+    from small_training import small_recipe
+
+    return dataclasses.replace(small_recipe(), world=None, cluster=Cluster(cpus=2, dashboard=False, attempts=3))
 
 
 @pytest.fixture(scope="session")
