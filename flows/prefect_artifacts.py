@@ -11,6 +11,7 @@ import io
 import re
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -103,8 +104,15 @@ def page(node: Node, artifact: Artifact) -> str:
         rows += [(f"{key}: {k}", v) for k, v in value.items()] if isinstance(value, dict) else [(key, value)]
     rows += [(key, value) for key, value in manifest.metrics.items() if isinstance(value, (int, float, str))]
     table = "\n".join(f"| {key} | {_shown(value)} |" for key, value in rows)
-    shown = " ".join(f"![{name}]({url})" for name, url in _images(node.name, artifact))
-    return f"# {node.name}\n\n| | |\n|---|---|\n{table}\n\n{shown}\n"
+    images = _images(node.name, artifact)
+    shown = [f"![{what}]({url})" for what, url in images]
+    if len(shown) > 2:  # small ones, beside each other under their captions
+        shown = ["\n".join((_row(what for what, _ in images), _row("---" for _ in images), _row(shown)))]
+    return "\n\n".join([f"# {node.name}", f"| | |\n|---|---|\n{table}", *shown]) + "\n"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _shown(value: float | str) -> str:
@@ -124,7 +132,7 @@ def _images(name: str, artifact: Artifact) -> list[tuple[str, str]]:
         images += [(found["caption"], found["image"]) for found in collect.pictures(artifact, None)[:PICTURES]]
     if name == "generate":
         images += [(clip["prompt"], still(artifact, clip["file"])) for clip in artifact.folder.read_json("videos.json")[:PICTURES]]
-    return [(re.sub(r"[\[\]\s]+", " ", what), url) for what, url in images]
+    return [(re.sub(r"[\[\]|\s]+", " ", what), url) for what, url in images]
 
 
 def still(artifact: Artifact, video: str) -> str:

@@ -112,6 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
         name, _, query = self.path.lstrip("/").partition("?")
         if name == ".world":
             self._send(200, json.dumps(self.server.identity).encode(), "application/json")
+        elif not name:
+            kinds = {name: self.server.faults.get(name, {}).get("kind", "") for name in sorted(self.server.names)}
+            rows = (f"<li><a href='{name}'>{name}</a> {kind}" for name, kind in kinds.items())
+            self._send(200, f"<!doctype html><title>The demo world</title><ul>{''.join(rows)}</ul>".encode(), "text/html")
         elif name not in self.server.names:
             self._send(404, PAGE, "text/html")
         elif (fault := self.server.faults.get(name)) and query != "direct":

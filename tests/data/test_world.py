@@ -98,6 +98,7 @@ def test_server_serves_and_misbehaves(world):
     with WorldServer(folder.child("site"), 0) as server:
         good = next(n for n in folder.child("site").names() if n.startswith("images/") and n not in faults)
         assert _get(server.url + good)[2] == folder.read_bytes(f"site/{good}")
+        assert f"<a href='{good}'>".encode() in _get(server.url)[2]
         assert _get(server.url + "images/none.jpg")[0] == 404
         assert _get(server.url + "../laion/joined.parquet")[0] == 404
         assert _get(server.url + "faults.json")[0] == 404
