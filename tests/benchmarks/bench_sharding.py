@@ -57,7 +57,7 @@ def main() -> None:
 
         def ours() -> float:
             began = time.perf_counter()
-            done = sum(pool.map(shard, [work] * SHARDS, work.shard_names()))
+            done = sum(pool.map(shard, [work] * SHARDS, work.names()))
             assert done == len(sources)
             return done / (time.perf_counter() - began)
 
@@ -72,7 +72,7 @@ def main() -> None:
         ours()  # the processes import what they need
         speeds = in_turn({"ours": ours, "peer": peer})
         bytes_out = {
-            "ours": sum(work.out.size(f"{name}.tar") for name in work.shard_names()),
+            "ours": sum(work.out.size(f"{name}.tar") for name in work.names()),
             "peer": sum((Path(folder) / f"{number}.mp4").stat().st_size for number in range(len(sources))),
         }
     version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
