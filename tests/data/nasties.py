@@ -111,21 +111,10 @@ def _bombs() -> Iterator[tuple[str, bytes, str]]:
 
 
 def _odd_but_good() -> Iterator[tuple[str, bytes, str]]:
-    for mode, form in (
-        ("CMYK", "JPEG"),
-        ("L", "JPEG"),
-        ("P", "PNG"),
-        ("1", "PNG"),
-        ("LA", "PNG"),
-        ("RGBA", "PNG"),
-        ("RGBA", "WEBP"),
-        ("P", "GIF"),
-        ("L", "TIFF"),
-        ("CMYK", "TIFF"),
-        ("L", "BMP"),
-        ("1", "TIFF"),
-    ):
-        yield f"mode-{mode}-{form}", encoded(form, mode=mode), "" if (mode, form) == ("CMYK", "TIFF") else "ok"
+    modes = {"JPEG": ("CMYK", "L"), "PNG": ("P", "1", "LA", "RGBA"), "WEBP": ("RGBA",), "GIF": ("P",), "TIFF": ("L", "1"), "BMP": ("L",)}
+    for form, mode in ((form, mode) for form, group in modes.items() for mode in group):
+        yield f"mode-{mode}-{form}", encoded(form, mode=mode), "ok"
+    yield "mode-CMYK-TIFF", encoded("TIFF", mode="CMYK"), ""
     yield "progressive", encoded(progressive=True), "ok"
     yield "one-pixel", encoded(size=(1, 1)), "ok"
     yield "long", encoded(size=(1500, 1)), "ok"
@@ -199,18 +188,9 @@ def answers(port: int) -> Iterator[Nasty]:
     ):
         yield f"to-{name}", answer(b"", f"Location: {target}", status="302 Found"), expected
     yield "redirect-to-nothing", answer(b"", status="302 Found"), "http_302"
-    for status in (
-        "204 No Content",
-        "206 Partial",
-        "304 Not Modified",
-        "401 No",
-        "403 No",
-        "418 Teapot",
-        "451 No",
-        "999 Denied",
-        "600 What",
-    ):
-        yield f"status-{status[:3]}", answer(good, status=status), f"http_{status[:3]}"
+    for status in (204, 206, 304, 401, 403, 418, 451, 600, 999):
+        yield f"status-{status}", answer(good, status=f"{status} No"), f"http_{status}"
+    yield "promises-nothing-and-sends-much", b"HTTP/1.1 200 OK\r\n\r\n" + bytes(20_000_001), "too_large"
     yield "promises-more", answer(good, length=len(good) + 100), "truncated"
     yield "promises-terabytes", answer(good, length=10**13), "too_large"
     yield "promises-less", answer(good, length=len(good) // 2), "truncated"
@@ -252,46 +232,17 @@ def answers(port: int) -> Iterator[Nasty]:
 
 def addresses() -> Iterator[tuple[str, str]]:
     """(address, expectation) of addresses that are themselves the trouble; no server stands behind them."""
-    for url in (
-        "file:///etc/passwd",
-        "ftp://h/x.jpg",
-        "data:image/png;base64,iVBORw0KGgo=",
-        "data:,",
-        "javascript:1",
-        "about:blank",
-        "blob:http://h/1",
-        "s3://bucket/key",
-        "mailto:a@b",
-    ):
+    schemes = "file:///etc/passwd ftp://h/x.jpg data:image/png;base64,iVBORw0KGgo= data:, javascript:1 about:blank blob:http://h/1"
+    for url in f"{schemes} s3://bucket/key mailto:a@b".split():
         yield url, "bad_scheme"
-    for url in (
-        "http:///x",
-        "http://h:port/",
-        "http://[::1/",
-        f"http://{'a' * 70}.com/",
-        "http://h:99999/",
-        "http://[nonsense]/",
-        "http://",
-        "//h/x",
-        "x.jpg",
-        "HTTPS//h",
-        "http://.../",
-    ):
+    broken = "http:///x http://h:port/ http://[::1/ http://h:99999/ http://[nonsense]/ http:// //h/x x.jpg HTTPS//h http://.../"
+    for url in f"{broken} http://{'a' * 70}.com/".split():
         yield url, ""
-    for url in (
-        "http://127.0.0.1:1/x",
-        "http://2130706433:1/",
-        "http://0x7f.1:1/",
-        "http://[::1]:1/",
-        "http://0:1/",
-        "http://user:pw@127.0.0.1:1/",
-        "http://[::ffff:127.0.0.1]:1/",
-        "http://[64:ff9b::7f00:1]:1/",
-        "http://169.254.169.254/",
-        "http://10.0.0.1/",
-        "http://[fe80::1]/",
+    for host in (
+        *("127.0.0.1:1", "2130706433:1", "0x7f.1:1", "[::1]:1", "0:1", "user:pw@127.0.0.1:1", "[::ffff:127.0.0.1]:1"),
+        *("[64:ff9b::7f00:1]:1", "169.254.169.254", "10.0.0.1", "[fe80::1]"),
     ):
-        yield url, "private_address"
+        yield f"http://{host}/", "private_address"
     for url in (
         "http://bücher.invalid/",
         "http://例え.invalid/図.jpg",

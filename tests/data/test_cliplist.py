@@ -1,5 +1,4 @@
 import json
-import os
 import tracemalloc
 
 import pyarrow as pa
@@ -161,9 +160,7 @@ def test_absent_and_binary_lists(tmp_path):
         split_lists([], 5)
 
 
-@pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs MAV_REAL_DATA")
-def test_real_webvid_header():
-    path = os.path.join(os.environ["MAV_REAL_DATA"], "webvid/webvid_2m_sample.csv")
-    found = [clip for part in clips(path, rows=7) for clip in part]
+def test_real_webvid_header(real_data):
+    found = [clip for part in clips(real_data / "webvid/webvid_2m_sample.csv", rows=7) for clip in part]
     assert len(found) >= 5
     assert all(c.videoid.isdigit() and c.url.startswith("https://") and "_" in c.page_dir for c in found)

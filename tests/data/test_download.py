@@ -8,17 +8,17 @@ import os
 import pickle
 import socket
 import threading
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from nasties import encoded, png
 from PIL import Image
 
 from filters.screen import MetadataWork
+from flows.runtime import free_port
 from mav.artifact import Folder, add_counts, unbalanced
 from mav.data.download import DownloadWork, shard_names
 from mav.data.pictures import guarded_resizer, look
@@ -28,24 +28,11 @@ from mav.data.world_server import WorldServer
 from mav.recipe import ImageDownload, Screening, World
 
 
-def their_resizer(*arguments, **options):
+def their_resizer(size):
     """img2dataset's own; imported late, after the setting that keeps its resizing library from asking the package index for news."""
     from img2dataset.resizer import Resizer
 
-    return Resizer(*arguments, **options)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def encoded(form="JPEG", size=(40, 30), mode="RGB", **options) -> bytes:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
+    return Resizer(size, "keep_ratio", resize_only_if_bigger=False, encode_quality=ImageDownload().encode_quality, encode_format="jpg")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +83,7 @@ def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
         assert min(picture.size) == 64
         assert picture.size == (facts["width"], facts["height"])
     redirected = [r for r in ledger.values() if r["status"] == "ok" and r["final_url"] != r["url"]]
+    assert redirected
     assert all(r["final_url"].endswith("?direct") for r in redirected)
 
     again, _ = run(metadata, rule, Folder(str(tmp_path / "two")))
@@ -131,15 +119,7 @@ def test_looking_before_decoding():
     assert look(b"", 1000).problem == "not_an_image"
     for form in ("JPEG", "PNG", "WEBP"):
         assert look(encoded(form)[:-40], 10_000).problem in ("truncated", "undecodable"), form
-    assert look(png_of_size(60_000, 60_000), 100_000_000).problem == "too_many_pixels"
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG whose header promises a size; the pixels behind it do not matter."""
-    data = bytearray(encoded("PNG"))
-    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    return bytes(data)
+    assert look(png(60_000, 60_000), 100_000_000).problem == "too_many_pixels"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA"])
@@ -169,9 +149,7 @@ def test_deep_and_turned_pictures():
 def test_resizes_as_img2dataset_does(size, form, mode):
     """Byte for byte, as long as nothing is unpacked at a reduced size."""
     rule = ImageDownload(image_size=max(32, min(size) // 2 + 1))
-    theirs = their_resizer(
-        rule.image_size, "keep_ratio", resize_only_if_bigger=False, encode_quality=rule.encode_quality, encode_format="jpg"
-    )
+    theirs = their_resizer(rule.image_size)
     data = encoded(form, size=size, mode=mode)
     assert guarded_resizer(rule)(io.BytesIO(data)) == theirs(io.BytesIO(data))
 
@@ -181,7 +159,7 @@ def test_reduced_unpacking_keeps_the_picture(mode):
     across = np.linspace(0, 255, 1200, dtype=np.float32)[None, :] * np.ones((900, 1), np.float32)
     buffer = io.BytesIO()
     Image.fromarray(np.stack([across, across[:, ::-1], across], 2).astype(np.uint8)).convert(mode).save(buffer, "JPEG", quality=95)
-    theirs = their_resizer(64, "keep_ratio", resize_only_if_bigger=False, encode_quality=95, encode_format="jpg")
+    theirs = their_resizer(64)
     ours, plain = guarded_resizer(ImageDownload(image_size=64))(buffer), theirs(buffer)
     assert ours[1:] == plain[1:]
     pictures = [np.asarray(Image.open(io.BytesIO(p[0]))).astype(int) for p in (ours, plain)]
@@ -209,14 +187,8 @@ def test_digests_of_tables_are_verified(tmp_path):
     """md5, sha256 or sha512, whichever a table has; null is not checked; what differs is not kept."""
     (tmp_path / "site").mkdir()
     body = encoded()
-    digests = [
-        hashlib.md5(body).hexdigest(),
-        None,
-        "0" * 32,
-        hashlib.sha512(body).hexdigest().upper(),
-        hashlib.sha256(body).hexdigest(),
-        "f" * 64,
-    ]
+    md5, sha256, sha512 = (hashlib.new(kind, body).hexdigest() for kind in ("md5", "sha256", "sha512"))
+    digests = [md5, None, "0" * 32, sha512.upper(), sha256, "f" * 64]
     for i in range(len(digests)):
         (tmp_path / f"site/{i}.jpg").write_bytes(body)
     with serve(tmp_path / "site") as server:
@@ -242,12 +214,9 @@ def test_undecodable_behind_a_good_header():
 
 # ----------------------------------------------------------------------------------------------------------- real input
 
-real = pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs MAV_REAL_DATA")
 
-
-@real
-def test_real_photos_over_loopback(tmp_path):
-    photos = Path(os.environ["MAV_REAL_DATA"]) / "images"
+def test_real_photos_over_loopback(real_data, tmp_path):
+    photos = real_data / "images"
     names = sorted(p.name for p in photos.iterdir())
     with serve(photos) as server:
         base = f"127.0.0.1:{server.server_address[1]}"
@@ -269,9 +238,8 @@ def knows_no_host(host: str, port: int) -> list[str]:
     raise socket.gaierror(-2, "Name or service not known")
 
 
-@real
-def test_real_rows_under_a_resolver_that_knows_no_host(tmp_path):
-    source = os.path.join(os.environ["MAV_REAL_DATA"], "laion/laion_1000.parquet")
+def test_real_rows_under_a_resolver_that_knows_no_host(real_data, tmp_path):
+    source = str(real_data / "laion/laion_1000.parquet")
     metadata = Folder(str(tmp_path / "metadata"))
     screened = MetadataWork((source,), Screening(word_lists=()), 400, metadata)("00000").counts
     _, outputs = run(metadata, ImageDownload(threads=16), Folder(str(tmp_path / "out")), resolver=knows_no_host)

@@ -1,6 +1,5 @@
 import http.server
 import math
-import os
 import re
 import threading
 
@@ -19,33 +18,11 @@ def rows(path, **columns):
     return [row for batch in read_part(str(path))[1] for row in batch.to_pylist()]
 
 
-def test_plain_tables_have_width_and_height_swapped(tmp_path):
-    (row,) = rows(
-        tmp_path / "a.parquet",
-        SAMPLE_ID=[1],
-        URL=["u"],
-        TEXT=["t"],
-        HEIGHT=[640],
-        WIDTH=[480],
-        LICENSE=["?"],
-        NSFW=["UNLIKELY"],
-        similarity=[0.3],
-    )
-    assert (row["width"], row["height"]) == (640, 480)
-    assert row["punsafe"] is None
-
-
-def test_plain_tables_say_nsfw_by_tag(tmp_path):
-    both = rows(
-        tmp_path / "a.parquet",
-        SAMPLE_ID=[1, 2, 3],
-        URL=["u"] * 3,
-        TEXT=["t"] * 3,
-        HEIGHT=[1] * 3,
-        WIDTH=[1] * 3,
-        NSFW=["NSFW", "UNSURE", None],
-    )
-    assert [row["punsafe"] for row in both] == [1.0, None, None]
+def test_plain_tables_have_width_and_height_swapped_and_say_nsfw_by_tag(tmp_path):
+    plain = {"SAMPLE_ID": [1, 2, 3, 4], "URL": ["u"] * 4, "TEXT": ["t"] * 4, "HEIGHT": [640] * 4, "WIDTH": [480] * 4, "LICENSE": ["?"] * 4}
+    found = rows(tmp_path / "a.parquet", **plain, NSFW=["NSFW", "UNSURE", "UNLIKELY", None], similarity=[0.3] * 4)
+    assert {(row["width"], row["height"]) for row in found} == {(640, 480)}
+    assert [row["punsafe"] for row in found] == [1.0, None, None, None]
 
 
 def test_joined_tables_are_as_they_say(tmp_path):
@@ -188,9 +165,8 @@ def test_row_groups_are_streamed(tmp_path):
     assert all(b.column_names == list(TYPES) for b in batches)
 
 
-@pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs MAV_REAL_DATA")
-def test_real_rows():
-    schema, parts = read_part(os.path.join(os.environ["MAV_REAL_DATA"], "laion/laion_1000.parquet"))
+def test_real_rows(real_data):
+    schema, parts = read_part(str(real_data / "laion/laion_1000.parquet"))
     batches = list(parts)
     assert schema.name == "URL and TEXT"
     assert sum(map(len, batches)) == 1000

@@ -18,22 +18,8 @@ from mav.data.shards import read_tar
 from mav.recipe import ImageDownload
 
 REASONS = {
-    "not_an_image",
-    "truncated",
-    "undecodable",
-    "too_many_pixels",
-    "too_large",
-    "bad_response",
-    "bad_scheme",
-    "bad_url",
-    "dns",
-    "opted_out",
-    "private_address",
-    "redirect_loop",
-    "reset",
-    "timeout",
-    "too_many_redirects",
-    "refused",
+    *("not_an_image", "truncated", "undecodable", "too_many_pixels", "too_large", "bad_response", "bad_scheme", "bad_url", "dns"),
+    *("opted_out", "private_address", "redirect_loop", "reset", "timeout", "too_many_redirects", "refused"),
 }
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\n\r\n"
 DEADLINE = 3.0
@@ -89,15 +75,8 @@ def download(folder: str) -> None:
     metadata = Folder(folder + "/metadata")
     metadata.write_bytes("shards/00000-00000.parquet", b"")
     pq.write_table(table, metadata.path("shards/00000-00000.parquet"))
-    rule = ImageDownload(
-        image_size=32,
-        threads=16,
-        per_host=16,
-        timeout_seconds=DEADLINE,
-        deadline_seconds=DEADLINE,
-        max_bytes=20_000_000,
-        allow_addresses=(f"127.0.0.1:{port}",),
-    )
+    limits = {"timeout_seconds": DEADLINE, "deadline_seconds": DEADLINE, "max_bytes": 20_000_000}
+    rule = ImageDownload(image_size=32, threads=16, per_host=16, allow_addresses=(f"127.0.0.1:{port}",), **limits)
     work = DownloadWork(metadata, rule, Folder(folder + "/out"), resolver)
     began = time.monotonic()
     output = work("00000-00000")

@@ -1,5 +1,4 @@
 import itertools
-import os
 import random
 import re
 
@@ -149,10 +148,9 @@ def test_no_words_no_matches():
     assert found(ToxicWords(()), "anything") == {}
 
 
-@pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs MAV_REAL_DATA")
 @pytest.mark.parametrize("language", ["en", "de", "es", "fr", "ja", "ru", "zh"])
-def test_real_lists(language):
-    lines = load_words((os.path.join(os.environ["MAV_REAL_DATA"], f"lexicon/ldnoobw_{language}.txt"),))
+def test_real_lists(language, real_data):
+    lines = load_words((str(real_data / f"lexicon/ldnoobw_{language}.txt"),))
     words = ToxicWords(lines)
     assert len(words.words) > 30
     assert set(found(words, *[f"({line})" for line in lines])) == set(range(len(lines)))
