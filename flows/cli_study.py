@@ -141,7 +141,7 @@ def print_report(found: dict[str, Any]) -> None:
 
     for question, facts in found["questions"].items():
         table = Table(title=question, title_justify="left", box=None, header_style="bold", pad_edge=False)
-        for column in ("", "pairs", "majority won [Wilson]", "[bootstrap of pairs]", "sign test p", "single votes [bootstrap]"):
+        for column in ("", "pairs", "majority won (Wilson)", "(bootstrap of pairs)", "sign test p", "single votes (bootstrap)"):
             table.add_column(column, justify="right" if column else "left")
         for name, pair in facts["pairs"].items():
             for title, row in ((name, pair), *((f"  {c}", r) for c, r in pair["categories"].items())):
