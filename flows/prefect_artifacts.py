@@ -11,7 +11,6 @@ import io
 import re
 import threading
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -106,13 +105,9 @@ def page(node: Node, artifact: Artifact) -> str:
     table = "\n".join(f"| {key} | {_shown(value)} |" for key, value in rows)
     images = _images(node.name, artifact)
     shown = [f"![{what}]({url})" for what, url in images]
-    if len(shown) > 2:  # small ones, beside each other under their captions
-        shown = ["\n".join((_row(what for what, _ in images), _row("---" for _ in images), _row(shown)))]
+    if len(shown) > 2:  # small ones, beside their captions
+        shown = ["\n".join(["| | |\n|---|---|", *(f"| {picture} | {what} |" for picture, (what, _) in zip(shown, images, strict=True))])]
     return "\n\n".join([f"# {node.name}", f"| | |\n|---|---|\n{table}", *shown]) + "\n"
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _shown(value: float | str) -> str:
