@@ -15,9 +15,10 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from flows.build import build, require_inputs
 from flows.console import FACTS, Screen
 from flows.runtime import configure_environment, job_server
-from flows.stage import Node, Run, Store, build, read_json_or_none, require_inputs
+from flows.stage import Node, Run, Store, read_json_or_none
 from mav.artifact import Artifact
 from mav.errors import UserError
 from mav.recipe import digest, to_plain
@@ -30,7 +31,7 @@ PATIENCE_SECONDS = 120.0  # without an answer for so long, the cluster is taken 
 
 
 def build_on_cluster(node: Node, run: Run, fresh: bool = False) -> Artifact:
-    """As `flows.stage.build`, by a job of the cluster at `RAY_ADDRESS`; goes on with the job that builds the artifact already.
+    """As `flows.build.build`, by a job of the cluster at `RAY_ADDRESS`; goes on with the job that builds the artifact already.
 
     Raises UserError for what a user can mend, RuntimeError when the job died or the cluster is gone. Whoever ends this call by an
     exception ends the job; who kills the process does not.

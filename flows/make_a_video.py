@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from flows import evaluation, images, training, videos
+from flows.build import build
 from flows.console import Screen
 from flows.remote import SAVE_SECONDS
 from flows.runtime import job_server
-from flows.stage import Node, Plan, Run, Store, build
+from flows.stage import Node, Plan, Run, Store
 from mav.artifact import Artifact
 from mav.errors import UserError
 from mav.recipe import Recipe, digest
@@ -89,7 +90,7 @@ def execute(plan: Plan, run: Run, wanted: Iterable[Node], fresh: Iterable[str] =
         except BaseException:  # Ctrl-C, or a signal: a stage whose Ray goes away under it must not start another
             run.stopping.set()
             until = time.monotonic() + SAVE_SECONDS
-            for future in running if run.recipe.cluster.workers == 1 else ():  # Ray goes away behind this: a training saves first
+            for future in running:  # Ray goes away behind this: a training saves first
                 with suppress(Exception):
                     future.wait(max(until - time.monotonic(), 0.0))
             raise

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from flows.build import every
 from flows.metrics import tell_training
 from flows.room import Room
-from flows.stage import Job, every, read_json_or_none
+from flows.stage import Job, read_json_or_none
 from mav.artifact import Folder
 
 T = TypeVar("T")

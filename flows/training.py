@@ -10,47 +10,53 @@ the last one and changes nothing else; one that is told to go (SIGTERM to its pr
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
-from flows.remote import ProgressFile, on_ray, watching
+from flows.build import every
+from flows.remote import SAVE_SECONDS, ProgressFile, on_ray, watching
 from flows.room import Room
 from flows.stage import Job, Outcome, Stage, read_json_or_none, stage
 from mav.artifact import Folder
 from mav.errors import UserError
+from mav.recipe import Recipe
 
-RESULT = "result.json"
+RESULT, STOP = "result.json", "stop.json"
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
 TERMINATED = 143  # the shell's exit code of a process ended by SIGTERM
 
 
+@dataclass(frozen=True)
+class Orders:
+    """What each worker of a training stage is told."""
+
+    stage: str
+    recipe: Recipe
+    inputs: dict[str, Folder]
+    checkpoints: Folder
+    work: Folder  # where progress and result are told
+    out: Folder
+    board: Folder  # of TensorBoard's files
+    wandb: str  # a project; '' = none
+
+
 def train(job: Job) -> Outcome:
     """Runs the stage's training loop until its samples are seen and its network exported."""
-    cluster = job.recipe.cluster
-    config = {
-        "stage": job.name,
-        "recipe": job.recipe,
-        "inputs": job.inputs,
-        "work": job.work.child("checkpoints"),
-        "progress": job.work,
-        "out": job.out,
-        "board": job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}"),
-        "threads": cluster.cpus_per_worker,
-        "wandb": os.environ.get("WANDB_PROJECT", ""),  # asked here: workers elsewhere have another environment
-    }
-    if cluster.workers > 1:
-        return Outcome(metrics=_ray_train(job, config))
-    return Outcome(metrics=_one_worker(job, config))
+    board = job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}")
+    wandb = os.environ.get("WANDB_PROJECT", "")  # asked here: workers elsewhere have another environment
+    orders = Orders(job.name, job.recipe, job.inputs, job.work.child("checkpoints"), job.work, job.out, board, wandb)
+    return Outcome(metrics=_ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders))
 
 
-def _one_worker(job: Job, config: dict[str, Any]) -> dict[str, Any]:
+def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
     from ray.exceptions import RayError
 
-    cluster = job.recipe.cluster
-    checkpoints: Folder = config["work"]
+    cluster, checkpoints = job.recipe.cluster, orders.checkpoints
     failures, before = 0, checkpoints.names()
     while True:
         try:
-            return on_ray(job, _run_alone, config, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
+            return on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
         except RayError:  # the process died; the checkpoints did not
             failures, before, earlier = failures + 1, checkpoints.names(), before
             if before != earlier:
@@ -59,7 +65,7 @@ def _one_worker(job: Job, config: dict[str, Any]) -> dict[str, Any]:
                 raise
 
 
-def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
+def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -67,10 +73,11 @@ def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
     room = Room(job, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.workers)
     gpu = cluster.gpus_per_worker > 0
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
-    job.work.remove(RESULT)
+    for name in (RESULT, STOP):
+        job.work.remove(name)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config=config,
+        train_loop_config={"orders": orders},
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
         torch_config=_torch_config("nccl" if gpu else "gloo"),
         run_config=RunConfig(
@@ -80,7 +87,7 @@ def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
         ),
     )
     with watching(job, room):
-        trainer.fit()
+        _fit(job, trainer)
     result = read_json_or_none(job.work, RESULT)
     if result is None:
         raise RuntimeError(f"{job.name} ended without a result: see the Ray dashboard's Train page for its workers' logs")
@@ -88,6 +95,21 @@ def _ray_train(job: Job, config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(result["user_error"])
     metrics: dict[str, Any] = result["metrics"]
     return metrics
+
+
+def _fit(job: Job, trainer: Any) -> None:
+    """Until the workers have ended; when the run is stopped first, until they have saved."""
+    pool = ThreadPoolExecutor(1)
+    fitted = pool.submit(trainer.fit)
+    pool.shutdown(wait=False)
+    try:
+        while not wait([fitted], timeout=1.0).done:
+            job.run.go_on()
+    except BaseException:
+        job.work.write_json(STOP, {})
+        wait([fitted], timeout=SAVE_SECONDS)
+        raise
+    fitted.result()
 
 
 def _torch_config(backend: str) -> Any:
@@ -109,54 +131,60 @@ def _torch_config(backend: str) -> Any:
     return PreemptibleConfig(backend=backend)
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, Orders]) -> None:
     """In each Ray Train worker."""
     import ray.train
     import ray.train.torch
 
+    from mav.training.preemption import PreemptedError, tell_to_end
+
+    orders = config["orders"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    progress = ProgressFile(config["progress"])
+    progress = ProgressFile(orders.work)
     progress.begin()
     report = progress if rank == 0 else lambda facts: None  # one tells for all
     place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
     result: dict[str, Any]
     try:
-        result = {"metrics": _run(config, report, **place)}
+        with every(1.0, lambda: tell_to_end() if orders.work.exists(STOP) else None):
+            result = {"metrics": _run(orders, report, **place)}
+    except PreemptedError:
+        if orders.work.exists(STOP):
+            return
+        raise  # this worker's machine goes, not the run: Ray Train starts them again
     except UserError as error:
         result = {"user_error": str(error)}  # returned, not raised: Ray Train would only try it again
     if rank == 0:
-        config["progress"].write_json(RESULT, result)
+        orders.work.write_json(RESULT, result)
 
 
-def _run_alone(config: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """In a Ray task, whose worker ends when it is told to."""
     from mav.training.preemption import PreemptedError, told_to_end
 
     try:
         with told_to_end():
-            return _run(config, report)
+            return _run(orders, report)
     except PreemptedError:
         sys.exit(TERMINATED)  # the driver, unless it is being stopped itself, starts another, which goes on
 
 
-def _run(
-    config: dict[str, Any], report: Callable[[dict[str, Any]], None], rank: int = 0, world_size: int = 1, device: str = ""
-) -> dict[str, Any]:
+def _run(orders: Orders, report: Callable[[dict[str, Any]], None], rank: int = 0, world_size: int = 1, device: str = "") -> dict[str, Any]:
     """The stage's loop, in whatever process it was given."""
     import torch
 
     from mav.training.board import Board, WandbBoard
     from mav.training.stages import run_stage
 
-    torch.set_num_threads(config["threads"])  # fixed: the number of threads may change the last bits of a sum
+    torch.set_num_threads(orders.recipe.cluster.cpus_per_worker)  # fixed: the number of threads may change the last bits of a sum
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    stage_inputs = (config["stage"], config["recipe"], config["inputs"], config["work"], config["out"])
     if rank == 0:
-        report = Board(config["board"], report)
-        if config["wandb"]:
-            report = WandbBoard(config["wandb"], config["stage"], config["recipe"], config["board"], report)
-    return run_stage(*stage_inputs, rank=rank, world_size=world_size, device=device, report=report)
+        report = Board(orders.board, report)
+        if orders.wandb:
+            report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
+    told = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
+    return run_stage(*told, rank=rank, world_size=world_size, device=device, report=report)
 
 
 def _training_stage(name: str, sections: tuple[str, ...], about: str) -> Stage:

@@ -23,9 +23,11 @@ from fsspec.spec import AbstractFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows import lease, markers, shard_map, stage
+from flows import build as building
+from flows import lease, markers, shard_map
+from flows.build import build
 from flows.console import Screen
-from flows.stage import Job, Node, Plan, Run, Stage, Store, build
+from flows.stage import Job, Node, Plan, Run, Stage, Store
 from mav.artifact import Folder
 from mav.data.shards import ShardOutput
 from mav.errors import UserError
@@ -223,10 +225,10 @@ def in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_map, "_Walk", Loop)
         patch.setattr(lease, "process", process)
-        for module in (lease, stage):
+        for module in (lease, building):
             patch.setattr(module, "threading", SimpleNamespace(Thread=_NoThread, Event=threading.Event, Lock=threading.Lock))
         patch.setattr(markers, "ThreadPoolExecutor", _NoPool)
-        patch.setattr(stage, "software", dict)
+        patch.setattr(building, "software", dict)
         yield
 
 

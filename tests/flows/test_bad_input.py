@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.build import build
 from flows.console import Screen
 from flows.make_a_video import make_a_video
 from flows.runtime import free_port
-from flows.stage import Run, Store, build
+from flows.stage import Run, Store
 from mav.artifact import MANIFEST
 from mav.errors import UserError
 from mav.recipe import ImageMetadata, Recipe, VideoShards, World

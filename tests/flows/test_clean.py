@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from flows.build import build
 from flows.cli import app
 from flows.cli_clean import leftovers, remove
 from flows.console import Screen
 from flows.lease import exclusive
 from flows.make_a_video import make_a_video
-from flows.stage import Job, Node, Outcome, Plan, Run, Stage, Store, build
+from flows.stage import Job, Node, Outcome, Plan, Run, Stage, Store
 from mav.artifact import Artifact
 from mav.recipe import Recipe
 from mav.recipe_file import load_recipe

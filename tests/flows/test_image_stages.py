@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import images
+from flows.build import build
 from flows.console import Screen
 from flows.markers import Markers
-from flows.stage import Job, Node, Plan, Run, Store, build
+from flows.stage import Job, Node, Plan, Run, Store
 from mav.artifact import add_counts
 from mav.errors import UserError
 from mav.recipe import ImageDownload, ImageMetadata, Recipe, Screening

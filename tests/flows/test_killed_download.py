@@ -160,9 +160,10 @@ def test_twenty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
 def drive(table: str, base: str, runs: str) -> None:
     """The driver: builds the stage, or goes on with it."""
     from flows import images
+    from flows.build import build
     from flows.console import Screen
     from flows.runtime import configure_environment
-    from flows.stage import Plan, Run, Store, build
+    from flows.stage import Plan, Run, Store
     from mav.recipe import Cluster, ImageDownload, ImageMetadata
     from mav.recipe_file import load_recipe
 

@@ -100,9 +100,10 @@ def test_kills_lose_nothing_double_nothing_and_leave_nothing(tmp_path: Path) -> 
 def drive(list_of_clips: str, runs: str) -> None:
     """The driver: builds the stage, or goes on with it."""
     from flows import videos
+    from flows.build import build
     from flows.console import Screen
     from flows.runtime import configure_environment
-    from flows.stage import Plan, Run, Store, build
+    from flows.stage import Plan, Run, Store
     from mav.recipe import Cluster, VideoShards
     from mav.recipe_file import load_recipe
 

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from flows import images, videos
+from flows.build import build
 from flows.console import Screen
 from flows.retry import Retried, joined_counts, retry_failed
-from flows.stage import Node, Plan, Run, Store, build
+from flows.stage import Node, Plan, Run, Store
 from mav.artifact import unbalanced
 from mav.data.embed import shard_names
 from mav.data.shards import read_tar

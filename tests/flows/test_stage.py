@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from flows.build import build
 from flows.console import Screen
 from flows.lease import Lease
 from flows.make_a_video import make_a_video
-from flows.stage import Job, Node, Outcome, Plan, Run, Stage, Store, build
+from flows.stage import Job, Node, Outcome, Plan, Run, Stage, Store
 from mav.artifact import MANIFEST
 from mav.errors import UserError
 from mav.recipe import Recipe
