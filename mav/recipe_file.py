@@ -20,7 +20,8 @@ def shipped_recipes() -> list[str]:
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """Reads a shipped recipe by name, or a YAML file by path; `overrides` are `key.sub=value` with YAML values.
 
-    A file may say `extends: NAME` and then give only what differs. Raises UserError with one sentence that names the key.
+    A file may say `extends: NAME` and then give only what differs; without a `name` it has its file's. Raises
+    UserError with one sentence that names the key.
     """
     tree = _read_tree(name_or_path, seen=())
     for override in overrides:
@@ -109,6 +110,7 @@ def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
     tree = _parse_yaml(text, f"recipe {name_or_path}")
     if not isinstance(tree, dict):
         raise UserError(f"Recipe {name_or_path} is not a mapping of sections: start from a shipped one ({', '.join(shipped_recipes())}).")
+    tree = {"name": os.path.basename(name_or_path).removesuffix(".yaml"), **tree}  # not the parent's: reports and `mav clean` go by it
     parent = tree.pop("extends", None)
     return _merge(_read_tree(str(parent), (*seen, name_or_path)), tree) if parent else tree
 

@@ -57,9 +57,9 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
 
 def test_extends_gives_only_what_differs(tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
-    child.write_text("extends: demo\nname: child\ngenerate: {count: 2}\n")
+    child.write_text("extends: demo\ngenerate: {count: 2}\n")
     recipe, parent = load_recipe(str(child)), load_recipe("demo")
-    assert recipe.generate.count == 2
+    assert (recipe.name, recipe.generate.count) == ("child", 2)
     assert recipe.train_decoder == parent.train_decoder
     circle = tmp_path / "circle.yaml"
     circle.write_text(f"extends: {circle}\n")
