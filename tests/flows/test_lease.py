@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -56,20 +57,15 @@ def test_a_failed_build_lets_the_next_one_in_at_once(work: Folder) -> None:
 
 
 def test_of_many_at_once_one_wins(work: Folder) -> None:
-    start, won = threading.Barrier(6), []
-    # Each with a file system of its own, as other processes would have.
-    others = [Lease(Folder(work.url), "clip") for _ in range(6)]
+    start = threading.Barrier(6)
 
-    def take(lease: Lease) -> None:
+    def take(_: int) -> Lease | None:
+        lease = Lease(Folder(work.url), "clip")  # with a file system of its own, as another process would have
         start.wait()
-        if lease.acquire():
-            won.append(lease)
+        return lease if lease.acquire() else None
 
-    threads = [threading.Thread(target=take, args=(lease,)) for lease in others]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        won = [lease for lease in pool.map(take, range(6)) if lease]
     assert len(won) == 1
     assert json.loads(work.child(LEASE).read_bytes("000001.json"))["token"] == won[0].token
     won[0].release()
@@ -154,19 +150,11 @@ class Forgetful(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
         super().pipe_file(path, value)
 
 
-@pytest.fixture
-def forgetful() -> Folder:
-    fsspec.register_implementation("forgetful", Forgetful, clobber=True)
-    return Folder(f"forgetful://lease-{uuid.uuid4().hex}")
-
-
 @pytest.mark.usefixtures("quick")
-def test_without_a_conditional_write_the_last_of_two_wins(forgetful: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_conditional_write_the_last_of_two_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("forgetful", Forgetful, clobber=True)
+    forgetful = Folder(f"forgetful://lease-{uuid.uuid4().hex}")
     monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.3)
-    won: list[bool] = []
-    threads = [threading.Thread(target=lambda: won.append(Lease(forgetful, "clip").acquire())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda _: Lease(forgetful, "clip").acquire(), range(4)))
     assert sorted(won) == [False, False, False, True]

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import time
+import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,19 +108,23 @@ def test_what_is_missing_is_noticed_behind_a_whole_ledger(job: Job, tmp_path: Pa
     assert (two.counts, two.digests) == (one.counts, one.digests)
 
 
-def test_markers_on_storage_that_is_not_local() -> None:
-    out, work = Folder("memory://markers-out"), Folder("memory://markers-work")
+@pytest.mark.parametrize("storage", ["memory", "s3"])
+def test_markers_are_the_commit_point_on_any_storage(storage: str, request: pytest.FixtureRequest) -> None:
+    root = Folder(f"memory://{uuid.uuid4().hex}" if storage == "memory" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}")
+    out, work = root.child("out"), root.child("work")
     markers = Markers(out, work)
-    for name in NAMES:
+    for name in NAMES[:-1]:
         out.write_bytes(f"{name}.bin", name.encode())
         markers.commit(name, {"rows_in": 1, "rows_out": 1, "dropped": {}, "failed": {}}, (f"{name}.bin",))
-    assert out.sizes() == {f"{name}.bin": 5 for name in NAMES}
+    out.write_bytes(f"{NAMES[-1]}.bin", b"never committed")
+    assert out.sizes() == dict.fromkeys((f"{name}.bin" for name in NAMES[:-1]), 5) | {f"{NAMES[-1]}.bin": 15}
+    assert markers.committed(set(NAMES)) == set(NAMES[:-1])
     out.write_bytes(f"{NAMES[3]}.bin", b"short")
     out.remove(f"{NAMES[4]}.bin")
-    assert markers.committed(set(NAMES)) == set(NAMES) - {NAMES[4]}
-    summary = markers.compact(NAMES)
-    assert summary.counts["rows_in"] == len(NAMES)
-    assert markers.committed(set(NAMES)) == set(NAMES) - {NAMES[4]}, "the ledger says the same as the markers"
+    left = set(NAMES[:-1]) - {NAMES[4]}
+    assert markers.committed(set(NAMES)) == left
+    assert markers.compact(NAMES[:-1]).counts["rows_in"] == len(NAMES) - 1
+    assert markers.committed(set(NAMES)) == left, "the ledger says the same as the markers"
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,7 @@ class CountsLoads(Fault):
     def __call__(self, name: str) -> ShardOutput:
         (Path(self.tries) / f"process-{os.getpid()}").touch()
         time.sleep(0.05)
-        output = super().__call__(name)
-        return output
+        return super().__call__(name)
 
 
 def test_actors_live_for_the_walk_and_are_replaced(job: Job, tmp_path: Path) -> None:

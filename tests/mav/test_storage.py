@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.markers import Markers
 from flows.runtime import free_port
 from mav.artifact import MANIFEST, Artifact, Folder
 from mav.errors import UserError
@@ -90,20 +89,6 @@ def test_verify_finds_what_was_changed_lost_or_added(folder: Folder) -> None:
         Artifact.open(folder)
 
 
-def test_markers_are_the_commit_point_here_too(folder: Folder) -> None:
-    markers = Markers(folder.child("out"), folder.child("work"))
-    names = ["00000", "00001", "00002"]
-    counts = {"rows_in": 1, "rows_out": 1, "dropped": {}, "failed": {}}
-    for name in names[:2]:
-        markers.out.write_bytes(f"{name}.bin", name.encode())
-        markers.commit(name, counts, (f"{name}.bin",))
-    markers.out.write_bytes("00002.bin", b"never committed")
-    assert markers.committed(set(names)) == set(names[:2])
-    markers.out.remove("00001.bin")
-    assert markers.committed(set(names)) == {"00000"}
-    assert markers.compact(["00000"]).counts["rows_out"] == 1
-
-
 @pytest.mark.slow
 def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
     """By the commands a user types: run, status, verify with a changed bit, clean, report."""
@@ -111,7 +96,7 @@ def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
     environment = os.environ | {"PREFECT_HOME": str(tmp_path), "NO_COLOR": "1"}
     for name in ("PREFECT_API_URL", "RAY_ADDRESS"):
         environment.pop(name, None)
-    options = ["--runs", runs, "--set", f"world.port={free_port()}"]
+    options = ["--runs", runs, "--set", f"world={{images: 60, clips: 1, clip_frames: 8, evaluation_clips: 1, port: {free_port()}}}"]
 
     def mav(*arguments: str, expect: int = 0) -> str:
         done = CliRunner().invoke(app, [*arguments, *options])
