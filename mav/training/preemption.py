@@ -18,7 +18,12 @@ class PreemptedError(RuntimeError):
 def catch_sigterm() -> None:
     """From here on, SIGTERM to this process ends its training after the step it is in. Call it in the process's main thread."""
     _told.clear()
-    signal.signal(signal.SIGTERM, lambda signum, frame: _told.set())
+    signal.signal(signal.SIGTERM, lambda signum, frame: tell_to_end())
+
+
+def tell_to_end() -> None:
+    """Ends this process's training after the step it is in."""
+    _told.set()
 
 
 @contextmanager

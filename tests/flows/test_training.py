@@ -1,0 +1,40 @@
+"""A training of several workers that is stopped."""
+
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from flows.stage import Job
+from flows.training import STOP, _fit
+from mav.artifact import Folder
+from mav.errors import UserError
+
+
+def test_a_training_whose_run_is_stopped_saves_before_the_run_ends(tmp_path):
+    work, saved = Folder(str(tmp_path)), []
+
+    def go_on() -> None:
+        raise UserError("The run is being stopped")
+
+    def fit() -> None:
+        """As the workers do: train until they are told to end, then save."""
+        while not work.exists(STOP):
+            time.sleep(0.05)
+        time.sleep(0.2)
+        saved.append(True)
+
+    job: Any = SimpleNamespace(work=work, run=SimpleNamespace(go_on=go_on))
+    with pytest.raises(UserError, match="being stopped"):
+        _fit(cast(Job, job), SimpleNamespace(fit=fit))
+    assert saved
+
+
+def test_what_a_training_fails_of_is_raised(tmp_path):
+    def fit() -> None:
+        raise RuntimeError("the workers are gone")
+
+    job: Any = SimpleNamespace(work=Folder(str(tmp_path)), run=SimpleNamespace(go_on=lambda: None))
+    with pytest.raises(RuntimeError, match="are gone"):
+        _fit(cast(Job, job), SimpleNamespace(fit=fit))
