@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -160,7 +160,7 @@ def _pictures(recipe: Recipe) -> float:
 
     small = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     data = cv2.imencode(".jpg", cv2.resize(small, (800, 600), interpolation=cv2.INTER_CUBIC))[1].tobytes()
-    resizer: Any = guarded_resizer(recipe.image_download)
+    resizer = guarded_resizer(recipe.image_download)
     began, count = time.process_time(), 0
     while time.process_time() - began < MEASURED_SECONDS:
         resizer.prepare(data)

@@ -5,24 +5,19 @@ process's output around every picture), bounded in memory, and quicker with larg
 is unpacked at a half, a quarter or an eighth of its size, which the format offers for a fraction of the work.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
 import threading
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mav.recipe import ImageDownload
-
-if TYPE_CHECKING:
-    from img2dataset.resizer import Resizer
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # img2dataset's resizing library would ask the package index for news
 
@@ -103,7 +98,7 @@ def unpack(data: bytes, seen: Look, side: int) -> np.ndarray | None:
     return np.clip(pixels * (255.0 / white), 0, 255).astype(np.uint8)
 
 
-def guarded_resizer(rule: ImageDownload) -> Resizer:
+def guarded_resizer(rule: ImageDownload) -> Any:
     """An img2dataset Resizer, shorter side to `image_size`. Its error messages are reasons (`look`).
 
     Its `prepare(data)` may be called ahead in any thread; what is prepared is handed out when the same bytes object comes by.

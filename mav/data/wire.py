@@ -1,17 +1,12 @@
 """HTTP over a connection whose every step is bounded: to one checked address, under one deadline."""
 
-from __future__ import annotations
-
 import functools
 import http.client
 import io
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer as Buffer
+from typing import Any
 
 BLOCK = 1 << 16
 
@@ -25,7 +20,7 @@ class _Deadline(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Buffer, /) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -58,7 +53,7 @@ class _Wire:
         self.sendall = sock.sendall
         self._reader = io.BufferedReader(_Deadline(sock, timeout, end), BLOCK)
 
-    def makefile(self, mode: str) -> io.BufferedReader[_Deadline]:
+    def makefile(self, mode: str) -> io.BufferedIOBase:
         return self._reader
 
     def close(self) -> None:

@@ -10,7 +10,12 @@ import pytest
 import typer
 
 from flows.cli import PANELS, _oracle, app
+from flows.make_a_video import make_a_video
+from flows.markers import LedgerWriter
 from flows.runtime import free_port
+from flows.stage import Store
+from mav.artifact import Artifact
+from mav.recipe_file import load_recipe
 
 Mav = Callable[..., tuple[int, str, str]]
 
@@ -117,3 +122,17 @@ def test_the_oracles_figures_are_lines_for_a_person() -> None:
         "displacement over clips' 0.59 [0.51, 0.67]",
         "with time layers off nothing to read",
     ]
+
+
+def test_verify_adds_up_each_shard(tmp_path: Path, mav: Mav) -> None:
+    node = make_a_video(load_recipe("tiny")).node("image-metadata")
+    folder = Store(str(tmp_path)).artifact(node)
+    rows = {"00000": (3, 2), "00001": (3, 4)}  # wrong in each, right in sum
+    with LedgerWriter(folder) as ledger:
+        ledger.write([{"shard": shard, "counts": {"rows_in": i, "rows_out": o}, "files": {}} for shard, (i, o) in rows.items()])
+    known = {"stage": node.name, "version": 1, "fingerprint": node.fingerprint, "recipe": "tiny", "config": {}, "inputs": {}}
+    Artifact.publish(folder, **known, counts={"rows_in": 6, "rows_out": 6})
+    code, _, err = mav("verify", "tiny", "--runs", str(tmp_path))
+    assert code == 1
+    assert "image-metadata: shard 00000: 3 rows came in but 2 are accounted for" in err
+    assert "shard 00001: 3 rows came in but 4" in err
