@@ -4,15 +4,15 @@ import json
 import math
 import re
 import sqlite3
-import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import choix
 import numpy as np
 import pytest
+from small_videos import frames
 
 from mav.artifact import Folder
-from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
 from mav.data.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation.human.agreement import (
@@ -30,21 +30,15 @@ from mav.evaluation.human.votes import RefusedError, Study, Votes
 from mav.evaluation.reading import whole_video
 
 
-def clip(seed, fps=8):
-    scene = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
-    return encode_mp4(draw_clip(scene, 32, 6, fps), fps)
-
-
 @pytest.fixture(scope="module")
 def clips():
-    return [clip(seed) for seed in range(6)]
+    return [encode_mp4(frames(seed, 6), 8) for seed in range(6)]
 
 
 def made_up(clips, count, systems=("ours", "theirs")):
     """Pairs that share a few clips, so that many of them cost nothing."""
-    return [
-        Pair(f"prompt {i}", "animals" if i % 2 else "people", systems, (clips[i % 3], clips[3 + i % 3])) for i in range(count)
-    ]  # fmt: skip
+    kinds = ("people", "animals")
+    return [Pair(f"prompt {i}", kinds[i % 2], systems, (clips[i % 3], clips[3 + i % 3])) for i in range(count)]
 
 
 def make_study(tmp_path, clips, count, session=24, systems=("ours", "theirs")):
@@ -78,7 +72,7 @@ def test_ruined_copies_are_still_videos_and_worse(clips, tmp_path):
     name = study.of_kind("gold")[0]
     side = {study.key[name][s]: whole_video(folder.read_bytes(study.items[name][s])) for s in ("left", "right")}
     assert side["intact"].shape == side["ruined"].shape
-    detail = {kind: np.abs(np.diff(frames.astype(int), axis=2)).mean() for kind, frames in side.items()}
+    detail = {kind: np.abs(np.diff(video.astype(int), axis=2)).mean() for kind, video in side.items()}
     assert detail["ruined"] < detail["intact"]
 
 
@@ -228,11 +222,8 @@ def test_many_raters_at_once_fill_every_seat_exactly(clips, tmp_path):
     _, study = make_study(tmp_path, clips, 20, session=14)
     votes = Votes(str(tmp_path / "v.sqlite"), study)
     tokens = votes.invite(12)
-    threads = [threading.Thread(target=rate, args=(votes, token, prefers(study, "ours"))) for token in tokens]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(12) as pool:
+        assert all(pool.map(lambda token: rate(votes, token, prefers(study, "ours")) is not False, tokens))
     rows, _ = votes.rows()
     pairs = set(study.of_kind("pair"))
     assert set(Counter(row["item"] for row in rows if row["item"] in pairs).values()) == {10}  # five raters, two questions
@@ -277,12 +268,8 @@ def test_agreement_has_the_known_values_of_fetv(real_data):
                         units.setdefault(question, {}).setdefault((rater_model, item), []).append(float(row[question]))
     rated = {question: list(table.values()) for question, table in units.items()}
     found = {q: (krippendorff_alpha(table, "ordinal"), krippendorff_alpha(table), fleiss_kappa(table)) for q, table in rated.items()}
-    expected = {
-        "static_quality": (0.6850, 0.3350, 0.3349),
-        "temporal_quality": (0.7255, 0.3357, 0.3356),
-        "alignment": (0.6919, 0.3083, 0.3082),
-    }
-    for question, values in expected.items():
+    published = ((0.6850, 0.3350, 0.3349), (0.7255, 0.3357, 0.3356), (0.6919, 0.3083, 0.3082))
+    for question, values in zip(("static_quality", "temporal_quality", "alignment"), published, strict=True):
         assert len(units[question]) == 3017
         assert found[question] == pytest.approx(values, abs=5e-5)
 
@@ -294,18 +281,8 @@ def test_agreement_at_its_ends():
     assert math.isnan(krippendorff_alpha([[1], [2]]))
     # Krippendorff's own example of 2011 with missing ratings.
     table = [
-        [1, 1, 1],
-        [2, 2, 3, 2],
-        [3, 3, 3, 3],
-        [3, 3, 3, 3],
-        [2, 2, 2, 2],
-        [1, 2, 3, 4],
-        [4, 4, 4, 4],
-        [1, 1, 2, 1],
-        [2, 2, 2, 2],
-        [5, 5, 5],
-        [1, 1],
-        [3],
+        [int(rating) for rating in item]
+        for item in ["111", "2232", "3333", "3333", "2222", "1234", "4444", "1121", "2222", "555", "11", "3"]
     ]
     assert krippendorff_alpha(table) == pytest.approx(0.743, abs=5e-4)
     assert krippendorff_alpha(table, "ordinal") == pytest.approx(0.815, abs=5e-4)

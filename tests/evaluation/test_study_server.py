@@ -15,13 +15,13 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_videos import frames
 
+from flows.runtime import free_port
 from mav.artifact import Folder
-from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
 from mav.data.video_io import encode_mp4
 from mav.evaluation.human.study import Pair, freeze
 from mav.evaluation.human.votes import Study, Votes
@@ -30,13 +30,8 @@ CHROMIUM = "/usr/bin/chromium"
 PROMPTS = ("A dog wearing a superhero outfit with a red cape flying through the sky", "A blue unicorn flying over a mystical land")
 
 
-def clip(seed, size=64, fps=16):
-    scene = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
-    return encode_mp4(draw_clip(scene, size, 12, fps), fps)
-
-
 def make_study(folder, pairs, session):
-    clips = [clip(seed) for seed in range(6)]
+    clips = [encode_mp4(frames(seed, 12, 64), 16) for seed in range(6)]
     rows = [Pair(PROMPTS[i % 2], "animals", ("ours", "theirs"), (clips[i % 3], clips[3 + i % 3])) for i in range(pairs)]
     freeze(rows, Folder(str(folder)), seed=1, session=session)
     return Study.load(Folder(str(folder)))
@@ -46,9 +41,7 @@ class Server:
     """`mav study serve` as people run it; can be killed and started again on the same port."""
 
     def __init__(self, study, votes, raters):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.votes = votes
         self.command = [
             sys.executable, "-m", "flows.cli", "study", "serve", str(study), "--votes", str(votes),
@@ -231,17 +224,9 @@ def test_a_rater_sees_their_own_session_only(client):
     text = client.get("/api/next", headers=one).text + client.get(f"/r/{client.tokens[0]}").text
     for word in ("theirs", "ours", "intact", "ruined", "gold", "mirror", "rater_id"):
         assert f'"{word}' not in text
-    for path in (
-        "/study.json",
-        "/key.json",
-        "/videos/../key.json",
-        "/videos/..%2fkey.json",
-        "/videos/%2e%2e/key.json",
-        "/docs",
-        "/openapi.json",
-        "/",
-    ):
-        assert client.get(path).status_code == 404, path
+    videos = [f"videos/{way}key.json" for way in ("../", "..%2f", "%2e%2e/")]
+    for path in ("study.json", "key.json", *videos, "docs", "openapi.json", ""):
+        assert client.get(f"/{path}").status_code == 404, path
     assert client.get("/api/next").status_code == 401
     assert client.get("/api/next", headers={"Authorization": "Bearer x"}).status_code == 401
     vote = {"item": state["item"], "question": "quality", "answer": "left", "milliseconds": 5, "played": True}

@@ -91,41 +91,32 @@ def test_time_off_makes_each_frame_an_image_of_its_own(cascade):
     torch.testing.assert_close(Run(changed, [1, 2], GENERATE, time=False).decode(embedding), clip, rtol=1e-4, atol=1e-4)
 
 
-def test_interpolation_keeps_known_frames_and_hands_the_boundary_on(cascade):
-    run = Run(cascade, [5], GENERATE)
+@pytest.mark.parametrize(
+    ("skip", "known"),
+    [
+        # Frames 0, 3, 6, 9 of ten are given and windows are 0-3, 3-6, 6-9: both ends of each are known.
+        (3, [[True, False, False, True]] * 3),
+        # Given: 0, 2, 4, 6. Frame 3 is made by the first window, 0-3, and known to the second, 3-6.
+        (2, [[True, False, True, False], [True, True, False, True]]),
+    ],
+)
+def test_interpolation_keeps_known_frames_and_hands_the_boundary_on(cascade, skip, known):
+    seen = []
+    network = cascade.interpolation.network
+
+    def watch(x, t, **conditions):
+        seen.append(conditions["known"][0, :, 3, 0, 0].bool().tolist())
+        return network(x, t, **conditions)
+
+    sizes = dataclasses.replace(SIZES, frame_skip=skip)
+    watched = dataclasses.replace(cascade, sizes=sizes, interpolation=dataclasses.replace(cascade.interpolation, network=watch))
+    run = Run(watched, [5], GENERATE)
     embedding = run.imagine(PROMPTS[:1])
     clip = run.decode(embedding)
-    seen = []
-    network = cascade.interpolation.network
-
-    def watch(x, t, **conditions):
-        seen.append(conditions["known"][0, :, 3, 0, 0].bool().tolist())
-        return network(x, t, **conditions)
-
-    watched = dataclasses.replace(cascade, interpolation=dataclasses.replace(cascade.interpolation, network=watch))
-    long = Run(watched, [5], GENERATE).fill(clip, embedding)
-    assert long.shape[1] == SIZES.long_frames
-    assert torch.equal(long[:, ::3], clip)
-    # Frames 0, 3, 6, 9 of ten are given and windows are 0-3, 3-6, 6-9: both ends of each are known.
-    assert seen[:: GENERATE.interpolation.steps] == [[True, False, False, True]] * 3
-
-
-def test_a_boundary_that_was_made_is_known_to_the_next_window(cascade):
-    seen = []
-    network = cascade.interpolation.network
-
-    def watch(x, t, **conditions):
-        seen.append(conditions["known"][0, :, 3, 0, 0].bool().tolist())
-        return network(x, t, **conditions)
-
-    changed = dataclasses.replace(
-        cascade, sizes=dataclasses.replace(SIZES, frame_skip=2), interpolation=dataclasses.replace(cascade.interpolation, network=watch)
-    )
-    run = Run(changed, [5], GENERATE)
-    embedding = run.imagine(PROMPTS[:1])
-    assert run.fill(run.decode(embedding), embedding).shape[1] == 7
-    # Given: 0, 2, 4, 6. Frame 3 is made by the first window, 0-3, and known to the second, 3-6.
-    assert seen[:: GENERATE.interpolation.steps] == [[True, False, True, False], [True, True, False, True]]
+    long = run.fill(clip, embedding)
+    assert long.shape[1] == sizes.long_frames == 3 * skip + 1
+    assert torch.equal(long[:, ::skip], clip)
+    assert seen[:: GENERATE.interpolation.steps] == known
 
 
 def test_super_resolution_windows_agree_and_high_resolution_noise_is_shared(cascade):

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 
 import pytest
 import torch
 from small_training import run, small_recipe
 
+from flows.runtime import free_port
 from mav.artifact import Folder
 from mav.recipe import Cluster
 from mav.training.checkpoint import Checkpoints
@@ -46,10 +46,7 @@ def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
 @pytest.fixture
 def two_workers(tmp_path):
     def start(*runs: dict) -> Folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        torch.multiprocessing.start_processes(work_as, (port, str(tmp_path), list(runs)), nprocs=2, start_method="forkserver")
+        torch.multiprocessing.start_processes(work_as, (free_port(), str(tmp_path), list(runs)), nprocs=2, start_method="forkserver")
         return Folder(str(tmp_path))
 
     return start
