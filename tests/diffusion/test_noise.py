@@ -14,17 +14,17 @@ def test_frames_share_what_they_are_told_to(share: float) -> None:
     assert float((noise[:, 0] * noise[:, 3]).mean()) == pytest.approx(share, abs=0.03)
 
 
-def test_windows_agree_where_they_overlap() -> None:
-    one = SampleNoise([5], "test", (2,), range(0, 4), share=0.5)()
-    two = SampleNoise([5], "test", (2,), range(3, 7), share=0.5)()
-    assert torch.equal(one[:, 3], two[:, 0])
-
-
-def test_a_sample_is_the_same_alone() -> None:
-    many = SampleNoise([7, 8, 9], "test", (2, 2), range(3), share=0.5)
-    alone = SampleNoise([8], "test", (2, 2), range(3), share=0.5)
-    for _ in range(2):
-        assert torch.equal(many()[1:2], alone())
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_noise_belongs_to_seed_and_frame(share: float) -> None:
+    whole = SampleNoise([1, 2], "sr", (3, 4, 4), frames=range(6), share=share)
+    window = SampleNoise([2], "sr", (3, 4, 4), frames=range(2, 5), share=share)
+    still = SampleNoise([1], "sr", (3, 4, 4), frames=[0] * 5, share=share)
+    for _ in range(2):  # the first draw and the next
+        a, b, c = whole(), window(), still()
+        assert torch.equal(a[1:, 2:5], b)
+        assert torch.equal(c, c[:, :1].expand_as(c))
+        assert torch.equal(c[:, 0], a[:1, 0])
+        assert not torch.equal(a[0, 0], a[0, 1])
 
 
 def test_mixing_keeps_the_variance() -> None:

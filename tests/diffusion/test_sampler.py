@@ -78,18 +78,6 @@ def test_guidance_leaves_the_condition_alone_at_one_and_extrapolates_beyond():
         torch.testing.assert_close(x0[:, 0, 0, 0, 0], expected * given["embedding"][:, 0])
 
 
-def test_noise_belongs_to_seed_and_frame():
-    whole = SampleNoise([1, 2], "sr", (3, 4, 4), frames=range(6))
-    window = SampleNoise([2], "sr", (3, 4, 4), frames=range(2, 5))
-    shared = SampleNoise([1], "sr", (3, 4, 4), frames=[0] * 5)
-    for _ in range(2):  # the first draw and the next
-        a, b, c = whole(), window(), shared()
-        assert torch.equal(a[1:, 2:5], b)
-        assert torch.equal(c, c[:, :1].expand_as(c))
-        assert torch.equal(c[:, 0], a[:1, 0])
-        assert not torch.equal(a[0, 0], a[0, 1])
-
-
 def test_steps_trail_from_the_noisiest():
     schedule = make_schedule(Objective())
     assert schedule.trailing(4) == [999, 749, 499, 249]

@@ -1,7 +1,6 @@
 """CLIP: sizes, tokens, preprocessing, storage, heads, and that training teaches it colour and shape."""
 
 import itertools
-import os
 
 import numpy as np
 import pytest
@@ -128,7 +127,6 @@ def test_the_published_layout_is_what_its_names_say():
     assert torch.allclose(Head.from_state(state)(x), torch.sigmoid(y[:, 0]), atol=1e-6)
 
 
-@pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs the real heads")
 @pytest.mark.parametrize(
     ("file", "sizes"),
     [
@@ -136,8 +134,8 @@ def test_the_published_layout_is_what_its_names_say():
         ("clip_ViT-B-32_openai_binary_nsfw_head.pth", [512, 32, 32, 1]),
     ],
 )
-def test_laions_nsfw_heads_load(file, sizes):
-    state = torch.load(os.path.join(os.environ["MAV_REAL_DATA"], "heads", file), weights_only=True)
+def test_laions_nsfw_heads_load(real_data, file, sizes):
+    state = torch.load(real_data / "heads" / file, weights_only=True)
     head = Head.from_state(state)
     assert [head.layers[0].in_features, *(layer.out_features for layer in head.layers)] == sizes
     # Its own training mean is an embedding of the average picture, and the average picture is safe.
@@ -147,8 +145,7 @@ def test_laions_nsfw_heads_load(file, sizes):
     assert 0 <= float(score) < 0.5
 
 
-@pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs the real heads")
-def test_a_pretrained_architecture_takes_weights_and_head_from_paths(tmp_path, monkeypatch):
+def test_a_pretrained_architecture_takes_weights_and_head_from_paths(real_data, tmp_path, monkeypatch):
     import open_clip
 
     small = {
@@ -159,15 +156,14 @@ def test_a_pretrained_architecture_takes_weights_and_head_from_paths(tmp_path, m
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: small)
     weights = str(tmp_path / "weights.pt")
     torch.save({"state_dict": {f"module.{n}": v for n, v in Clip(architecture="small").model.state_dict().items()}}, weights)
-    heads = os.path.join(os.environ["MAV_REAL_DATA"], "heads")
-    good = os.path.join(heads, "clip_ViT-L-14_openai_binary_nsfw_head.pth")
+    good = str(real_data / "heads/clip_ViT-L-14_openai_binary_nsfw_head.pth")
     clip = Clip.create(ClipSection(pretrained=weights, architecture="small", nsfw_head=good)).eval()
     embedding = clip.encode_image(pixels(2, 40, 60))
     assert set(clip.scores(embedding)) == {"punsafe"}
     clip.save(Folder(str(tmp_path / "saved")))
     again = Clip.load(Folder(str(tmp_path / "saved"))).encode_image(pixels(2, 40, 60))
     assert torch.allclose(again, embedding, atol=1e-5)  # without gradients torch takes another route through attention
-    wrong = os.path.join(heads, "clip_ViT-B-32_openai_binary_nsfw_head.pth")
+    wrong = str(real_data / "heads/clip_ViT-B-32_openai_binary_nsfw_head.pth")
     with pytest.raises(UserError, match=r"clip\.nsfw_head.*length 512.*768"):
         Clip.create(ClipSection(pretrained=weights, architecture="small", nsfw_head=wrong))
 

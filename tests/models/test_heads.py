@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import zipfile
 
 import numpy as np
@@ -14,14 +13,15 @@ from mav.errors import UserError
 from mav.models.clip import Clip
 from mav.models.heads import Head, WatermarkClassifier, read_head
 from mav.models.tensor_bundle import read_bundle
+from mav.recipe import Clip as ClipSection
 from mav.recipe import ClipConfig
 
 TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)
-real = pytest.mark.skipif("MAV_REAL_DATA" not in os.environ, reason="needs the real heads")
 
 
-def heads_folder() -> str:
-    return os.path.join(os.environ["MAV_REAL_DATA"], "heads")
+@pytest.fixture
+def heads(real_data):
+    return real_data / "heads"
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,8 @@ def checkpoint(tmp_path_factory) -> str:
 
     torch.manual_seed(0)
     model = create_model("efficientnet_b3a", pretrained=False, num_classes=2)
-    model.classifier = torch.nn.Sequential(
-        torch.nn.Linear(1536, 625),
-        torch.nn.ReLU(),
-        torch.nn.Dropout(0.3),
-        torch.nn.Linear(625, 256),
-        torch.nn.ReLU(),
-        torch.nn.Linear(256, 2),
-    )
+    first, second, third = torch.nn.Linear(1536, 625), torch.nn.Linear(625, 256), torch.nn.Linear(256, 2)
+    model.classifier = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Dropout(0.3), second, torch.nn.ReLU(), third)
     path = str(tmp_path_factory.mktemp("heads") / "watermark_model_v1.pt")
     torch.save(model.state_dict(), path)
     return path
@@ -94,7 +88,6 @@ def test_what_is_no_head_says_where_heads_are(tmp_path):
             read_head(str(tmp_path / name), 16, "clip.nsfw_head")
 
 
-@real
 @pytest.mark.parametrize(
     ("archive", "pth", "dim"),
     [
@@ -102,20 +95,18 @@ def test_what_is_no_head_says_where_heads_are(tmp_path):
         ("clip_autokeras_binary_nsfw_vitl14.zip", "clip_ViT-L-14_openai_binary_nsfw_head.pth", 768),
     ],
 )
-def test_real_autokeras_heads_are_read_without_tensorflow(archive, pth, dim):
+def test_real_autokeras_heads_are_read_without_tensorflow(heads, archive, pth, dim):
     """They hold the weights of LAION's own conversions to PyTorch, and give the same scores."""
-    head = read_head(os.path.join(heads_folder(), archive), dim, "clip.nsfw_head")
-    converted = read_head(os.path.join(heads_folder(), pth), dim, "clip.nsfw_head")
+    head = read_head(str(heads / archive), dim, "clip.nsfw_head")
+    converted = read_head(str(heads / pth), dim, "clip.nsfw_head")
     embeddings = torch.nn.functional.normalize(torch.randn(64, dim, generator=torch.Generator().manual_seed(0)), dim=1)
     assert torch.allclose(head(embeddings), converted(embeddings), atol=1e-5)
-    assert {name: tuple(value.shape) for name, value in head.state_dict().items()} == {
-        name: tuple(value.shape) for name, value in converted.state_dict().items()
-    }
+    shapes = [{name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (head, converted)]
+    assert shapes[0] == shapes[1]
 
 
-@real
-def test_a_cut_or_flipped_real_archive_is_refused():
-    with zipfile.ZipFile(os.path.join(heads_folder(), "clip_autokeras_nsfw_b32.zip")) as archive:
+def test_a_cut_or_flipped_real_archive_is_refused(heads):
+    with zipfile.ZipFile(heads / "clip_autokeras_nsfw_b32.zip") as archive:
         index = archive.read("clip_autokeras_nsfw_b32/variables/variables.index")
         data = archive.read("clip_autokeras_nsfw_b32/variables/variables.data-00000-of-00001")
     assert read_bundle(index, data)
@@ -125,11 +116,8 @@ def test_a_cut_or_flipped_real_archive_is_refused():
         read_bundle(index[:-10], data)
 
 
-@real
-def test_the_digest_of_a_heads_file_is_recorded(tmp_path, monkeypatch):
-    from mav.recipe import Clip as ClipSection
-
-    path = os.path.join(heads_folder(), "clip_ViT-B-32_openai_binary_nsfw_head.pth")
+def test_the_digest_of_a_heads_file_is_recorded(heads):
+    path = str(heads / "clip_ViT-B-32_openai_binary_nsfw_head.pth")
     section = ClipSection(network=dataclasses.replace(TINY, embedding_dim=512), nsfw_head=path)
     clip = Clip.create(section)
     assert isinstance(clip.heads["punsafe"], Head)
