@@ -46,17 +46,8 @@ def evaluate(tmp_path, networks, videos, real=None, samples=6, run=in_process, o
     protocol = load_protocol("msrvtt-demo")
     protocol = dataclasses.replace(protocol, features=features or protocol.features)
     settings = Settings(prepared, samples, draws=20)
-    return measure(
-        protocol,
-        settings,
-        videos,
-        asked,
-        real,
-        networks,
-        Folder(str(tmp_path / out)),
-        Folder(str(tmp_path / "cache")),
-        run=run,
-    )
+    into, cache = Folder(str(tmp_path / out)), Folder(str(tmp_path / "cache"))
+    return measure(protocol, settings, videos, asked, real, networks, into, cache, run=run)
 
 
 @pytest.fixture

@@ -58,17 +58,8 @@ def test_each_reason_and_the_order_of_first_reasons():
         {"caption": "this sucks"},
         {"punsafe": 0.9, "pwatermark": 0.9, "caption": "bollocks", "width": 1},
     ) == [
-        "no_url",
-        "no_caption",
-        "no_caption",
-        "nsfw",
-        "watermark",
-        "too_small",
-        "aspect",
-        "caption_length",
-        "caption_length",
-        "toxic",
-        "nsfw",
+        *("no_url", "no_caption", "no_caption", "nsfw", "watermark", "too_small"),
+        *("aspect", "caption_length", "caption_length", "toxic", "nsfw"),
     ]
 
 
@@ -162,12 +153,7 @@ def test_metadata_work(sources, tmp_path):
     work = MetadataWork(sources, Screening(), 8, Folder(str(tmp_path / "out")))
     assert work.names() == ["00000", "00001"]
     outputs = [work(name) for name in work.names()]
-    assert outputs[0].files == (
-        "shards/00000-00000.parquet",
-        "shards/00000-00001.parquet",
-        "shards/00000-00002.parquet",
-        "dropped/00000.parquet",
-    )
+    assert outputs[0].files == (*(f"shards/00000-0000{shard}.parquet" for shard in range(3)), "dropped/00000.parquet")
     counts = add_counts([o.counts for o in outputs])
     assert not list(unbalanced(counts))
     assert counts["rows_in"] == 30

@@ -28,11 +28,8 @@ def test_phrases_match_across_blanks_and_hyphens():
 
 
 def test_longest_phrase_names_the_match():
-    assert found(ToxicWords(("red", "red rag", "red rag bull")), "a red rag bull", "a red rag", "red") == {
-        0: "red rag bull",
-        1: "red rag",
-        2: "red",
-    }
+    words = ToxicWords(("red", "red rag", "red rag bull"))
+    assert found(words, "a red rag bull", "a red rag", "red") == {0: "red rag bull", 1: "red rag", 2: "red"}
 
 
 def test_unicode_is_folded():
@@ -78,11 +75,8 @@ def test_scripts_without_spaces_and_signs_match_anywhere():
 
 
 def test_words_that_begin_with_signs():
-    assert found(ToxicWords(("$hit", "a$$", "s&m")), "oh $hit", "cash$hit", "kiss my a$$", "S&M club", "ps&ms") == {
-        0: "$hit",
-        2: "a$$",
-        3: "s&m",
-    }
+    words = ToxicWords(("$hit", "a$$", "s&m"))
+    assert found(words, "oh $hit", "cash$hit", "kiss my a$$", "S&M club", "ps&ms") == {0: "$hit", 2: "a$$", 3: "s&m"}
 
 
 def test_exceptions():

@@ -147,14 +147,8 @@ def test_the_command_lists_first_and_removes_when_told(tmp_path: Path) -> None:
     recipe = load_recipe("tiny")
     store = Store(str(tmp_path))
     node = make_a_video(recipe).node("demo-world")
-    facts: dict[str, Any] = {
-        "stage": node.name,
-        "version": 1,
-        "recipe": "tiny",
-        "config": {},
-        "inputs": {},
-        "finished": "2026-01-01T00:00:00+00:00",
-    }
+    facts: dict[str, Any] = {"stage": node.name, "version": 1, "recipe": "tiny", "config": {}, "inputs": {}}
+    facts["finished"] = "2026-01-01T00:00:00+00:00"
     old = store.root.child("artifacts/demo-world/0000000000000000")
     for folder, fingerprint in ((store.artifact(node), node.fingerprint), (old, "0" * 64)):
         folder.write_bytes("x.bin", b"x" * 50_000)
