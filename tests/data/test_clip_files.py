@@ -1,14 +1,13 @@
 """Where clips come from: folders, paths, the web under the guards, YouTube through yt-dlp (a stand-in: nothing leaves this machine)."""
 
-import http.server
 import json
 import sys
-import threading
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback import Quiet, served
 
 from mav.artifact import Folder
 from mav.data.clip_files import ClipFiles
@@ -33,22 +32,13 @@ def site():
     """A server on loopback that counts its requests: (host:port, what was asked for)."""
     asked: list[str] = []
 
-    class Site(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Site(Quiet):
+        def get(self) -> None:
             asked.append(self.path)
-            body = video()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(body=video())
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}", asked
-        server.shutdown()
+    with served(Site) as address:
+        yield address, asked
 
 
 def fetched(rule: VideoShards, *clips: Clip) -> list[bytes | str]:

@@ -84,12 +84,6 @@ def test_the_walk_keeps_little_in_memory(tmp_path):
     assert peak < 12e6 < path.stat().st_size
 
 
-def test_captions_are_left_in_the_list(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text(TEN_M + "1,http://h/1.mp4,PT00H00M17S,000_050,a secret caption\n")
-    assert "secret" not in repr(clips(path)) + repr(split_lists([str(path)], 10))
-
-
 def test_repeated_ids_are_marked_across_parts(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(TEN_M + "".join(f"{i},u,d,p,n\n" for i in (1, 2, 1, 3, 2, 1)))

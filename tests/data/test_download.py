@@ -6,14 +6,13 @@ import io
 import json
 import os
 import pickle
-import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loopback import Quiet, served
 from nasties import encoded, png
 from PIL import Image
 
@@ -175,12 +174,8 @@ def test_many_threads_prepare_at_once():
     assert not resizer._ready
 
 
-def serve(folder):
-    """A quiet loopback server of a folder, as a context."""
-    handler = functools.partial(type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *a: None}), directory=folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    return server
+class Files(http.server.SimpleHTTPRequestHandler):
+    log_message = Quiet.log_message
 
 
 def test_digests_of_tables_are_verified(tmp_path):
@@ -191,15 +186,13 @@ def test_digests_of_tables_are_verified(tmp_path):
     digests = [md5, None, "0" * 32, sha512.upper(), sha256, "f" * 64]
     for i in range(len(digests)):
         (tmp_path / f"site/{i}.jpg").write_bytes(body)
-    with serve(tmp_path / "site") as server:
-        base = f"127.0.0.1:{server.server_address[1]}"
+    with served(functools.partial(Files, directory=tmp_path / "site")) as base:
         pq.write_table(
             pa.table({"url": [f"http://{base}/{i}.jpg" for i in range(6)], "caption": ["x"] * 6, "md5": digests}), tmp_path / "a.parquet"
         )
         metadata = Folder(str(tmp_path / "metadata"))
         MetadataWork((str(tmp_path / "a.parquet"),), Screening(), 100, metadata)("00000")
         work, (output,) = run(metadata, ImageDownload(image_size=16, allow_addresses=(base,)), Folder(str(tmp_path / "out")))
-        server.shutdown()
     assert output.counts["failed"] == {"hash_mismatch": 2}
     reasons = pq.read_table(work.out.path("00000-00000.parquet")).column("reason").to_pylist()
     assert reasons == ["", "", "hash_mismatch", "", "", "hash_mismatch"]
@@ -218,8 +211,7 @@ def test_undecodable_behind_a_good_header():
 def test_real_photos_over_loopback(real_data, tmp_path):
     photos = real_data / "images"
     names = sorted(p.name for p in photos.iterdir())
-    with serve(photos) as server:
-        base = f"127.0.0.1:{server.server_address[1]}"
+    with served(functools.partial(Files, directory=photos)) as base:
         table = pa.table(
             {"URL": [f"http://{base}/{n}" for n in [*names, "none.jpg"]], "TEXT": [f"a real photo {n}" for n in [*names, "none"]]}
         )
@@ -227,24 +219,7 @@ def test_real_photos_over_loopback(real_data, tmp_path):
         metadata = Folder(str(tmp_path / "metadata"))
         MetadataWork((str(tmp_path / "real.parquet"),), Screening(), 100, metadata)("00000")
         work, (output,) = run(metadata, ImageDownload(image_size=256, allow_addresses=(base,)), Folder(str(tmp_path / "out")))
-        server.shutdown()
     assert output.counts["rows_out"] == len(names)
     assert output.counts["failed"] == {"http_404": 1}
     for _, files in read_tar(work.out, "00000-00000.tar"):
         assert min(Image.open(io.BytesIO(files["jpg"])).size) == 256
-
-
-def knows_no_host(host: str, port: int) -> list[str]:
-    raise socket.gaierror(-2, "Name or service not known")
-
-
-def test_real_rows_under_a_resolver_that_knows_no_host(real_data, tmp_path):
-    source = str(real_data / "laion/laion_1000.parquet")
-    metadata = Folder(str(tmp_path / "metadata"))
-    screened = MetadataWork((source,), Screening(word_lists=()), 400, metadata)("00000").counts
-    _, outputs = run(metadata, ImageDownload(threads=16), Folder(str(tmp_path / "out")), resolver=knows_no_host)
-    counts = add_counts([o.counts for o in outputs])
-    assert screened["rows_in"] == 1000
-    assert counts["rows_in"] == screened["rows_out"]
-    assert counts["failed"] == {"dns": screened["rows_out"]}
-    assert screened["rows_out"] + sum(screened["dropped"].values()) == 1000

@@ -1,4 +1,3 @@
-import http.server
 import socket
 import threading
 import time
@@ -7,52 +6,32 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
+from loopback import Quiet, served
 
 from mav.data.guards import FetchError, GuardedOpener, installed, is_public, is_transient, opted_out
 
 REFUSE = ("noai", "noimageai", "noindex")
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(Quiet):
     """Answers with what the test registered: path -> function of the handler."""
 
     routes: ClassVar[dict] = {}
     seen: ClassVar[list] = []
     at: ClassVar[list] = []  # when each was seen
 
-    def do_GET(self):
+    def get(self):
         Handler.seen.append((self.path, dict(self.headers)))
         Handler.at.append(time.monotonic())
         Handler.routes[self.path.partition("?")[0]](self)
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, status=200, body=b"x", **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            for one in value if isinstance(value, list) else [value]:
-                self.send_header(name.replace("_", "-"), one)
-        self.end_headers()
-        self.wfile.write(body)
 
 
 @pytest.fixture
 def web():
     """(routes, base url) of a loopback server."""
-
-    class Server(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request, client_address):
-            pass  # clients under test hang up early
-
-    server = Server(("127.0.0.1", 0), Handler)
     Handler.routes, Handler.seen, Handler.at = {}, [], []
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield Handler.routes, f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with served(Handler) as address:
+        yield Handler.routes, f"http://{address}"
 
 
 def opener(base, **more):

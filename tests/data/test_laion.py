@@ -1,13 +1,12 @@
-import http.server
 import math
 import re
-import threading
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loopback import Quiet, served
 
 from mav.data.laion import TYPES, read_part, recognise, source_parts
 from mav.errors import UserError
@@ -50,19 +49,13 @@ def remote(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=500)
     data, sent = (tmp_path / "a.parquet").read_bytes(), []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Quiet):
         protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self):
-            self.do_GET()
-
-        def do_GET(self):
+        def get(self):
             found = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             if not self.path.endswith("/a.parquet"):
-                self.send_response(404)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
+                return self.answer(404, b"", Content_Length="0")
             first, last = (int(found[1]), int(found[2] or len(data) - 1)) if found else (0, len(data) - 1)
             body = data[first : last + 1]
             self.send_response(206 if found else 200)
@@ -74,13 +67,8 @@ def remote(tmp_path):
                 sent.append(len(body))
                 self.wfile.write(body)
 
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", len(data), sent
-        server.shutdown()
+    with served(Handler) as address:
+        yield f"http://{address}", len(data), sent
 
 
 def test_tables_over_http_are_read_by_row_group(remote):

@@ -1,19 +1,18 @@
 """A download stage on a real Ray and a loopback web that is down for some, then mends: only what failed in passing is tried again."""
 
 import dataclasses
-import http.server
 import io
 import json
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loopback import Quiet, served
 from PIL import Image
 
 from flows import images, videos
@@ -31,23 +30,17 @@ from mav.recipe import ImageDownload, ImageMetadata, Recipe, VideoShards
 ROWS = 40
 
 
-class Web(http.server.BaseHTTPRequestHandler):
+class Web(Quiet):
     """0 to 9 are away until they are not, 10 to 14 are gone, the others are there."""
 
     away: frozenset[int] = frozenset()
     asked: list[int] = []  # noqa: RUF012 (one list for all requests on purpose)
 
-    def do_GET(self) -> None:
+    def get(self) -> None:
         number = int(Path(self.path).stem)
         Web.asked.append(number)
         status = 503 if number in Web.away else 404 if 10 <= number < 15 else 200
-        self.send_response(status)
-        self.send_header("Retry-After", "0")
-        self.end_headers()
-        self.wfile.write(video(number) if self.path.endswith(".mp4") else picture(number))
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        self.answer(status, video(number) if self.path.endswith(".mp4") else picture(number), Retry_After="0")
 
 
 def picture(number: int) -> bytes:
@@ -60,19 +53,10 @@ def video(number: int) -> bytes:
     return encode_mp4(np.full((8, 16, 16, 3), number * 6, np.uint8), 8)
 
 
-@contextmanager
-def web() -> Iterator[str]:
-    """Serves; yields host and port."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-
-
 @pytest.fixture
 def downloaded(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> Iterator[tuple[Node, Run]]:
     Web.away, Web.asked = frozenset(range(10)), []
-    with web() as base, ExitStack() as services:
+    with served(Web) as base, ExitStack() as services:
         rows = {"url": [f"http://{base}/{i}.jpg" for i in range(ROWS)], "caption": [f"number {i}" for i in range(ROWS)]}
         pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
         recipe = dataclasses.replace(
@@ -150,7 +134,7 @@ def test_other_stages_and_unfinished_ones_are_refused(downloaded: tuple[Node, Ru
 
 def test_clips_are_tried_again_too(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> None:
     Web.away, Web.asked = frozenset({2, 5, 7}), []
-    with web() as base, ExitStack() as services:
+    with served(Web) as base, ExitStack() as services:
         rows = [f"{i},http://{base}/{i}.mp4,PT00H00M01S,a,not read" for i in range(12)]
         (tmp_path / "clips.csv").write_text("\n".join(["videoid,contentUrl,duration,page_dir,name", *rows]))
         rule = VideoShards(

@@ -47,15 +47,22 @@ def test_any_changed_byte_is_named(tmp_path: Path) -> None:
     assert list(Artifact.open(str(tmp_path)).problems()) == []
 
 
-def test_missing_short_and_extra_files_are_named(tmp_path: Path) -> None:
-    artifact = _artifact(Folder(str(tmp_path)))
-    (tmp_path / "two.json").unlink()
-    (tmp_path / "data/one.bin").write_bytes(b"abc")
-    (tmp_path / "stray").write_bytes(b"")
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_changed_missing_short_and_extra_files_are_named(tmp_path: Path, storage: str, request: pytest.FixtureRequest) -> None:
+    folder = Folder(str(tmp_path) if storage == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}")
+    artifact = _artifact(folder)
+    folder.write_bytes("data/one.bin", b"abd" * 100)
+    assert "one.bin was changed" in "; ".join(artifact.problems())
+    folder.write_bytes("data/one.bin", b"abc")
+    folder.remove("two.json")
+    folder.write_bytes("stray", b"")
     problems = "; ".join(artifact.problems(full=False))
     assert "two.json is missing" in problems
     assert "one.bin has 3 bytes instead of 300" in problems
     assert "stray is not part" in problems
+    folder.write_bytes(MANIFEST, folder.read_bytes(MANIFEST).replace(b'"version": 1', b'"version": 2'))
+    with pytest.raises(UserError, match="changed after it was written"):
+        Artifact.open(folder)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
