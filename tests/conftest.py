@@ -17,7 +17,7 @@ os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 configure_environment()
 sys.path += [str(Path(__file__).parent / folder) for folder in ("data", "evaluation", "flows", "training")]  # what tests there share
 
-LONG = ("test_end_to_end", "test_killed_download", "test_deploy_live")
+LONG = ("test_end_to_end", "test_killed_stages", "test_deploy_live")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
