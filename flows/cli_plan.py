@@ -95,19 +95,16 @@ def image_rows(recipe: Recipe) -> int:
 
 
 def clips(recipe: Recipe) -> int:
-    """Clips of the recipe's lists: what it expects, the demo world's, or the lines of its lists."""
-    import fsspec
+    """Clips of the recipe's lists: what it expects, the demo world's, or what its lists say when they are walked."""
+    from mav.data.cliplist import SPANS_A_VIDEO, split_lists
 
     if recipe.expect.clips:
         return recipe.expect.clips
-    if not recipe.video_shards.sources and recipe.world:
+    sources = recipe.video_shards.sources
+    if not sources and recipe.world:
         return recipe.world.clips
-    total = 0
-    for path in recipe.video_shards.sources:
-        for part in fsspec.open_files(path, "rb"):
-            with part as file:
-                total += sum(1 for _ in file)
-    return total
+    parts = split_lists(sources, recipe.video_shards.clips_per_shard) if sources else []
+    return sum(part.rows * (1 if part.columns else SPANS_A_VIDEO) for part in parts)
 
 
 def measure(recipe: Recipe, skip: set[str]) -> dict[str, float]:

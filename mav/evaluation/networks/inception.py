@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import inception as torchvisions  # type: ignore[import-untyped]
+from torchvision.models import inception as torchvisions
 
 SIZE = 299
 
