@@ -52,13 +52,13 @@ def test_the_screen_tells_assumptions() -> None:
 
 def test_rows_are_counted_where_tables_are(small_recipe: Recipe, tmp_path: Path) -> None:
     for name, rows in (("a", 7), ("b", 5)):
-        pq.write_table(pa.table({"URL": ["u"] * rows, "TEXT": ["t"] * rows}), tmp_path / f"{name}.parquet")
+        pq.write_table(pa.table({"URL": ["u"] * rows, "TEXT": ["t"] * rows}), tmp_path / f"rows-{name}.parquet")
     (tmp_path / "clips.csv").write_text('videoid,url,name\n1,u,"a caption\nof two lines"\n2,u,b\n')
     pq.write_table(pa.table({"url": ["u", "v", "w"]}), tmp_path / "clips.parquet")
     (tmp_path / "clips.jsonl").write_text('{"video_id": "a", "url": "u", "clip": []}\n')
     recipe = dataclasses.replace(
         small_recipe,
-        image_metadata=ImageMetadata(sources=(str(tmp_path / "*.parquet"),)),
+        image_metadata=ImageMetadata(sources=(str(tmp_path / "rows-*.parquet"),)),
         video_shards=VideoShards(sources=(str(tmp_path / "clips.*"),)),
     )
     assert image_rows(recipe) == 12
