@@ -15,7 +15,7 @@ from mav.recipe import Cluster, Recipe
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: the number of threads may change the last bits of a sum
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 configure_environment()
-sys.path += [str(Path(__file__).parent / folder) for folder in ("data", "evaluation", "flows", "training")]  # what tests there share
+sys.path += [str(Path(__file__).parent / folder) for folder in ("data", "evaluation", "training")]  # what tests there share
 
 LONG = ("test_end_to_end", "test_killed_stages", "test_deploy_live")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mav.artifact import Folder, unbalanced
 from mav.data import embed
 from mav.data.drawing import PALETTE, SHAPES, draw, random_scene
-from mav.data.embed import EmbedWork, ScreenWork, shard_names
+from mav.data.embed import EmbedWork, ScreenWork
 from mav.data.shards import TarWriter
 from mav.errors import UserError
 from mav.models.clip import Clip
@@ -55,10 +55,6 @@ def embed_work(world, out="embed"):
 
 def table(folder, name):
     return pq.read_table(io.BytesIO(folder.read_bytes(f"{name}.parquet"))).to_pylist()
-
-
-def test_shards_are_found(world):
-    assert shard_names(Folder(str(world / "images"))) == ["00000-00000", "00000-00001"]
 
 
 def test_unknown_scores_are_estimated_and_thresholds_drop_their_boundary(world):

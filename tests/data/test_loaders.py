@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import itertools
 
@@ -243,11 +242,6 @@ def test_progress_slides_the_rates(shards):
     source = clips(shards, frames=4, total_samples=400, fps=FpsCurriculum(low=4, high=24))
     rates = source.batch(0, 400)["fps"]
     assert rates[:100].mean() > rates[-100:].mean() + 3
-
-
-def test_rate_beyond_the_clip_is_a_curriculum_matter_not_an_error(shards):
-    slow = dataclasses.replace(FpsCurriculum(), low=1, high=2)
-    assert torch.allclose(clips(shards, fps=slow).batch(0, 4)["fps"], torch.tensor(24 * 7 / 23))
 
 
 def test_clips_too_short_for_the_rate_are_passed_over_when_the_recipe_says_so(tmp_path):
