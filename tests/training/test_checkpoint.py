@@ -14,7 +14,6 @@ from mav.artifact import Folder
 from mav.errors import UserError
 from mav.training.checkpoint import COMMITTED, Checkpoints
 from mav.training.export import CURVES, WEIGHTS
-from mav.training.preemption import PreemptedError, catch_sigterm
 from mav.training.stages import INPUTS, run_stage
 from mav.training.validation import Validation
 
@@ -68,28 +67,6 @@ def test_killed_and_resumed_is_bit_equal_to_undisturbed(stage, processes, tmp_pa
     run(root, stage, RECIPE, work="broken", out=f"broken-{stage}")
     for name in root.child(f"whole-{stage}").names():
         assert root.read_bytes(f"broken-{stage}/{name}") == root.read_bytes(f"whole-{stage}/{name}"), name
-
-
-def test_sigterm_saves_then_ends(tmp_path):
-    root, recipe = Folder(str(tmp_path)), small_recipe(samples=16, checkpoint_every=100, log_every=2)
-    run(root, "train-decoder", recipe, work="whole", out="whole-out")
-
-    def report(line):
-        if line["samples"] == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    catch_sigterm()
-    try:
-        with pytest.raises(PreemptedError, match="saved after 12 samples"):
-            run(root, "train-decoder", recipe, work="told", out="told-out", report=report)
-    finally:
-        catch_sigterm()  # a new process knows nothing of the old one's signal
-        signal.signal(signal.SIGTERM, before)
-    assert Checkpoints(root.child("told/train-decoder"), "", 0, 1, 2).finished() == [12]
-    run(root, "train-decoder", recipe, work="told", out="told-out")
-    for name in (WEIGHTS, CURVES):
-        assert root.read_bytes(f"told-out/{name}") == root.read_bytes(f"whole-out/{name}")
 
 
 def test_the_last_ones_and_the_best_stay(tmp_path):

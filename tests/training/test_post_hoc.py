@@ -10,9 +10,9 @@ from small_training import run, small_recipe
 
 from mav.artifact import Folder
 from mav.errors import UserError
-from mav.training.checkpoint import COMMITTED
+from mav.training.checkpoint import COMMITTED, Checkpoints
 from mav.training.ema import Ema
-from mav.training.export import WEIGHTS, load_network
+from mav.training.export import CURVES, WEIGHTS, load_network
 from mav.training.post_hoc import KEPT, MOMENTS, OFFERED, coefficients, exponent, power_decay
 from mav.training.preemption import PreemptedError, catch_sigterm
 
@@ -72,9 +72,10 @@ def test_a_run_that_was_stopped_chooses_the_same_weights(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     catch_sigterm()
-    with pytest.raises(PreemptedError):
+    with pytest.raises(PreemptedError, match="saved after 14 samples"):
         run(root, STAGE, recipe, work="again", out="again", report=tell)
-    catch_sigterm()
+    assert Checkpoints(root.child(f"again/{STAGE}"), "", 0, 1, 2).finished() == [8, 14]
+    catch_sigterm()  # a new process knows nothing of the old one's signal
 
     def die(line):
         if line["samples"] == 20:
@@ -90,7 +91,8 @@ def test_a_run_that_was_stopped_chooses_the_same_weights(tmp_path):
         time.sleep(0.02)
     averages.remove(COMMITTED)
     assert run(root, STAGE, recipe, work="again", out="again") == whole
-    assert root.read_bytes(f"again/{WEIGHTS}") == root.read_bytes(f"{STAGE}/{WEIGHTS}")
+    for name in (WEIGHTS, CURVES):
+        assert root.read_bytes(f"again/{name}") == root.read_bytes(f"{STAGE}/{name}")
 
 
 def test_a_choice_needs_held_out_samples(tmp_path):
