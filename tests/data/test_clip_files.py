@@ -1,5 +1,6 @@
 """Where clips come from: folders, paths, the web under the guards, YouTube through yt-dlp (a stand-in: nothing leaves this machine)."""
 
+import contextlib
 import json
 import sys
 import types
@@ -49,30 +50,20 @@ class FakeYoutube:
     """As much of yt_dlp as is used: every page plays the given address; pages that end in `gone` do not play."""
 
     def __init__(self, address: str) -> None:
-        self.pages: list[str] = []
-        outer = self
+        self.address, self.pages = address, []
+        utils = types.SimpleNamespace(DownloadError=type("DownloadError", (Exception,), {}))
+        self.module = types.SimpleNamespace(YoutubeDL=self.open, utils=utils)
 
-        class DownloadError(Exception):
-            pass
+    def open(self, options: dict):
+        assert options["quiet"]
+        return contextlib.nullcontext(self)
 
-        class YoutubeDL:
-            def __init__(self, options: dict) -> None:
-                assert options["quiet"]
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *error: object) -> None:
-                pass
-
-            def extract_info(self, page: str, download: bool) -> dict:
-                assert not download
-                outer.pages.append(page)
-                if page.endswith("gone"):
-                    raise DownloadError("Video unavailable")
-                return {"url": f"http://{address}/stream.mp4"}
-
-        self.module = types.SimpleNamespace(YoutubeDL=YoutubeDL, utils=types.SimpleNamespace(DownloadError=DownloadError))
+    def extract_info(self, page: str, download: bool) -> dict:
+        assert not download
+        self.pages.append(page)
+        if page.endswith("gone"):
+            raise self.module.utils.DownloadError("Video unavailable")
+        return {"url": f"http://{self.address}/stream.mp4"}
 
 
 def test_paths_and_folders(tmp_path):

@@ -15,15 +15,7 @@ from small_videos import frames
 from mav.artifact import Folder
 from mav.data.video_io import encode_mp4
 from mav.errors import UserError
-from mav.evaluation.human.agreement import (
-    bradley_terry,
-    cluster_bootstrap,
-    connected,
-    fleiss_kappa,
-    krippendorff_alpha,
-    sign_test,
-    wilson,
-)
+from mav.evaluation.human.agreement import bradley_terry, cluster_bootstrap, connected, fleiss_kappa, krippendorff_alpha, sign_test, wilson
 from mav.evaluation.human.report import report_study
 from mav.evaluation.human.study import Pair, freeze, freeze_study, pairs_of
 from mav.evaluation.human.votes import RefusedError, Study, Votes

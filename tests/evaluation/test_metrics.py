@@ -5,17 +5,7 @@ import pytest
 import scipy.linalg
 
 from mav.evaluation.intervals import GROUPS, FrechetTo, jackknife
-from mav.evaluation.metrics import (
-    Moments,
-    bootstrap,
-    clipsim,
-    frechet,
-    frechet_features,
-    inception_score,
-    kernel_distance,
-    psnr,
-    ssim,
-)
+from mav.evaluation.metrics import Moments, bootstrap, clipsim, frechet, frechet_features, inception_score, kernel_distance, psnr, ssim
 
 
 def features(n, d, seed, shift=0.0):
