@@ -300,7 +300,8 @@ def main() -> None:
         print(f"mav: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        print("mav: stopped; the same command goes on where it was.", file=sys.stderr)
+        command = "`mav run` of this recipe" if sys.argv[1:2] == ["rerun"] else "the same command"  # which would begin anew
+        print(f"mav: stopped; {command} goes on where it was.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         # click's own usage errors know how to show themselves
