@@ -28,8 +28,8 @@ from mav.artifact import TEMPORARY, Artifact, Folder, unbalanced
 from mav.data.shards import read_tar
 from mav.data.video_io import encode_mp4
 
-PICTURES, VIDEOS, BROKEN = 240, 24, 4
-KILLS = {"image-download": ["worker"] * 7 + ["raylet"] + ["driver"] * 2, "video-shards": ["worker"] * 4 + ["driver"]}
+PICTURES, VIDEOS, BROKEN = 320, 24, 4
+KILLS = {"image-download": ["worker"] * 16 + ["raylet"] * 2 + ["driver"] * 3, "video-shards": ["worker"] * 4 + ["driver"]}
 EXPECTED = {"image-download": (PICTURES, {"http_404": PICTURES // 10}), "video-shards": (VIDEOS, {"truncated": BROKEN})}
 PATIENCE = 400.0  # seconds for everything, on a slow machine
 
