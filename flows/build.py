@@ -50,7 +50,6 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
                 lease.beat()
                 artifact = Artifact.publish(
                     out,
-                    known=outcome.digests,
                     stage=node.name,
                     version=node.stage.version,
                     fingerprint=node.fingerprint,

@@ -16,8 +16,6 @@ from rich.table import Table
 from flows import cli_clean, cli_describe, cli_evaluate, cli_generate, cli_plan, cli_publish, cli_study
 from flows.cli_options import Json, RecipeName, Runs, Set, StageName, complete_stage, nothing_built, open_plan
 from flows.console import Line, Screen, working
-from flows.markers import LEDGER, Markers
-from mav.artifact import unbalanced
 from mav.errors import UserError
 from mav.recipe import Recipe
 from mav.recipe_file import load_recipe
@@ -190,11 +188,7 @@ def verify(
                 continue
             if artifact:
                 checked += 1
-                found = list(artifact.problems(full=not quick))
-                if not (found or quick) and LEDGER in artifact.manifest.files:
-                    shards = Markers(artifact.folder, artifact.folder).counts()
-                    found = [f"shard {shard}: {problem}" for shard, counts in shards for problem in unbalanced(counts)]
-                problems += [f"{node.name}: {problem}" for problem in found]
+                problems += [f"{node.name}: {problem}" for problem in artifact.problems(full=not quick)]
                 if artifact.manifest.fingerprint != node.fingerprint:
                     problems.append(f"{node.name}: {artifact.folder.url} carries another fingerprint than the recipe's")
     for problem in problems:

@@ -1,11 +1,12 @@
 """`mav rerun RECIPE STAGE --failed`, for the stages that fetch: only what failed for a transient reason, again, beside what is there.
 
 A retry pass fetches into supplementary shards (`PPPPP-KKKKK-retryP`) in the stage's work folder and resumes there when it is stopped. When
-it is through, the shards join the artifact, whose ledger and manifest are written anew. A pass that brings nothing changes nothing.
+it is through, the shards and their ledger join the artifact, whose manifest is written anew. A pass that brings nothing changes nothing.
 """
 
 import dataclasses
 import datetime
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 
 from flows import images, videos
 from flows.lease import exclusive
-from flows.markers import LEDGER, LedgerWriter, Marker, Markers
 from flows.shard_map import shard_map
 from flows.stage import Job, Node, Run
 from mav.artifact import Artifact, Folder
@@ -22,6 +22,7 @@ from mav.data.guards import is_transient
 from mav.data.retry import RetryWork, base_shard, retry_number, retry_shard
 from mav.data.videos import VideoWork
 from mav.errors import UserError
+from mav.ledger import LEDGER, ledgers, read_ledger, retry_ledger
 
 FETCHING: dict[str, Callable[[Job], DownloadWork | VideoWork]] = {"image-download": images.download_work, "video-shards": videos.video_work}
 
@@ -42,18 +43,16 @@ def retry_failed(node: Node, run: Run) -> Retried:
     artifact = run.store.find(node)
     if artifact is None:
         raise UserError(f"{node.name} is not done, so `mav run {run.recipe.name} --until {node.name}` goes on with it; then --failed can.")
-    whole = set(artifact.manifest.files)
-    for name in set(artifact.folder.names()) - whole:
+    for name in set(artifact.folder.names()).difference(artifact.files()):
         if retry_number(name.partition(".")[0]):
             artifact.folder.remove(name)  # of a pass that was stopped before it was told
-    ledger = [marker for marker in Markers(artifact.folder, artifact.folder).ledger() if whole.issuperset(marker["files"])]
-    last: dict[str, Marker] = {}
-    for marker in sorted(ledger, key=lambda m: retry_number(m["shard"])):
-        last[base_shard(marker["shard"])] = marker
-    names = sorted(name for name, marker in last.items() if _transient(marker["counts"]))
+    left: dict[str, int] = {}  # rows that the last pass over a shard could not have
+    for shard in artifact.shards():
+        left[base_shard(shard["shard"])] = sum(n for reason, n in shard["counts"]["failed"].items() if is_transient(reason))
+    names = sorted(name for name, rows in left.items() if rows)
     if not names:
         return Retried(0, 0, {})
-    number = 1 + max(retry_number(marker["shard"]) for marker in ledger)
+    number = 1 + max(retry_number(name.partition(".")[0]) for name in ledgers(artifact.manifest.files))
     work = run.store.work(node)
     with exclusive(work, node.name, run.recipe.name) as lease:
         place = work.child(f"retry{number}")
@@ -63,32 +62,30 @@ def retry_failed(node: Node, run: Run) -> Retried:
         outcome = shard_map(job, walk, [retry_shard(name, number) for name in names])
         counts = outcome.counts
         if counts["rows_out"]:
-            _join(artifact, job.out, ledger, outcome.digests, counts)
+            _join(artifact, job.out, number, counts)
         run.screen.end(node.name, f"{counts['rows_out']:,} of {counts['rows_in']:,} rows that had failed came through")
         lease.clear()
     return Retried(counts["rows_in"], counts["rows_out"], counts["failed"])
 
 
-def _transient(counts: dict[str, Any]) -> int:
-    return sum(n for reason, n in counts["failed"].items() if is_transient(reason))
+def _join(artifact: Artifact, shards: Folder, number: int, counts: dict[str, Any]) -> None:
+    """The supplementary shards into the artifact: first the files, then their ledger, then the manifest that names it."""
+    out, manifest, added = artifact.folder, artifact.manifest, 0
 
+    def copy(name: str, to: str) -> None:
+        with shards.open(name) as source, out.create(to) as target:
+            shutil.copyfileobj(source, target, 1 << 22)
 
-def _join(artifact: Artifact, shards: Folder, ledger: list[Marker], digests: dict[str, dict[str, Any]], counts: dict[str, Any]) -> None:
-    """The supplementary shards into the artifact: first the files, then the ledger, then the manifest that names them."""
-    out, manifest = artifact.folder, artifact.manifest
-    added = list(Markers(shards, shards).ledger())
-    for name in sorted(digests):
-        with shards.open(name) as source, out.create(name) as target:
-            while block := source.read(1 << 22):
-                target.write(block)
-    with LedgerWriter(out) as writer:
-        writer.write(sorted([*ledger, *added], key=lambda marker: marker["shard"]))
-    known = {name: facts for name, facts in manifest.files.items() if name != LEDGER} | digests
+    for shard in read_ledger(shards, counts=False):
+        added += 1
+        for name in shard["files"]:
+            copy(name, name)
+    copy(LEDGER, retry_ledger(number))
     facts = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest) if field.name != "files"}
     facts["counts"] = joined_counts(manifest.counts, counts)
-    facts["metrics"] = manifest.metrics | {"shards": len(ledger) + len(added)}
+    facts["metrics"] = manifest.metrics | {"shards": manifest.metrics["shards"] + added}
     facts["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    Artifact.publish(out, known=known, **facts)
+    Artifact.publish(out, **facts)
 
 
 def joined_counts(before: dict[str, Any], retry: dict[str, Any]) -> dict[str, Any]:

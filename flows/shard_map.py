@@ -2,8 +2,9 @@
 
 A shard is committed when its marker file exists, written by the worker after the shard's own files (`flows.markers`). Ray's own
 retries are off (`max_retries=0`): they are invisible, and endless after an out-of-memory kill. Here a failed shard is tried again up
-to `cluster.attempts` times, then set aside and reported; a straggler gets one second copy, which is safe because files appear whole
-and a marker names the bytes of one execution. The driver keeps names and a window of flights, nothing that grows with the shards' contents.
+to `cluster.attempts` times, then set aside and reported; a straggler gets one second copy, and whichever is first ends the other. That is
+safe because files appear whole, a marker names the bytes of one execution, and the two are compared once both executions have ended.
+The driver keeps names and a window of flights, nothing that grows with the shards' contents.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from flows.metrics import Tally
 from flows.room import Room
 from flows.stage import Job, Outcome
 from mav.errors import UserError
+from mav.ledger import read_ledger
 
 if TYPE_CHECKING:
     from mav.data.shards import ShardOutput
@@ -113,18 +115,19 @@ def shard_map(
     gpus: float = 0.0,
     actors: bool = False,
 ) -> Outcome:
-    """Runs `work(name)` for every name on Ray and returns summed counts and the digests of all files.
+    """Runs `work(name)` for every name on Ray and returns summed counts; the ledger has the digests of all files.
 
     work: a picklable callable that writes into `job.out`. success_floor: share of the stage's rows that must come through; a shard
     under it is tried again before it is accepted. shard_floor: share under which a shard is never accepted. actors: run in
     long-lived processes that keep what they loaded (a network, say). Raises UserError when shards fail for good or the stage stays under
     its floor; finished shards are kept, so that the next run does the others only.
     """
-    if len(set(names)) != len(names):
+    names = sorted(names)
+    if any(name == after for name, after in itertools.pairwise(names)):
         raise ValueError("shard names repeat")
     markers = Markers.of(job)
-    done = markers.committed(set(names))
-    todo = [name for name in sorted(names) if name not in done]
+    done = markers.committed(names)
+    todo = [name for name in names if name not in done]
     quarantined: dict[str, str] = {}
     if todo:
         markers.forget_ledger()
@@ -136,15 +139,14 @@ def shard_map(
             f"{job.name}: {len(quarantined)} of {len(names)} shards failed {cluster.attempts} times, shard {name} with: {problem}; "
             f"mend the cause and run again: the {len(done)} finished shards are kept."
         )
-    summary = markers.compact(sorted(done))
-    counts = summary.counts
+    counts = markers.compact([name for name in names if name in done])
     if below_floor(counts, success_floor):
-        markers.forget(name for name, part in markers.counts() if below_floor(part, success_floor))
+        markers.forget(marker["shard"] for marker in read_ledger(job.out) if below_floor(marker["counts"], success_floor))
         raise UserError(
             f"{job.name}: only {counts['rows_out']:,} of {counts['rows_in']:,} rows came through, below the floor of {success_floor:.0%} "
             f"({reasons(counts)}); mend the cause and run again, or lower success_floor in the recipe."
         )
-    return Outcome(counts=counts, metrics={"shards": len(done), "quarantined": len(quarantined)}, digests=summary.digests)
+    return Outcome(counts=counts, metrics={"shards": len(done), "quarantined": len(quarantined)})
 
 
 @dataclass
@@ -163,13 +165,17 @@ class _Carrier(Protocol):
 
     def landed(self, reference: Any, lost: bool) -> None: ...
 
+    def end(self, reference: Any) -> None: ...
+
+    def grow(self, slots: int) -> None: ...
+
     def close(self, references: Sequence[Any]) -> None: ...
 
 
 class _Tasks:
     """One Ray task an execution. The mission goes with the function, which a worker loads once, not with every call."""
 
-    def __init__(self, mission: Mission, name: str, cpus: float, gpus: float, slots: int) -> None:
+    def __init__(self, mission: Mission, name: str, cpus: float, gpus: float) -> None:
         import ray
 
         def shard(call: list[Any]) -> Any:
@@ -191,11 +197,18 @@ class _Tasks:
     def landed(self, reference: Any, lost: bool) -> None:
         """Nothing is held for a task."""
 
-    def close(self, references: Sequence[Any]) -> None:
+    def end(self, reference: Any) -> None:
+        """Kills the process of an execution, also one that hangs; its reference then lands."""
         import ray
 
+        ray.cancel(reference, force=True)
+
+    def grow(self, slots: int) -> None:
+        """Ray starts as many processes as there are tasks and processors."""
+
+    def close(self, references: Sequence[Any]) -> None:
         for reference in references:
-            ray.cancel(reference, force=True)
+            self.end(reference)
 
 
 class ShardActor:
@@ -209,9 +222,11 @@ class ShardActor:
 
 
 class _Actors:
-    """As many actors as fit; each has the next execution waiting while it works. A dead one is replaced."""
+    """As many actors as fit, also when the cluster has grown; each has the next execution waiting while it works. A dead one is replaced;
+    one for which there is no processor yet gets no work.
+    """
 
-    def __init__(self, mission: Mission, name: str, cpus: float, gpus: float, slots: int) -> None:
+    def __init__(self, mission: Mission, name: str, cpus: float, gpus: float, slots: int, shards: int) -> None:
         import ray
 
         actor: Any = ray.remote(ShardActor)
@@ -219,15 +234,23 @@ class _Actors:
         shared, numbers = ray.put(mission), itertools.count()
         walk = uuid.uuid4().hex[:8]  # an actor's name is taken for as long as it lives, also by another walk
         self._make = lambda: actor.options(name=f"{name} {walk}-{next(numbers)}", **options).remote(shared)
-        self._name = name
-        self._load: Counter[Any] = Counter({self._make(): 0 for _ in range(slots)})
+        self._name, self._most = name, shards
+        self._load: Counter[Any] = Counter()
         self._where: dict[Any, Any] = {}
+        self._coming: dict[Any, Any] = {}  # reference that is there as soon as the actor is -> actor
+        self.grow(slots)
 
     def begun(self) -> list[Any]:
-        return [actor.__ray_ready__.remote() for actor in self._load]
+        return list(self._coming)
 
     def submit(self, name: str, floor: float, short: bool) -> Any:
-        actor = min(self._load, key=self._load.__getitem__)
+        import ray
+
+        if self._coming:
+            for arrived in ray.wait(list(self._coming), num_returns=len(self._coming), timeout=0)[0]:
+                del self._coming[arrived]
+        coming = set(self._coming.values())
+        actor = min([actor for actor in self._load if actor not in coming] or self._load, key=self._load.__getitem__)
         reference = actor.run.options(name=f"{self._name} {name}").remote(name, floor)
         self._where[reference] = actor
         self._load[actor] += 1
@@ -239,7 +262,22 @@ class _Actors:
             self._load[actor] -= 1
             if lost:
                 del self._load[actor]
-                self._load[self._make()] = 0
+                self._add()
+
+    def end(self, reference: Any) -> None:
+        """Kills the actor of an execution; what else it was given comes back as lost."""
+        import ray
+
+        ray.kill(self._where[reference])
+
+    def grow(self, slots: int) -> None:
+        while len(self._load) < min(slots, self._most):
+            self._add()
+
+    def _add(self) -> None:
+        actor = self._make()
+        self._load[actor] = 0
+        self._coming[actor.__ray_ready__.remote()] = actor
 
     def close(self, references: Sequence[Any]) -> None:
         import ray
@@ -258,8 +296,9 @@ class _Walk:
         self.room = Room(job, cluster.cpus_per_shard, gpus, setting="cpus_per_shard")
         self.job, self.done, self.floors, self.cluster, self.gpus = job, done, floors, cluster, gpus
         slots = self._slots()
-        mission = Mission(work, markers, cluster.fsync)
-        self.carrier: _Carrier = (_Actors if actors else _Tasks)(mission, job.name, cluster.cpus_per_shard, gpus, min(slots, shards))
+        self.markers, mission = markers, Mission(work, markers, cluster.fsync)
+        asked = (mission, job.name, cluster.cpus_per_shard, gpus)
+        self.carrier: _Carrier = _Actors(*asked, slots, shards) if actors else _Tasks(*asked)
         self.usual_window = cluster.window or 2 * slots
         self.flights: dict[Any, _Flight] = {}
         self.airborne: Counter[str] = Counter()
@@ -271,19 +310,24 @@ class _Walk:
 
     def run(self, todo: Sequence[str]) -> dict[str, str]:
         """Fills `done`; returns what was quarantined and why."""
-        queue = deque((name, 1) for name in todo)
+        sent, again = 0, deque[tuple[str, int]]()  # tried again at the end: what was away may be back
         total, began, told = len(todo) + len(self.done), time.monotonic(), 0.0
+
+        def unfinished() -> bool:
+            return sent < len(todo) or bool(again or self.flights)
+
         try:
             self._wait()
-            while queue or self.flights:
-                while queue and len(self.flights) < self.window:
-                    self._submit(*queue.popleft())
+            while unfinished():
+                while len(self.flights) < self.window and (sent < len(todo) or again):
+                    name, attempt = (todo[sent], 1) if sent < len(todo) else again.popleft()
+                    self._submit(name, attempt)
+                    sent += attempt == 1
                 for name, attempt, flown in self._land():
-                    again = self._settle(name, attempt, flown)
-                    if again:
-                        queue.append(again)
+                    if self._settle(name, attempt, flown):
+                        again.append((name, attempt + 1))
                 now = time.monotonic()
-                if now - told > REPORT_SECONDS or not (queue or self.flights):
+                if now - told > REPORT_SECONDS or not unfinished():
                     told = now
                     self._adapt()
                     rate = round(self.rows / max(now - began, 1e-9))
@@ -312,7 +356,7 @@ class _Walk:
 
     def _submit(self, name: str, attempt: int) -> None:
         _, shard = self.floors
-        floor = shard if attempt == self.cluster.attempts else max(self.floors)  # at last as it is: then the stage's floor decides
+        floor = shard if attempt >= self.cluster.attempts else max(self.floors)  # at last as it is: then the stage's floor decides
         reference = self.carrier.submit(name, floor, self.window > self.usual_window)
         self.flights[reference] = _Flight(name, attempt)
         self.airborne[name] += 1
@@ -348,10 +392,13 @@ class _Walk:
             landed.append((flight.name, flight.attempt, result))
         return landed
 
-    def _settle(self, name: str, attempt: int, flown: Flown) -> tuple[str, int] | None:
-        """Books one execution; returns what is to be tried again."""
-        if name in self.done:
-            return None  # the other copy of a straggler was first
+    def _settle(self, name: str, attempt: int, flown: Flown) -> bool:
+        """Books one execution; returns whether it is to be tried again."""
+        if name in self.done:  # the other copy of a straggler was first, and this one may have been ended amid its files
+            if name in self.airborne or self.markers.intact(name):
+                return False
+            self.done.remove(name)
+            return True
         if flown.stop is not None:
             raise flown.stop
         if not flown.problem:
@@ -359,18 +406,23 @@ class _Walk:
             self.seconds.append(flown.seconds)
             self.rows += flown.counts.get("rows_in", 0)
             self.tally.shard(flown.counts, flown.bytes)
-            return None
+            if name in self.airborne:
+                for reference in [reference for reference, flight in self.flights.items() if flight.name == name]:
+                    self.carrier.end(reference)
+            return False
         self.tally.failure()
         if name in self.airborne:
-            return None  # its twin may still succeed
+            return False  # its twin may still succeed
         if attempt < self.cluster.attempts:
-            return name, attempt + 1
+            return True
         self.quarantined[name] = flown.problem
-        return None
+        return False
 
     def _adapt(self) -> None:
         """Widens the window for a cluster that has grown and for short shards; gives each straggler a second copy."""
-        self.usual_window = self.cluster.window or 2 * self._slots()
+        slots = self._slots()
+        self.carrier.grow(slots)
+        self.usual_window = self.cluster.window or 2 * slots
         if len(self.seconds) < 5:
             return
         short = statistics.median(self.seconds) < SHORT_SECONDS

@@ -39,7 +39,6 @@ class Outcome:
 
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    digests: dict[str, dict[str, Any]] = field(default_factory=dict)  # files already hashed where they were written
 
 
 @dataclass(frozen=True)
@@ -187,11 +186,11 @@ class Store:
             return "running"
         if work.exists("failure.json"):
             return "failed"
-        for name in self.root.child(f"artifacts/{node.name}").names():
-            if name.endswith(f"/{MANIFEST}") and name.count("/") == 1:
-                manifest = read_json_or_none(self.root.child(f"artifacts/{node.name}"), name)
-                if manifest and manifest.get("recipe") == recipe:
-                    return "stale"
+        others = self.root.child(f"artifacts/{node.name}")
+        for fingerprint in others.folders():
+            manifest = read_json_or_none(others, f"{fingerprint}/{MANIFEST}")
+            if manifest and manifest.get("recipe") == recipe:
+                return "stale"
         return "missing"
 
 

@@ -1,8 +1,8 @@
 """Artifacts: what a stage makes. A directory on any fsspec storage whose `manifest.json` is written last.
 
-Files in storage are the truth. No manifest, no artifact; a manifest names every file with its size and sha256, so a reader can
-check what it reads and `verify` can find a changed byte anywhere, the manifest itself included (it carries its own digest and
-is stored in one canonical form).
+Files in storage are the truth. No manifest, no artifact; a manifest names every file with its size and sha256, those of shards through
+their ledgers (`mav.ledger`), so a reader can check what it reads and `verify` can find a changed byte anywhere, the manifest itself
+included (it carries its own digest and is stored in one canonical form).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -22,6 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from mav.errors import UserError
+from mav.ledger import Marker, ledgers, read_ledger
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"  # prefix of names still being written; readers ignore them, `clean` removes them
@@ -40,7 +41,7 @@ class Manifest:
     recipe: str  # name of the recipe it was first built under
     config: dict[str, Any]  # the stage's own sections
     inputs: dict[str, str]  # input stage -> fingerprint
-    files: dict[str, dict[str, Any]]  # relative name -> {"bytes", "sha256"}
+    files: dict[str, dict[str, Any]]  # relative name -> {"bytes", "sha256"}, without those that its ledgers name
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -67,7 +68,7 @@ class Manifest:
 
     @property
     def content(self) -> str:
-        """sha256 over the files alone: equal for two runs that made the same bytes, whenever they ran."""
+        """sha256 over the files alone, ledgers included: equal for two runs that made the same bytes, whenever they ran."""
         return hashlib.sha256(_canonical(self.files)).hexdigest()
 
 
@@ -121,6 +122,14 @@ class Folder:
             except FileNotFoundError:
                 found = {}
         return {name: size for name, size in found.items() if temporary or not posixpath.basename(name).startswith(TEMPORARY)}
+
+    def folders(self) -> list[str]:
+        """Names of the folders directly in this one, sorted; what lies below them is not listed."""
+        try:
+            found = self.fs.ls(self.root, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(posixpath.basename(info["name"].rstrip("/")) for info in found if info["type"] == "directory")
 
     def read_bytes(self, name: str) -> bytes:
         data: bytes = self.fs.cat_file(self.path(name))
@@ -224,39 +233,67 @@ class Artifact:
         return cls(folder, Manifest.from_bytes(data, folder.path(MANIFEST)))
 
     @classmethod
-    def publish(cls, folder: Folder, known: Mapping[str, dict[str, Any]] | None = None, **facts: Any) -> Artifact:
-        """Digests every file of the folder, then writes the manifest: from here on the artifact exists.
+    def publish(cls, folder: Folder, **facts: Any) -> Artifact:
+        """Digests the files of the folder, then writes the manifest: from here on the artifact exists.
 
-        `known` are digests taken where a file was written, so that terabytes of shards are not read again.
+        What a ledger names was digested where it was written, so that terabytes of shards are not read again.
         """
-        known = known or {}
-        sizes = {name: size for name, size in sorted(folder.sizes().items()) if name != MANIFEST}
-        files = {name: dict(known.get(name) or {"bytes": size, "sha256": folder.sha256(name, size)}) for name, size in sizes.items()}
+        sizes = folder.sizes()
+        sizes.pop(MANIFEST, None)
+        for ledger in ledgers(sizes):
+            for marker in read_ledger(folder, ledger, counts=False):
+                for name in marker["files"]:
+                    sizes.pop(name, None)
+        files = {name: {"bytes": size, "sha256": folder.sha256(name, size)} for name, size in sorted(sizes.items())}
         manifest = Manifest(files=files, **facts)
         folder.sync()
         folder.write_bytes(MANIFEST, manifest.to_bytes())
         folder.sync()
         return cls(folder, manifest)
 
+    def shards(self, counts: bool = True) -> Iterator[Marker]:
+        """What its ledgers say of each shard, retry passes after the stage itself; nothing for a stage without shards."""
+        for ledger in ledgers(self.manifest.files):
+            yield from read_ledger(self.folder, ledger, counts)
+
+    def facts(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every file with its bytes and sha256, one at a time: the manifest's, then those of the shards."""
+        yield from self.manifest.files.items()
+        for marker in self.shards(counts=False):
+            yield from ((name, facts) for name, facts in marker["files"].items() if name not in self.manifest.files)
+
     def files(self, suffix: str = "", prefix: str = "") -> list[str]:
         """Names of the artifact's files, sorted."""
-        return sorted(n for n in self.manifest.files if n.endswith(suffix) and n.startswith(prefix))
+        return sorted(n for n, _ in self.facts() if n.endswith(suffix) and n.startswith(prefix))
 
     def problems(self, full: bool = True) -> Iterator[str]:
-        """One sentence for each file that is missing, changed or unexpected; `full` re-reads every byte."""
+        """One sentence for each file missing, changed or unexpected, and for counts that do not add up; `full` re-reads every byte."""
         present = self.folder.sizes()
         present.pop(MANIFEST, None)
-        for name, facts in sorted(self.manifest.files.items()):
-            path = self.folder.path(name)
-            if name not in present:
-                yield f"{path} is missing"
-            elif present[name] != facts["bytes"]:
-                yield f"{path} has {present[name]} bytes instead of {facts['bytes']}"
-            elif full and self.folder.sha256(name, present[name]) != facts["sha256"]:
-                yield f"{path} was changed: its sha256 is not the manifest's"
-        for name in sorted(present.keys() - self.manifest.files.keys()):
+        told = ledgers(self.manifest.files)
+        broken = [
+            problem for name in told for problem in self._problem(name, self.manifest.files[name], present.get(name), full=True)
+        ]  # what a changed ledger says of shards is worth nothing
+        yield from broken
+        for name, facts in self.manifest.files.items() if broken else self.facts():
+            size = present.pop(name, None)
+            if name not in told:
+                yield from self._problem(name, facts, size, full)
+        if broken:
+            return
+        for name in sorted(present):
             yield f"{self.folder.path(name)} is not part of the artifact"
         yield from (f"{self.folder.path(MANIFEST)}: {problem}" for problem in unbalanced(self.manifest.counts))
+        yield from (f"shard {shard['shard']}: {problem}" for shard in self.shards() for problem in unbalanced(shard["counts"]))
+
+    def _problem(self, name: str, facts: Mapping[str, Any], size: int | None, full: bool) -> Iterator[str]:
+        path = self.folder.path(name)
+        if size is None:
+            yield f"{path} is missing"
+        elif size != facts["bytes"]:
+            yield f"{path} has {size} bytes instead of {facts['bytes']}"
+        elif full and self.folder.sha256(name, size) != facts["sha256"]:
+            yield f"{path} was changed: its sha256 is not the one it was written with"
 
 
 def unbalanced(counts: Mapping[str, Any]) -> Iterator[str]:
@@ -267,7 +304,7 @@ def unbalanced(counts: Mapping[str, Any]) -> Iterator[str]:
             yield f"{counts['rows_in']} rows came in but {accounted} are accounted for"
 
 
-def add_counts(parts: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> dict[str, Any]:
+def add_counts(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums counts of shards, key by key; nested mappings are summed alike."""
     total: dict[str, Any] = {"rows_in": 0, "rows_out": 0, "dropped": {}, "failed": {}}
     for part in parts:

@@ -61,7 +61,7 @@ def pictures(download: Artifact | None, screen: Artifact | None) -> list[dict[st
 
 
 def _kept(screen: Artifact | None, shard: str) -> set[str] | None:
-    if screen is None or f"{shard}.parquet" not in screen.manifest.files:
+    if screen is None or not screen.folder.exists(f"{shard}.parquet"):
         return None
     return {row["key"] for row in read_table(screen.folder, f"{shard}.parquet", ["key", "kept"]).to_pylist() if row["kept"]}
 

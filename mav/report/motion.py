@@ -8,6 +8,7 @@ import numpy as np
 from mav.artifact import Artifact
 from mav.data.clips import draw_fps, frame_indices, frame_times
 from mav.data.shards import index_tar, read_at, read_table
+from mav.ledger import ledgers
 from mav.recipe import FpsCurriculum
 from mav.report.collect import data_url, light
 
@@ -39,7 +40,7 @@ def shown_rates(shards: Artifact | None, curriculum: FpsCurriculum, frames: int,
     clips: list[tuple[float, int]] = []
     if shards is None:
         return []
-    for name in [name for name in shards.files(".parquet") if name != "shards.parquet"][:LEDGERS]:
+    for name in [name for name in shards.files(".parquet") if not ledgers([name])][:LEDGERS]:
         ledger = read_table(shards.folder, name, ["status", "fps", "frames"])
         clips += [(row["fps"], row["frames"]) for row in ledger.to_pylist() if row["status"] == "ok"]
     found = []

@@ -43,9 +43,8 @@ def compare(nodes: Sequence[Node], calm: Store, after: Store) -> Account:
             continue
         account.problems += list(unbalanced(two.manifest.counts))
         if (one.manifest.content, one.manifest.counts) != (two.manifest.content, two.manifest.counts):
-            names = {
-                n for n in one.manifest.files.keys() | two.manifest.files.keys() if one.manifest.files.get(n) != two.manifest.files.get(n)
-            }
+            was_there, is_there = dict(one.facts()), dict(two.facts())
+            names = {n for n in was_there.keys() | is_there.keys() if was_there.get(n) != is_there.get(n)}
             account.differing.append(f"{node.name} ({', '.join(sorted(names)) or 'counts'})")
     return account
 

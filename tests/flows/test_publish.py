@@ -76,7 +76,7 @@ def test_what_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             publish(runs, *arguments)
     changed = next(runs.glob("artifacts/train-decoder/*/network.safetensors"))
     changed.write_bytes(b"weightz")
-    with pytest.raises(UserError, match="sha256 is not the manifest's"):
+    with pytest.raises(UserError, match="was changed"):
         publish(runs, "--to", "a/b")
 
 

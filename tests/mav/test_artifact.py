@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mav.artifact import MANIFEST, Artifact, Folder, Manifest, add_counts, unbalanced
 from mav.errors import UserError
+from mav.ledger import LEDGER, LedgerWriter
 
 FACTS = {"stage": "s", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "config": {"a": 1}, "inputs": {}}
 
@@ -15,6 +16,10 @@ FACTS = {"stage": "s", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "co
 def _artifact(folder: Folder, **more: object) -> Artifact:
     folder.write_bytes("data/one.bin", b"abc" * 100)
     folder.write_json("two.json", {"z": 1, "a": [1.5, None]})
+    folder.write_bytes("00000.tar", b"shard")
+    told = {"00000.tar": {"bytes": 5, "sha256": folder.sha256("00000.tar")}}
+    with LedgerWriter(folder) as ledger:
+        ledger.write([{"shard": "00000", "counts": {"rows_in": 2, "rows_out": 1, "dropped": {"nsfw": 1}, "failed": {}}, "files": told}])
     return Artifact.publish(folder, **{**FACTS, **more})
 
 
@@ -26,13 +31,15 @@ def test_publish_and_open(tmp_path: Path, scheme: str) -> None:
     made = _artifact(folder)
     opened = Artifact.open(folder.url)
     assert opened.manifest == made.manifest
+    assert opened.files() == ["00000.tar", "data/one.bin", LEDGER, "two.json"]
     assert opened.files(".bin") == ["data/one.bin"]
+    assert sorted(opened.manifest.files) == ["data/one.bin", LEDGER, "two.json"], "shards' files are the ledger's to name"
     assert list(opened.problems()) == []
 
 
 def test_any_changed_byte_is_named(tmp_path: Path) -> None:
     artifact = _artifact(Folder(str(tmp_path)))
-    for name in [*artifact.manifest.files, MANIFEST]:
+    for name in [*artifact.files(), MANIFEST]:
         path = tmp_path / name
         whole = path.read_bytes()
         for position in range(0, len(whole), max(1, len(whole) // 40)):
@@ -56,8 +63,10 @@ def test_changed_missing_short_and_extra_files_are_named(tmp_path: Path, storage
     folder.write_bytes("data/one.bin", b"abc")
     folder.remove("two.json")
     folder.write_bytes("stray", b"")
+    folder.remove("00000.tar")
     problems = "; ".join(artifact.problems(full=False))
     assert "two.json is missing" in problems
+    assert "00000.tar is missing" in problems
     assert "one.bin has 3 bytes instead of 300" in problems
     assert "stray is not part" in problems
     folder.write_bytes(MANIFEST, folder.read_bytes(MANIFEST).replace(b'"version": 1', b'"version": 2'))
@@ -94,3 +103,21 @@ def test_counts_add_up_shard_by_shard(parts: list[tuple[int, int, int]]) -> None
     assert total["rows_in"] == sum(s["rows_in"] for s in shards)
     total["rows_out"] += 1
     assert list(unbalanced(total))
+
+
+def test_shards_that_do_not_add_up_are_named(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    _artifact(folder)
+    folder.remove(MANIFEST)
+    counts = {"rows_in": 3, "rows_out": 1, "dropped": {}, "failed": {}}
+    with LedgerWriter(folder) as ledger:
+        ledger.write([{"shard": "00000", "counts": counts, "files": {}}])
+    assert list(Artifact.publish(folder, **FACTS).problems()) == ["shard 00000: 3 rows came in but 1 are accounted for"]
+
+
+def test_folders_are_those_directly_below(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "artifacts"))
+    assert folder.folders() == []
+    for name in ("b/x/y", "a/z", "file"):
+        folder.write_bytes(name, b"")
+    assert folder.folders() == ["a", "b"]
