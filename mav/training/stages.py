@@ -103,12 +103,12 @@ def run_stage(
     )
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device, "cluster": recipe.cluster}
     progress = train(task, section.optimisation, recipe.seed, work, report=report, **place)
-    metrics: dict[str, Any] = {"samples": progress.samples, "distinct_samples": len(training.source)}
-    metrics |= {"read": dict(getattr(training.source, "counts", {}))}  # what happened to the samples this process read
+    metrics: dict[str, Any] = {"samples": progress.samples}
     if progress.curves:
         metrics["loss"] = progress.curves[-1]["loss"]
     if progress.best_loss is not None:
         metrics |= {"validation": progress.best_loss, "validation_samples": progress.best_samples}
+    metrics |= {"data_samples": len(training.source), "read": dict(getattr(training.source, "counts", {}))}  # and what became of those read
     if progress.widths:
         width = min(progress.widths, key=progress.widths.__getitem__)
         metrics |= {"average_width": width, "validation_by_width": {str(w): loss for w, loss in progress.widths.items()}}

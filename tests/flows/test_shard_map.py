@@ -150,6 +150,26 @@ def test_actors_live_for_the_walk_and_are_replaced(job: Job, tmp_path: Path) -> 
 
 
 @dataclass(frozen=True)
+class NeedsTwo(CountsLoads):
+    """From the seventh shard on, none ends before two processes have been at work."""
+
+    def __call__(self, name: str) -> ShardOutput:
+        output = super().__call__(name)
+        deadline = time.monotonic() + 50
+        while name >= NAMES[6] and len(list(Path(self.tries).glob("process-*"))) < 2:
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody came")
+            time.sleep(0.05)
+        return output
+
+
+def test_actors_come_when_the_cluster_has_grown(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.shard_map._Walk._slots", lambda walk: 2 if walk.done else 1)
+    outcome = shard_map(job, NeedsTwo(job.out, str(tmp_path / "tries")), NAMES, actors=True)
+    assert outcome.counts["rows_in"] == 120
+
+
+@dataclass(frozen=True)
 class Hangs(Fault):
     """Shard 00007 never ends the first time: it is stopped, or it waits for its second copy's marker, spoils its bytes, and then sleeps."""
 
