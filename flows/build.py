@@ -96,7 +96,7 @@ def require_inputs(node: Node, run: Run) -> None:
         if run.store.find(needed) is None:
             raise UserError(
                 f"{node.name} needs {needed.name}, which is {run.store.state(needed, run.recipe.name)}: "
-                f"`mav run {run.recipe.name} --until {needed.name}` builds it."
+                f"run the graph with `--until {needed.name}` first."
             )
 
 

@@ -42,7 +42,7 @@ def retry_failed(node: Node, run: Run) -> Retried:
         raise UserError(f"--failed tries rows of {' or '.join(FETCHING)} again, {node.name} has none to try: leave --failed out.")
     artifact = run.store.find(node)
     if artifact is None:
-        raise UserError(f"{node.name} is not done, so `mav run {run.recipe.name} --until {node.name}` goes on with it; then --failed can.")
+        raise UserError(f"{node.name} is not done: run the graph with `--until {node.name}` first; then --failed can go over it.")
     for name in set(artifact.folder.names()).difference(artifact.files()):
         if retry_number(name.partition(".")[0]):
             artifact.folder.remove(name)  # of a pass that was stopped before it was told

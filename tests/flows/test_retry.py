@@ -128,7 +128,7 @@ def test_other_stages_and_unfinished_ones_are_refused(downloaded: tuple[Node, Ru
     with pytest.raises(UserError, match="leave --failed out"):
         retry_failed(node.inputs[0], run)
     run.store.artifact(node).remove()
-    with pytest.raises(UserError, match="mav run small --until image-download"):
+    with pytest.raises(UserError, match="--until image-download"):
         retry_failed(node, run)
 
 
