@@ -126,27 +126,30 @@ def shard_map(
     if any(name == after for name, after in itertools.pairwise(names)):
         raise ValueError("shard names repeat")
     markers = Markers.of(job)
-    done = markers.committed(names)
-    todo = [name for name in names if name not in done]
+    committed = markers.committed(names)
+    todo = [name for name in names if name not in committed] if committed else names
+    del committed  # nothing is held for a shard but its name
     quarantined: dict[str, str] = {}
     if todo:
         markers.forget_ledger()
-        quarantined = _Walk(job, work, markers, done, (success_floor, shard_floor), gpus, actors, len(todo)).run(todo)
+        walk = _Walk(job, work, markers, len(names) - len(todo), (success_floor, shard_floor), gpus, actors, len(todo))
+        quarantined = walk.run(todo)
+    done = len(names) - len(quarantined)
     cluster = job.recipe.cluster
     if len(quarantined) > cluster.quarantine_floor * len(names):
         name, problem = sorted(quarantined.items())[0]
         raise UserError(
             f"{job.name}: {len(quarantined)} of {len(names)} shards failed {cluster.attempts} times, shard {name} with: {problem}; "
-            f"mend the cause and run again: the {len(done)} finished shards are kept."
+            f"mend the cause and run again: the {done} finished shards are kept."
         )
-    counts = markers.compact([name for name in names if name in done])
+    counts = markers.compact([name for name in names if name not in quarantined] if quarantined else names)
     if below_floor(counts, success_floor):
         markers.forget(marker["shard"] for marker in read_ledger(job.out) if below_floor(marker["counts"], success_floor))
         raise UserError(
             f"{job.name}: only {counts['rows_out']:,} of {counts['rows_in']:,} rows came through, below the floor of {success_floor:.0%} "
             f"({reasons(counts)}); mend the cause and run again, or lower success_floor in the recipe."
         )
-    return Outcome(counts=counts, metrics={"shards": len(done), "quarantined": len(quarantined)})
+    return Outcome(counts=counts, metrics={"shards": done, "quarantined": len(quarantined)})
 
 
 @dataclass
@@ -290,7 +293,7 @@ class _Walk:
     """Submits, collects, retries, doubles stragglers, until every shard is done or set aside."""
 
     def __init__(
-        self, job: Job, work: Work, markers: Markers, done: set[str], floors: tuple[float, float], gpus: float, actors: bool, shards: int
+        self, job: Job, work: Work, markers: Markers, done: int, floors: tuple[float, float], gpus: float, actors: bool, shards: int
     ) -> None:
         cluster = job.recipe.cluster
         self.room = Room(job, cluster.cpus_per_shard, gpus, setting="cpus_per_shard")
@@ -302,6 +305,7 @@ class _Walk:
         self.usual_window = cluster.window or 2 * slots
         self.flights: dict[Any, _Flight] = {}
         self.airborne: Counter[str] = Counter()
+        self.ahead: set[str] = set()  # shards that are there while another copy of them still flies
         self.quarantined: dict[str, str] = {}
         self.seconds: deque[float] = deque(maxlen=200)  # of late, for what is short and what is late
         self.window = self.usual_window
@@ -309,9 +313,9 @@ class _Walk:
         self.tally = Tally(job.name)
 
     def run(self, todo: Sequence[str]) -> dict[str, str]:
-        """Fills `done`; returns what was quarantined and why."""
+        """Returns what was quarantined and why; all else is done."""
         sent, again = 0, deque[tuple[str, int]]()  # tried again at the end: what was away may be back
-        total, began, told = len(todo) + len(self.done), time.monotonic(), 0.0
+        total, began, told = len(todo) + self.done, time.monotonic(), 0.0
 
         def unfinished() -> bool:
             return sent < len(todo) or bool(again or self.flights)
@@ -331,8 +335,8 @@ class _Walk:
                     told = now
                     self._adapt()
                     rate = round(self.rows / max(now - began, 1e-9))
-                    self.job.report(len(self.done), total, rows_per_s=rate, in_flight=len(self.flights))
-                    self.tally.tell(len(self.done), total)
+                    self.job.report(self.done, total, rows_per_s=rate, in_flight=len(self.flights))
+                    self.tally.tell(self.done, total)
         finally:
             self.carrier.close(list(self.flights))
         return self.quarantined
@@ -386,27 +390,31 @@ class _Walk:
                 result, lost = Flown(problem=_sentence(error)), True
             flight = self.flights.pop(reference)
             self.carrier.landed(reference, lost)
-            self.airborne[flight.name] -= 1
-            if not self.airborne[flight.name]:
-                del self.airborne[flight.name]
             landed.append((flight.name, flight.attempt, result))
         return landed
 
     def _settle(self, name: str, attempt: int, flown: Flown) -> bool:
         """Books one execution; returns whether it is to be tried again."""
-        if name in self.done:  # the other copy of a straggler was first, and this one may have been ended amid its files
-            if name in self.airborne or self.markers.intact(name):
+        self.airborne[name] -= 1
+        if not self.airborne[name]:
+            del self.airborne[name]
+        if name in self.ahead:  # the other copy was first, and this one may have been ended amid its files
+            if name in self.airborne:
                 return False
-            self.done.remove(name)
+            self.ahead.remove(name)
+            if self.markers.intact(name):
+                return False
+            self.done -= 1
             return True
         if flown.stop is not None:
             raise flown.stop
         if not flown.problem:
-            self.done.add(name)
+            self.done += 1
             self.seconds.append(flown.seconds)
             self.rows += flown.counts.get("rows_in", 0)
             self.tally.shard(flown.counts, flown.bytes)
             if name in self.airborne:
+                self.ahead.add(name)
                 for reference in [reference for reference, flight in self.flights.items() if flight.name == name]:
                     self.carrier.end(reference)
             return False

@@ -172,7 +172,7 @@ class _File:
 class Loop:
     """In the place of the walk on Ray: the same executions, retries and books, one after the other."""
 
-    def __init__(self, job: Job, work: Any, markers: Any, done: set[str], floors: Any, *_: Any) -> None:
+    def __init__(self, job: Job, work: Any, markers: Any, done: int, floors: Any, *_: Any) -> None:
         self.mission = shard_map.Mission(work, markers, fsync=False)
         self.done, self.attempts = done, job.recipe.cluster.attempts
         self.job = job
@@ -185,11 +185,11 @@ class Loop:
                 if flown.stop is not None:
                     raise flown.stop
                 if not flown.problem:
-                    self.done.add(name)
+                    self.done += 1
                     break
             else:
                 quarantined[name] = flown.problem
-            self.job.report(len(self.done), len(todo))
+            self.job.report(self.done, len(todo))
         return quarantined
 
 

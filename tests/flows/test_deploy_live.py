@@ -151,7 +151,7 @@ def test_a_deployed_stage_runs_on_the_cluster_or_refuses_with_a_sentence(site: S
     assert site.done("demo-world")
     assert list(site.jobs("demo-world").values()) == ["SUCCEEDED"]
     assert refused["type"] == "FAILED"
-    assert "train-prior needs image-embed, which is missing: `mav run tiny --until image-embed` builds it." in refused["message"]
+    assert "train-prior needs image-embed, which is missing: run the graph with `--until image-embed` first." in refused["message"]
     assert site.jobs("train-prior") == {}
     shown = {artifact["key"] for artifact in site.ask("/artifacts/filter", {})}
     assert "demo-world" in shown
