@@ -73,6 +73,8 @@ def _make(
     """What was given through one of the cascade's uses, `count` times; what cannot be read is told before networks are loaded."""
     import numpy as np
 
+    if out.suffix in (".mp4", ".gif"):
+        raise UserError(f"--out names a folder, which gets an mp4 and a GIF of each seed: give --out {out.parent}.")
     given = [[one] * count if isinstance(one, str) else np.stack([one] * count) for one in read(load_recipe(recipe, set_ or ()).cascade)]
     loaded, cascade = load_cascade(recipe, runs, set_)
     seeds = list(range(seed, seed + count))

@@ -11,10 +11,10 @@ import typer
 
 from flows.cli import PANELS, _oracle, app
 from flows.make_a_video import make_a_video
-from flows.markers import LedgerWriter
 from flows.runtime import free_port
 from flows.stage import Store
 from mav.artifact import Artifact
+from mav.ledger import LedgerWriter
 from mav.recipe_file import load_recipe
 
 Mav = Callable[..., tuple[int, str, str]]
@@ -33,6 +33,11 @@ Mav = Callable[..., tuple[int, str, str]]
         (["verify", "demo"], ["Nothing of demo is built", "mav run demo"]),
         (["report", "demo"], ["Nothing of demo is built"]),
         (["serve-demo-world", "demo"], ["--until demo-world"]),
+        (["sample", "demo", " "], ["The prompt is empty"]),
+        (["sample", "demo", "a red circle"], ["clip of demo is not trained yet", "mav run demo --until generate"]),
+        (["sample", "demo", "a red circle", "--out", "here/circle.mp4"], ["--out names a folder", "--out here"]),
+        (["animate", "demo", "nothing.jpg"], ["nothing.jpg is not a picture", "jpg, png or webp"]),
+        (["vary", "demo", "nothing.mp4"], ["nothing.mp4 cannot be read", "webm"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[str], tmp_path: Path, mav: Mav) -> None:
