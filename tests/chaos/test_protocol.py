@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows import build as building
-from flows import lease, markers, shard_map
+from flows import executions, lease, markers, shard_map
 from flows.build import build
 from flows.console import Screen
 from flows.stage import Job, Node, Plan, Run, Stage, Store
@@ -173,7 +173,7 @@ class Loop:
     """In the place of the walk on Ray: the same executions, retries and books, one after the other."""
 
     def __init__(self, job: Job, work: Any, markers: Any, done: int, floors: Any, *_: Any) -> None:
-        self.mission = shard_map.Mission(work, markers, fsync=False)
+        self.mission = executions.Mission(work, markers, fsync=False)
         self.done, self.attempts = done, job.recipe.cluster.attempts
         self.job = job
 
@@ -181,7 +181,7 @@ class Loop:
         quarantined = {}
         for name in todo:
             for _ in range(self.attempts):
-                flown = shard_map.run_shard(self.mission, name, 0.0)
+                flown = executions.run_shard(self.mission, name, 0.0)
                 if flown.stop is not None:
                     raise flown.stop
                 if not flown.problem:
