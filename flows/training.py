@@ -176,6 +176,7 @@ def _run(orders: Orders, report: Callable[[dict[str, Any]], None], rank: int = 0
 
     from mav.training.board import Board, WandbBoard
     from mav.training.stages import run_stage
+    from mav.training.stall import ended_when_stalled
 
     torch.set_num_threads(orders.recipe.cluster.cpus_per_worker)  # fixed: the number of threads may change the last bits of a sum
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -184,7 +185,8 @@ def _run(orders: Orders, report: Callable[[dict[str, Any]], None], rank: int = 0
         if orders.wandb:
             report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
     told = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
-    return run_stage(*told, rank=rank, world_size=world_size, device=device, report=report)
+    with ended_when_stalled(orders.recipe.cluster.stall_seconds):
+        return run_stage(*told, rank=rank, world_size=world_size, device=device, report=report)
 
 
 def _training_stage(name: str, sections: tuple[str, ...], about: str) -> Stage:

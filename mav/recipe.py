@@ -345,6 +345,7 @@ class Cluster:
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
     sharding: Literal["ddp", "fsdp"] = "ddp"  # several workers: replicas, or a shard of every parameter on each
+    stall_seconds: float = 3600.0  # a training that makes no step for so long ends and goes on from its checkpoint; 0 = it may hang
     keep_checkpoints: int = 2  # of a training, while it goes on; the one of the lowest validation loss stays besides
     gpu_stages: int = 1  # GPU stages at once, of all runs on one Prefect server
     parallel_stages: int = 2  # independent stages that may run at once

@@ -25,6 +25,7 @@ from mav.training.ema import Ema, warmed_up
 from mav.training.post_hoc import PostHoc, due
 from mav.training.preemption import PreemptedError, Told
 from mav.training.sharding import gather, spread
+from mav.training.stall import step_made
 from mav.training.validation import Batch, Validation
 
 
@@ -148,6 +149,7 @@ def train(
         ema.update(progress.steps)
         if post_hoc:
             post_hoc.update(progress.steps)
+        step_made()
 
         # ---- now and then: the only places where the processor waits for the device
         ending, done = told_to_end(), progress.samples >= o.samples
@@ -183,6 +185,7 @@ def train(
     if post_hoc and (judge := task.validation):
 
         def judged() -> float:
+            step_made()  # not one, but as long
             with ema.in_place(), autocast:
                 return judge(network, device)["validation"]
 
