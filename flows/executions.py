@@ -21,6 +21,7 @@ from mav.errors import UserError
 if TYPE_CHECKING:
     from mav.data.shards import ShardOutput
 
+CANCEL_SECONDS = 1.0  # to take back what waits in an actor
 ROWS = ("rows_in", "rows_out", "dropped", "failed")  # what the driver hears of a shard; words and histograms are in its marker
 
 Work = Callable[[str], "ShardOutput"]
@@ -104,6 +105,8 @@ class Carrier(Protocol):
 
     def end(self, reference: Any) -> None: ...
 
+    def elsewhere(self, name: str) -> bool: ...
+
     def grow(self, slots: int) -> None: ...
 
     def close(self, references: Sequence[Any]) -> None: ...
@@ -140,6 +143,10 @@ class Tasks:
 
         ray.cancel(reference, force=True)
 
+    def elsewhere(self, name: str) -> bool:
+        """Whether a second copy of a shard would have a process of its own."""
+        return True
+
     def grow(self, slots: int) -> None:
         """Ray starts as many processes as there are tasks and processors."""
 
@@ -173,7 +180,7 @@ class Actors:
         self._make = lambda: actor.options(name=f"{name} {walk}-{next(numbers)}", **options).remote(shared)
         self._name, self._most = name, shards
         self._load: Counter[Any] = Counter()
-        self._where: dict[Any, Any] = {}
+        self._where: dict[Any, tuple[Any, str]] = {}  # reference -> actor, shard
         self._coming: dict[Any, Any] = {}  # reference that is there as soon as the actor is -> actor
         self.grow(slots)
 
@@ -181,20 +188,27 @@ class Actors:
         return list(self._coming)
 
     def submit(self, name: str, floor: float, short: bool) -> Any:
+        actor = min(self._others(name) or self._load, key=self._load.__getitem__)
+        reference = actor.run.options(name=f"{self._name} {name}").remote(name, floor)
+        self._where[reference] = actor, name
+        self._load[actor] += 1
+        return reference
+
+    def elsewhere(self, name: str) -> bool:
+        return bool(self._others(name))
+
+    def _others(self, name: str) -> list[Any]:
+        """Actors that are there and have not been given this shard."""
         import ray
 
         if self._coming:
             for arrived in ray.wait(list(self._coming), num_returns=len(self._coming), timeout=0)[0]:
                 del self._coming[arrived]
-        coming = set(self._coming.values())
-        actor = min([actor for actor in self._load if actor not in coming] or self._load, key=self._load.__getitem__)
-        reference = actor.run.options(name=f"{self._name} {name}").remote(name, floor)
-        self._where[reference] = actor
-        self._load[actor] += 1
-        return reference
+        without = {actor for actor, given in self._where.values() if given == name} | set(self._coming.values())
+        return [actor for actor in self._load if actor not in without]
 
     def landed(self, reference: Any, lost: bool) -> None:
-        actor = self._where.pop(reference)
+        actor, _ = self._where.pop(reference)
         if actor in self._load:
             self._load[actor] -= 1
             if lost:
@@ -202,10 +216,12 @@ class Actors:
                 self._add()
 
     def end(self, reference: Any) -> None:
-        """Kills the actor of an execution; what else it was given comes back as lost."""
+        """Takes an execution back that has not begun; else kills its actor, and what else that was given comes back as lost."""
         import ray
 
-        ray.kill(self._where[reference])
+        ray.cancel(reference)
+        if not ray.wait([reference], timeout=CANCEL_SECONDS)[0]:
+            ray.kill(self._where[reference][0])
 
     def grow(self, slots: int) -> None:
         while len(self._load) < min(slots, self._most):

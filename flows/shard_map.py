@@ -1,9 +1,9 @@
 """Walks the shards of one stage on Ray: a bounded window, every shard accounted for, nothing done twice.
 
 A shard is committed when its marker file exists, written by the worker after the shard's own files (`flows.markers`). A failed one is tried
-again up to `cluster.attempts` times, then set aside and reported; a straggler gets one second copy, and whichever is first ends the other.
-That is safe because files appear whole, a marker names the bytes of one execution, and the two are compared once both executions have
-ended. The driver keeps names and a window of flights, nothing that grows with the shards' contents.
+again up to `cluster.attempts` times, then set aside and reported. A straggler gets one second copy; when that is first, the straggler is
+ended, as it may hang. That is safe because files appear whole, a marker names the bytes of one execution, and what is there is compared
+with it once both have ended. The driver keeps names and a window of flights, nothing that grows with the shards' contents.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class _Walk:
                     name, attempt = (todo[sent], 1) if sent < len(todo) else again.popleft()
                     self._submit(name, attempt)
                     sent += attempt == 1
-                for name, attempt, flown in self._land():
-                    if self._settle(name, attempt, flown):
-                        again.append((name, attempt + 1))
+                for flight, flown in self._land():
+                    if self._settle(flight, flown):
+                        again.append((flight.name, flight.attempt + 1))
                 now = time.monotonic()
                 if now - told > REPORT_SECONDS or not unfinished():
                     told = now
@@ -161,7 +161,7 @@ class _Walk:
         self.flights[reference] = _Flight(name, attempt)
         self.airborne[name] += 1
 
-    def _land(self) -> list[tuple[str, int, Flown]]:
+    def _land(self) -> list[tuple[_Flight, Flown]]:
         """Executions that have ended; waits for one, or for a quarter of them where shards are short, as each waking costs."""
         import ray
         from ray.exceptions import RayError
@@ -186,11 +186,12 @@ class _Walk:
                 result, lost = Flown(problem=sentence(error)), True
             flight = self.flights.pop(reference)
             self.carrier.landed(reference, lost)
-            landed.append((flight.name, flight.attempt, result))
+            landed.append((flight, result))
         return landed
 
-    def _settle(self, name: str, attempt: int, flown: Flown) -> bool:
+    def _settle(self, flight: _Flight, flown: Flown) -> bool:
         """Books one execution; returns whether it is to be tried again."""
+        name = flight.name
         self.airborne[name] -= 1
         if not self.airborne[name]:
             del self.airborne[name]
@@ -211,19 +212,19 @@ class _Walk:
             self.tally.shard(flown.counts, flown.bytes)
             if name in self.airborne:
                 self.ahead.add(name)
-                for reference in [reference for reference, flight in self.flights.items() if flight.name == name]:
-                    self.carrier.end(reference)
+                for reference in [r for r, other in self.flights.items() if other.name == name and other.began < flight.began]:
+                    self.carrier.end(reference)  # it may hang; a younger one is only late, and its process at work
             return False
         self.tally.failure()
         if name in self.airborne:
             return False  # its twin may still succeed
-        if attempt < self.cluster.attempts:
+        if flight.attempt < self.cluster.attempts:
             return True
         self.quarantined[name] = flown.problem
         return False
 
     def _adapt(self) -> None:
-        """Widens the window for a cluster that has grown and for short shards; gives each straggler a second copy."""
+        """Widens the window for a cluster that has grown and for short shards; gives each straggler a second copy, or ends it as one."""
         slots = self._slots()
         self.carrier.grow(slots)
         self.usual_window = self.cluster.window or 2 * slots
@@ -232,6 +233,9 @@ class _Walk:
         short = statistics.median(self.seconds) < SHORT_SECONDS
         self.window = self.usual_window * SHORT_WINDOW if short and not self.cluster.window else self.usual_window
         limit = max(STRAGGLER_FLOOR_SECONDS, STRAGGLER_FACTOR * statistics.quantiles(self.seconds, n=20)[-1])
-        for flight in list(self.flights.values()):
-            if time.monotonic() - flight.began > limit and self.airborne[flight.name] == 1:
+        for reference, flight in list(self.flights.items()):
+            late = time.monotonic() - flight.began > limit
+            if late and flight.name in self.ahead:
+                self.carrier.end(reference)
+            elif late and self.airborne[flight.name] == 1 and self.carrier.elsewhere(flight.name):
                 self._submit(flight.name, flight.attempt)

@@ -171,14 +171,17 @@ def test_actors_come_when_the_cluster_has_grown(job: Job, tmp_path: Path, monkey
 
 @dataclass(frozen=True)
 class Hangs(Fault):
-    """Shard 00007 never ends the first time: it is stopped, or it waits for its second copy's marker, spoils its bytes, and then sleeps."""
+    """One execution of shard 00007 never ends: it is stopped, or waits for the other copy's marker, spoils its bytes, and sleeps."""
 
-    markers: str = ""  # where to wait for the second copy; nothing: the process is stopped
+    execution: int = 0  # which of them
+    markers: str = ""  # where to wait for the other copy; nothing: the process is stopped
 
     def __call__(self, name: str) -> ShardOutput:
-        first = not list(Path(self.tries).glob(f"{name}.*"))
+        number = len(list(Path(self.tries).glob(f"{name}.*")))
         output = super().__call__(name)
-        if name == NAMES[7] and first:
+        if name == NAMES[7] and number < self.execution:
+            time.sleep(3.0)  # late, so that there is another
+        if name == NAMES[7] and number == self.execution:
             (Path(self.tries) / "hangs").write_text(str(os.getpid()))
             if not self.markers:
                 os.kill(os.getpid(), signal.SIGSTOP)
@@ -189,13 +192,15 @@ class Hangs(Fault):
         return output
 
 
-@pytest.mark.parametrize("actors", [False, True])
-@pytest.mark.parametrize("spoils", [False, True])
+@pytest.mark.parametrize(
+    ("execution", "spoils", "actors"),
+    [(0, False, False), (0, False, True), (0, True, False), (0, True, True), (1, False, False), (1, True, True)],
+)
 def test_a_worker_that_hangs_is_ended_once_its_shard_is_there(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, actors: bool, spoils: bool
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: int, spoils: bool, actors: bool
 ) -> None:
     monkeypatch.setattr("flows.shard_map.STRAGGLER_FLOOR_SECONDS", 0.5)
-    work = Hangs(job.out, str(tmp_path / "tries"), markers=job.work.path("markers") if spoils else "")
+    work = Hangs(job.out, str(tmp_path / "tries"), execution=execution, markers=job.work.path("markers") if spoils else "")
     outcome = shard_map(job, work, NAMES, actors=actors)
     assert outcome.counts == {"rows_in": 120, "rows_out": 108, "dropped": {"nsfw": 12}, "failed": {}}
     assert job.out.read_bytes("00007.bin") == b"00007" * 100
@@ -205,6 +210,23 @@ def test_a_worker_that_hangs_is_ended_once_its_shard_is_there(
     while os.path.exists(f"/proc/{(tmp_path / 'tries/hangs').read_text()}") and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not os.path.exists(f"/proc/{(tmp_path / 'tries/hangs').read_text()}")
+
+
+def test_a_lone_actor_is_not_given_a_slow_shard_twice(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second copy would wait behind the first, and ending it would end what the actor has loaded."""
+
+    @dataclass(frozen=True)
+    class Slow(CountsLoads):
+        def __call__(self, name: str) -> ShardOutput:
+            time.sleep(2.0 if name == NAMES[7] else 0.0)
+            return super().__call__(name)
+
+    monkeypatch.setattr("flows.shard_map.STRAGGLER_FLOOR_SECONDS", 0.5)
+    monkeypatch.setattr("flows.shard_map._Walk._slots", lambda walk: 1)
+    outcome = shard_map(job, Slow(job.out, str(tmp_path / "tries")), NAMES, actors=True)
+    assert outcome.counts["rows_in"] == 120
+    assert len(list((tmp_path / "tries").glob("process-*"))) == 1
+    assert _executions(tmp_path) == len(NAMES) + 1, "each once, and the process's mark"
 
 
 def test_gpus_that_are_not_there_are_named(job: Job, tmp_path: Path) -> None:
