@@ -84,8 +84,7 @@ def _tap_gradient(x: Tensor, g: Tensor, shift: int) -> Tensor:
     frames = x.shape[1]
     if abs(shift) >= frames:
         return x.new_zeros(g.shape[-1], x.shape[-1])
-    x, g = x[:, max(0, shift) : frames + min(0, shift)], g[:, max(0, -shift) : frames + min(0, -shift)]
-    x, g = x.reshape(-1, *x.shape[-2:]), g.reshape(-1, *g.shape[-2:])
+    x, g = x[:, max(0, shift) : frames + min(0, shift)].flatten(1, 2), g[:, max(0, -shift) : frames + min(0, -shift)].flatten(1, 2)
     return torch.bmm(g.transpose(1, 2), x).sum(dim=0)
 
 
