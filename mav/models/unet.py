@@ -232,9 +232,10 @@ class UNet(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compiles each stage on its own: many are alike and share a graph, so it is short, and each is one graph of static shapes."""
+        torch.compiler.reset()  # of an earlier stage's network in this process, which would count below
         stages = [module for module in self.modules() if isinstance(module, Stage)]
         compiler = _inductor_for_cpu if next(self.parameters()).device.type == "cpu" else "inductor"
-        graphs = 4 * len(stages)  # training or held out, with time or without; more than the 8 that a function is allowed by default
+        graphs = 8 * len(stages)  # eight is what dynamo allows a function by default; here one function is that of all stages
         for stage in stages:
             stage.compile(fullgraph=True, dynamic=False, backend=compiler, recompile_limit=graphs)
 

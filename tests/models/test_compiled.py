@@ -47,7 +47,6 @@ def test_a_compiled_network_is_the_eager_one_and_is_not_compiled_again(
 
     clip, t = torch.randn(2, 3, 3, 16, 16), torch.tensor([100.0, 900.0])
     eager, eager_gradients = step(), [p.grad for p in net.parameters()]
-    torch._dynamo.reset()
     counters.clear()
     net.compile_blocks()
     compiled = step()
