@@ -244,8 +244,11 @@ def _inductor_for_cpu(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     """Inductor, but for group norms, which stay PyTorch's own: of channels-last ones inductor makes loops several times as slow."""
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.lowering import constrain_to_fx_strides, make_fallback
 
     norms = (torch.ops.aten.native_group_norm.default, torch.ops.aten.native_group_norm_backward.default)
+    for op in norms:
+        make_fallback(op, layout_constraint=constrain_to_fx_strides, override_decomp=True)
     kept = {op: decomposition for op, decomposition in select_decomp_table().items() if op not in norms}
     return compile_fx(graph, inputs, decompositions=kept)
 
