@@ -189,19 +189,19 @@ def _run(orders: Orders, report: Callable[[dict[str, Any]], None], rank: int = 0
         return run_stage(*told, rank=rank, world_size=world_size, device=device, report=report)
 
 
-def _training_stage(name: str, sections: tuple[str, ...], about: str) -> Stage:
+def _training_stage(name: str, sections: tuple[str, ...], about: str, version: int = 1) -> Stage:
     def body(job: Job) -> Outcome:
         return train(job)
 
     body.__doc__, body.__qualname__ = about, f"train:{name}"
-    return stage(name, sections=sections, gpu=True)(body)
+    return stage(name, sections=sections, version=version, gpu=True)(body)
 
 
 clip = _training_stage("clip", ("clip",), "The CLIP in use and its NSFW and watermark scorers: pretrained, or trained here (demo).")
 train_prior = _training_stage("train-prior", ("train_prior",), "P: text to CLIP image embedding.")
-train_decoder = _training_stage("train-decoder", ("cascade", "train_decoder"), "D: CLIP image embedding to pixels.")
-train_sr_low = _training_stage("train-sr-low", ("cascade", "train_sr_low"), "SR_l on images.")
-train_sr_high = _training_stage("train-sr-high", ("cascade", "train_sr_high"), "SR_h, spatial only.")
+train_decoder = _training_stage("train-decoder", ("cascade", "train_decoder"), "D: CLIP image embedding to pixels.", version=2)
+train_sr_low = _training_stage("train-sr-low", ("cascade", "train_sr_low"), "SR_l on images.", version=2)
+train_sr_high = _training_stage("train-sr-high", ("cascade", "train_sr_high"), "SR_h, spatial only.", version=2)
 train_decoder_video = _training_stage(
     "train-decoder-video", ("cascade", "train_decoder_video"), "D^t: D inflated, learning motion from clips without text."
 )

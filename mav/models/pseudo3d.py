@@ -76,7 +76,7 @@ class _TemporalConvOnCpu(torch.autograd.Function):
             )[0]
         x, g = clip.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)  # (B, T, H*W, C), contiguous
         taps = [_tap_gradient(x, g, shift) for shift in range(-half, half + 1)]
-        return to_clip, torch.stack(taps, dim=-1).unsqueeze(-1), g.sum(dim=(0, 1, 2))
+        return to_clip, torch.stack(taps, dim=1).permute(0, 2, 1).unsqueeze(-1), g.sum(dim=(0, 1, 2))
 
 
 def _tap_gradient(x: Tensor, g: Tensor, shift: int) -> Tensor:

@@ -68,6 +68,11 @@ class ClipCondition(nn.Module):
         return self.to_time(embedding), self.to_tokens(embedding).unflatten(-1, (self.tokens, -1))
 
 
+def _projection(inputs: int, outputs: int) -> nn.Module:
+    """From one width to another at each pixel; nothing where they are the same."""
+    return nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+
 class ResBlock(nn.Module):
     """Two pseudo-3D convolutions; the condition scales and shifts the second norm. Ends in zero weights."""
 
@@ -80,7 +85,7 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = PseudoConv3d(outputs, outputs, video=video)
         zero(self.conv2.spatial)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = _projection(inputs, outputs)
 
     def forward(self, x: Tensor, condition: Tensor, frames: int) -> Tensor:
         """x: (B*T, C, H, W); condition: (B, dim), already through a SiLU."""
@@ -125,21 +130,24 @@ class UNet(nn.Module):
         self.known_input = zero(nn.Conv2d(MASK_CHANNELS, first, 3, padding=1, bias=False)) if config.masked_frames else None
 
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        self.down = nn.ModuleList()
-        channels, skips = first, []
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        # Between two levels the activations are of the narrower one's width, on either way: the cheaper place for a change of width.
+        channels, skips = first, list[int]()
         for depth, level in enumerate(levels):
             if depth:
-                self.down.append(PseudoConv3d(channels, level.channels, stride=2, video=video))
-                channels = level.channels
-            self.encoder.append(nn.ModuleList(Stage(channels, level, config, dim) for _ in range(level.blocks)))
-            skips += [channels] * level.blocks
-        self.middle = Stage(channels, levels[-1], config, dim)
-        for level in reversed(levels):
+                self.down.append(PseudoConv3d(channels, channels, stride=2, video=video))
             stages = nn.ModuleList()
             for _ in range(level.blocks):
-                stages.append(Stage(channels + skips.pop(), level, config, dim))
+                stages.append(Stage(channels, level, config, dim))
                 channels = level.channels
-            self.decoder.append(stages)
+                skips.append(channels)
+            self.encoder.append(stages)
+        self.middle = Stage(channels, levels[-1], config, dim)
+        for level in reversed(levels):
+            if self.decoder:
+                self.up.append(_projection(channels, level.channels))
+                channels = level.channels
+            self.decoder.append(nn.ModuleList(Stage(channels + skips.pop(), level, config, dim) for _ in range(level.blocks)))
         self.output_norm = group_norm(first)
         self.output = PseudoConv3d(first, config.out_channels, video=video)
         zero(self.output.spatial)
@@ -194,7 +202,7 @@ class UNet(nn.Module):
         h = self.middle(h, condition, context, frames)
         for index, stages in enumerate(self.decoder):
             if index:
-                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+                h = F.interpolate(self.up[index - 1](h), scale_factor=2.0, mode="nearest")
             for stage in cast(nn.ModuleList, stages):
                 h = self._run(stage, len(self.decoder) - 1 - index, torch.cat([h, skips.pop()], dim=1), condition, context, frames)
         h = self.output(F.silu(self.output_norm(h)), frames)

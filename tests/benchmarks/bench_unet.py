@@ -62,7 +62,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--preset", default="cpu64", help="cpu32, cpu64 or gpu64")
     options.add_argument("--device", default="cpu")
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=5)
     chosen = options.parse_args()
     peers = peer_python("unet", "diffusers==0.42.1", no_deps=["make-a-video-pytorch==0.4.0"])
 
