@@ -6,6 +6,7 @@ as the run lasts. With `RAY_ADDRESS=host:6379` that cluster is joined, with `RAY
 """
 
 import ctypes
+import http.client
 import importlib.metadata
 import logging
 import os
@@ -59,11 +60,20 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def free_port() -> int:
-    """A loopback port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+_reserved: list[socket.socket] = []  # open as long as this process lives
+
+
+def reserve_port() -> int:
+    """A loopback port for a server that starts later; the kernel gives it to nobody who asks for just any port, as Ray often does.
+
+    It is held by a socket that is bound and never listens. A server binds it all the same, as both set SO_REUSEADDR, which every
+    server does that can be started again at once.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _reserved.append(held)
+    return int(held.getsockname()[1])
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
@@ -93,14 +103,15 @@ def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[s
     if configured:
         try:
             urllib.request.urlopen(f"{configured.rstrip('/')}/health", timeout=10).close()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = "not by HTTP" if isinstance(error, http.client.HTTPException) else error
             raise UserError(
-                f"The Prefect server at PREFECT_API_URL={configured} does not answer ({error}): start it, or unset PREFECT_API_URL."
+                f"The Prefect server at PREFECT_API_URL={configured} does not answer ({reason}): start it, or unset PREFECT_API_URL."
             ) from None
         meanwhile()
         yield configured.removesuffix("/api")
         return
-    port = free_port()
+    port = reserve_port()
     address = f"http://127.0.0.1:{port}"
     environment = os.environ | {"PREFECT_API_URL": f"{address}/api", "PREFECT_UI_API_URL": f"{address}/api"}
     process = subprocess.Popen(
@@ -151,7 +162,7 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
             raise UserError(
                 f"Prefect's server did not start ({reason[-1] if reason else f'exit {process.returncode}'}): see `prefect server start`."
             )
-        with suppress(OSError):
+        with suppress(OSError, http.client.HTTPException):
             urllib.request.urlopen(url, timeout=5).close()
             return
         time.sleep(0.2)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 from mav.data.video_io import read_frames
 
 
@@ -25,7 +25,7 @@ class Mav:
 
     def __init__(self, folder: Path) -> None:
         self.runs = folder / "runs"
-        self.port = free_port()
+        self.port = reserve_port()
         self.environment = os.environ | {"PREFECT_HOME": str(folder / "prefect"), "NO_COLOR": "1"}
         for name in ("PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "RAY_ADDRESS"):
             self.environment.pop(name, None)

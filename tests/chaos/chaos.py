@@ -24,7 +24,7 @@ from scenes import SCENES
 from stand import QUICK_DEATH, Flow, Nodes, Prefect
 
 from flows.make_a_video import make_a_video
-from flows.runtime import configure_environment, free_port
+from flows.runtime import configure_environment, reserve_port
 from flows.stage import Store
 from mav.recipe_file import load_recipe
 
@@ -56,7 +56,7 @@ class Chaos:
         self.base, self.rng, self.subset = base, random.Random(seed), subset
         self.until = "image-download" if subset else "train-decoder-video"
         self.settings = (
-            f"world.port={free_port()}",
+            f"world.port={reserve_port()}",
             "image_metadata.rows_per_shard=6",
             "video_shards.clips_per_shard=2",
             "cluster.dashboard=false",

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 
 STORE_BYTES = 100 << 20
 QUICK_DEATH = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}  # who has lost its head ends sooner than after a minute
@@ -87,7 +87,7 @@ class Prefect:
     """A Prefect server with a database of its own, which outlives it."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.port = home, free_port()
+        self.home, self.port = home, reserve_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.process = self._start()
 

@@ -17,7 +17,7 @@ from nasties import encoded, png
 from PIL import Image
 
 from filters.screen import MetadataWork
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 from mav.artifact import Folder, add_counts, unbalanced
 from mav.data.download import DownloadWork, shard_names
 from mav.data.pictures import guarded_resizer, look
@@ -37,7 +37,7 @@ def their_resizer(size):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A small world, its screened metadata, and download settings that let its loopback address pass."""
-    port = free_port()
+    port = reserve_port()
     section = World(images=80, clips=1, clip_frames=8, evaluation_clips=1, port=port)
     root = Folder(str(tmp_path_factory.mktemp("download")))
     draw_world(section, 0, root.child("world"))

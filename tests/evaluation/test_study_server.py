@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_videos import frames
 
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 from mav.artifact import Folder
 from mav.data.video_io import encode_mp4
 from mav.evaluation.human.study import Pair, freeze
@@ -41,7 +41,7 @@ class Server:
     """`mav study serve` as people run it; can be killed and started again on the same port."""
 
     def __init__(self, study, votes, raters):
-        self.port = free_port()
+        self.port = reserve_port()
         self.votes = votes
         self.command = [
             sys.executable, "-m", "flows.cli", "study", "serve", str(study), "--votes", str(votes),

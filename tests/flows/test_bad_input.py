@@ -16,7 +16,7 @@ import pytest
 from flows.build import build
 from flows.console import Screen
 from flows.make_a_video import make_a_video
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 from flows.stage import Run, Store
 from mav.artifact import MANIFEST
 from mav.errors import UserError
@@ -53,7 +53,7 @@ def services(ray_session: None) -> Iterator[ExitStack]:
 
 @pytest.fixture
 def world_recipe(small_recipe: Recipe) -> Recipe:
-    return dataclasses.replace(small_recipe, world=dataclasses.replace(WORLD, port=free_port()))
+    return dataclasses.replace(small_recipe, world=dataclasses.replace(WORLD, port=reserve_port()))
 
 
 def table(**columns: list[str]) -> bytes:

@@ -11,7 +11,7 @@ import typer
 
 from flows.cli import PANELS, _oracle, app
 from flows.make_a_video import make_a_video
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 from flows.stage import Store
 from mav.artifact import Artifact
 from mav.ledger import LedgerWriter
@@ -74,7 +74,7 @@ def test_usage_errors_show_the_usage(mav: Mav) -> None:
 def test_a_server_that_does_not_answer(variable: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mav: Mav) -> None:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{reserve_port()}"
     api = f"http://{address}/api"
     with temporary_settings({PREFECT_API_URL: api} if variable == "PREFECT_API_URL" else {}):
         if variable == "RAY_ADDRESS":

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from flows.make_a_video import make_a_video
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 from flows.stage import Store
 from mav.recipe_file import load_recipe
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]
 LOGIN = "operator:a-word-for-the-test"
-PORT = free_port()  # of the demo world
+PORT = reserve_port()  # of the demo world
 PATIENCE = 240.0  # seconds, on a slow machine
 
 
@@ -99,7 +99,7 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     sockets = tempfile.mkdtemp(prefix="ray-")  # short: a socket's path has a limit
-    prefect, dashboard, gcs, agent, client = (free_port() for _ in range(5))
+    prefect, dashboard, gcs, agent, client = (reserve_port() for _ in range(5))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))} | {
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{prefect}/api",

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 from mav.artifact import MANIFEST, Artifact, Folder
 from mav.errors import UserError
 
@@ -77,7 +77,7 @@ def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
     environment = os.environ | {"PREFECT_HOME": str(tmp_path), "NO_COLOR": "1"}
     for name in ("PREFECT_API_URL", "RAY_ADDRESS"):
         environment.pop(name, None)
-    options = ["--runs", runs, "--set", f"world={{images: 60, clips: 1, clip_frames: 8, evaluation_clips: 1, port: {free_port()}}}"]
+    options = ["--runs", runs, "--set", f"world={{images: 60, clips: 1, clip_frames: 8, evaluation_clips: 1, port: {reserve_port()}}}"]
 
     def mav(*arguments: str, expect: int = 0) -> str:
         done = CliRunner().invoke(app, [*arguments, *options])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_training import run, small_recipe
 
-from flows.runtime import free_port
+from flows.runtime import reserve_port
 from mav.artifact import Folder
 from mav.recipe import Cluster
 from mav.training.checkpoint import Checkpoints
@@ -46,7 +46,7 @@ def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
 @pytest.fixture
 def two_workers(tmp_path):
     def start(*runs: dict) -> Folder:
-        torch.multiprocessing.start_processes(work_as, (free_port(), str(tmp_path), list(runs)), nprocs=2, start_method="forkserver")
+        torch.multiprocessing.start_processes(work_as, (reserve_port(), str(tmp_path), list(runs)), nprocs=2, start_method="forkserver")
         return Folder(str(tmp_path))
 
     return start
