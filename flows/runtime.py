@@ -35,6 +35,7 @@ def configure_environment() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_FLUSH_DRIVER_LOGS": "1",  # Ray's lines and ours in the order they happened, in a file too
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "RAY_TRAIN_V2_ENABLED": "1",

@@ -88,9 +88,7 @@ def test_a_port_in_use(world_recipe: Recipe, tmp_path: Path, services: ExitStack
     assert world_recipe.world is not None
     runner = Runner(world_recipe, tmp_path / "runs", services)
     runner("demo-world", "image-metadata")
-    with socket.socket() as squatter:
-        squatter.bind(("127.0.0.1", world_recipe.world.port))
-        squatter.listen()
+    with socket.create_server(("127.0.0.1", world_recipe.world.port)):
         sentence = runner.error("image-download")
     assert str(world_recipe.world.port) in sentence
     assert "world.port" in sentence

@@ -70,6 +70,7 @@ def test_saved_and_loaded_it_is_the_same(clip, tmp_path):
     clip.fit_heads(embeddings, (embeddings[:, 0] > 0).double(), torch.full((200,), float("nan")))
     clip.save(Folder(str(tmp_path / "a")))
     loaded = Clip.load(Folder(str(tmp_path / "a")))
+    clip.requires_grad_(False)  # as loaded: without gradients PyTorch's attention takes another path, whose last bit differs on some CPUs
     images, tokens = pixels(2, 64, 64), clip.tokenize(["a blue cross", "a square"])
     assert torch.equal(loaded.encode_image(images), clip.encode_image(images))
     assert torch.equal(loaded.encode_text(tokens), clip.encode_text(tokens))
