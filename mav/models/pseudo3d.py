@@ -31,10 +31,73 @@ def as_images(rows: Tensor, like: Tensor) -> Tensor:
     return rows.reshape(n, h, w, rows.shape[-1]).permute(0, 3, 1, 2)
 
 
-def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
-    """Statistics per frame, never over frames: at most 32 groups, at least 4 channels each."""
-    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, affine=affine)
+class FrameNorm(nn.GroupNorm):
+    """GroupNorm with statistics per frame, never over frames: at most 32 groups, at least 4 channels each, `parts` parts of whole groups.
+
+    Without `affine` the scale and shift of a channel come from a condition, per clip.
+    """
+
+    def __init__(self, channels: int, parts: int = 1, affine: bool = True) -> None:
+        groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0 and g % parts == 0)
+        super().__init__(groups, channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B*T, C, H, W) channels-last."""
+        return self.of_parts([x])[0]
+
+    def of_parts(self, parts: list[Tensor]) -> list[Tensor]:
+        """The norm of what would be one input, were its channels laid side by side."""
+        widths = [part.shape[1] for part in parts]
+        own = zip(parts, self.weight.split(widths), self.bias.split(widths), strict=True)
+        size = self.num_channels // self.num_groups
+        return [_frame_norm(part, part.shape[1] // size, self.eps, weight[None], bias[None]) for part, weight, bias in own]
+
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """x: (B*T, C, H, W) channels-last; scale, shift: (B, C)."""
+        return _frame_norm(x, self.num_groups, self.eps, scale, shift)
+
+
+def _frame_norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
+    """x: (N, C, H, W); scale, shift: (B, C), each for N / B images."""
+    if _plain_cpu(x) and not torch.compiler.is_compiling():
+        y: Tensor = _NormOnCpu.apply(x, groups, eps, scale, shift)
+        return y
+    if len(scale) == 1:
+        return F.group_norm(x, groups, scale[0], shift[0], eps)
+    return as_images(as_rows(F.group_norm(x, groups, eps=eps), len(scale)) * scale[:, None] + shift[:, None], x)
+
+
+def _plain_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+class _NormOnCpu(torch.autograd.Function):
+    """Group norm with its scale and shift, whose gradient is sums over pixels and two passes: PyTorch's own CPU kernel is twice as slow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
+        """x: (N, C, H, W); scale, shift: (B, C), each for N / B images."""
+        n, c, h, w = x.shape
+        normalised, mean, rstd = torch.native_group_norm(x, None, None, n, c, h * w, groups, eps)
+        ctx.save_for_backward(x, mean, rstd, scale)
+        return as_images(as_rows(normalised, len(scale)).mul_(scale[:, None]).add_(shift[:, None]), x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, scale = ctx.saved_tensors
+        (n, c), (b, groups) = x.shape[:2], (len(scale), mean.shape[1])
+        g, pixels = as_rows(gradient, n), as_rows(x, n)
+        by_group = (n, groups, c // groups)
+        total = g.sum(dim=1)  # (N, C): over an image's pixels
+        mean, rstd = mean[:, :, None], rstd[:, :, None]
+        along = ((g * pixels).sum(dim=1).view(by_group) - mean * total.view(by_group)) * rstd  # sums of gradient x normalised input
+        scales = scale.repeat_interleave(n // b, dim=0).view(by_group)
+        count = pixels.shape[1] * (c // groups)
+        slope = rstd * rstd * (along * scales).sum(dim=2, keepdim=True) / count
+        offset = mean * slope - rstd * (total.view(by_group) * scales).sum(dim=2, keepdim=True) / count
+        to_x = torch.addcmul(offset.expand(by_group).reshape(n, 1, c), g, (scales * rstd).view(n, 1, c))
+        to_x.addcmul_(pixels, slope.expand(by_group).reshape(n, 1, c), value=-1)
+        return as_images(to_x, x), None, None, along.view(b, -1, c).sum(dim=1), total.view(b, -1, c).sum(dim=1)
 
 
 def zero(layer: Layer) -> Layer:
@@ -101,7 +164,7 @@ class TemporalConv(nn.Module):
         """x: (B*T, C, H, W) channels-last."""
         n, c, h, w = x.shape
         clip = x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)  # (B, C, T, H*W), channels-last
-        if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        if _plain_cpu(x):
             y = _TemporalConvOnCpu.apply(clip, self.weight, self.bias)
         else:
             y = F.conv2d(clip, self.weight, self.bias, padding=(self.weight.shape[2] // 2, 0))
@@ -116,9 +179,19 @@ class PseudoConv3d(nn.Module):
         self.spatial = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
         self.temporal = TemporalConv(outputs) if video else None
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        x = self.spatial(x)
+    def forward(self, parts: list[Tensor], frames: int) -> Tensor:
+        """parts: (B*T, C_i, H, W) each, together the input channels."""
+        x = convolve(self.spatial, parts)
         return self.temporal(x, frames) if self.temporal is not None and frames else x
+
+
+def convolve(layer: nn.Conv2d, parts: list[Tensor]) -> Tensor:
+    """The convolution of what would be one input, were its channels laid side by side: a sum over the parts, and no copy of them."""
+    weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
+    y = F.conv2d(parts[0], weights[0], layer.bias, layer.stride, layer.padding)
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        y = y + F.conv2d(part, weight, None, layer.stride, layer.padding)
+    return y
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
@@ -177,7 +250,7 @@ class PseudoAttention3d(nn.Module):
 
     def __init__(self, channels: int, head_channels: int, context_channels: int, max_frames: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = FrameNorm(channels)
         self.spatial = SelfAttention(channels, head_channels, context_channels)
         self.temporal = TemporalAttention(channels, head_channels, max_frames) if max_frames else None
 
@@ -192,7 +265,7 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int, max_frames: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = FrameNorm(channels)
         self.position = nn.Parameter(sinusoid(torch.arange(max_frames), channels, max_period=10.0 * max_frames))
         self.attention = SelfAttention(channels, head_channels)
 

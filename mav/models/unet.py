@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mav.models.pseudo3d import (
+    FrameNorm,
     PseudoAttention3d,
     PseudoConv3d,
     TemporalAttention,
     TemporalConv,
-    as_images,
-    as_rows,
-    group_norm,
+    convolve,
     sinusoid,
     zero,
 )
@@ -74,39 +73,42 @@ def _projection(inputs: int, outputs: int) -> nn.Module:
 
 
 class ResBlock(nn.Module):
-    """Two pseudo-3D convolutions; the condition scales and shifts the second norm. Ends in zero weights."""
+    """Two pseudo-3D convolutions; the condition scales and shifts the second norm. Ends in zero weights.
 
-    def __init__(self, inputs: int, outputs: int, dim: int, dropout: float, *, video: bool) -> None:
+    On the way up its input has two parts, what came from below and a skip connection, which are never put together: norms and
+    convolutions take them one by one, which gives the same and saves copies of the network's widest activations.
+    """
+
+    def __init__(self, inputs: list[int], outputs: int, dim: int, dropout: float, *, video: bool) -> None:
         super().__init__()
-        self.norm1 = group_norm(inputs)
-        self.conv1 = PseudoConv3d(inputs, outputs, video=video)
+        self.norm1 = FrameNorm(sum(inputs), parts=len(inputs))
+        self.conv1 = PseudoConv3d(sum(inputs), outputs, video=video)
         self.modulation = nn.Linear(dim, 2 * outputs)
-        self.norm2 = group_norm(outputs, affine=False)
+        self.norm2 = FrameNorm(outputs, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = PseudoConv3d(outputs, outputs, video=video)
         zero(self.conv2.spatial)
-        self.skip = _projection(inputs, outputs)
+        self.skip = _projection(sum(inputs), outputs)
 
-    def forward(self, x: Tensor, condition: Tensor, frames: int) -> Tensor:
-        """x: (B*T, C, H, W); condition: (B, dim), already through a SiLU."""
-        h = self.conv1(F.silu(self.norm1(x)), frames)
-        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        rows = torch.addcmul(shift, as_rows(self.norm2(h), len(condition)), 1 + scale)
-        h = self.conv2(self.dropout(F.silu(as_images(rows, h))), frames)
-        return self.skip(x) + h
+    def forward(self, parts: list[Tensor], condition: Tensor, frames: int) -> Tensor:
+        """parts: (B*T, C_i, H, W) each; condition: (B, dim), already through a SiLU."""
+        h = self.conv1([F.silu(part) for part in self.norm1.of_parts(parts)], frames)
+        scale, shift = self.modulation(condition).chunk(2, dim=-1)
+        h = self.conv2([self.dropout(F.silu(self.norm2.modulated(h, 1 + scale, shift)))], frames)
+        return (convolve(self.skip, parts) if isinstance(self.skip, nn.Conv2d) else parts[0]) + h
 
 
 class Stage(nn.Module):
     """One block of a level: a ResBlock and, where the level has it, attention."""
 
-    def __init__(self, inputs: int, level: Level, config: UNetConfig, dim: int) -> None:
+    def __init__(self, inputs: list[int], level: Level, config: UNetConfig, dim: int) -> None:
         super().__init__()
         context = dim if config.embedding_dim else 0
         self.res = ResBlock(inputs, level.channels, dim, config.dropout, video=config.max_frames > 0)
         self.attention = PseudoAttention3d(level.channels, config.head_channels, context, config.max_frames) if level.attention else None
 
-    def forward(self, x: Tensor, condition: Tensor, context: Tensor | None, frames: int) -> Tensor:
-        x = self.res(x, condition, frames)
+    def forward(self, parts: list[Tensor], condition: Tensor, context: Tensor | None, frames: int) -> Tensor:
+        x = self.res(parts, condition, frames)
         return self.attention(x, context, frames) if self.attention is not None else x
 
 
@@ -138,17 +140,17 @@ class UNet(nn.Module):
                 self.down.append(PseudoConv3d(channels, channels, stride=2, video=video))
             stages = nn.ModuleList()
             for _ in range(level.blocks):
-                stages.append(Stage(channels, level, config, dim))
+                stages.append(Stage([channels], level, config, dim))
                 channels = level.channels
                 skips.append(channels)
             self.encoder.append(stages)
-        self.middle = Stage(channels, levels[-1], config, dim)
+        self.middle = Stage([channels], levels[-1], config, dim)
         for level in reversed(levels):
             if self.decoder:
                 self.up.append(_projection(channels, level.channels))
                 channels = level.channels
-            self.decoder.append(nn.ModuleList(Stage(channels + skips.pop(), level, config, dim) for _ in range(level.blocks)))
-        self.output_norm = group_norm(first)
+            self.decoder.append(nn.ModuleList(Stage([channels, skips.pop()], level, config, dim) for _ in range(level.blocks)))
+        self.output_norm = FrameNorm(first)
         self.output = PseudoConv3d(first, config.out_channels, video=video)
         zero(self.output.spatial)
         channels_last(self)
@@ -188,24 +190,24 @@ class UNet(nn.Module):
         condition = F.silu(condition)
 
         x = x if low is None else torch.cat([x, low.to(x)], dim=2)
-        h = self.input(_flatten(x), frames)
+        h = self.input([_flatten(x)], frames)
         if self.known_input is not None and known is not None:
             h = h + self.known_input(_flatten(known))
 
         skips = []
         for depth, stages in enumerate(self.encoder):
             if depth:
-                h = self.down[depth - 1](h, frames)
+                h = self.down[depth - 1]([h], frames)
             for stage in cast(nn.ModuleList, stages):
-                h = self._run(stage, depth, h, condition, context, frames)
+                h = self._run(stage, depth, [h], condition, context, frames)
                 skips.append(h)
-        h = self.middle(h, condition, context, frames)
+        h = self.middle([h], condition, context, frames)
         for index, stages in enumerate(self.decoder):
             if index:
                 h = F.interpolate(self.up[index - 1](h), scale_factor=2.0, mode="nearest")
             for stage in cast(nn.ModuleList, stages):
-                h = self._run(stage, len(self.decoder) - 1 - index, torch.cat([h, skips.pop()], dim=1), condition, context, frames)
-        h = self.output(F.silu(self.output_norm(h)), frames)
+                h = self._run(stage, len(self.decoder) - 1 - index, [h, skips.pop()], condition, context, frames)
+        h = self.output([F.silu(self.output_norm(h))], frames)
         return h.unflatten(0, (b, n))
 
     def _run(self, stage: nn.Module, depth: int, *inputs: Any) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mav.models import pseudo3d
-from mav.models.pseudo3d import SelfAttention, TemporalConv, as_images, as_rows, attend, group_norm
+from mav.models.pseudo3d import FrameNorm, SelfAttention, TemporalConv, as_images, as_rows, attend, convolve
 
 
 def channels_last(*shape):
@@ -80,7 +80,38 @@ def test_attention_above_the_grid_limit_runs_in_chunks(monkeypatch):
 
 
 def test_norm_statistics_are_per_frame():
-    norm, x = group_norm(16), channels_last(4, 16, 3, 3)
+    norm, x = FrameNorm(16), channels_last(4, 16, 3, 3)
     changed = x.clone()
     changed[3] *= 100
     assert torch.equal(norm(changed)[:3], norm(x)[:3])
+
+
+@pytest.mark.parametrize("device_path", ["own", "PyTorch's"])
+def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, device_path):
+    """As PyTorch computes them from one tensor, gradients of all inputs and parameters included, on either path."""
+    if device_path != "own":
+        monkeypatch.setattr(pseudo3d, "_plain_cpu", lambda x: False)
+    norm = FrameNorm(24, parts=2).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(6, 24, 5, 4, dtype=torch.float64, requires_grad=True)
+    scale, shift = (torch.randn(2, 24, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    inputs = (x, norm.weight, norm.bias, scale, shift)
+
+    def channels_last(part):
+        return part.contiguous(memory_format=torch.channels_last)
+
+    parts = norm.of_parts([channels_last(part) for part in x.split([8, 16], dim=1)])
+    ours = torch.cat(parts, dim=1) + norm.modulated(channels_last(x), scale, shift)
+    per_frame = (value.repeat_interleave(3, dim=0)[:, :, None, None] for value in (scale, shift))
+    plain = F.group_norm(x, norm.num_groups, norm.weight, norm.bias) + F.group_norm(x, norm.num_groups) * next(per_frame) + next(per_frame)
+    torch.testing.assert_close(ours, plain)
+    seed = torch.randn_like(plain)
+    for mine, theirs in zip(torch.autograd.grad(ours, inputs, seed), torch.autograd.grad(plain, inputs, seed), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_convolution_of_parts_is_that_of_the_whole():
+    layer = torch.nn.Conv2d(12, 7, 3, stride=2, padding=1).double()
+    x = torch.randn(2, 12, 8, 6, dtype=torch.float64)
+    torch.testing.assert_close(convolve(layer, list(x.split([3, 4, 5], dim=1))), layer(x))

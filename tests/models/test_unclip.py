@@ -146,7 +146,7 @@ def test_what_changes_form_stays_the_same_function():
     scale, shift = F.linear(condition, *part("emb_layers.1"))[:, :, None, None].chunk(2, 1)
     h = F.group_norm(h, groups, *part("out_layers.0")) * (1 + scale) + shift
     h = x + F.conv2d(F.silu(h), *part("out_layers.3"), padding=1)
-    ours = network.encoder[0][0].res(x.contiguous(memory_format=torch.channels_last), condition, 0)
+    ours = network.encoder[0][0].res([x.contiguous(memory_format=torch.channels_last)], condition, 0)
     torch.testing.assert_close(ours, h, rtol=1e-3, atol=1e-3 * float(h.abs().max()))
 
     rows, heads = torch.randn(7, CHANNELS[1]), CHANNELS[1] // HEAD

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows.cli import app
+from mav.models import pseudo3d
 from mav.models.unet import UNet
 from mav.recipe_file import load_recipe
 from mav.training.describe import STATE_BYTES, describe
@@ -30,7 +31,11 @@ def test_the_count_on_shapes_is_the_count_on_numbers(demo):
     assert described.state_bytes == STATE_BYTES * described.parameters
 
 
-def test_activations_are_the_tensors_that_backward_needs(demo):
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_activations_are_the_tensors_that_backward_needs(demo, everywhere, monkeypatch):
+    """Told is what every device keeps; norms as they are made for a CPU keep less."""
+    if everywhere:
+        monkeypatch.setattr(pseudo3d, "_plain_cpu", lambda x: False)
     recipe = load_recipe("demo")
     network, rows = UNet(recipe.train_decoder.network).train(), recipe.train_decoder.optimisation.batch_size
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -44,7 +49,8 @@ def test_activations_are_the_tensors_that_backward_needs(demo):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         network(torch.randn(rows, 1, 3, 16, 16), torch.zeros(rows), embedding=torch.randn(rows, 64)).square().mean()
         measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert demo["train-decoder"].activation_bytes == pytest.approx(measured, rel=0.1)
+    told = demo["train-decoder"].activation_bytes
+    assert (told == pytest.approx(measured, rel=0.05)) if everywhere else (0.8 * told < measured < 0.95 * told)
 
 
 def test_a_clip_costs_more_than_its_frames(demo):
