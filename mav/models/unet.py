@@ -75,7 +75,7 @@ def _projection(inputs: int, outputs: int) -> nn.Module:
 class ResBlock(nn.Module):
     """Two pseudo-3D convolutions; the condition scales and shifts the second norm. Ends in zero weights.
 
-    On the way up its input has two parts, what came from below and a skip connection, which are never put together: norms and
+    On the way up its input has two parts, what came from below and a skip connection. Eager, they are not put together: norms and
     convolutions take them one by one, which gives the same and saves copies of the network's widest activations.
     """
 

@@ -98,11 +98,9 @@ def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, device_path):
     scale, shift = (torch.randn(2, 24, dtype=torch.float64, requires_grad=True) for _ in range(2))
     inputs = (x, norm.weight, norm.bias, scale, shift)
 
-    def channels_last(part):
-        return part.contiguous(memory_format=torch.channels_last)
-
-    parts = norm.of_parts([channels_last(part) for part in x.split([8, 16], dim=1)])
-    ours = torch.cat(parts, dim=1) + norm.modulated(channels_last(x), scale, shift)
+    laid_out = x.contiguous(memory_format=torch.channels_last)
+    parts = norm.of_parts([part.contiguous(memory_format=torch.channels_last) for part in x.split([8, 16], dim=1)])
+    ours = torch.cat(parts, dim=1) + norm.modulated(laid_out, scale, shift)
     per_frame = (value.repeat_interleave(3, dim=0)[:, :, None, None] for value in (scale, shift))
     plain = F.group_norm(x, norm.num_groups, norm.weight, norm.bias) + F.group_norm(x, norm.num_groups) * next(per_frame) + next(per_frame)
     torch.testing.assert_close(ours, plain)
