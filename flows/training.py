@@ -175,11 +175,14 @@ def _run(orders: Orders, report: Callable[[dict[str, Any]], None], rank: int = 0
     import torch
 
     from mav.training.board import Board, WandbBoard
+    from mav.training.memory import keep_freed_memory
     from mav.training.stages import run_stage
     from mav.training.stall import ended_when_stalled
 
     torch.set_num_threads(orders.recipe.cluster.cpus_per_worker)  # fixed: the number of threads may change the last bits of a sum
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        keep_freed_memory()
     if rank == 0:
         report = Board(orders.board, report)
         if orders.wandb:

@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mav.models import on_cpu
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
+FEW = 32  # tokens
 GRID_LIMIT = 65_535  # rows x heads one launch of the fused attention kernels can take
 
 
@@ -41,63 +44,35 @@ class FrameNorm(nn.GroupNorm):
         groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0 and g % parts == 0)
         super().__init__(groups, channels, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B*T, C, H, W) channels-last."""
-        return self.of_parts([x])[0]
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """x: (B*T, C, H, W) channels-last. With `silu`, a SiLU of the norm."""
+        return self.of_parts([x], silu)[0]
 
-    def of_parts(self, parts: list[Tensor]) -> list[Tensor]:
+    def of_parts(self, parts: list[Tensor], silu: bool = False) -> list[Tensor]:
         """The norm of what would be one input, were its channels laid side by side."""
         widths = [part.shape[1] for part in parts]
         own = zip(parts, self.weight.split(widths), self.bias.split(widths), strict=True)
         size = self.num_channels // self.num_groups
-        return [_frame_norm(part, part.shape[1] // size, self.eps, weight[None], bias[None]) for part, weight, bias in own]
+        return [_frame_norm(part, part.shape[1] // size, self.eps, weight[None], bias[None], silu) for part, weight, bias in own]
 
-    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = False) -> Tensor:
         """x: (B*T, C, H, W) channels-last; scale, shift: (B, C)."""
-        return _frame_norm(x, self.num_groups, self.eps, scale, shift)
+        return _frame_norm(x, self.num_groups, self.eps, scale, shift, silu)
 
 
-def _frame_norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
+def _frame_norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> Tensor:
     """x: (N, C, H, W); scale, shift: (B, C), each for N / B images."""
-    if _plain_cpu(x) and not torch.compiler.is_compiling():
-        y: Tensor = _NormOnCpu.apply(x, groups, eps, scale, shift)
-        return y
+    if _plain_cpu(x):
+        return on_cpu.norm(x, groups, eps, scale, shift, silu)
     if len(scale) == 1:
-        return F.group_norm(x, groups, scale[0], shift[0], eps)
-    return as_images(as_rows(F.group_norm(x, groups, eps=eps), len(scale)) * scale[:, None] + shift[:, None], x)
+        y = F.group_norm(x, groups, scale[0], shift[0], eps)
+    else:
+        y = as_images(as_rows(F.group_norm(x, groups, eps=eps), len(scale)) * scale[:, None] + shift[:, None], x)
+    return F.silu(y) if silu else y
 
 
 def _plain_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-
-
-class _NormOnCpu(torch.autograd.Function):
-    """Group norm with its scale and shift, whose gradient is sums over pixels and two passes: PyTorch's own CPU kernel is twice as slow."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
-        """x: (N, C, H, W); scale, shift: (B, C), each for N / B images."""
-        n, c, h, w = x.shape
-        normalised, mean, rstd = torch.native_group_norm(x, None, None, n, c, h * w, groups, eps)
-        ctx.save_for_backward(x, mean, rstd, scale)
-        return as_images(as_rows(normalised, len(scale)).mul_(scale[:, None]).add_(shift[:, None]), x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, rstd, scale = ctx.saved_tensors
-        (n, c), (b, groups) = x.shape[:2], (len(scale), mean.shape[1])
-        g, pixels = as_rows(gradient, n), as_rows(x, n)
-        by_group = (n, groups, c // groups)
-        total = g.sum(dim=1)  # (N, C): over an image's pixels
-        mean, rstd = mean[:, :, None], rstd[:, :, None]
-        along = ((g * pixels).sum(dim=1).view(by_group) - mean * total.view(by_group)) * rstd  # sums of gradient x normalised input
-        scales = scale.repeat_interleave(n // b, dim=0).view(by_group)
-        count = pixels.shape[1] * (c // groups)
-        slope = rstd * rstd * (along * scales).sum(dim=2, keepdim=True) / count
-        offset = mean * slope - rstd * (total.view(by_group) * scales).sum(dim=2, keepdim=True) / count
-        to_x = torch.addcmul(offset.expand(by_group).reshape(n, 1, c), g, (scales * rstd).view(n, 1, c))
-        to_x.addcmul_(pixels, slope.expand(by_group).reshape(n, 1, c), value=-1)
-        return as_images(to_x, x), None, None, along.view(b, -1, c).sum(dim=1), total.view(b, -1, c).sum(dim=1)
 
 
 def zero(layer: Layer) -> Layer:
@@ -195,9 +170,14 @@ def convolve(layer: nn.Conv2d, parts: list[Tensor]) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Fused attention over (rows, heads, length, head channels), in chunks of rows that respect the kernels' grid limit."""
+    """Fused attention over (rows, heads, length, head channels), in chunks of rows that respect the kernels' grid limit.
+
+    On a CPU, over a few frames, it is two small matrix products: the fused kernel takes twice as long there.
+    """
     attention: Callable[..., Tensor] = F.scaled_dot_product_attention
     rows, heads = q.shape[:2]
+    if q.device.type == "cpu" and q.shape[2] <= FEW and not causal:
+        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
     if rows * heads <= GRID_LIMIT:
         return attention(q, k, v, is_causal=causal)
     chunk = max(1, GRID_LIMIT // heads)

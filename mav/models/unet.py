@@ -75,8 +75,8 @@ def _projection(inputs: int, outputs: int) -> nn.Module:
 class ResBlock(nn.Module):
     """Two pseudo-3D convolutions; the condition scales and shifts the second norm. Ends in zero weights.
 
-    On the way up its input has two parts, what came from below and a skip connection. Eager, they are not put together: norms and
-    convolutions take them one by one, which gives the same and saves copies of the network's widest activations.
+    On the way up its input has two parts, what came from below and a skip connection. They are not put together: norms and convolutions
+    take them one by one, which gives the same and saves copies of the network's widest activations.
     """
 
     def __init__(self, inputs: list[int], outputs: int, dim: int, dropout: float, *, video: bool) -> None:
@@ -92,11 +92,9 @@ class ResBlock(nn.Module):
 
     def forward(self, parts: list[Tensor], condition: Tensor, frames: int) -> Tensor:
         """parts: (B*T, C_i, H, W) each; condition: (B, dim), already through a SiLU."""
-        if torch.compiler.is_compiling():  # inductor joins them in the loops before and after: measured, parts gain nothing there
-            parts = [torch.cat(parts, dim=1)]
-        h = self.conv1([F.silu(part) for part in self.norm1.of_parts(parts)], frames)
+        h = self.conv1(self.norm1.of_parts(parts, silu=True), frames)
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
-        h = self.conv2([self.dropout(F.silu(self.norm2.modulated(h, 1 + scale, shift)))], frames)
+        h = self.conv2([self.dropout(self.norm2.modulated(h, 1 + scale, shift, silu=True))], frames)
         return (convolve(self.skip, parts) if isinstance(self.skip, nn.Conv2d) else parts[0]) + h
 
 
@@ -209,7 +207,7 @@ class UNet(nn.Module):
                 h = F.interpolate(self.up[index - 1](h), scale_factor=2.0, mode="nearest")
             for stage in cast(nn.ModuleList, stages):
                 h = self._run(stage, len(self.decoder) - 1 - index, [h, skips.pop()], condition, context, frames)
-        h = self.output([F.silu(self.output_norm(h))], frames)
+        h = self.output([self.output_norm(h, silu=True)], frames)
         return h.unflatten(0, (b, n))
 
     def _run(self, stage: nn.Module, depth: int, *inputs: Any) -> Tensor:
@@ -246,23 +244,9 @@ class UNet(nn.Module):
         """Compiles each stage on its own: many are alike and share a graph, so it is short, and each is one graph of static shapes."""
         torch.compiler.reset()  # of an earlier stage's network in this process, which would count below
         stages = [module for module in self.modules() if isinstance(module, Stage)]
-        compiler = _inductor_for_cpu if next(self.parameters()).device.type == "cpu" else "inductor"
         graphs = 8 * len(stages)  # eight is what dynamo allows a function by default; here one function is that of all stages
         for stage in stages:
-            stage.compile(fullgraph=True, dynamic=False, backend=compiler, recompile_limit=graphs)
-
-
-def _inductor_for_cpu(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-    """Inductor, but for group norms, which stay PyTorch's own: of channels-last ones inductor makes loops several times as slow."""
-    from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.decomposition import select_decomp_table
-    from torch._inductor.lowering import constrain_to_fx_strides, make_fallback
-
-    norms = (torch.ops.aten.native_group_norm.default, torch.ops.aten.native_group_norm_backward.default)
-    for op in norms:
-        make_fallback(op, layout_constraint=constrain_to_fx_strides, override_decomp=True)
-    kept = {op: decomposition for op, decomposition in select_decomp_table().items() if op not in norms}
-    return compile_fx(graph, inputs, decompositions=kept)
+            stage.compile(fullgraph=True, dynamic=False, recompile_limit=graphs)
 
 
 def channels_last(net: nn.Module) -> None:

@@ -4,13 +4,16 @@
     .venv/bin/python tests/benchmarks/bench_unet.py --preset gpu64 --device cuda   # bfloat16
 
 All temporal layers are on. Networks take their steps in turn, each in a process of its own, so a busy machine slows all alike; costs are
-CPU seconds of the process (on a GPU: seconds). `of_plain_convolution` is our FLOP/s over that of plain channels-last 3x3 convolutions.
+CPU seconds of the process (on a GPU: seconds). Every process keeps the memory it frees, as our training does: page faults are up to a
+tenth of a step of ours and of the peers', more or fewer by chance. `of_plain_convolution` is our FLOP/s over that of plain
+channels-last 3x3 convolutions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from typing import Any
 
 from harness import Row, cost, peer_python, report
 
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 WORKER = Path(__file__).parent / "unet_worker.py"
 DUELS = [  # networks that take turns; the peers' memory does not allow all at once
     ("ours", "make-a-video-pytorch"),
@@ -29,11 +33,12 @@ DUELS = [  # networks that take turns; the peers' memory does not allow all at o
 
 def duel(names: tuple[str, ...], preset: str, device: str, rounds: int, peers: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """Median cost of a step of each network, steps taken in turn; and what each says of itself."""
+    environment = os.environ | KEEP_FREED_MEMORY
     processes = {}
     for name in names:
         python = peers if name.split()[0] in ("make-a-video-pytorch", "diffusers") else Path(sys.executable)
         command = [str(python), str(WORKER), name, preset, device]
-        processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     facts = {name: json.loads(_read(process)) for name, process in processes.items()}
     seen: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):

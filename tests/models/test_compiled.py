@@ -1,5 +1,6 @@
 """A compiled network computes what the eager one does, stage by stage in one graph, and compiles nothing again while it trains."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def test_a_compiled_network_is_the_eager_one_and_is_not_compiled_again(
     channels: list[int], backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if backend:
-        monkeypatch.setattr("mav.models.unet._inductor_for_cpu", backend)
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.manual_seed(0)
     levels = tuple(Level(channels=c, blocks=2, attention=c in (8, 32)) for c in channels)
     net = UNet(UNetConfig(levels=levels, embedding_dim=16, head_channels=8, max_frames=3))

@@ -65,7 +65,9 @@ def reference_attention(layer: SelfAttention, x: torch.Tensor, context: torch.Te
     return layer.output(torch.cat(out, dim=-1))
 
 
-def test_fused_attention_equals_the_reference_with_and_without_context():
+@pytest.mark.parametrize("few", [pseudo3d.FEW, 0])  # as on a CPU, and fused
+def test_attention_equals_the_reference_with_and_without_context(monkeypatch, few):
+    monkeypatch.setattr(pseudo3d, "FEW", few)
     layer = SelfAttention(24, 8, context_channels=10, zero_output=False).double()
     x, context = torch.randn(6, 7, 24, dtype=torch.float64), torch.randn(2, 4, 10, dtype=torch.float64)
     torch.testing.assert_close(layer(x), reference_attention(layer, x, None), rtol=1e-10, atol=1e-10)
@@ -73,6 +75,7 @@ def test_fused_attention_equals_the_reference_with_and_without_context():
 
 
 def test_attention_above_the_grid_limit_runs_in_chunks(monkeypatch):
+    monkeypatch.setattr(pseudo3d, "FEW", 0)
     q, k, v = (torch.randn(10, 2, 3, 4) for _ in range(3))
     whole = attend(q, k, v)
     monkeypatch.setattr(pseudo3d, "GRID_LIMIT", 6)
@@ -86,11 +89,15 @@ def test_norm_statistics_are_per_frame():
     assert torch.equal(norm(changed)[:3], norm(x)[:3])
 
 
-@pytest.mark.parametrize("device_path", ["own", "PyTorch's"])
-def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, device_path):
-    """As PyTorch computes them from one tensor, gradients of all inputs and parameters included, on either path."""
-    if device_path != "own":
+@pytest.mark.parametrize("path", ["own", "operator", "PyTorch's"])
+@pytest.mark.parametrize("silu", [False, True])
+def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, path, silu):
+    """As PyTorch computes them from one tensor, gradients of all inputs and parameters included, on every path."""
+    if path == "operator":  # what compiled networks call
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    if path == "PyTorch's":
         monkeypatch.setattr(pseudo3d, "_plain_cpu", lambda x: False)
+    last = F.silu if silu else torch.nn.Identity()
     norm = FrameNorm(24, parts=2).double()
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
@@ -99,10 +106,11 @@ def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, device_path):
     inputs = (x, norm.weight, norm.bias, scale, shift)
 
     laid_out = x.contiguous(memory_format=torch.channels_last)
-    parts = norm.of_parts([part.contiguous(memory_format=torch.channels_last) for part in x.split([8, 16], dim=1)])
-    ours = torch.cat(parts, dim=1) + norm.modulated(laid_out, scale, shift)
+    parts = norm.of_parts([part.contiguous(memory_format=torch.channels_last) for part in x.split([8, 16], dim=1)], silu)
+    ours = torch.cat(parts, dim=1) + norm.modulated(laid_out, scale, shift, silu)
     per_frame = (value.repeat_interleave(3, dim=0)[:, :, None, None] for value in (scale, shift))
-    plain = F.group_norm(x, norm.num_groups, norm.weight, norm.bias) + F.group_norm(x, norm.num_groups) * next(per_frame) + next(per_frame)
+    modulated = F.group_norm(x, norm.num_groups) * next(per_frame) + next(per_frame)
+    plain = last(F.group_norm(x, norm.num_groups, norm.weight, norm.bias)) + last(modulated)
     torch.testing.assert_close(ours, plain)
     seed = torch.randn_like(plain)
     for mine, theirs in zip(torch.autograd.grad(ours, inputs, seed), torch.autograd.grad(plain, inputs, seed), strict=True):

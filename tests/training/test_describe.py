@@ -50,7 +50,7 @@ def test_activations_are_the_tensors_that_backward_needs(demo, everywhere, monke
         network(torch.randn(rows, 1, 3, 16, 16), torch.zeros(rows), embedding=torch.randn(rows, 64)).square().mean()
         measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     told = demo["train-decoder"].activation_bytes
-    assert (told == pytest.approx(measured, rel=0.05)) if everywhere else (0.8 * told < measured < 0.95 * told)
+    assert (told == pytest.approx(measured, rel=0.05)) if everywhere else (0.5 * told < measured < 0.85 * told)
 
 
 def test_a_clip_costs_more_than_its_frames(demo):
