@@ -31,7 +31,8 @@ def _backward(
     """The gradients of x, scale and shift, from sums over pixels and a few passes. What entered the SiLU is computed again, not kept."""
     (n, c, h, w), (b, groups) = x.shape, (len(scale), mean.shape[1])
     size = c // groups
-    g, pixels, mean, rstd = _rows(gradient), _rows(x), _every(mean, size), _every(rstd, size)
+    g = _rows(gradient.contiguous(memory_format=torch.channels_last))  # attention over time gives it frames innermost
+    pixels, mean, rstd = _rows(x), _every(mean, size), _every(rstd, size)
     scale, shift = _each(scale, n), _each(shift, n)
     slope = scale * rstd
     if silu:
