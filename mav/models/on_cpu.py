@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CACHE = 2**21  # bytes of one tensor, of the five that the gradient of a norm works on at a time
+
 
 def norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> Tensor:
-    """Group norm with its scale and shift, then a SiLU where asked. x: (N, C, H, W); scale, shift: (B, C), each for N / B images."""
+    """Group norm with its scale and shift, then a SiLU where asked.
+
+    x: (N, C, H, W); scale, shift: (C,), or (B, C), each row for N / B images.
+    """
     if torch.compiler.is_compiling():
         return _norm_operator(x, groups, eps, scale, shift, silu)[0]
     y: Tensor = _Norm.apply(x, groups, eps, scale, shift, silu)
@@ -20,31 +25,49 @@ def norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu:
 def _forward(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Also the statistics, (N, groups) each."""
     n, c, h, w = x.shape
-    y, mean, rstd = torch.native_group_norm(x.contiguous(memory_format=torch.channels_last), None, None, n, c, h * w, groups, eps)
-    _rows(y).mul_(_each(scale, n)).add_(_each(shift, n))
+    affine = (scale, shift) if scale.ndim == 1 else (None, None)
+    y, mean, rstd = torch.native_group_norm(x.contiguous(memory_format=torch.channels_last), *affine, n, c, h * w, groups, eps)
+    if scale.ndim == 2:
+        _rows(y).mul_(_each(scale, n)).add_(_each(shift, n))
     return F.silu(y, inplace=True) if silu else y, mean, rstd
 
 
 def _backward(
     gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, scale and shift, from sums over pixels and a few passes. What entered the SiLU is computed again, not kept."""
-    (n, c, h, w), (b, groups) = x.shape, (len(scale), mean.shape[1])
+    """The gradients of x, scale and shift, from sums over pixels and a few passes over as many images as the cache holds.
+
+    What entered the SiLU is computed again, not kept.
+    """
+    (n, c, h, w), groups = x.shape, mean.shape[1]
+    to_x, sums = torch.empty_like(x, memory_format=torch.channels_last), x.new_empty(n, 2, c)
+    mean, rstd = _every(mean, c // groups), _every(rstd, c // groups)
+    slope = _each(scale, n) * rstd
+    level = torch.addcmul(_each(shift, n), mean, slope, value=-1)  # the norm is level + slope x
+    gradient = gradient.contiguous(memory_format=torch.channels_last)  # attention over time gives it frames innermost
+    all_images = (_rows(to_x), sums, _rows(gradient), _rows(x), mean, rstd, slope, level)
+    some = max(1, CACHE // (c * h * w * x.element_size()))
+    for images in zip(*(tensor.split(some) for tensor in all_images), strict=True):
+        _backward_into(*images, groups, silu)
+    to_scale, to_shift = (total.reshape(scale.numel() // c, -1, c).sum(dim=1).view_as(scale) for total in sums.unbind(dim=1))
+    return to_x, to_scale, to_shift
+
+
+def _backward_into(
+    to_x: Tensor, sums: Tensor, g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: Tensor, level: Tensor, groups: int, silu: bool
+) -> None:
+    """Fills to_x (N, H*W, C) and sums (N, 2, C): over an image's pixels, of gradient x normalised input and of the gradient."""
+    n, pixels, c = x.shape
     size = c // groups
-    g = _rows(gradient.contiguous(memory_format=torch.channels_last))  # attention over time gives it frames innermost
-    pixels, mean, rstd = _rows(x), _every(mean, size), _every(rstd, size)
-    scale, shift = _each(scale, n), _each(shift, n)
-    slope = scale * rstd
     if silu:
-        g = torch.ops.aten.silu_backward(g, torch.addcmul(torch.addcmul(shift, mean, slope, value=-1), pixels, slope))
-    total = g.sum(dim=1, keepdim=True)  # (N, 1, C): over an image's pixels
-    along = ((g * pixels).sum(dim=1, keepdim=True) - mean * total) * rstd  # sums of gradient x normalised input
-    by_group = (torch.cat([along, total], dim=1) * slope).view(n, 2, groups, size).sum(dim=3)
-    curve, level = _every(by_group.flatten(1) / -(h * w * size), size).view(n, 2, c).split(1, dim=1)
+        g = torch.ops.aten.silu_backward(g, torch.addcmul(level, x, slope, out=to_x))
+    total = g.sum(dim=1, keepdim=True)
+    along = (torch.mul(g, x, out=to_x).sum(dim=1, keepdim=True) - mean * total) * rstd
+    torch.cat([along, total], dim=1, out=sums)
+    by_group = (sums * slope).view(n, 2, groups, size).sum(dim=3)
+    curve, bend = _every(by_group.flatten(1) / -(pixels * size), size).view(n, 2, c).split(1, dim=1)
     curve = curve * rstd
-    to_x = torch.addcmul(torch.addcmul(level, mean, curve, value=-1), g, slope).addcmul_(pixels, curve)
-    to_x = to_x.view(n, h, w, c).permute(0, 3, 1, 2)
-    return to_x, along.view(b, n // b, c).sum(dim=1), total.view(b, n // b, c).sum(dim=1)
+    torch.addcmul(torch.addcmul(bend, mean, curve, value=-1), g, slope, out=to_x).addcmul_(x, curve)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -53,9 +76,10 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _each(of_clips: Tensor, images: int) -> Tensor:
-    """(B, C) of clips to (N, 1, C) of their images."""
-    b, c = of_clips.shape
-    return of_clips[:, None].expand(b, images // b, c).reshape(images, 1, c)
+    """(C,) of all or (B, C) of clips to (N, 1, C) of their images."""
+    c = of_clips.shape[-1]
+    of_clips = of_clips.reshape(-1, 1, c)
+    return of_clips.expand(-1, images // len(of_clips), c).reshape(images, 1, c)
 
 
 def _every(of_groups: Tensor, size: int) -> Tensor:

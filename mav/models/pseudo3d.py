@@ -53,7 +53,7 @@ class FrameNorm(nn.GroupNorm):
         widths = [part.shape[1] for part in parts]
         own = zip(parts, self.weight.split(widths), self.bias.split(widths), strict=True)
         size = self.num_channels // self.num_groups
-        return [_frame_norm(part, part.shape[1] // size, self.eps, weight[None], bias[None], silu) for part, weight, bias in own]
+        return [_frame_norm(part, part.shape[1] // size, self.eps, weight, bias, silu) for part, weight, bias in own]
 
     def modulated(self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = False) -> Tensor:
         """x: (B*T, C, H, W) channels-last; scale, shift: (B, C)."""
@@ -61,11 +61,11 @@ class FrameNorm(nn.GroupNorm):
 
 
 def _frame_norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> Tensor:
-    """x: (N, C, H, W); scale, shift: (B, C), each for N / B images."""
+    """x: (N, C, H, W); scale, shift: (C,), or (B, C), each for N / B images."""
     if _plain_cpu(x):
         return on_cpu.norm(x, groups, eps, scale, shift, silu)
-    if len(scale) == 1:
-        y = F.group_norm(x, groups, scale[0], shift[0], eps)
+    if scale.ndim == 1:
+        y = F.group_norm(x, groups, scale, shift, eps)
     else:
         y = as_images(as_rows(F.group_norm(x, groups, eps=eps), len(scale)) * scale[:, None] + shift[:, None], x)
     return F.silu(y) if silu else y
