@@ -25,8 +25,9 @@ def norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu:
 def _forward(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Also the statistics, (N, groups) each."""
     n, c, h, w = x.shape
-    affine = (scale, shift) if scale.ndim == 1 else (None, None)
-    y, mean, rstd = torch.native_group_norm(x.contiguous(memory_format=torch.channels_last), *affine, n, c, h * w, groups, eps)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight, bias = (scale, shift) if scale.ndim == 1 else (None, None)
+    y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, h * w, groups, eps)
     if scale.ndim == 2:
         _rows(y).mul_(_each(scale, n)).add_(_each(shift, n))
     return F.silu(y, inplace=True) if silu else y, mean, rstd
@@ -48,13 +49,13 @@ def _backward(
     all_images = (_rows(to_x), sums, _rows(gradient), _rows(x), mean, rstd, slope, level)
     some = max(1, CACHE // (c * h * w * x.element_size()))
     for images in zip(*(tensor.split(some) for tensor in all_images), strict=True):
-        _backward_into(*images, groups, silu)
+        _backward_into(*images, groups=groups, silu=silu)
     to_scale, to_shift = (total.reshape(scale.numel() // c, -1, c).sum(dim=1).view_as(scale) for total in sums.unbind(dim=1))
     return to_x, to_scale, to_shift
 
 
 def _backward_into(
-    to_x: Tensor, sums: Tensor, g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: Tensor, level: Tensor, groups: int, silu: bool
+    to_x: Tensor, sums: Tensor, g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, slope: Tensor, level: Tensor, *, groups: int, silu: bool
 ) -> None:
     """Fills to_x (N, H*W, C) and sums (N, 2, C): over an image's pixels, of gradient x normalised input and of the gradient."""
     n, pixels, c = x.shape

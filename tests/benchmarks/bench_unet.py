@@ -4,9 +4,9 @@
     .venv/bin/python tests/benchmarks/bench_unet.py --preset gpu64 --device cuda   # bfloat16
 
 All temporal layers are on. Networks take their steps in turn, each in a process of its own, so a busy machine slows all alike; costs are
-CPU seconds of the process (on a GPU: seconds). Every process keeps the memory it frees, as our training does: page faults are up to a
-tenth of a step of ours and of the peers', more or fewer by chance. `of_plain_convolution` is our FLOP/s over that of plain
-channels-last 3x3 convolutions.
+CPU seconds of the process (on a GPU: seconds), and a ratio is the median of the rounds' own ratios. Every process keeps the memory it
+frees, as our training does: page faults are up to a tenth of a step of ours and of the peers', more or fewer by chance.
+`of_plain_convolution` is our FLOP/s over that of plain channels-last 3x3 convolutions.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness import Row, cost, peer_python, report
+from harness import Row, peer_python, report
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+UNIT = "seconds a step, forward + backward"
 WORKER = Path(__file__).parent / "unet_worker.py"
 DUELS = [  # networks that take turns; the peers' memory does not allow all at once
     ("ours", "make-a-video-pytorch"),
@@ -31,8 +32,8 @@ DUELS = [  # networks that take turns; the peers' memory does not allow all at o
 ]
 
 
-def duel(names: tuple[str, ...], preset: str, device: str, rounds: int, peers: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median cost of a step of each network, steps taken in turn; and what each says of itself."""
+def duel(names: tuple[str, ...], preset: str, device: str, rounds: int, peers: Path) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """The cost of each network's steps, taken in turn, a round an entry; and what each says of itself."""
     environment = os.environ | KEEP_FREED_MEMORY
     processes = {}
     for name in names:
@@ -52,7 +53,7 @@ def duel(names: tuple[str, ...], preset: str, device: str, rounds: int, peers: P
         rest, _ = process.communicate()
         if rest.strip():
             facts[name]["peak_bytes"] = int(rest)
-    return {name: statistics.median(values) for name, values in seen.items()}, facts
+    return seen, facts
 
 
 def _read(process: subprocess.Popen[str]) -> str:
@@ -67,24 +68,35 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--preset", default="cpu64", help="cpu32, cpu64 or gpu64")
     options.add_argument("--device", default="cpu")
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=7)
     chosen = options.parse_args()
     peers = peer_python("unet", "diffusers==0.42.1", no_deps=["make-a-video-pytorch==0.4.0"])
 
     rows: list[Row] = []
     networks: dict[str, Any] = {}
     shares: dict[str, float] = {}
+    ratios: dict[str, list[float]] = {}
     for mine, peer in DUELS:
-        costs, facts = duel((mine, peer, "convolution"), chosen.preset, chosen.device, chosen.rounds, peers)
-        rows.append(cost(f"{chosen.preset}, {mine}", costs[mine], costs[peer], peer, "seconds a step, forward + backward"))
+        seen, facts = duel((mine, peer, "convolution"), chosen.preset, chosen.device, chosen.rounds, peers)
         networks |= facts
-        rate = {name: facts[name]["flops"] / costs[name] for name in costs}
-        shares[mine] = round(max(shares.get(mine, 0.0), rate[mine] / rate["convolution"]), 3)
+        costs = {name: statistics.median(values) for name, values in seen.items()}
+        ratios[peer] = [round(theirs / ours, 3) for ours, theirs in zip(seen[mine], seen[peer], strict=True)]
+        rows.append(Row(f"{chosen.preset}, {mine}", costs[mine], costs[peer], peer, statistics.median(ratios[peer]), UNIT))
+        by_round = statistics.median(plain / ours for ours, plain in zip(seen[mine], seen["convolution"], strict=True))
+        share = by_round * facts[mine]["flops"] / facts["convolution"]["flops"]
+        shares[f"{mine}, beside {peer}"] = round(share, 3)
         for name in (mine, peer, "convolution"):
             parameters, flops = facts[name]["parameters"] / 1e6, facts[name]["flops"] / 1e9
-            print(f"{name}: {parameters:.1f}M parameters, {flops:.0f} GFLOP a step, {rate[name] / 1e9:.1f} GFLOP/s")
+            print(f"{name}: {parameters:.1f}M parameters, {flops:.0f} GFLOP a step, {flops / costs[name]:.1f} GFLOP/s")
     flops_share = networks["ours"]["flops"] / networks["make-a-video-pytorch"]["flops"]
-    report("unet", rows, networks=networks, of_plain_convolution=shares, flops_over_make_a_video_pytorch=round(flops_share, 3))
+    report(
+        "unet",
+        rows,
+        networks=networks,
+        ratios_by_round=ratios,
+        of_plain_convolution=shares,
+        flops_over_make_a_video_pytorch=round(flops_share, 3),
+    )
 
 
 if __name__ == "__main__":
