@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mav.models.layout import as_rows
+
 CACHE = 2**21  # bytes of one tensor, of the five that the gradient of a norm works on at a time
 
 
@@ -29,7 +31,7 @@ def _forward(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, s
     weight, bias = (scale, shift) if scale.ndim == 1 else (None, None)
     y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, h * w, groups, eps)
     if scale.ndim == 2:
-        _rows(y).mul_(_each(scale, n)).add_(_each(shift, n))
+        as_rows(y, n).mul_(_each(scale, n)).add_(_each(shift, n))
     return F.silu(y, inplace=True) if silu else y, mean, rstd
 
 
@@ -46,7 +48,7 @@ def _backward(
     slope = _each(scale, n) * rstd
     level = torch.addcmul(_each(shift, n), mean, slope, value=-1)  # the norm is level + slope x
     gradient = gradient.contiguous(memory_format=torch.channels_last)  # attention over time gives it frames innermost
-    all_images = (_rows(to_x), sums, _rows(gradient), _rows(x), mean, rstd, slope, level)
+    all_images = (as_rows(to_x, n), sums, as_rows(gradient, n), as_rows(x, n), mean, rstd, slope, level)
     some = max(1, CACHE // (c * h * w * x.element_size()))
     for images in zip(*(tensor.split(some) for tensor in all_images), strict=True):
         _backward_into(*images, groups=groups, silu=silu)
@@ -69,11 +71,6 @@ def _backward_into(
     curve, bend = _every(by_group.flatten(1) / -(pixels * size), size).view(n, 2, c).split(1, dim=1)
     curve = curve * rstd
     torch.addcmul(torch.addcmul(bend, mean, curve, value=-1), g, slope, out=to_x).addcmul_(x, curve)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, H*W, C): a view of a channels-last one."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _each(of_clips: Tensor, images: int) -> Tensor:

@@ -16,22 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mav.models import on_cpu
+from mav.models.layout import as_images, as_rows
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-FEW = 32  # tokens
+FEW = 32  # tokens: up to here attention on a CPU is quicker as matrix products
 GRID_LIMIT = 65_535  # rows x heads one launch of the fused attention kernels can take
-
-
-def as_rows(x: Tensor, clips: int) -> Tensor:
-    """(N, C, H, W) channels-last as (clips, N // clips * H * W, C): a view."""
-    return x.permute(0, 2, 3, 1).reshape(clips, -1, x.shape[1])
-
-
-def as_images(rows: Tensor, like: Tensor) -> Tensor:
-    """The way back: rows of C channels as (N, C, H, W) channels-last, with N, H, W of `like`: a view."""
-    n, _, h, w = like.shape
-    return rows.reshape(n, h, w, rows.shape[-1]).permute(0, 3, 1, 2)
 
 
 class FrameNorm(nn.GroupNorm):

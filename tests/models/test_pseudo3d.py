@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mav.models import pseudo3d
-from mav.models.pseudo3d import FrameNorm, SelfAttention, TemporalConv, as_images, as_rows, attend, convolve
+from mav.models import on_cpu, pseudo3d
+from mav.models.layout import as_images, as_rows
+from mav.models.pseudo3d import FrameNorm, SelfAttention, TemporalConv, attend, convolve
 
 
 def channels_last(*shape):
@@ -89,10 +90,12 @@ def test_norm_statistics_are_per_frame():
     assert torch.equal(norm(changed)[:3], norm(x)[:3])
 
 
-@pytest.mark.parametrize("path", ["own", "operator", "PyTorch's"])
+@pytest.mark.parametrize("path", ["own", "own, four images at a time", "operator", "PyTorch's"])
 @pytest.mark.parametrize("silu", [False, True])
 def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, path, silu):
     """As PyTorch computes them from one tensor, gradients of all inputs and parameters included, on every path."""
+    if "four" in path:
+        monkeypatch.setattr(on_cpu, "CACHE", 4 * 24 * 5 * 4 * 8)
     if path == "operator":  # what compiled networks call
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     if path == "PyTorch's":
