@@ -31,7 +31,8 @@ def _forward(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, s
     weight, bias = (scale, shift) if scale.ndim == 1 else (None, None)
     y, mean, rstd = torch.native_group_norm(x, weight, bias, n, c, h * w, groups, eps)
     if scale.ndim == 2:
-        as_rows(y, n).mul_(_each(scale, n)).add_(_each(shift, n))
+        rows = as_rows(y, n)
+        torch.addcmul(_each(shift, n), rows, _each(scale, n), out=rows)
     return F.silu(y, inplace=True) if silu else y, mean, rstd
 
 

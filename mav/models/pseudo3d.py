@@ -103,17 +103,21 @@ class _TemporalConvOnCpu(torch.autograd.Function):
                 gradient, clip, weight, None, [1, 1], [half, 0], [1, 1], False, [0, 0], 1, [True, False, False]
             )[0]
         x, g = clip.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)  # (B, T, H*W, C), contiguous
-        taps = [_tap_gradient(x, g, shift) for shift in range(-half, half + 1)]
-        return to_clip, torch.stack(taps, dim=1).permute(0, 2, 1).unsqueeze(-1), g.sum(dim=(0, 1, 2))
+        taps = x.new_zeros(2 * half + 1, g.shape[-1], x.shape[-1])
+        some = max(1, on_cpu.CACHE // g[:, 0].nbytes)  # frames that the cache holds while the taps take turns on them
+        for start in range(0, g.shape[1], some):
+            for shift, tap in zip(range(-half, half + 1), taps, strict=True):
+                tap += _tap_gradient(x, g, shift, start, start + some)
+        return to_clip, taps.permute(1, 2, 0).unsqueeze(-1), g.sum(dim=(0, 1, 2))
 
 
-def _tap_gradient(x: Tensor, g: Tensor, shift: int) -> Tensor:
-    """The gradient (C_out, C_in) of the tap that reads the input `shift` frames later; x, g: (B, T, P, C)."""
+def _tap_gradient(x: Tensor, g: Tensor, shift: int, start: int, stop: int) -> Tensor:
+    """The gradient (C_out, C_in) of the tap that reads the input `shift` frames later, of frames start to stop; x, g: (B, T, P, C)."""
     frames = x.shape[1]
-    if abs(shift) >= frames:
+    start, stop = max(start, -shift), min(stop, frames, frames - shift)
+    if start >= stop:
         return x.new_zeros(g.shape[-1], x.shape[-1])
-    x, g = x[:, max(0, shift) : frames + min(0, shift)].flatten(1, 2), g[:, max(0, -shift) : frames + min(0, -shift)].flatten(1, 2)
-    return torch.bmm(g.transpose(1, 2), x).sum(dim=0)
+    return torch.bmm(g[:, start:stop].flatten(1, 2).transpose(1, 2), x[:, start + shift : stop + shift].flatten(1, 2)).sum(dim=0)
 
 
 class TemporalConv(nn.Module):
