@@ -15,5 +15,5 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(TRIM_THRESHOLD, -1)  # never
             mallopt(MMAP_MAX, 0)

@@ -4,9 +4,10 @@
     .venv/bin/python tests/benchmarks/bench_unet.py --preset gpu64 --device cuda   # bfloat16
 
 All temporal layers are on. Networks take their steps in turn, each in a process of its own, so a busy machine slows all alike; costs are
-CPU seconds of the process (on a GPU: seconds), and a ratio is the median of the rounds' own ratios. Every process keeps the memory it
-frees, as our training does: page faults are up to a tenth of a step of ours and of the peers', more or fewer by chance.
-`of_plain_convolution` is our FLOP/s over that of plain channels-last 3x3 convolutions.
+CPU seconds of the process (on a GPU: seconds), and a ratio is the median of the rounds' own ratios. Each runs as its users run it: ours
+keeps the memory it frees, as our training does, and the peers have the C library's own setting, whose page faults are up to a tenth of a
+step; with --peers-keep-memory they are spared those too. `of_plain_convolution` is our FLOP/s over that of plain channels-last 3x3
+convolutions.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ DUELS = [  # networks that take turns; the peers' memory does not allow all at o
 ]
 
 
-def duel(names: tuple[str, ...], preset: str, device: str, rounds: int, peers: Path) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def duel(
+    names: tuple[str, ...], preset: str, device: str, rounds: int, peers: Path, environment: dict[str, str]
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """The cost of each network's steps, taken in turn, a round an entry; and what each says of itself."""
-    environment = os.environ | KEEP_FREED_MEMORY
     processes = {}
     for name in names:
         python = peers if name.split()[0] in ("make-a-video-pytorch", "diffusers") else Path(sys.executable)
@@ -69,7 +71,11 @@ def main() -> None:
     options.add_argument("--preset", default="cpu64", help="cpu32, cpu64 or gpu64")
     options.add_argument("--device", default="cpu")
     options.add_argument("--rounds", type=int, default=7)
+    options.add_argument(
+        "--peers-keep-memory", action="store_true", help="give the peers' processes our training's setting of the allocator"
+    )
     chosen = options.parse_args()
+    environment = os.environ | (KEEP_FREED_MEMORY if chosen.peers_keep_memory else {})
     peers = peer_python("unet", "diffusers==0.42.1", no_deps=["make-a-video-pytorch==0.4.0"])
 
     rows: list[Row] = []
@@ -77,7 +83,7 @@ def main() -> None:
     shares: dict[str, float] = {}
     ratios: dict[str, list[float]] = {}
     for mine, peer in DUELS:
-        seen, facts = duel((mine, peer, "convolution"), chosen.preset, chosen.device, chosen.rounds, peers)
+        seen, facts = duel((mine, peer, "convolution"), chosen.preset, chosen.device, chosen.rounds, peers, environment)
         networks |= facts
         costs = {name: statistics.median(values) for name, values in seen.items()}
         ratios[peer] = [round(theirs / ours, 3) for ours, theirs in zip(seen[mine], seen[peer], strict=True)]
@@ -93,6 +99,7 @@ def main() -> None:
         "unet",
         rows,
         networks=networks,
+        peers_keep_memory=chosen.peers_keep_memory,
         ratios_by_round=ratios,
         of_plain_convolution=shares,
         flops_over_make_a_video_pytorch=round(flops_share, 3),

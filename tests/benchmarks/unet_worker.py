@@ -117,6 +117,10 @@ def main(name: str, preset: str, device: str) -> None:
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
+    elif name.split()[0] in ("ours", "convolution"):  # what training does (flows/training.py)
+        from mav.training.memory import keep_freed_memory
+
+        keep_freed_memory()
     build, compiled = NETWORKS[name.removesuffix(" compiled")], name.endswith(" compiled")
     with FlopCounterMode(display=False) as flops:  # on the network as it is written: the counter does not see into compiled graphs
         plain, forward = build(PRESETS[preset], device, False)
