@@ -100,13 +100,14 @@ def load_cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[R
 def _read_image(path: Path, sizes: Cascade) -> np.ndarray:
     """uint8 (S, S, 3): the central square at the cascade's final size."""
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
     size = sizes.high_size
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # photo editors leave more than Pillow's 1 MB of notes in PNGs
     try:
         with Image.open(path) as image:
             return np.asarray(ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.LANCZOS))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} is not a picture that can be read ({getattr(error, 'strerror', None) or error}): give a jpg, png or webp."
         ) from None

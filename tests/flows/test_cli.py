@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image, PngImagePlugin
 
 from flows.cli import PANELS, _oracle, app
+from flows.cli_generate import _read_image
 from flows.make_a_video import make_a_video
 from flows.runtime import reserve_port
 from flows.stage import Store
@@ -141,3 +143,11 @@ def test_verify_adds_up_each_shard(tmp_path: Path, mav: Mav) -> None:
     assert code == 1
     assert "image-metadata: shard 00000: 3 rows came in but 2 are accounted for" in err
     assert "shard 00001: 3 rows came in but 4" in err
+
+
+def test_a_png_with_long_notes_among_its_pixels_is_a_picture(tmp_path):
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Raw profile type app1", "0" * 3_000_000, zip=True)
+    Image.new("RGB", (80, 60), (10, 200, 30)).save(tmp_path / "photo.png", pnginfo=notes)
+    pixels = _read_image(tmp_path / "photo.png", load_recipe("demo").cascade)
+    assert (pixels == (10, 200, 30)).all()
