@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mav.models.layout import as_rows
 
-CACHE = 2**21  # bytes of one tensor, of the five that the gradient of a norm works on at a time
+CACHE = 2**21  # bytes of one tensor, of the few that a gradient works on at a time: those of norms, and of taps over time
 
 
 def norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> Tensor:
