@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mav.artifact import Folder
 from mav.data.shards import ShardOutput, read_array, write_array
+from mav.storage import Folder
 
 if TYPE_CHECKING:
     from filters.screen import MetadataWork
@@ -60,7 +60,9 @@ def _take_in(words: np.ndarray, places: np.ndarray, state: np.ndarray) -> np.nda
     at, shift = start >> 3, ((start & 7) << 3).astype(np.uint64)  # a row's words straddle two of the buffer's
     back, low = np.uint64(63) - shift, words[at]
     steps, tails = left >> 3, ((left & 7) << 3).astype(np.uint64)
-    for count in (len(left) - np.cumsum(np.bincount(steps))[:-1]).tolist():  # rows that have a first, a second, ... whole word
+    for count in (
+        len(left) - np.cumsum(np.bincount(steps))[:-1]
+    ).tolist():  # rows that have a first, a second, ... whole word
         at[:count] += 1
         high = words[at[:count]]
         _mix(state[:count], (low[:count] >> shift[:count]) | ((high << ONE) << back[:count]))
@@ -113,7 +115,9 @@ class Repeats:
     def __call__(self, table: pa.Table) -> np.ndarray:
         """bool (rows,): True where the value occurs again in the part. Raises WrongHashError when a row of the sample has another hash."""
         hashes = table.column("hash").to_numpy()
-        rows = np.unique(np.linspace(0, len(table) - 1, SAMPLE, dtype=np.int64)) if len(table) else np.zeros(0, np.int64)
+        rows = (
+            np.unique(np.linspace(0, len(table) - 1, SAMPLE, dtype=np.int64)) if len(table) else np.zeros(0, np.int64)
+        )
         if not np.array_equal(hashes[rows], _murmur(table.select(["url", "caption"]).take(rows))):
             raise WrongHashError
         again = self._ends[hashes & ((1 << END_BITS) - 1)]
@@ -124,7 +128,9 @@ class Repeats:
 def _murmur(table: pa.Table) -> np.ndarray:
     import mmh3
 
-    urls, captions = (pc.fill_null(pc.cast(table.column(name), "binary"), b"").to_pylist() for name in ("url", "caption"))
+    urls, captions = (
+        pc.fill_null(pc.cast(table.column(name), "binary"), b"").to_pylist() for name in ("url", "caption")
+    )
     return np.array([mmh3.hash64(url + caption)[0] for url, caption in zip(urls, captions, strict=True)], np.int64)
 
 

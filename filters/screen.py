@@ -18,11 +18,11 @@ from filters.duplicates import NO_HASHES, Repeats, SeenRows, WrongHashError, pai
 from filters.nsfw import is_unsafe
 from filters.toxicity import toxic_words
 from filters.watermark import is_watermarked
-from mav.artifact import Folder
-from mav.data.laion import BATCH_ROWS, hash_column, read_part
+from mav.data.images.laion import BATCH_ROWS, hash_column, read_part
 from mav.data.shards import ShardOutput
 from mav.errors import UserError
-from mav.recipe import Screening
+from mav.recipes import Screening
+from mav.storage import Folder
 
 REASONS = (
     "no_url", "no_caption", "nsfw", "watermark", "unknown_score", "too_small", "aspect", "caption_length", "toxic", "duplicate",
@@ -70,7 +70,9 @@ class Screen:
         words[toxic] = found
         dropped = table.select(["url", "caption"]).take(pa.array(refused))
         reasons = pa.DictionaryArray.from_arrays(pa.array(code[refused] - 1), pa.array(REASONS)).dictionary_decode()
-        return kept, dropped.append_column("reason", reasons).append_column("word", pa.array(words[refused], pa.string()))
+        return kept, dropped.append_column("reason", reasons).append_column(
+            "word", pa.array(words[refused], pa.string())
+        )
 
     def counts(self) -> dict[str, Any]:
         """What came in and went out, by reason and by word, and how the scores are spread (lower edges of bins, and unknown)."""
@@ -82,7 +84,10 @@ class Screen:
             "failed": {},
             "toxic_words": dict(sorted(self.words.items())),
             "unknown_scores": self.unknown,
-            **{f"{score}_histogram": dict(zip(edges, bins.tolist(), strict=True)) for score, bins in self.histograms.items()},
+            **{
+                f"{score}_histogram": dict(zip(edges, bins.tolist(), strict=True))
+                for score, bins in self.histograms.items()
+            },
         }
 
     def _count(self, table: pa.Table, kept: pa.Table, code: np.ndarray, words: list[str]) -> None:
@@ -115,7 +120,10 @@ class Screen:
         if rule.min_side:
             yield "too_small", mask(pc.less(pc.min_element_wise(width, height), rule.min_side))
         if rule.max_aspect:
-            longer, shorter = pc.max_element_wise(width, height), pc.max_element_wise(pc.min_element_wise(width, height), 1)
+            longer, shorter = (
+                pc.max_element_wise(width, height),
+                pc.max_element_wise(pc.min_element_wise(width, height), 1),
+            )
             yield "aspect", mask(pc.greater(pc.divide(pc.cast(longer, "double"), shorter), rule.max_aspect))
         yield "caption_length", (length < rule.min_caption) | (length > rule.max_caption)
 
@@ -132,7 +140,9 @@ def _lengths(captions: pa.ChunkedArray, least: int, most: int) -> np.ndarray:
     lengths = np.diff(bounds)
     unclear = (lengths < 4 * least) | (lengths > most)
     full = np.flatnonzero(lengths)
-    unclear[full] |= np.minimum(signs[bounds[full]], signs[bounds[full + 1] - 1]) <= 32  # blanks are up to 32 or, beyond ASCII, negative
+    unclear[full] |= (
+        np.minimum(signs[bounds[full]], signs[bounds[full + 1] - 1]) <= 32
+    )  # blanks are up to 32 or, beyond ASCII, negative
     lengths[unclear] = pc.utf8_length(pc.utf8_trim_whitespace(texts.filter(pa.array(unclear))))
     return lengths
 
@@ -147,7 +157,9 @@ def write_plain(table: pa.Table, file: IO[bytes]) -> None:
     The tables are a thousandth of the pictures they lead to.
     """
     buffer = pa.BufferOutputStream()  # pages go to the file at once, not each through Python
-    pq.write_table(table, buffer, compression="none", use_dictionary=False, write_statistics=False, data_page_size=PAGE_BYTES)
+    pq.write_table(
+        table, buffer, compression="none", use_dictionary=False, write_statistics=False, data_page_size=PAGE_BYTES
+    )
     file.write(buffer.getvalue())
 
 
@@ -171,7 +183,9 @@ class MetadataWork:
 
     def __call__(self, name: str) -> ShardOutput:
         if not 1 <= self.rows_per_shard <= LARGEST_SHARD:
-            raise UserError(f"`image_metadata.rows_per_shard` is {self.rows_per_shard}: it must be 1 to {LARGEST_SHARD}.")
+            raise UserError(
+                f"`image_metadata.rows_per_shard` is {self.rows_per_shard}: it must be 1 to {LARGEST_SHARD}."
+            )
         if self.repeats is not None:
             return self._screened(name, Screen(self.screening, repeats_of(self.repeats, name)))
         hashes = hash_column(self.parts[int(name)])
@@ -209,7 +223,9 @@ class _Shards:
         self._out, self._part, self._size = out, part, size
         self._waiting: list[pa.Table] = []
         self._count = 0
-        self._keys = np.array([f"{part}{0:05d}{row:05d}".encode() for row in range(size)]).view(np.uint8).reshape(size, -1)
+        self._keys = (
+            np.array([f"{part}{0:05d}{row:05d}".encode() for row in range(size)]).view(np.uint8).reshape(size, -1)
+        )
 
     def add(self, table: pa.Table) -> None:
         self._waiting.append(table)

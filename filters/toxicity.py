@@ -31,10 +31,28 @@ LANGUAGES = {
 }  # fmt: skip
 INVISIBLE = re.compile("[\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 SEPARATOR = "\0"  # stays itself when folded, and joins with nothing
-SETTLING = ((0x80, 0x3400), (0xA000, 0xAC00), (0xD7B0, 0xD800), (0xF900, 0x20000), (0x2F800, 0x2FA20), (0xE0000, 0xE0200))  # all but Han,
+SETTLING = (
+    (0x80, 0x3400),
+    (0xA000, 0xAC00),
+    (0xD7B0, 0xD800),
+    (0xF900, 0x20000),
+    (0x2F800, 0x2FA20),
+    (0xE0000, 0xE0200),
+)  # all but Han,
 # Hangul and what is unassigned, which folding leaves alone
 BETWEEN = r"[\s_-]+"  # between the words of a phrase
-LOOKALIKE = {"a": "a4@", "b": "b8", "e": "e3", "g": "g9", "i": "i1!|", "l": "l1|", "o": "o0", "s": "s5$", "t": "t7+", "u": "uv"}
+LOOKALIKE = {
+    "a": "a4@",
+    "b": "b8",
+    "e": "e3",
+    "g": "g9",
+    "i": "i1!|",
+    "l": "l1|",
+    "o": "o0",
+    "s": "s5$",
+    "t": "t7+",
+    "u": "uv",
+}
 MASKS = "*#%@$!.-"  # one of them in a letter's place
 
 
@@ -59,7 +77,9 @@ def _folded(phrases: Iterable[str]) -> set[str]:
 def _shipped(language: str) -> list[str]:
     spec = importlib.util.find_spec("glin_profanity")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("The shipped word lists need the package glin-profanity: install it, or name files in `screening.word_lists`.")
+        raise UserError(
+            "The shipped word lists need the package glin-profanity: install it, or name files in `screening.word_lists`."
+        )
     path = os.path.join(spec.submodule_search_locations[0], "data", "dictionaries", f"{LANGUAGES[language]}.json")
     with open(path, encoding="utf-8") as file:
         words: list[str] = json.load(file)["words"]
@@ -85,12 +105,16 @@ class ToxicWords:
         excepted = _folded(exceptions)
         self.words = sorted(_folded(words) - excepted)
         patterns = {word: _pattern(word, obfuscations) for word in self.words}
-        cased = any(not c.isascii() and c.upper() != c for word in self.words for c in word)  # bytes do not tell cases beyond ASCII
+        cased = any(
+            not c.isascii() and c.upper() != c for word in self.words for c in word
+        )  # bytes do not tell cases beyond ASCII
         self._odd = "" if cased else unsettled()  # which texts are searched folded too; empty: all beyond ASCII
         self._database = _compiled([_loose(word, pattern) for word, pattern in patterns.items()])
         self._row = self._exact(patterns)
         self._excepted = (
-            re.compile("|".join(_whole(p, _pattern(p, False)) for p in sorted(excepted, key=len, reverse=True))) if excepted else None
+            re.compile("|".join(_whole(p, _pattern(p, False)) for p in sorted(excepted, key=len, reverse=True)))
+            if excepted
+            else None
         )
 
     def _exact(self, patterns: dict[str, str]) -> re.Pattern[str] | None:
@@ -100,7 +124,11 @@ class ToxicWords:
         for word in self.words:
             start = ("" if _boundless(word) else r"(?<![^\W_])") + f"(?={re.escape(word[0])})"
             initials.setdefault(start, []).append(f"({patterns[word]})" + ("" if _boundless(word) else r"(?![^\W_])"))
-        return re.compile("|".join(f"{start}(?:{'|'.join(group)})" for start, group in initials.items())) if initials else None
+        return (
+            re.compile("|".join(f"{start}(?:{'|'.join(group)})" for start, group in initials.items()))
+            if initials
+            else None
+        )
 
     def find(self, captions: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, list[str]]:
         """(positions of toxic captions, the phrase found in each); null captions are never toxic."""
@@ -108,11 +136,17 @@ class ToxicWords:
             return np.zeros(0, dtype=np.int64), []
         texts = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
         suspects, beyond = self._suspects(texts)
-        odd = beyond[pc.match_substring_regex(texts.take(pa.array(beyond)), self._odd).to_numpy(zero_copy_only=False).astype(bool)]
+        odd = beyond[
+            pc.match_substring_regex(texts.take(pa.array(beyond)), self._odd)
+            .to_numpy(zero_copy_only=False)
+            .astype(bool)
+        ]
         if len(odd):
             suspects = np.union1d(suspects, odd[self._suspects(fold_all(texts.take(pa.array(odd))))[0]])
         lines = [fold(text) for text in texts.take(pa.array(suspects)).to_pylist()]
-        found = [(place, word) for place, line in zip(suspects.tolist(), lines, strict=True) if (word := self.first(line))]
+        found = [
+            (place, word) for place, line in zip(suspects.tolist(), lines, strict=True) if (word := self.first(line))
+        ]
         return np.array([place for place, _ in found], dtype=np.int64), [word for _, word in found]
 
     def _suspects(self, texts: pa.Array) -> tuple[np.ndarray, ...]:
@@ -120,13 +154,17 @@ class ToxicWords:
 
         All texts are searched as one, a line each: what runs across two lines makes a suspect and hides nothing, for every match is told.
         """
-        lines = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts), "\n").buffers()[2]
+        lines = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts), "\n").buffers()[
+            2
+        ]
         whole = b"".join((b"\n", lines, b"\n"))
         starts = np.cumsum(pc.binary_length(texts).to_numpy() + 1, dtype=np.int64) + 1  # of each text but the first
         ends: list[int] = []
         self._database.scan(whole, match_event_handler=lambda _id, _from, to, _flags, _context: ends.append(to))
         signs = np.flatnonzero(np.frombuffer(whole, np.int8) < 0)
-        return tuple(np.unique(np.searchsorted(starts, places, "right")) for places in (np.array(ends, np.int64) - 1, signs))
+        return tuple(
+            np.unique(np.searchsorted(starts, places, "right")) for places in (np.array(ends, np.int64) - 1, signs)
+        )
 
     def first(self, folded: str) -> str:
         """The first phrase of one folded caption, or an empty string."""
@@ -144,9 +182,13 @@ def toxic_words(lists: tuple[str, ...], exceptions: tuple[str, ...], obfuscation
 def fold_all(texts: pa.Array) -> pa.Array:
     """`fold` over a column that holds no null, joined for the steps that take one text as well as many."""
     whole = pc.replace_substring(texts, SEPARATOR, " ")
-    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), whole), SEPARATOR)[0].as_py()
+    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), whole), SEPARATOR)[
+        0
+    ].as_py()
     lines = INVISIBLE.sub("", joined).split(SEPARATOR) if len(texts) else []
-    normal = [line if unicodedata.is_normalized("NFKC", line) else unicodedata.normalize("NFKC", line) for line in lines]
+    normal = [
+        line if unicodedata.is_normalized("NFKC", line) else unicodedata.normalize("NFKC", line) for line in lines
+    ]
     return pa.array([line.casefold() for line in normal], texts.type)
 
 
@@ -157,7 +199,9 @@ def unsettled() -> str:
     Those that vanish, that become others or several (full width, ligatures, the dotted capital I), and those that join a neighbour.
     """
     characters = [chr(place) for first, last in SETTLING for place in range(first, last)]
-    whole = unicodedata.normalize("NFKC", INVISIBLE.sub("", SEPARATOR.join(characters))).casefold()  # `fold`, of all at once
+    whole = unicodedata.normalize(
+        "NFKC", INVISIBLE.sub("", SEPARATOR.join(characters))
+    ).casefold()  # `fold`, of all at once
     places = [ord(c) for c, folded in zip(characters, whole.split(SEPARATOR), strict=True) if _unsettled(c, folded)]
     ranges: list[list[int]] = []
     for place in places:
@@ -169,7 +213,9 @@ def unsettled() -> str:
 
 
 def _unsettled(character: str, folded: str) -> bool:
-    joins = unicodedata.category(character).startswith("M") or "\u1100" <= character <= "\u11ff"  # marks; the letters of Hangul
+    joins = (
+        unicodedata.category(character).startswith("M") or "\u1100" <= character <= "\u11ff"
+    )  # marks; the letters of Hangul
     return joins or folded != character.lower() or len(folded) != 1 or ord(folded) < 128
 
 
@@ -186,11 +232,22 @@ def _compiled(expressions: list[bytes]) -> Any:
 
 def _boundless(word: str) -> bool:
     """Scripts without spaces between words, and signs such as emoji: matched anywhere."""
-    return any(ord(c) > 127 and (_spaceless(c) or not c.isalnum()) and not unicodedata.combining(c) for c in (word[0], word[-1]))
+    return any(
+        ord(c) > 127 and (_spaceless(c) or not c.isalnum()) and not unicodedata.combining(c)
+        for c in (word[0], word[-1])
+    )
 
 
 def _spaceless(character: str) -> bool:
-    return unicodedata.name(character, "").split(" ")[0] in {"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"}
+    return unicodedata.name(character, "").split(" ")[0] in {
+        "CJK",
+        "HIRAGANA",
+        "KATAKANA",
+        "THAI",
+        "LAO",
+        "KHMER",
+        "MYANMAR",
+    }
 
 
 def _pattern(phrase: str, obfuscations: bool) -> str:

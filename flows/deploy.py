@@ -17,10 +17,10 @@ import yaml
 from prefect import flow
 from pydantic import Field
 
+from flows.engine.stage import STAGES
 from flows.make_a_video import make_a_video, run_pipeline
-from flows.runtime import configure_environment
-from flows.stage import STAGES
-from mav.recipe_file import load_recipe
+from flows.services.environment import configure_environment
+from mav.recipes.reader import load_recipe
 
 WORK_POOL = "make-a-video"
 WHOLE = "The whole Make-A-Video pipeline, from raw tables and clips to a report; what is done already is left alone."
@@ -63,7 +63,9 @@ def stage_flow(name: str, about: str) -> Any:
     """The deployable flow of one stage: takes its inputs from storage, and fails with a sentence when one is missing or stale."""
 
     @flow(name="stage", description=about, flow_run_name=f"{name} of {{recipe}}", validate_parameters=False)
-    def one_stage(recipe: str = "demo", runs: str = "runs", fresh: bool = False, overrides: Sequence[Override] = ()) -> list[str]:
+    def one_stage(
+        recipe: str = "demo", runs: str = "runs", fresh: bool = False, overrides: Sequence[Override] = ()
+    ) -> list[str]:
         """Builds one stage within this flow run.
 
         Args:
@@ -92,7 +94,9 @@ def deployments() -> list[dict[str, Any]]:
     ]
     for name in NAMES:
         about, tags = STAGES[name].about, STAGES[name].tags
-        entries.append({"name": name, "entrypoint": f"{__name__}.{_variable(name)}", "description": about, "tags": tags})
+        entries.append(
+            {"name": name, "entrypoint": f"{__name__}.{_variable(name)}", "description": about, "tags": tags}
+        )
     return [entry | {"work_pool": {"name": WORK_POOL}, "schedules": []} for entry in entries]
 
 

@@ -4,8 +4,10 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flows.remote import on_ray
-from flows.stage import Job, Node, Outcome, Store, stage
+from flows.engine.remote import on_ray
+from flows.engine.run import Job
+from flows.engine.stage import Node, Outcome, stage
+from flows.engine.store import Store
 
 TOLD = ("cascade", "generate")  # the sections that shape every sample
 
@@ -53,7 +55,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
 @stage("human-study", sections=("evaluate",), version=2)
 def human_study(job: Job) -> Outcome:
     """A frozen study: pairs in blind order, ready for raters."""
-    from mav.evaluation.human.study import freeze_study
+    from mav.study.study import freeze_study
 
     return _evaluate(job, freeze_study)
 

@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from flows.build import every
-from flows.remote import SAVE_SECONDS, ProgressFile, on_ray, watching
-from flows.room import Room
-from flows.stage import Job, Outcome, Stage, read_json_or_none, stage
-from mav.artifact import Folder
+from flows.engine.build import every
+from flows.engine.capacity import Room
+from flows.engine.remote import SAVE_SECONDS, ProgressFile, on_ray, watching
+from flows.engine.run import Job
+from flows.engine.stage import Outcome, Stage, stage
+from flows.engine.store import read_json_or_none
 from mav.errors import UserError
-from mav.recipe import Recipe
+from mav.recipes import Recipe
+from mav.storage import Folder
 
 RESULT, STOP = "result.json", "stop.json"
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
@@ -90,7 +92,9 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
         _fit(job, trainer)
     result = read_json_or_none(job.work, RESULT)
     if result is None:
-        raise RuntimeError(f"{job.name} ended without a result: see the Ray dashboard's Train page for its workers' logs")
+        raise RuntimeError(
+            f"{job.name} ended without a result: see the Ray dashboard's Train page for its workers' logs"
+        )
     if "user_error" in result:
         raise UserError(result["user_error"])
     metrics: dict[str, Any] = result["metrics"]
@@ -118,7 +122,7 @@ def _torch_config(backend: str) -> Any:
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _TorchBackend
 
-    from mav.training.preemption import catch_sigterm
+    from mav.training.process.preemption import catch_sigterm
 
     class Preemptible(_TorchBackend):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
@@ -136,7 +140,7 @@ def _worker(config: dict[str, Orders]) -> None:
     import ray.train
     import ray.train.torch
 
-    from mav.training.preemption import PreemptedError, tell_to_end
+    from mav.training.process.preemption import PreemptedError, tell_to_end
 
     orders = config["orders"]
     context = ray.train.get_context()
@@ -161,7 +165,7 @@ def _worker(config: dict[str, Orders]) -> None:
 
 def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """In a Ray task, whose worker ends when it is told to."""
-    from mav.training.preemption import PreemptedError, told_to_end
+    from mav.training.process.preemption import PreemptedError, told_to_end
 
     try:
         with told_to_end():
@@ -170,16 +174,20 @@ def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict
         sys.exit(TERMINATED)  # the driver, unless it is being stopped itself, starts another, which goes on
 
 
-def _run(orders: Orders, report: Callable[[dict[str, Any]], None], rank: int = 0, world_size: int = 1, device: str = "") -> dict[str, Any]:
+def _run(
+    orders: Orders, report: Callable[[dict[str, Any]], None], rank: int = 0, world_size: int = 1, device: str = ""
+) -> dict[str, Any]:
     """The stage's loop, in whatever process it was given."""
     import torch
 
     from mav.training.board import Board, WandbBoard
-    from mav.training.memory import keep_freed_memory
+    from mav.training.process.memory import keep_freed_memory
+    from mav.training.process.stall import ended_when_stalled
     from mav.training.stages import run_stage
-    from mav.training.stall import ended_when_stalled
 
-    torch.set_num_threads(orders.recipe.cluster.cpus_per_worker)  # fixed: the number of threads may change the last bits of a sum
+    torch.set_num_threads(
+        orders.recipe.cluster.cpus_per_worker
+    )  # fixed: the number of threads may change the last bits of a sum
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()
@@ -200,13 +208,19 @@ def _training_stage(name: str, sections: tuple[str, ...], about: str, version: i
     return stage(name, sections=sections, version=version, gpu=True)(body)
 
 
-clip = _training_stage("clip", ("clip",), "The CLIP in use and its NSFW and watermark scorers: pretrained, or trained here (demo).")
+clip = _training_stage(
+    "clip", ("clip",), "The CLIP in use and its NSFW and watermark scorers: pretrained, or trained here (demo)."
+)
 train_prior = _training_stage("train-prior", ("train_prior",), "P: text to CLIP image embedding.")
-train_decoder = _training_stage("train-decoder", ("cascade", "train_decoder"), "D: CLIP image embedding to pixels.", version=2)
+train_decoder = _training_stage(
+    "train-decoder", ("cascade", "train_decoder"), "D: CLIP image embedding to pixels.", version=2
+)
 train_sr_low = _training_stage("train-sr-low", ("cascade", "train_sr_low"), "SR_l on images.", version=2)
 train_sr_high = _training_stage("train-sr-high", ("cascade", "train_sr_high"), "SR_h, spatial only.", version=2)
 train_decoder_video = _training_stage(
-    "train-decoder-video", ("cascade", "train_decoder_video"), "D^t: D inflated, learning motion from clips without text."
+    "train-decoder-video",
+    ("cascade", "train_decoder_video"),
+    "D^t: D inflated, learning motion from clips without text.",
 )
 train_interpolation = _training_stage(
     "train-interpolation", ("cascade", "train_interpolation"), "F^: D^t fine-tuned to fill in masked frames."

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from flows.shard_map import shard_map
-from flows.stage import Job, Outcome, stage
+from flows.engine.run import Job
+from flows.engine.shard_map import shard_map
+from flows.engine.stage import Outcome, stage
 
 if TYPE_CHECKING:
-    from mav.data.videos import VideoWork
+    from mav.data.videos.video_shards import VideoWork
 
 
 @stage("video-shards", sections=("video_shards",), version=2)
@@ -21,8 +22,8 @@ def video_shards(job: Job) -> Outcome:
 
 def video_work(job: Job) -> VideoWork:
     """What `video-shards` does with a shard; the demo world is served from now on, where it is the web."""
-    from mav.data.cliplist import split_lists
-    from mav.data.videos import VideoWork
+    from mav.data.videos.clip_list import split_lists
+    from mav.data.videos.video_shards import VideoWork
 
     section, world = job.recipe.video_shards, job.inputs.get("demo-world")
     rule = dataclasses.replace(section, allow_addresses=job.allowed_addresses(section))

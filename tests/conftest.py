@@ -9,13 +9,18 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from flows.runtime import configure_environment, ray_cluster
-from mav.recipe import Cluster, Recipe
+from flows.services.environment import configure_environment
+from flows.services.ray_cluster import ray_cluster
+from mav.recipes import Cluster, Recipe
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: the number of threads may change the last bits of a sum
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # read when torch is imported: the number of threads may change the last bits of a sum
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 configure_environment()
-sys.path += [str(Path(__file__).parent / folder) for folder in ("data", "evaluation", "training")]  # what tests there share
+sys.path += [
+    str(Path(__file__).parent / folder) for folder in ("data", "data/fetching", "evaluation", "training")
+]  # what tests there share
 
 LONG = ("test_end_to_end", "test_killed_stages", "test_deploy_live")
 
@@ -37,7 +42,7 @@ def real_data() -> Path:
 @pytest.fixture
 def mav(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command in this process; called with its arguments, it returns exit code, stdout and stderr."""
-    from flows.cli import main
+    from flows.cli.main import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mav", *map(str, arguments)])

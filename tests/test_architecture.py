@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "ARCHITECTURE.md").read_text()
-CHANGES = re.findall(r"^## (Add .+?)\n.+?^```diff\n(.+?)^```\n.+?^```python\n(.+?)^```\n", PAGE, re.MULTILINE | re.DOTALL)
+CHANGES = re.findall(
+    r"^## (Add .+?)\n.+?^```diff\n(.+?)^```\n.+?^```python\n(.+?)^```\n", PAGE, re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.fixture
@@ -25,7 +27,12 @@ def tried(code: Path, lines: str) -> subprocess.CompletedProcess[str]:
     place = code.parent / "place"
     place.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-c", lines], cwd=place, env=os.environ | {"PYTHONPATH": str(code)}, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", lines],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(code)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.runtime import reserve_port
-from mav.data.video_io import read_frames
+from flows.services.ports import reserve_port
+from mav.data.videos.video_io import read_frames
 
 
 class Mav:
@@ -31,7 +31,16 @@ class Mav:
             self.environment.pop(name, None)
 
     def __call__(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.cli", *arguments, "--runs", str(self.runs), "--set", f"world.port={self.port}"]
+        command = [
+            sys.executable,
+            "-m",
+            "flows.cli.main",
+            *arguments,
+            "--runs",
+            str(self.runs),
+            "--set",
+            f"world.port={self.port}",
+        ]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == expect, f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -70,7 +79,9 @@ def test_every_stage_is_done_its_counts_add_up_and_the_oracle_has_its_figures(ma
     assert {name: facts["state"] for name, facts in stages.items() if facts["state"] != "done"} == {}
     for name in ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards"):
         counts = stages[name]["counts"]
-        assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()) + sum(counts["failed"].values()), name
+        assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()) + sum(
+            counts["failed"].values()
+        ), name
         assert counts["rows_out"] > 0
     assert stages["image-download"]["counts"]["rows_in"] == stages["image-metadata"]["counts"]["rows_out"]
     assert stages["image-screen"]["counts"]["rows_in"] == stages["image-download"]["counts"]["rows_out"]
@@ -128,7 +139,11 @@ def test_no_caption_reaches_a_video_stage(mav: Mav) -> None:
 def test_one_changed_byte_anywhere_is_named(mav: Mav) -> None:
     assert "bytes its manifest says" in mav("verify", "tiny").stdout
     changed = {}
-    for stage, name in (("video-shards", "00000.tar"), ("train-prior", "network.safetensors"), ("generate", "manifest.json")):
+    for stage, name in (
+        ("video-shards", "00000.tar"),
+        ("train-prior", "network.safetensors"),
+        ("generate", "manifest.json"),
+    ):
         path = mav.artifact(stage) / name
         whole = path.read_bytes()
         path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
@@ -153,7 +168,15 @@ def test_rerun_downstream_rebuilds_that_and_what_follows_to_the_same_bytes(mav: 
     mav("rerun", "tiny", "train-interpolation", "--downstream")
     after = contents()
     rebuilt = {name for name in before if before[name][0] != after[name][0]}
-    follows = {"generate", "oracle", "evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "human-study", "report"}
+    follows = {
+        "generate",
+        "oracle",
+        "evaluate-ucf101",
+        "evaluate-msrvtt",
+        "evaluate-interpolation",
+        "human-study",
+        "report",
+    }
     assert rebuilt == {"train-interpolation", *follows}
     differ = {name for name in before if before[name][1] != after[name][1]}
     assert differ <= {"report", "train-interpolation"}, "the report tells times; the curves tell throughput"
@@ -179,12 +202,27 @@ def test_a_killed_run_goes_on_to_the_same_bytes(prior: Mav, tmp_path: Path) -> N
     undisturbed bytes."""
     again = Mav(tmp_path)
     again.port = prior.port  # part of every address, so of every byte
-    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--until", "train-prior", "--runs", str(again.runs)]
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli.main",
+        "run",
+        "tiny",
+        "--until",
+        "train-prior",
+        "--runs",
+        str(again.runs),
+    ]
     command += ["--set", f"world.port={again.port}"]
     for milestone, sent in (("image-download", signal.SIGKILL), ("clip", signal.SIGINT)):
         screen = (tmp_path / milestone).open("w+")
         process = subprocess.Popen(
-            command, env=again.environment, stdout=screen, stderr=screen, start_new_session=True, preexec_fn=hears_ctrl_c
+            command,
+            env=again.environment,
+            stdout=screen,
+            stderr=screen,
+            start_new_session=True,
+            preexec_fn=hears_ctrl_c,
         )
         deadline = time.monotonic() + 300
         while not list((again.runs / "work").glob(f"{milestone}/*/heartbeat.json")) and time.monotonic() < deadline:
@@ -201,7 +239,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(prior: Mav, tmp_path: Path) -> N
             assert told.splitlines()[-1] == "mav: stopped; the same command goes on where it was."
             assert not any(noise in told for noise in ("Traceback", "| ERROR", "| INFO")), told  # Prefect's log lines
     again("run", "tiny", "--until", "train-prior")
-    for stage in ("demo-world", "image-metadata", "image-download", "clip", "image-screen", "image-embed", "train-prior"):
+    for stage in (
+        "demo-world",
+        "image-metadata",
+        "image-download",
+        "clip",
+        "image-screen",
+        "image-embed",
+        "train-prior",
+    ):
         files = [json.loads((run.artifact(stage) / "manifest.json").read_text())["files"] for run in (prior, again)]
         assert files[0] == files[1], stage
 

@@ -41,7 +41,9 @@ def readable(path: str) -> Iterator[None]:
         raise UserError(f"There is no file {path}: correct `video_shards.sources`.") from None
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowException, OSError) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as a list of clips ({what}): it must be parquet, or CSV or jsonl in UTF-8.") from None
+        raise UserError(
+            f"{path} cannot be read as a list of clips ({what}): it must be parquet, or CSV or jsonl in UTF-8."
+        ) from None
 
 
 def columns_of(path: str) -> tuple[str, ...]:
@@ -88,7 +90,9 @@ def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, R
             continue
         value = json.loads(line)
         if not isinstance(value, dict):
-            raise UserError(f"{path} is no list of clips: a line of it holds {line.strip()[:40]!r} where an object is expected.")
+            raise UserError(
+                f"{path} is no list of clips: a line of it holds {line.strip()[:40]!r} where an object is expected."
+            )
         yield begin, value
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mav.artifact import Folder
 from mav.errors import UserError
+from mav.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class TarWriter:
     def __enter__(self) -> TarWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._tar.close()
 
     def add(self, key: str, files: Mapping[str, bytes]) -> None:
@@ -113,7 +115,9 @@ def tar_names(folder: Folder) -> list[str]:
     """The tars of an artifact, sorted. None is a UserError: a stage that made nothing must not be trained on."""
     names = [name for name in folder.names() if name.endswith(".tar")]
     if not names:
-        raise UserError(f"There are no shards in {folder.url}: run the stage that makes them, or look why it kept nothing.")
+        raise UserError(
+            f"There are no shards in {folder.url}: run the stage that makes them, or look why it kept nothing."
+        )
     return names
 
 

@@ -8,9 +8,12 @@ from torch import Tensor
 
 from mav.diffusion.objective import base_kind, to_x0
 from mav.diffusion.schedule import Schedule, make_schedule
-from mav.recipe import Objective
+from mav.recipes import Objective
 
-DROPPABLE = ("embedding", "text_embedding")  # the conditions that training drops, so that guidance has something to lean on
+DROPPABLE = (
+    "embedding",
+    "text_embedding",
+)  # the conditions that training drops, so that guidance has something to lean on
 
 
 @dataclass(frozen=True)

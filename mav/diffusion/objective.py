@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mav.diffusion.noise import Draws, mix
 from mav.diffusion.schedule import Schedule
-from mav.recipe import Objective
+from mav.recipes import Objective
 
 VLB_WEIGHT = 0.001  # of the variational bound in the hybrid loss (improved DDPM, section 4)
 
@@ -79,7 +79,9 @@ def diffusion_loss(
     mean, variance = output.chunk(2, dim=2) if objective.prediction == "eps_learned_sigma" else (output, None)
     alpha, sigma = schedule.at(t, x0)
     error = (mean - target(x0, noise, alpha, sigma, kind)).square()
-    if "known" in conditions:  # F^ answers for the frames it was not given; copying the others teaches nothing about motion
+    if (
+        "known" in conditions
+    ):  # F^ answers for the frames it was not given; copying the others teaches nothing about motion
         unknown = 1 - conditions["known"][:, :, 3:]
         error = error * unknown * (unknown[0].numel() / unknown.flatten(1).sum(1).view(-1, 1, 1, 1, 1))
     error = error.flatten(1).mean(1)
@@ -123,7 +125,13 @@ def _vlb(x0: Tensor, x_t: Tensor, eps: Tensor, fraction: Tensor, t: Tensor, sche
     true_log = torch.where(first, floor, true_log)
     mean, _, _ = posterior(to_x0(eps, x_t, alpha, sigma, "eps"), x_t, t, t - 1, schedule)
     log_variance = learned_log_variance(fraction, true_log, high)
-    kl = 0.5 * (log_variance - true_log + (true_log - log_variance).exp() + (true_mean - mean).square() * (-log_variance).exp() - 1)
+    kl = 0.5 * (
+        log_variance
+        - true_log
+        + (true_log - log_variance).exp()
+        + (true_mean - mean).square() * (-log_variance).exp()
+        - 1
+    )
     likelihood = -_discrete_log_likelihood(x0, mean, 0.5 * log_variance)
     bits = torch.where(first, likelihood, kl) / math.log(2.0)
     return bits.flatten(1).mean(1)

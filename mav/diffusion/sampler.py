@@ -12,7 +12,7 @@ from torch import Tensor
 from mav.diffusion.guidance import Denoiser
 from mav.diffusion.objective import learned_log_variance, posterior, to_eps
 from mav.diffusion.schedule import Schedule
-from mav.recipe import Sampling
+from mav.recipes import Sampling
 
 
 @torch.inference_mode()
@@ -55,7 +55,9 @@ def _ddim(x: Tensor, x0: Tensor, t: int, s: int, schedule: Schedule) -> Tensor:
     return alpha_s.to(x) * x0 + sigma_s.to(x) * to_eps(x0, x, alpha_t.to(x), sigma_t.to(x))
 
 
-def _ancestral(x: Tensor, x0: Tensor, variance: Tensor | None, t: int, s: int, schedule: Schedule, noise: Callable[[], Tensor]) -> Tensor:
+def _ancestral(
+    x: Tensor, x0: Tensor, variance: Tensor | None, t: int, s: int, schedule: Schedule, noise: Callable[[], Tensor]
+) -> Tensor:
     """A draw from q(x_s | x_t, x0), with the learned variance where there is one, else the posterior's own."""
     rows = torch.ones(len(x), dtype=torch.long)
     mean, low, high = posterior(x0, x, t * rows, s * rows, schedule)

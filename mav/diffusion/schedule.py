@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mav.recipe import Objective
+from mav.recipes import Objective
 
 NETWORK_STEPS = 1000.0  # networks are told the step on this scale, whatever the number of steps
 
@@ -59,7 +59,9 @@ def make_schedule(objective: Objective) -> Schedule:
         def level(u: float) -> float:
             return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
-        betas = torch.tensor([min(1 - level((i + 1) / steps) / level(i / steps), 0.999) for i in range(steps)], dtype=torch.float64)
+        betas = torch.tensor(
+            [min(1 - level((i + 1) / steps) / level(i / steps), 0.999) for i in range(steps)], dtype=torch.float64
+        )
     else:
         scale = 1000 / steps
         betas = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp(max=0.999)

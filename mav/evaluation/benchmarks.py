@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from mav.artifact import Folder
 from mav.data.shards import read_tar, tar_names
-from mav.data.video_io import read_frames
+from mav.data.videos.video_io import read_frames
 from mav.errors import UserError
 from mav.evaluation import protocols
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import RESULT, Report, Settings, flat, measure
-from mav.evaluation.oracle import oracle_verdict
 from mav.evaluation.reading import central_frames
 from mav.evaluation.sets import read_set
 from mav.generation.cascade import Cascade
 from mav.generation.write import write_videos
-from mav.recipe import Recipe
+from mav.recipes import Recipe
+from mav.storage import Folder
+from mav.world.oracle import oracle_verdict
 
 TRAINING_CLIPS = 64  # whose motion the oracle measures: enough for a median
 FIRST_SEED = {"ucf101": 1_000_000, "msrvtt": 2_000_000}  # samples of one benchmark are not another's
@@ -45,7 +45,10 @@ def evaluate_text_to_video(
     folder = set_folder(getattr(settings, benchmark), benchmark, inputs)
     asked = read_set(protocol, folder, protocol.samples)
     first_seed = FIRST_SEED[benchmark] + settings.seed
-    rows = [{"prompt": prompt, "seed": first_seed + i, "file": f"videos/{i:05d}.mp4"} for i, prompt in enumerate(asked.prompts)]
+    rows = [
+        {"prompt": prompt, "seed": first_seed + i, "file": f"videos/{i:05d}.mp4"}
+        for i, prompt in enumerate(asked.prompts)
+    ]
 
     def sample(prompts: list[str], seeds: list[int]) -> np.ndarray:
         nonlocal cascade
@@ -62,14 +65,18 @@ def evaluate_text_to_video(
     return flat(result)
 
 
-def evaluate_oracle(recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Report = lambda _: None) -> dict[str, Any]:
+def evaluate_oracle(
+    recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Report = lambda _: None
+) -> dict[str, Any]:
     """The oracle's verdict on the generated videos of a demo world; inputs: generate, video-shards, demo-world.
 
     Motion is compared between the frames D^t made (every frame_skip-th) and training clips at the same frame rate.
     """
     rows = [row for row in inputs["generate"].read_json("videos.json") if "colour" in row and "shape" in row]
     if not rows:
-        raise UserError("No generated prompt says which colour and shape it asks for: the oracle knows the demo world's prompts only.")
+        raise UserError(
+            "No generated prompt says which colour and shape it asks for: the oracle knows the demo world's prompts only."
+        )
     skip, fps, frames = recipe.cascade.frame_skip, recipe.generate.fps, recipe.cascade.frames
 
     def read(name: str) -> np.ndarray:

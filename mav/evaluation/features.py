@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mav.artifact import Folder
 from mav.errors import UserError
 from mav.evaluation.networks import c3d, i3d, inception
 from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state
-from mav.models.clip import WEIGHTS, Clip
+from mav.models.clip import WEIGHTS, ClipModel
+from mav.storage import Folder
 
 DEMO_NOTE = "demo encoder: not comparable with published numbers"
 FRAMES_AT_ONCE = 256
@@ -42,7 +42,9 @@ class Networks:
 
     def __post_init__(self) -> None:
         if "demo" in self.names and self.clip is None:
-            raise UserError("The demo encoder is a run's own CLIP: name a recipe whose `clip` stage is done with --recipe.")
+            raise UserError(
+                "The demo encoder is a run's own CLIP: name a recipe whose `clip` stage is done with --recipe."
+            )
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Name, sha256, licence and note of each. Raises UserError when weights are missing, saying how to get them."""
@@ -52,12 +54,22 @@ class Networks:
         if name == "demo":
             assert self.clip is not None
             digest = hashlib.sha256(self.clip.read_bytes(WEIGHTS)).hexdigest()
-            return {"name": "demo encoder (the run's own CLIP)", "sha256": digest, "note": DEMO_NOTE, "comparable": False}
+            return {
+                "name": "demo encoder (the run's own CLIP)",
+                "sha256": digest,
+                "note": DEMO_NOTE,
+                "comparable": False,
+            }
         path, digest = find(name, self.weights_dir)
         known = PUBLISHED.get(name)
         title, licence = (known.title, known.licence) if known else (name, "its authors'")
         vouched = "" if known and digest in known.files.values() else "; its digest is not one that is published"
-        return {"name": title, "sha256": digest, "note": f"{path.name}; licence: {licence}{vouched}", "comparable": True}
+        return {
+            "name": title,
+            "sha256": digest,
+            "note": f"{path.name}; licence: {licence}{vouched}",
+            "comparable": True,
+        }
 
     def __call__(self, videos: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
         """uint8 videos (F, H, W, 3), sizes may differ, to each network's float32 array of each video.
@@ -67,7 +79,9 @@ class Networks:
         found = {name: _encoder(self, name)(videos) for name in self.names}
         for name, arrays in found.items():
             if not all(np.isfinite(array).all() for array in arrays):
-                raise UserError(f"The features of {name} are not finite: check its weights, then remove the folder of kept features.")
+                raise UserError(
+                    f"The features of {name} are not finite: check its weights, then remove the folder of kept features."
+                )
         return found
 
     def texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
@@ -75,7 +89,10 @@ class Networks:
         clip = _clip(self, name)
         device = next(clip.parameters()).device
         with torch.no_grad():
-            parts = [clip.encode_text(clip.tokenize(list(texts[i : i + 256])).to(device)).cpu() for i in range(0, len(texts), 256)]
+            parts = [
+                clip.encode_text(clip.tokenize(list(texts[i : i + 256])).to(device)).cpu()
+                for i in range(0, len(texts), 256)
+            ]
         return np.asarray(torch.cat(parts).double().numpy())
 
     def temperature(self, name: str) -> float:
@@ -87,20 +104,26 @@ Encoder = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
 @functools.cache
-def _clip(networks: Networks, name: str) -> Clip:
+def _clip(networks: Networks, name: str) -> ClipModel:
     if name == "demo":
         assert networks.clip is not None
-        return Clip.load(networks.clip, networks.device)
+        return ClipModel.load(networks.clip, networks.device)
     path, _ = find(name, networks.weights_dir)
     architecture = name.removeprefix("clip ")
     if path.name in (PUBLISHED[name].files if name in PUBLISHED else ()):
         architecture += "-quickgelu"  # OpenAI's own weights were trained with it
-    clip = Clip(architecture=architecture)
-    state = {n: v.float() for n, v in read_state(path).items() if n not in ("input_resolution", "context_length", "vocab_size")}
+    clip = ClipModel(architecture=architecture)
+    state = {
+        n: v.float()
+        for n, v in read_state(path).items()
+        if n not in ("input_resolution", "context_length", "vocab_size")
+    }
     try:
         clip.model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path} does not hold the weights of {architecture}: {' '.join(str(error).split())[:160]}...") from None
+        raise UserError(
+            f"{path} does not hold the weights of {architecture}: {' '.join(str(error).split())[:160]}..."
+        ) from None
     return clip.eval().to(networks.device)
 
 
@@ -109,7 +132,9 @@ def _encoder(networks: Networks, name: str) -> Encoder:
     if name == "demo" or name.startswith("clip "):
         return functools.partial(_clip_frames, _clip(networks, name))
     if name not in PUBLISHED:
-        raise UserError(f"There is no network {name!r}: protocols may name demo, {', '.join(PUBLISHED)} or clip and an open_clip name.")
+        raise UserError(
+            f"There is no network {name!r}: protocols may name demo, {', '.join(PUBLISHED)} or clip and an open_clip name."
+        )
     module, _ = load_network(name, networks.weights_dir, networks.device)
     prepare = {"i3d": i3d.prepare, "c3d": c3d.prepare, "inception": inception.prepare}[name]
     return functools.partial(_through, module, prepare, networks.device, name == "inception")
@@ -117,7 +142,11 @@ def _encoder(networks: Networks, name: str) -> Encoder:
 
 @torch.inference_mode()
 def _through(
-    module: torch.nn.Module, prepare: Callable[[Tensor], Tensor], device: str, by_frame: bool, videos: Sequence[np.ndarray]
+    module: torch.nn.Module,
+    prepare: Callable[[Tensor], Tensor],
+    device: str,
+    by_frame: bool,
+    videos: Sequence[np.ndarray],
 ) -> list[np.ndarray]:
     """All videos in one batch. What a network gives for each row goes back to its video."""
     inputs = [prepare(torch.from_numpy(np.ascontiguousarray(video))) for video in videos]
@@ -129,7 +158,7 @@ def _through(
 
 
 @torch.no_grad()
-def _clip_frames(clip: Clip, videos: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _clip_frames(clip: ClipModel, videos: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Frame embeddings of unit norm, float32 (F, d), of each video."""
     device = next(clip.parameters()).device
     found = []

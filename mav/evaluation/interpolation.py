@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mav.artifact import Folder
-from mav.data.video_io import encode_mp4, fit, open_video
+from mav.data.videos.video_io import encode_mp4, fit, open_video
 from mav.diffusion.pixels import to_pixels
 from mav.errors import UserError
 from mav.evaluation import protocols
@@ -25,8 +24,9 @@ from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import prepare, whole_video
 from mav.evaluation.sets import VIDEO_ENDINGS, read_set
-from mav.generation.cascade import Cascade, Run
-from mav.recipe import Evaluate, Recipe
+from mav.generation.cascade import Cascade, CascadeBatch
+from mav.recipes import Evaluate, Recipe
+from mav.storage import Folder
 
 PHOTOS = 4  # pairs of unrelated first frames
 NEAR_LOSSLESS = 1  # H.264's quantiser for frames that numbers are taken from; 0 is a profile that players lack
@@ -59,7 +59,7 @@ def evaluate_interpolation(
             measured.failed[str(error).split(":")[0]] += 1
             continue
         generate = dataclasses.replace(recipe.generate, fps=fps / skip)
-        run = Run(network, [3_000_000 + number], generate)
+        run = CascadeBatch(network, [3_000_000 + number], generate)
         made = to_pixels(run.fill(network.to_base(fit(native, high)[None, ::skip]), network.embed_images(native[:1])))
         video, truth = made[0].permute(0, 2, 3, 1).cpu().numpy(), fit(native, recipe.cascade.base_size)
         measured.add(video, truth)
@@ -68,10 +68,12 @@ def evaluate_interpolation(
         firsts = [*firsts, fit(native[:1], high)][: 2 * PHOTOS]
         report({"stage": "evaluate-interpolation", "samples": number + 1, "total": len(paths)})
     if not measured.ours:
-        raise UserError(f"None of {len(paths)} clips under {folder.url} holds {skip + 1} readable frames: nothing can be interpolated.")
+        raise UserError(
+            f"None of {len(paths)} clips under {folder.url} holds {skip + 1} readable frames: nothing can be interpolated."
+        )
     for number in range(len(firsts) // 2):
         ends = np.stack(firsts[2 * number : 2 * number + 2], axis=1)
-        run = Run(network, [3_100_000 + number], recipe.generate)
+        run = CascadeBatch(network, [3_100_000 + number], recipe.generate)
         made = to_pixels(run.fill_between(ends, network.embed_images(ends[:, 0]), [0, recipe.cascade.frames - 1]))
         frames = made[0].permute(0, 2, 3, 1).cpu().numpy()
         out.write_bytes(f"photos/{number:05d}.mp4", encode_mp4(frames, recipe.generate.fps, crf=NEAR_LOSSLESS))
@@ -79,7 +81,13 @@ def evaluate_interpolation(
 
 
 def measure_interpolation(
-    protocol: Protocol, videos: Folder, truth: Folder, skip: int, settings: Evaluate, out: Folder, report: Report = lambda _: None
+    protocol: Protocol,
+    videos: Folder,
+    truth: Folder,
+    skip: int,
+    settings: Evaluate,
+    out: Folder,
+    report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """Any method's folder of interpolated clips against a folder of filmed ones under the same names; writes `result.json`.
 
@@ -92,7 +100,11 @@ def measure_interpolation(
     measured = Middles(skip)
     for number, name in enumerate(names):
         try:
-            real, _ = filmed(truth.read_bytes(name), prep, skip) if prep.frames else (whole_video(truth.read_bytes(name)), 0.0)
+            real, _ = (
+                filmed(truth.read_bytes(name), prep, skip)
+                if prep.frames
+                else (whole_video(truth.read_bytes(name)), 0.0)
+            )
             made = prepare(whole_video(videos.read_bytes(theirs[_stem(name)])), prep)
             measured.add(made, real)
         except KeyError:
@@ -102,7 +114,9 @@ def measure_interpolation(
         report({"stage": "interpolation", "samples": number + 1, "total": len(names)})
     if not measured.ours:
         reasons = ", ".join(f"{count} {reason}" for reason, count in measured.failed.items()) or "the folder is empty"
-        raise UserError(f"No clip of {truth.url} has its match in {videos.url} ({reasons}): give both the same names and lengths.")
+        raise UserError(
+            f"No clip of {truth.url} has its match in {videos.url} ({reasons}): give both the same names and lengths."
+        )
     return measured.write(protocol, len(names), settings, out)
 
 
@@ -135,7 +149,9 @@ class Middles:
         }  # fmt: skip
 
         def interval(values: np.ndarray) -> dict[str, Any]:
-            return bootstrapped(lambda rows: float(values[rows].mean()), len(values), settings.bootstrap, settings.seed, "clips")
+            return bootstrapped(
+                lambda rows: float(values[rows].mean()), len(values), settings.bootstrap, settings.seed, "clips"
+            )
 
         failed = dict(sorted(self.failed.items()))
         result = {

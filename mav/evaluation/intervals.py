@@ -63,7 +63,9 @@ class FrechetTo:
         """(value, low, high): videos resampled with replacement."""
         rng = np.random.default_rng([seed, self.videos])
         value = self(np.ones(self.videos))
-        values = [self(np.bincount(rng.integers(0, self.videos, self.videos), minlength=self.videos)) for _ in range(draws)]
+        values = [
+            self(np.bincount(rng.integers(0, self.videos, self.videos), minlength=self.videos)) for _ in range(draws)
+        ]
         return value, *around(value, values)
 
     def endless(self, points: int = 15, seed: int = 0) -> float:
@@ -118,7 +120,9 @@ def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False
     return value, max(float(value - NORMAL * error), 0.0), float(value + NORMAL * error)
 
 
-def bootstrapped(statistic: Callable[[np.ndarray], float], count: int, draws: int, seed: int, of: str = "videos") -> dict[str, Any]:
+def bootstrapped(
+    statistic: Callable[[np.ndarray], float], count: int, draws: int, seed: int, of: str = "videos"
+) -> dict[str, Any]:
     """`statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results carry it."""
     low, high = bootstrap(statistic, count, draws, seed)
     return facts(statistic(np.arange(count)), low, high, interval=f"bootstrap of {of}, {draws} draws")

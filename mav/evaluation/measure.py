@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mav.artifact import Folder
 from mav.errors import UserError
 from mav.evaluation.features import Networks
 from mav.evaluation.protocols import Preparation, Protocol
@@ -13,6 +12,7 @@ from mav.evaluation.reading import Entry, find_videos
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.store import Runner, compute, in_process
+from mav.storage import Folder
 
 RESULT = "result.json"
 Report = Callable[[dict[str, Any]], None]

@@ -101,7 +101,9 @@ def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
 
 def clipsim(frames: np.ndarray, text: np.ndarray) -> np.ndarray:
     """Mean cosine of each video's frames with its text: (n, f, d) and (n, d), both of unit norm, to (n,)."""
-    return np.asarray(np.einsum("nfd,nd->nf", np.asarray(frames, np.float64), np.asarray(text, np.float64)).mean(axis=1))
+    return np.asarray(
+        np.einsum("nfd,nd->nf", np.asarray(frames, np.float64), np.asarray(text, np.float64)).mean(axis=1)
+    )
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -149,13 +151,19 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     values = []
     for one, other in zip(a.astype(np.float64), b.astype(np.float64), strict=True):
         mean, mean_b = blur(one), blur(other)
-        variance, variance_b, covariance = blur(one**2) - mean**2, blur(other**2) - mean_b**2, blur(one * other) - mean * mean_b
+        variance, variance_b, covariance = (
+            blur(one**2) - mean**2,
+            blur(other**2) - mean_b**2,
+            blur(one * other) - mean * mean_b,
+        )
         top = (2 * mean * mean_b + constants[0]) * (2 * covariance + constants[1])
         values.append((top / ((mean**2 + mean_b**2 + constants[0]) * (variance + variance_b + constants[1]))).mean())
     return float(np.mean(values))
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], count: int, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], count: int, draws: int = 200, seed: int = 0
+) -> tuple[float, float]:
     """95 % interval of `statistic(rows)` under resampling `count` videos with replacement; rows is an int array.
 
     Resampling repeats videos, which biases a Frechet distance upwards and would push plain percentiles off the estimate. So the

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from mav.artifact import Folder
-from mav.data.video_io import open_video
+from mav.data.videos.video_io import open_video
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation
 from mav.evaluation.sets import VIDEO_ENDINGS
+from mav.storage import Folder
 
 PICTURES = (".png", ".jpg", ".jpeg")
 TENSORS = (".npy", ".pt")
@@ -41,7 +41,9 @@ def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple
     """
     names = _names(folder)
     if not names:
-        raise UserError(f"{folder.url} holds no video: give a folder of mp4, GIF, npy or pt files, or of folders of frames.")
+        raise UserError(
+            f"{folder.url} holds no video: give a folder of mp4, GIF, npy or pt files, or of folders of frames."
+        )
     if folder.exists(LIST):
         return _listed(folder, set(names), samples)
     stems = {name: posixpath.splitext(posixpath.basename(name))[0] for name in names}
@@ -168,7 +170,12 @@ def _gif(data: bytes, preparation: Preparation) -> np.ndarray:
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError, EOFError):
         raise ValueError("not a readable GIF") from None
     native = 1000 / milliseconds if milliseconds else 0.0
-    return np.stack([frames[i] for i in central_indices(len(frames), native, preparation.frames, preparation.fps if native else 0.0)])
+    return np.stack(
+        [
+            frames[i]
+            for i in central_indices(len(frames), native, preparation.frames, preparation.fps if native else 0.0)
+        ]
+    )
 
 
 def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.ndarray:

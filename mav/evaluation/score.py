@@ -68,7 +68,9 @@ class Scorer:
         network, biased = self.protocol.features[metric], self.protocol.covariance == "biased"
         real = self._reference()
         if min(self.ours.readable, real.readable) < 2:
-            raise ValueError(f"a Frechet distance needs at least 2 videos on each side, not {self.ours.readable} and {real.readable}")
+            raise ValueError(
+                f"a Frechet distance needs at least 2 videos on each side, not {self.ours.readable} and {real.readable}"
+            )
         _, first = next(self.ours.stream(network))
         rows, length = self.ours.readable * first[0].size // first.shape[-1], first.shape[-1]
         numbers = max(self.ours.readable, real.readable) * first[0].size
@@ -101,7 +103,9 @@ class Scorer:
         # Generated videos come class by class: splits must not.
         probabilities = probabilities[np.random.default_rng(self.seed).permutation(len(probabilities))]
         splits = self.protocol.splits
-        found = bootstrapped(lambda rows: inception_score(probabilities[rows], splits), len(probabilities), self.draws, self.seed)
+        found = bootstrapped(
+            lambda rows: inception_score(probabilities[rows], splits), len(probabilities), self.draws, self.seed
+        )
         if self.real is not None and self.real.readable:
             found["real"] = inception_score(self._classes(self.real, metric), splits)
         return found
@@ -110,7 +114,9 @@ class Scorer:
         network = self.protocol.features[metric]
         _, array = features.load(network)
         if len(array) and array.ndim == 3:  # frame embeddings of a CLIP: its opinion of the class sentences
-            return zero_shot(array, self.networks.texts(network, self.set.sentences), self.networks.temperature(network))
+            return zero_shot(
+                array, self.networks.texts(network, self.set.sentences), self.networks.temperature(network)
+            )
         return array.reshape(len(array), -1)
 
     def _clipsim(self, metric: str) -> dict[str, Any]:

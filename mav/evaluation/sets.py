@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mav.artifact import Folder
 from mav.errors import UserError
 from mav.evaluation.protocols import Protocol
+from mav.storage import Folder
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 MSRVTT_JSON = ("captions.json", "test_videodatainfo.json", "MSRVTT_data.json")
@@ -49,7 +49,11 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
         classes = read_ucf101(folder, protocol.split)
         chosen = [classes[index] for index in allot(classes, samples)]
         listed = [clip for c in classes for clip in c.clips]
-        notes = () if folder.exists("class_prompts.txt") else ("sentences made from the class names: class_prompts.txt is not there",)
+        notes = (
+            ()
+            if folder.exists("class_prompts.txt")
+            else ("sentences made from the class names: class_prompts.txt is not there",)
+        )
         return BenchmarkSet(
             tuple(c.sentence for c in chosen),
             tuple(_place(path, present) for path in listed),
@@ -62,7 +66,9 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
     if protocol.prompts.startswith("the first caption"):
         texts = [clip.captions[0] for clip in clips if clip.captions]
     if not texts:
-        raise UserError(f"{folder.url} lists no test clip with a caption: bring one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}.")
+        raise UserError(
+            f"{folder.url} lists no test clip with a caption: bring one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}."
+        )
     return BenchmarkSet(
         tuple(texts[: samples or None]),
         tuple(_place(clip.path, present) for clip in clips),
@@ -116,7 +122,10 @@ def read_ucf101(folder: Folder, split: str = "train") -> list[UcfClass]:
                 f"{folder.path(f'{split}list01.txt')} names the class {posixpath.dirname(path)!r}, which classInd.txt does not."
             )
         clips[name].append(path)
-    return [UcfClass(name, sentence, tuple(sorted(clips[name.lower()]))) for name, sentence in zip(names, sentences, strict=True)]
+    return [
+        UcfClass(name, sentence, tuple(sorted(clips[name.lower()])))
+        for name, sentence in zip(names, sentences, strict=True)
+    ]
 
 
 def allot(classes: Sequence[UcfClass], samples: int) -> list[int]:
@@ -149,7 +158,9 @@ def read_msrvtt(folder: Folder, protocol: Protocol | None = None) -> tuple[list[
     """
     name = next((name for name in (*MSRVTT_JSON, MSRVTT_CSV) if folder.exists(name)), None)
     if name is None:
-        raise UserError(f"{folder.path(MSRVTT_JSON[0])} is missing: name a folder with one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}.")
+        raise UserError(
+            f"{folder.path(MSRVTT_JSON[0])} is missing: name a folder with one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}."
+        )
     try:
         clips = _msrvtt_csv(folder) if name == MSRVTT_CSV else _msrvtt_json(folder, name)
     except (ValueError, KeyError, TypeError) as error:
@@ -164,7 +175,9 @@ def read_msrvtt(folder: Folder, protocol: Protocol | None = None) -> tuple[list[
 
 def _msrvtt_json(folder: Folder, name: str) -> list[MsrvttClip]:
     data = folder.read_json(name)
-    captions: dict[str, list[str]] = {video["video_id"]: [] for video in data["videos"] if video.get("split", "test") == "test"}
+    captions: dict[str, list[str]] = {
+        video["video_id"]: [] for video in data["videos"] if video.get("split", "test") == "test"
+    }
     for sentence in data["sentences"]:
         if sentence["video_id"] in captions:
             captions[sentence["video_id"]].append(sentence["caption"])
@@ -173,7 +186,10 @@ def _msrvtt_json(folder: Folder, name: str) -> list[MsrvttClip]:
 
 def _msrvtt_csv(folder: Folder) -> list[MsrvttClip]:
     """The 1k-A list has one caption of each of its 1,000 clips; the other test clips come without, as real ones."""
-    captions = {row["video_id"]: row["sentence"] for row in csv.DictReader(io.StringIO(folder.read_bytes(MSRVTT_CSV).decode("utf-8")))}
+    captions = {
+        row["video_id"]: row["sentence"]
+        for row in csv.DictReader(io.StringIO(folder.read_bytes(MSRVTT_CSV).decode("utf-8")))
+    }
     listed = json.loads(folder.read_bytes(MSRVTT_LIST)) if folder.exists(MSRVTT_LIST) else []
     names = [*captions, *(str(video) for video in listed if video not in captions)]
     return [MsrvttClip(f"videos/{video}.mp4", (captions[video],) if video in captions else ()) for video in names]
@@ -190,7 +206,10 @@ def read_prompts(file: Folder) -> list[tuple[str, str]]:
     try:
         text = file.read_bytes("").decode("utf-8-sig")
         if file.url.endswith(".csv"):
-            rows = [{key.strip().lower(): value for key, value in row.items() if key} for row in csv.DictReader(io.StringIO(text))]
+            rows = [
+                {key.strip().lower(): value for key, value in row.items() if key}
+                for row in csv.DictReader(io.StringIO(text))
+            ]
         elif file.url.endswith(".json"):
             rows = json.loads(text)
         else:
@@ -199,7 +218,9 @@ def read_prompts(file: Folder) -> list[tuple[str, str]]:
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{file.url} is not there: name a file of prompts.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file.url} cannot be read as prompts ({error!r}): give one a line, or a CSV with a Prompt column.") from None
+        raise UserError(
+            f"{file.url} cannot be read as prompts ({error!r}): give one a line, or a CSV with a Prompt column."
+        ) from None
     pairs = [(prompt, category) for prompt, category in pairs if prompt]
     if not pairs:
         raise UserError(f"{file.url} holds no prompt: write one a line.")

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from mav.artifact import Folder
 from mav.evaluation.features import Networks
 from mav.evaluation.protocols import Preparation
 from mav.evaluation.reading import Entry, read_video
-from mav.recipe import digest
+from mav.recipes import digest
+from mav.storage import Folder
 
 CHUNK = 32  # videos a file
 BATCH = 4  # videos a forward: enough for a CPU
@@ -52,7 +52,11 @@ class FeatureWork:
         data = {f"array{i}": np.stack(arrays[name]) for i, name in enumerate(self.networks.names) if kept}
         buffer = io.BytesIO()
         np.savez(
-            buffer, allow_pickle=False, kept=np.array(kept, np.int64), failed=np.frombuffer(json.dumps(failed).encode(), np.uint8), **data
+            buffer,
+            allow_pickle=False,
+            kept=np.array(kept, np.int64),
+            failed=np.frombuffer(json.dumps(failed).encode(), np.uint8),
+            **data,
         )
         self.out.write_bytes(f"{number:06d}.npz", buffer.getvalue())
         return number
@@ -95,7 +99,9 @@ def _one(entry: Entry, future: Any, failed: dict[str, str]) -> Iterator[tuple[in
         yield entry.index, result
 
 
-Runner = Callable[[FeatureWork, Sequence[Chunk]], Iterable[int]]  # does chunks in any order and says each one's number when it is done
+Runner = Callable[
+    [FeatureWork, Sequence[Chunk]], Iterable[int]
+]  # does chunks in any order and says each one's number when it is done
 
 
 def in_process(work: FeatureWork, chunks: Sequence[Chunk]) -> Iterator[int]:
@@ -165,7 +171,9 @@ def compute(
         "preparation": asdict(preparation),
         "networks": facts,
     }
-    shaped = {key: value for key, value in provenance.items() if key != "source"}  # the same files elsewhere are the same
+    shaped = {
+        key: value for key, value in provenance.items() if key != "source"
+    }  # the same files elsewhere are the same
     out = keep.child(digest(shaped)[:24])
     if not out.exists(PROVENANCE):
         out.write_json(PROVENANCE, provenance)

@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mav import recipe as config
-from mav.artifact import Folder
 from mav.diffusion.guidance import Denoiser
 from mav.diffusion.noise import SampleNoise
 from mav.diffusion.pixels import augment, downsample, to_pixels, to_unit, upsample
 from mav.diffusion.sampler import sample
-from mav.models.clip import Clip
+from mav.models.clip import ClipModel
 from mav.models.prior import from_scale
 from mav.models.unet import known_frames
-from mav.recipe import Generate, Recipe, Sampling
+from mav.recipes import CascadeSizes, Generate, Recipe, Sampling
+from mav.storage import Folder
 from mav.training.export import Export, load_network
 
 NETWORKS = {
@@ -42,8 +41,8 @@ Progress = Callable[[str, int, int], None]  # network, steps done, steps
 class Cascade:
     """The networks of one run, ready to sample."""
 
-    sizes: config.Cascade
-    clip: Clip
+    sizes: CascadeSizes
+    clip: ClipModel
     prior: Export
     decoder: Export
     interpolation: Export
@@ -55,39 +54,54 @@ class Cascade:
     def load(cls, recipe: Recipe, inputs: dict[str, Folder], device: str = "cpu") -> Cascade:
         """Reads the networks from their stages' artifacts. Raises UserError when one is missing or does not load."""
         networks = {name: load_network(inputs[stage], device) for name, stage in NETWORKS.items()}
-        return cls(recipe.cascade, Clip.load(inputs["clip"], device), **networks, device=device)
+        return cls(recipe.cascade, ClipModel.load(inputs["clip"], device), **networks, device=device)
 
     # ---------------------------------------------------------------------------------------------------------- the uses
 
     def sample(
-        self, prompts: list[str], seeds: Sequence[int], generate: Generate, *, time: bool = True, progress: Progress | None = None
+        self,
+        prompts: list[str],
+        seeds: Sequence[int],
+        generate: Generate,
+        *,
+        time: bool = True,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """Text to video: uint8 (B, F, H, W, 3) for B prompts and as many seeds, F = `sizes.long_frames`, H = W = `sizes.high_size`.
 
         time: False switches every temporal layer off and keeps all else: each frame is then an image of its own.
         """
-        run = Run(self, seeds, generate, time, progress)
+        run = CascadeBatch(self, seeds, generate, time, progress)
         embedding = run.imagine(prompts)
         return run.finish(run.decode(embedding), embedding)
 
-    def animate(self, images: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None) -> np.ndarray:
+    def animate(
+        self, images: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None
+    ) -> np.ndarray:
         """Image to video: F^ goes on from one known frame. images: uint8 (B, S, S, 3)."""
-        return self._from_frames(Run(self, seeds, generate, True, progress), images[:, None], [0])
+        return self._from_frames(CascadeBatch(self, seeds, generate, True, progress), images[:, None], [0])
 
     def interpolate(
-        self, first: np.ndarray, last: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None
+        self,
+        first: np.ndarray,
+        last: np.ndarray,
+        seeds: Sequence[int],
+        generate: Generate,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """Two images to the video between them: F^ knows both ends. first, last: uint8 (B, S, S, 3)."""
         ends = np.stack([first, last], axis=1)
-        return self._from_frames(Run(self, seeds, generate, True, progress), ends, [0, self.sizes.frames - 1])
+        return self._from_frames(CascadeBatch(self, seeds, generate, True, progress), ends, [0, self.sizes.frames - 1])
 
-    def vary(self, videos: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None) -> np.ndarray:
+    def vary(
+        self, videos: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None
+    ) -> np.ndarray:
         """Video to another of its kind: the mean CLIP embedding of its frames stands in for P. videos: uint8 (B, F, S, S, 3)."""
-        run = Run(self, seeds, generate, True, progress)
+        run = CascadeBatch(self, seeds, generate, True, progress)
         embedding = torch.stack([from_scale(self.embed_images(video).mean(0)) for video in videos])
         return run.finish(run.decode(embedding), embedding)
 
-    def _from_frames(self, run: Run, given: np.ndarray, places: list[int]) -> np.ndarray:
+    def _from_frames(self, run: CascadeBatch, given: np.ndarray, places: list[int]) -> np.ndarray:
         """A video through F^ from frames known at some places: uint8 (B, len(places), S, S, 3)."""
         embedding = self.embed_images(given[:, 0])
         return run.finish(run.fill_between(given, embedding, places), embedding)
@@ -103,7 +117,7 @@ class Cascade:
 
 
 @dataclass(frozen=True)
-class Run:
+class CascadeBatch:
     """One batch on its way through the cascade: B seeds, their settings, and each network's part."""
 
     cascade: Cascade
@@ -133,7 +147,9 @@ class Run:
     def decode(self, embedding: Tensor) -> Tensor:
         """D^t: clips (B, F, 3, s, s) of the recipe's frame rate."""
         conditions = {"embedding": embedding, "fps": self._each(self.generate.fps)}
-        return self._frames("decoder", self.generate.decoder, range(self.cascade.sizes.frames), self.cascade.sizes.base_size, conditions)
+        return self._frames(
+            "decoder", self.generate.decoder, range(self.cascade.sizes.frames), self.cascade.sizes.base_size, conditions
+        )
 
     def finish(self, clip: Tensor, embedding: Tensor) -> np.ndarray:
         """F^, SR_l^t and SR_h: a decoded clip to the finished video, uint8 (B, F, H, W, 3)."""
@@ -151,7 +167,9 @@ class Run:
             window = slice(start, start + frames)
             if not known[window].all():
                 fps = self.generate.fps * skip
-                long[:, window] = self.fill_window(long[:, window], known[window], embedding, fps, start, "interpolation")
+                long[:, window] = self.fill_window(
+                    long[:, window], known[window], embedding, fps, start, "interpolation"
+                )
                 known[window] = True
         return long
 
@@ -163,7 +181,9 @@ class Run:
         clip[:, places], mask[places] = known, True
         return self.fill_window(clip, mask, embedding, self.generate.fps, start=0, purpose="animation")
 
-    def fill_window(self, clip: Tensor, known: Tensor, embedding: Tensor, fps: float, start: int, purpose: str) -> Tensor:
+    def fill_window(
+        self, clip: Tensor, known: Tensor, embedding: Tensor, fps: float, start: int, purpose: str
+    ) -> Tensor:
         """F^ on one window: clip (B, F, 3, s, s), known (F,) bool; known frames come back as they were given."""
         conditions = {
             "embedding": embedding,
@@ -193,7 +213,8 @@ class Run:
         """SR_h, an image network: every frame starts from the same noise, so that what it invents does not flicker (paper section 3.2)."""
         size, count = self.cascade.sizes.high_size, self.cascade.sizes.frames
         parts = [
-            self._super_resolve("sr_high", self.generate.sr_high, part, [0] * part.shape[1], size, {}) for part in clip.split(count, dim=1)
+            self._super_resolve("sr_high", self.generate.sr_high, part, [0] * part.shape[1], size, {})
+            for part in clip.split(count, dim=1)
         ]
         return torch.cat(parts, dim=1)
 
@@ -205,20 +226,32 @@ class Run:
         level = self._each(self.generate.noise_augmentation)
         low = upsample(clip, size // clip.shape[-1])
         if self.generate.noise_augmentation:
-            low = augment(low, level, SampleNoise(self.seeds, f"{name} input", low.shape[2:], frames, self.cascade.device)())
+            low = augment(
+                low, level, SampleNoise(self.seeds, f"{name} input", low.shape[2:], frames, self.cascade.device)()
+            )
         return self._frames(name, sampling, frames, size, {"low": low, "low_noise": level, **extra})
 
     def _frames(
-        self, name: str, sampling: Sampling, frames: Sequence[int], size: int, conditions: dict[str, Tensor], purpose: str = ""
+        self,
+        name: str,
+        sampling: Sampling,
+        frames: Sequence[int],
+        size: int,
+        conditions: dict[str, Tensor],
+        purpose: str = "",
     ) -> Tensor:
         """A clip from one of the U-Nets, (B, len(frames), 3, size, size); each frame's noise is keyed by its number."""
         export: Export = getattr(self.cascade, name)
         share = export.objective.shared_noise
         noise = SampleNoise(self.seeds, purpose or name, (3, size, size), frames, self.cascade.device, share)
-        return self._walk(name, self._denoiser(export, sampling, conditions, clip=True, time=self.time), noise, sampling)
+        return self._walk(
+            name, self._denoiser(export, sampling, conditions, clip=True, time=self.time), noise, sampling
+        )
 
     def _denoiser(self, export: Export, sampling: Sampling, conditions: dict[str, Tensor], **more: Any) -> Denoiser:
-        return Denoiser(export.network, export.objective, conditions, sampling.guidance, sampling.guidance_rescale, **more)
+        return Denoiser(
+            export.network, export.objective, conditions, sampling.guidance, sampling.guidance_rescale, **more
+        )
 
     def _walk(self, name: str, denoiser: Denoiser, noise: Callable[[], Tensor], sampling: Sampling) -> Tensor:
         report = None if self.progress is None else (lambda done, steps, say=self.progress: say(name, done, steps))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mav.artifact import Folder
-from mav.data.video_io import encode_mp4
+from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.generation.cascade import Cascade
-from mav.recipe import Recipe
+from mav.recipes import Recipe
+from mav.storage import Folder
 
 LIST = "videos.json"
 CRF = 8  # visually lossless: what is judged later is the network, not the codec
@@ -54,7 +54,11 @@ def generate_videos(
 
 
 def write_videos(
-    out: Folder, rows: Sequence[dict[str, Any]], kind: str, recipe: Recipe, sample: Callable[[list[str], list[int]], np.ndarray]
+    out: Folder,
+    rows: Sequence[dict[str, Any]],
+    kind: str,
+    recipe: Recipe,
+    sample: Callable[[list[str], list[int]], np.ndarray],
 ) -> Iterator[int]:
     """Makes the file that each row names as `kind` of its prompt and seed, a batch at a time; yields how many are done.
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from mav.errors import UserError
 from mav.models.heads import Head, WatermarkClassifier, area_under_curve, logistic_head, read_head, read_state
-from mav.recipe import Clip as ClipSection
-from mav.recipe import ClipConfig
+from mav.recipes import ClipConfig
+from mav.recipes import ClipSection as ClipSection
 
 if TYPE_CHECKING:
-    from mav.artifact import Folder
+    from mav.storage import Folder
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, which open_clip's models share unless they say otherwise
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -31,7 +31,7 @@ HEADS = ("punsafe", "pwatermark")
 WEIGHTS, FACTS, HEAD_WEIGHTS = "clip.safetensors", "clip.json", "heads.safetensors"
 
 
-class Clip(nn.Module):
+class ClipModel(nn.Module):
     """An open_clip model with its tokenizer, its pixel preprocessing and its heads."""
 
     model: Any  # an open_clip CLIP
@@ -47,8 +47,12 @@ class Clip(nn.Module):
         self._tokenizer = _tokenizer(self.context)
         size = self.model.visual.image_size
         self.image_size = int(size[0] if isinstance(size, tuple) else size)
-        self.register_buffer("mean", torch.tensor(getattr(self.model.visual, "image_mean", None) or MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(getattr(self.model.visual, "image_std", None) or STD).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(getattr(self.model.visual, "image_mean", None) or MEAN).view(3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(getattr(self.model.visual, "image_std", None) or STD).view(3, 1, 1), persistent=False
+        )
         self.heads = nn.ModuleDict()
         self.sources: dict[str, str] = {}  # recipe key of a scorer's file -> its sha256
 
@@ -62,7 +66,7 @@ class Clip(nn.Module):
         return int(self.model.text_projection.shape[-1])
 
     @classmethod
-    def create(cls, section: ClipSection) -> Clip:
+    def create(cls, section: ClipSection) -> ClipModel:
         """What the recipe asks for: pretrained weights and heads from paths, or a fresh CLIP of `section.network`'s sizes.
 
         Raises UserError when a file is not what its key says.
@@ -71,9 +75,14 @@ class Clip(nn.Module):
             clip = cls(section.network)
         else:
             if not section.architecture:
-                raise UserError("`clip.pretrained` needs `clip.architecture`: say which open_clip model it is, for example ViT-L-14.")
+                raise UserError(
+                    "`clip.pretrained` needs `clip.architecture`: say which open_clip model it is, for example ViT-L-14."
+                )
             clip = cls(architecture=section.architecture)
-            state = {name.removeprefix("module."): value for name, value in read_state(section.pretrained, "clip.pretrained").items()}
+            state = {
+                name.removeprefix("module."): value
+                for name, value in read_state(section.pretrained, "clip.pretrained").items()
+            }
             try:
                 clip.model.load_state_dict(
                     {n: v for n, v in state.items() if n not in ("input_resolution", "context_length", "vocab_size")}
@@ -169,7 +178,9 @@ class Clip(nn.Module):
         """Names of the scorers that look at pixels and not at the embedding."""
         return [name for name, head in self.heads.items() if isinstance(head, WatermarkClassifier)]
 
-    def fit_heads(self, embeddings: Tensor, punsafe: Tensor, pwatermark: Tensor) -> dict[str, dict[str, float | int | None]]:
+    def fit_heads(
+        self, embeddings: Tensor, punsafe: Tensor, pwatermark: Tensor
+    ) -> dict[str, dict[str, float | int | None]]:
         """Fits a logistic regression for each score on the rows where it is known (not NaN); heads loaded from paths are kept.
 
         Every fifth known row is held out. Returned for each head: {"rows", "held_out", "cut", "auc", "accuracy"}, the last two on the
@@ -207,15 +218,26 @@ class Clip(nn.Module):
 
         folder.write_bytes(WEIGHTS, save({name: value.contiguous() for name, value in self.model.state_dict().items()}))
         if self.heads:
-            folder.write_bytes(HEAD_WEIGHTS, save({name: value.contiguous() for name, value in self.heads.state_dict().items()}))
+            folder.write_bytes(
+                HEAD_WEIGHTS, save({name: value.contiguous() for name, value in self.heads.state_dict().items()})
+            )
         config = dataclasses.asdict(self.config) if self.config else None
-        kinds = {name: "pixels" if isinstance(head, WatermarkClassifier) else "embedding" for name, head in sorted(self.heads.items())}
-        facts = {"architecture": self.architecture, "config": config, "dim": self.dim, "context": self.context, "heads": kinds}
+        kinds = {
+            name: "pixels" if isinstance(head, WatermarkClassifier) else "embedding"
+            for name, head in sorted(self.heads.items())
+        }
+        facts = {
+            "architecture": self.architecture,
+            "config": config,
+            "dim": self.dim,
+            "context": self.context,
+            "heads": kinds,
+        }
         facts |= {"sources": self.sources}
         folder.write_json(FACTS, facts)
 
     @classmethod
-    def load(cls, folder: Folder, device: str = "cpu") -> Clip:
+    def load(cls, folder: Folder, device: str = "cpu") -> ClipModel:
         """Reads what `save` wrote; in evaluation mode, gradients off."""
         from safetensors.torch import load
 
@@ -231,7 +253,9 @@ class Clip(nn.Module):
             for name, kind in facts["heads"].items():
                 part = {n.removeprefix(f"{name}."): v for n, v in state.items() if n.startswith(f"{name}.")}
                 of_pixels = {n.removeprefix("model."): v for n, v in part.items()}
-                clip.heads[name] = WatermarkClassifier.from_state(of_pixels) if kind == "pixels" else Head.from_state(part)
+                clip.heads[name] = (
+                    WatermarkClassifier.from_state(of_pixels) if kind == "pixels" else Head.from_state(part)
+                )
         return clip.to(device).eval().requires_grad_(False)
 
 
@@ -252,7 +276,12 @@ def _built(config: ClipConfig) -> nn.Module:
         "head_width": 2 * config.vision_width,  # 16 heads in the attention that pools
         "image_size": config.image_size,
     }
-    text = {"context_length": config.text_context, "width": config.text_width, "heads": config.text_heads, "layers": config.text_layers}
+    text = {
+        "context_length": config.text_context,
+        "width": config.text_width,
+        "heads": config.text_heads,
+        "layers": config.text_layers,
+    }
     model: nn.Module = CLIP(config.embedding_dim, vision, text)
     return model
 
@@ -262,7 +291,11 @@ def _named(architecture: str) -> nn.Module:
     from open_clip.model import CLIP
 
     config = get_model_config(architecture)
-    if config is None or "hf_model_name" in config.get("text_cfg", {}) or "hf_tokenizer_name" in config.get("text_cfg", {}):
+    if (
+        config is None
+        or "hf_model_name" in config.get("text_cfg", {})
+        or "hf_tokenizer_name" in config.get("text_cfg", {})
+    ):
         raise UserError(
             f"`clip.architecture` is {architecture!r}: give an open_clip model with CLIP's own tokenizer, for example ViT-L-14."
         )

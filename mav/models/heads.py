@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mav.errors import UserError
-from mav.models.tensor_bundle import read_bundle
+from mav.models.checkpoints.tensor_bundle import read_bundle
 
 WHERE = {
     "clip.nsfw_head": "LAION's heads are in the repository CLIP-based-NSFW-Detector, as .pth or as AutoKeras zips",
@@ -58,7 +58,9 @@ class Head(nn.Module):
         for name, value in state.items():
             if match := re.fullmatch(r"linear_(\d+)\.(weight|bias)", name):
                 name = f"layers.{int(match[1]) - 1}.{match[2]}"
-            renamed[{"weight": "layers.0.weight", "bias": "layers.0.bias"}.get(name, name.removeprefix("norm."))] = value.float()
+            renamed[{"weight": "layers.0.weight", "bias": "layers.0.bias"}.get(name, name.removeprefix("norm."))] = (
+                value.float()
+            )
         weights = [renamed[f"layers.{i}.weight"] for i in range(sum(name.endswith("weight") for name in renamed))]
         head = cls([weights[0].shape[1], *(w.shape[0] for w in weights)])
         if weights[-1].shape[0] != 1:
@@ -75,17 +77,23 @@ class Head(nn.Module):
         """
         with zipfile.ZipFile(path) as archive:
             names = {name.rpartition("/")[2]: name for name in archive.namelist() if "/variables/" in f"/{name}"}
-            found = read_bundle(archive.read(names["variables.index"]), archive.read(names["variables.data-00000-of-00001"]))
+            found = read_bundle(
+                archive.read(names["variables.index"]), archive.read(names["variables.data-00000-of-00001"])
+            )
         state, dense = {}, []
         for name, value in found.items():
-            match = re.fullmatch(r"layer_with_weights-(\d+)/(mean|variance|kernel|bias)/\.ATTRIBUTES/VARIABLE_VALUE", name)
+            match = re.fullmatch(
+                r"layer_with_weights-(\d+)/(mean|variance|kernel|bias)/\.ATTRIBUTES/VARIABLE_VALUE", name
+            )
             if match and match[2] in ("mean", "variance"):
                 state[match[2]] = value.flatten()
             elif match:
                 dense.append((int(match[1]), match[2], value))
         order = {layer: place for place, layer in enumerate(sorted({layer for layer, *_ in dense}))}
         for layer, kind, value in dense:
-            state[f"layers.{order[layer]}.{'weight' if kind == 'kernel' else 'bias'}"] = value.T if kind == "kernel" else value
+            state[f"layers.{order[layer]}.{'weight' if kind == 'kernel' else 'bias'}"] = (
+                value.T if kind == "kernel" else value
+            )
         return cls.from_state(state)
 
 
@@ -108,7 +116,11 @@ class WatermarkClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of any size -> (B,) probability of a watermark."""
-        x = F.interpolate(pixels.float(), size=(256, 256), mode="bilinear", antialias=True, align_corners=False).round().clamp(0, 255)
+        x = (
+            F.interpolate(pixels.float(), size=(256, 256), mode="bilinear", antialias=True, align_corners=False)
+            .round()
+            .clamp(0, 255)
+        )
         logits: Tensor = self.model((x / 255 - self.mean) / self.std)
         return logits.softmax(1)[:, 0]
 
@@ -132,7 +144,9 @@ def read_head(path: str, dim: int, key: str) -> Head | WatermarkClassifier:
             head = Head.from_state(state)
     except (KeyError, IndexError, RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         what = "a watermark classifier or a head" if key == "clip.watermark_head" else "a head"
-        raise UserError(f"`{key}` ({path}) is not {what} on CLIP embeddings: {' '.join(str(error).split())[:160]}. {WHERE[key]}.") from None
+        raise UserError(
+            f"`{key}` ({path}) is not {what} on CLIP embeddings: {' '.join(str(error).split())[:160]}. {WHERE[key]}."
+        ) from None
     if len(head.mean) != dim:
         raise UserError(
             f"`{key}` ({path}) is for embeddings of length {len(head.mean)}, but this CLIP's have {dim}: give the matching head."
@@ -146,7 +160,11 @@ def read_state(path: str, key: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        state: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = (
+            load_file(path)
+            if path.endswith(".safetensors")
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"`{key}` ({path}) is not a state dict that can be read safely: {reason}") from None
@@ -172,7 +190,9 @@ def logistic_head(x: Tensor, y: Tensor, ridge: float = 1e-4) -> Head:
         w = w - step
         if step.abs().max() < 1e-10:
             break
-    return Head.from_state({"mean": mean, "variance": variance, "weight": w[None, :-1], "bias": w[-1:]}).requires_grad_(False)
+    return Head.from_state({"mean": mean, "variance": variance, "weight": w[None, :-1], "bias": w[-1:]}).requires_grad_(
+        False
+    )
 
 
 def area_under_curve(score: Tensor, positive: Tensor) -> float | None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mav.models.pseudo3d import SelfAttention, sinusoid
-from mav.recipe import PriorConfig
+from mav.recipes import PriorConfig
 
 EXTRA_TOKENS = 4  # text embedding, noise step, noised image embedding, query
 
@@ -55,7 +55,9 @@ class Prior(nn.Module):
             for layer in (block.attention.output, block.narrow):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * config.depth) ** 0.5)
 
-    def forward(self, x: Tensor, t: Tensor, *, tokens: Tensor, text_embedding: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, *, tokens: Tensor, text_embedding: Tensor, keep: Tensor | None = None
+    ) -> Tensor:
         """x: (B, d) noised image embedding; t: (B,) noise step in 0..1000; tokens: (B, L) of CLIP's BPE; text_embedding: (B, d) of unit
         norm; keep: (B,) bool, False where the text is dropped. Returns the prediction (B, d)."""
         width, dtype = self.config.width, self.query.dtype

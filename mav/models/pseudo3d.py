@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mav.models import on_cpu
-from mav.models.layout import as_images, as_rows
+from mav.models.kernels import cpu as on_cpu
+from mav.models.kernels.layout import as_images, as_rows
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -75,7 +75,9 @@ def zero(layer: Layer) -> Layer:
 def sinusoid(position: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """(B,) positions to (B, dim) cosines and sines of geometrically spaced frequencies, in float32."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=position.device, dtype=torch.float32) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, device=position.device, dtype=torch.float32) / half
+    )
     angles = position.float()[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 
@@ -117,7 +119,9 @@ def _tap_gradient(x: Tensor, g: Tensor, shift: int, start: int, stop: int) -> Te
     start, stop = max(start, -shift), min(stop, frames, frames - shift)
     if start >= stop:
         return x.new_zeros(g.shape[-1], x.shape[-1])
-    return torch.bmm(g[:, start:stop].flatten(1, 2).transpose(1, 2), x[:, start + shift : stop + shift].flatten(1, 2)).sum(dim=0)
+    return torch.bmm(
+        g[:, start:stop].flatten(1, 2).transpose(1, 2), x[:, start + shift : stop + shift].flatten(1, 2)
+    ).sum(dim=0)
 
 
 class TemporalConv(nn.Module):
@@ -132,7 +136,9 @@ class TemporalConv(nn.Module):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x: (B*T, C, H, W) channels-last."""
         n, c, h, w = x.shape
-        clip = x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)  # (B, C, T, H*W), channels-last
+        clip = (
+            x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)
+        )  # (B, C, T, H*W), channels-last
         if _plain_cpu(x):
             y = _TemporalConvOnCpu.apply(clip, self.weight, self.bias)
         else:
@@ -193,7 +199,9 @@ class HeadNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention over (rows, length, channels), optionally reading context tokens beside its own (as unCLIP's decoder does)."""
 
-    def __init__(self, channels: int, head_channels: int, context_channels: int = 0, *, zero_output: bool = True) -> None:
+    def __init__(
+        self, channels: int, head_channels: int, context_channels: int = 0, *, zero_output: bool = True
+    ) -> None:
         super().__init__()
         self.heads = max(1, channels // head_channels)
         if channels % self.heads:

@@ -30,7 +30,7 @@ from mav.models.pseudo3d import (
     sinusoid,
     zero,
 )
-from mav.recipe import Level, UNetConfig
+from mav.recipes import Level, UNetConfig
 
 MASK_CHANNELS = 4  # RGB of the given frames, zero elsewhere, and the mask of which are given
 
@@ -98,14 +98,18 @@ class ResBlock(nn.Module):
         return (convolve(self.skip, parts) if isinstance(self.skip, nn.Conv2d) else parts[0]) + h
 
 
-class Stage(nn.Module):
+class LevelBlocks(nn.Module):
     """One block of a level: a ResBlock and, where the level has it, attention."""
 
     def __init__(self, inputs: list[int], level: Level, config: UNetConfig, dim: int) -> None:
         super().__init__()
         context = dim if config.embedding_dim else 0
         self.res = ResBlock(inputs, level.channels, dim, config.dropout, video=config.max_frames > 0)
-        self.attention = PseudoAttention3d(level.channels, config.head_channels, context, config.max_frames) if level.attention else None
+        self.attention = (
+            PseudoAttention3d(level.channels, config.head_channels, context, config.max_frames)
+            if level.attention
+            else None
+        )
 
     def forward(self, parts: list[Tensor], condition: Tensor, context: Tensor | None, frames: int) -> Tensor:
         x = self.res(parts, condition, frames)
@@ -129,7 +133,9 @@ class UNet(nn.Module):
 
         self.input = PseudoConv3d(config.in_channels + 3 * config.low_resolution, first, video=video)
         # Beside the input convolution rather than wider input: the same function, and exactly D^t's while it is zero.
-        self.known_input = zero(nn.Conv2d(MASK_CHANNELS, first, 3, padding=1, bias=False)) if config.masked_frames else None
+        self.known_input = (
+            zero(nn.Conv2d(MASK_CHANNELS, first, 3, padding=1, bias=False)) if config.masked_frames else None
+        )
 
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -140,16 +146,18 @@ class UNet(nn.Module):
                 self.down.append(PseudoConv3d(channels, channels, stride=2, video=video))
             stages = nn.ModuleList()
             for _ in range(level.blocks):
-                stages.append(Stage([channels], level, config, dim))
+                stages.append(LevelBlocks([channels], level, config, dim))
                 channels = level.channels
                 skips.append(channels)
             self.encoder.append(stages)
-        self.middle = Stage([channels], levels[-1], config, dim)
+        self.middle = LevelBlocks([channels], levels[-1], config, dim)
         for level in reversed(levels):
             if self.decoder:
                 self.up.append(_projection(channels, level.channels))
                 channels = level.channels
-            self.decoder.append(nn.ModuleList(Stage([channels, skips.pop()], level, config, dim) for _ in range(level.blocks)))
+            self.decoder.append(
+                nn.ModuleList(LevelBlocks([channels, skips.pop()], level, config, dim) for _ in range(level.blocks))
+            )
         self.output_norm = FrameNorm(first)
         self.output = PseudoConv3d(first, config.out_channels, video=video)
         zero(self.output.spatial)
@@ -218,13 +226,25 @@ class UNet(nn.Module):
             output = stage(*inputs)
         return output
 
-    def _check(self, x: Tensor, embedding: Tensor | None, low: Tensor | None, known: Tensor | None, fps: Tensor | None, time: bool) -> None:
+    def _check(
+        self,
+        x: Tensor,
+        embedding: Tensor | None,
+        low: Tensor | None,
+        known: Tensor | None,
+        fps: Tensor | None,
+        time: bool,
+    ) -> None:
         config, factor = self.config, 2 ** (len(self.config.levels) - 1)
         if x.ndim != 5 or x.shape[2] != config.in_channels or x.shape[3] % factor or x.shape[4] % factor:
-            raise ValueError(f"the U-Net takes (B, T, {config.in_channels}, H, W) with H and W multiples of {factor}, not {tuple(x.shape)}")
+            raise ValueError(
+                f"the U-Net takes (B, T, {config.in_channels}, H, W) with H and W multiples of {factor}, not {tuple(x.shape)}"
+            )
         video = time and config.max_frames > 0
         if video and x.shape[1] > config.max_frames:
-            raise ValueError(f"a clip of {x.shape[1]} frames is longer than this network's {config.max_frames}: sample it in windows")
+            raise ValueError(
+                f"a clip of {x.shape[1]} frames is longer than this network's {config.max_frames}: sample it in windows"
+            )
         for name, wanted, given in (
             ("embedding", config.embedding_dim > 0, embedding),
             ("low", config.low_resolution, low),
@@ -243,8 +263,10 @@ class UNet(nn.Module):
     def compile_blocks(self) -> None:
         """Compiles each stage on its own: many are alike and share a graph, so it is short, and each is one graph of static shapes."""
         torch.compiler.reset()  # of an earlier stage's network in this process, which would count below
-        stages = [module for module in self.modules() if isinstance(module, Stage)]
-        graphs = 8 * len(stages)  # eight is what dynamo allows a function by default; here one function is that of all stages
+        stages = [module for module in self.modules() if isinstance(module, LevelBlocks)]
+        graphs = 8 * len(
+            stages
+        )  # eight is what dynamo allows a function by default; here one function is that of all stages
         for stage in stages:
             stage.compile(fullgraph=True, dynamic=False, recompile_limit=graphs)
 
@@ -286,5 +308,7 @@ def _grow(net: UNet, config: UNetConfig) -> UNet:
     new = {id(p) for p in grown.temporal_parameters()}
     stray = [name for name, p in grown.named_parameters() if name in missing and id(p) not in new]
     if unexpected or stray:
-        raise ValueError(f"the network cannot become {config}: {', '.join([*unexpected, *stray])} would be lost or made up")
+        raise ValueError(
+            f"the network cannot become {config}: {', '.join([*unexpected, *stray])} would be lost or made up"
+        )
     return grown

@@ -1,0 +1,20 @@
+"""Recipes: every size, threshold and rate of a run, as typed sections, and the YAML files that fill them.
+
+The sections are plain frozen dataclasses of the standard library, so that networks and training can import them on a
+machine that has torch and nothing else. `mav.recipes.reader` reads a file; pydantic checks it there.
+"""
+
+from mav.recipes.cluster import Cluster, Expect
+from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoShards, World
+from mav.recipes.generation import CascadeSizes, Evaluate, Generate, Sampling
+from mav.recipes.networks import ClipConfig, Level, PriorConfig, UNetConfig
+from mav.recipes.recipe import Recipe
+from mav.recipes.sections import digest, to_plain
+from mav.recipes.training import ClipSection, FpsCurriculum, Objective, Optimisation, TrainImage, TrainPrior, TrainVideo
+
+__all__ = [
+    "CascadeSizes", "ClipConfig", "ClipSection", "Cluster", "Evaluate", "Expect", "FpsCurriculum", "Generate",
+    "ImageDownload", "ImageEmbed", "ImageMetadata", "Level", "Objective", "Optimisation", "PriorConfig", "Recipe",
+    "Sampling", "Screening", "TrainImage", "TrainPrior", "TrainVideo", "UNetConfig", "VideoShards", "World", "digest",
+    "to_plain",
+]  # fmt: skip

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mav.artifact import Artifact
 from mav.data.shards import index_tar, read_at, read_table, tar_names
-from mav.data.video_io import encode_mp4, read_frames
+from mav.data.videos.video_io import encode_mp4, read_frames
+from mav.storage import Artifact
 
 VIDEO_BYTES = 4_000_000  # of all videos on the page, before base64 adds a third
 HEAVY = 200_000  # a video above it is shown at SHOWN pixels
@@ -40,7 +40,9 @@ def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[dict
         said = seen.get(row["file"], {})
         truth = {name: row[name] for name in ("colour", "shape") if name in row}
         urls = {name: data_url("video/mp4", d) if d else None for name, d in (("video", data), ("twin", twin))}
-        shown.append({"prompt": row["prompt"], **urls, "truth": truth, "colour": said.get("colour"), "shape": said.get("shape")})
+        shown.append(
+            {"prompt": row["prompt"], **urls, "truth": truth, "colour": said.get("colour"), "shape": said.get("shape")}
+        )
     return shown, len(rows)
 
 
@@ -56,14 +58,18 @@ def pictures(download: Artifact | None, screen: Artifact | None) -> list[dict[st
     with download.folder.open(names[0]) as file:
         for key in keys[:: max(1, len(keys) // PICTURES)][:PICTURES]:
             places = index[key]
-            found.append({"image": _thumbnail(read_at(file, places["jpg"])), "caption": read_at(file, places["txt"]).decode()})
+            found.append(
+                {"image": _thumbnail(read_at(file, places["jpg"])), "caption": read_at(file, places["txt"]).decode()}
+            )
     return found
 
 
 def _kept(screen: Artifact | None, shard: str) -> set[str] | None:
     if screen is None or not screen.folder.exists(f"{shard}.parquet"):
         return None
-    return {row["key"] for row in read_table(screen.folder, f"{shard}.parquet", ["key", "kept"]).to_pylist() if row["kept"]}
+    return {
+        row["key"] for row in read_table(screen.folder, f"{shard}.parquet", ["key", "kept"]).to_pylist() if row["kept"]
+    }
 
 
 def curves(artifact: Artifact, name: str = "loss") -> list[tuple[float, float]]:
@@ -71,7 +77,11 @@ def curves(artifact: Artifact, name: str = "loss") -> list[tuple[float, float]]:
     if "curves.jsonl" not in artifact.manifest.files:
         return []
     lines = [json.loads(line) for line in artifact.folder.read_bytes("curves.jsonl").splitlines() if line.strip()]
-    return [(float(line["samples"]), float(line[name])) for line in lines if "samples" in line and line.get(name) is not None]
+    return [
+        (float(line["samples"]), float(line[name]))
+        for line in lines
+        if "samples" in line and line.get(name) is not None
+    ]
 
 
 def samples_image(artifact: Artifact) -> str | None:
@@ -89,15 +99,26 @@ def funnel(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         counts = artifacts[name].manifest.counts if name in artifacts else {}
         if not counts.get("rows_in"):
             continue
-        reasons = [(reason, number, kind) for kind in ("dropped", "failed") for reason, number in counts.get(kind, {}).items() if number]
+        reasons = [
+            (reason, number, kind)
+            for kind in ("dropped", "failed")
+            for reason, number in counts.get(kind, {}).items()
+            if number
+        ]
         reasons.sort(key=lambda r: (-r[1], r[0]))
-        rows.append({"stage": name, "rows_in": counts["rows_in"], "rows_out": counts.get("rows_out", 0), "reasons": reasons})
+        rows.append(
+            {"stage": name, "rows_in": counts["rows_in"], "rows_out": counts.get("rows_out", 0), "reasons": reasons}
+        )
     return rows
 
 
 def results(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
     """result.json of each benchmark that was run, by benchmark."""
-    return {benchmark: artifacts[stage].folder.read_json("result.json") for stage, benchmark in BENCHMARKS.items() if stage in artifacts}
+    return {
+        benchmark: artifacts[stage].folder.read_json("result.json")
+        for stage, benchmark in BENCHMARKS.items()
+        if stage in artifacts
+    }
 
 
 def data_url(kind: str, data: bytes) -> str:

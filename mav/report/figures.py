@@ -29,7 +29,12 @@ def graph(inputs: Mapping[str, Sequence[str]], states: Mapping[str, str], second
     """The stages from top to bottom, each below all it needs; edges that others imply are left out."""
     inputs = {name: [up for up in ups if up in inputs] for name, ups in inputs.items()}
     above = {name: _ancestors(name, inputs) for name in inputs}
-    edges = [(up, name) for name, ups in inputs.items() for up in ups if not any(up in above[other] for other in ups if other != up)]
+    edges = [
+        (up, name)
+        for name, ups in inputs.items()
+        for up in ups
+        if not any(up in above[other] for other in ups if other != up)
+    ]
     rows, segments = _layers(inputs, edges)
     widths = [sum(_width(name) + GAP_X for name in row) - GAP_X for row in rows]
     width, height = max(widths) + 4, len(rows) * (NODE_HEIGHT + GAP_Y) - GAP_Y + 4
@@ -60,7 +65,9 @@ def graph(inputs: Mapping[str, Sequence[str]], states: Mapping[str, str], second
             f'<text class="time" x="{x + NODE_WIDTH - 10:.0f}" y="{y + 36:.0f}" text-anchor="end">{escape(time)}</text>'
             f'<line class="spent" x1="{x + 10:.0f}" x2="{x + 10 + max(share * 0.5, 2):.0f}" y1="{y + 32:.0f}" y2="{y + 32:.0f}"/></g>'
         )
-    head = f'<svg class="graph" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="Stages and what they need">'
+    head = (
+        f'<svg class="graph" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="Stages and what they need">'
+    )
     return f"{head}{''.join(parts)}</svg>"
 
 
@@ -79,7 +86,9 @@ def _width(name: str) -> float:
     return LANE_WIDTH if "|" in name else NODE_WIDTH
 
 
-def _layers(inputs: Mapping[str, Sequence[str]], edges: Sequence[tuple[str, str]]) -> tuple[list[list[str]], list[tuple[str, str]]]:
+def _layers(
+    inputs: Mapping[str, Sequence[str]], edges: Sequence[tuple[str, str]]
+) -> tuple[list[list[str]], list[tuple[str, str]]]:
     """Rows by longest way from the start, each in the order that keeps edges short, and the edges cut into steps from row to row.
 
     Edges that span rows have a lane in each row between, named `from|row`, so that they pass no box; those of one stage share it.
@@ -140,9 +149,18 @@ def curve(points: Sequence[tuple[float, float]], label: str, held_out: Sequence[
     smooth = [sum(part) / len(part) for i in range(len(ys)) if (part := ys[max(0, i - reach) : i + reach + 1])]
     raw = " ".join(f"{across(x):.1f},{scale(y):.1f}" for x, y in points)
     thick = " ".join(f"{across(x):.1f},{scale(y):.1f}" for (x, _), y in zip(points, smooth, strict=True))
-    dots = "".join(f'<circle class="held-out" cx="{across(x):.1f}" cy="{scale(y):.1f}" r="2.6"/>' for x, y in held_out if math.isfinite(y))
+    dots = "".join(
+        f'<circle class="held-out" cx="{across(x):.1f}" cy="{scale(y):.1f}" r="2.6"/>'
+        for x, y in held_out
+        if math.isfinite(y)
+    )
     data = escape(
-        json.dumps([[round(across(x), 1), round(scale(s), 1), x, float(f"{y:.4g}")] for (x, y), s in zip(points, smooth, strict=True)])
+        json.dumps(
+            [
+                [round(across(x), 1), round(scale(s), 1), x, float(f"{y:.4g}")]
+                for (x, y), s in zip(points, smooth, strict=True)
+            ]
+        )
     )
     y_marks = [(scale(low), _short(low)), (scale(high), _short(high))]
     x_marks = [(across(first), _short(first)), (across(last), f"{_short(last)} samples")]
@@ -163,14 +181,21 @@ def fps_curriculum(low: float, high: float, start: tuple[float, float], end: tup
         top = max(densities)
         base = floor - (stages - 1 - k) * step
         line = [
-            f"{LEFT + x * (CHART_WIDTH - LEFT - RIGHT):.1f},{base - d / top * rise * 0.9:.1f}" for x, d in zip(xs, densities, strict=True)
+            f"{LEFT + x * (CHART_WIDTH - LEFT - RIGHT):.1f},{base - d / top * rise * 0.9:.1f}"
+            for x, d in zip(xs, densities, strict=True)
         ]
         path = f"M{LEFT},{base} L{' L'.join(line)} L{CHART_WIDTH - RIGHT},{base} Z"
         parts.append(f'<path class="ridge" style="--share:{share:.2f}" d="{path}"/>')
         if k in (0, stages - 1):
-            parts.append(f'<text class="tick" x="{LEFT - 5}" y="{base}" text-anchor="end">{"first" if k == 0 else "last"}</text>')
+            parts.append(
+                f'<text class="tick" x="{LEFT - 5}" y="{base}" text-anchor="end">{"first" if k == 0 else "last"}</text>'
+            )
     middle = (low + high) / 2
-    marks = [(LEFT, f"{low:g}"), ((LEFT + CHART_WIDTH - RIGHT) / 2, f"{middle:g}"), (CHART_WIDTH - RIGHT, f"{high:g} fps")]
+    marks = [
+        (LEFT, f"{low:g}"),
+        ((LEFT + CHART_WIDTH - RIGHT) / 2, f"{middle:g}"),
+        (CHART_WIDTH - RIGHT, f"{high:g} fps"),
+    ]
     return _chart("Frame rates drawn during training", *parts, _frame([], marks))
 
 
@@ -209,7 +234,8 @@ def histogram(bins: Mapping[str, int], threshold: float, label: str) -> str:
         return f'<rect class="column {kind}" {box}><title>{rows:,} rows, {escape(title)}</title></rect>'
 
     columns = [
-        column(place, bins[f"{edge:.2f}"], "over" if edge >= threshold else "under", f"from {edge:.2f}") for place, edge in enumerate(edges)
+        column(place, bins[f"{edge:.2f}"], "over" if edge >= threshold else "under", f"from {edge:.2f}")
+        for place, edge in enumerate(edges)
     ]
     columns.append(column(len(edges) + 1, bins.get("unknown", 0), "unknown", "no score"))
     marks = [(LEFT, "0"), (LEFT + threshold * len(edges) * step, f"{threshold:g}"), (CHART_WIDTH - RIGHT, "no score")]
@@ -217,7 +243,9 @@ def histogram(bins: Mapping[str, int], threshold: float, label: str) -> str:
 
 
 def _chart(label: str, *parts: str, data: str = "") -> str:
-    head = f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(label)}"{data}>'
+    head = (
+        f'<svg class="chart" viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="{escape(label)}"{data}>'
+    )
     return f"{head}{''.join(parts)}</svg>"
 
 
@@ -229,7 +257,9 @@ def _frame(y_marks: Sequence[tuple[float, str]], x_marks: Sequence[tuple[float, 
         parts.append(f'<text class="tick" x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{escape(text)}</text>')
     for index, (x, text) in enumerate(x_marks):
         anchor = "start" if index == 0 else "end" if index == len(x_marks) - 1 else "middle"
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{CHART_HEIGHT - 6}" text-anchor="{anchor}">{escape(text)}</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{CHART_HEIGHT - 6}" text-anchor="{anchor}">{escape(text)}</text>'
+        )
     return "".join(parts)
 
 

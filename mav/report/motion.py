@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from mav.artifact import Artifact
-from mav.data.clips import draw_fps, frame_indices, frame_times
+from mav.data.loading.frame_rates import draw_fps, frame_indices, frame_times
 from mav.data.shards import index_tar, read_at, read_table
-from mav.ledger import ledgers
-from mav.recipe import FpsCurriculum
+from mav.recipes import FpsCurriculum
 from mav.report.collect import data_url, light
+from mav.storage import Artifact
+from mav.storage.ledger import ledgers
 
 CLIPS = 8
 CLIP_BYTES = 1_500_000  # of all clips on the page
@@ -35,7 +35,9 @@ def examples(shards: Artifact | None) -> list[dict[str, Any]]:
     return found
 
 
-def shown_rates(shards: Artifact | None, curriculum: FpsCurriculum, frames: int, seed: int) -> list[tuple[float, float, float]]:
+def shown_rates(
+    shards: Artifact | None, curriculum: FpsCurriculum, frames: int, seed: int
+) -> list[tuple[float, float, float]]:
     """(share of training, rate drawn, rate shown) of clips taken at random; shown 0: the clip is too short."""
     clips: list[tuple[float, int]] = []
     if shards is None:

@@ -9,10 +9,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mav.artifact import Artifact, Folder
 from mav.evaluation.protocols import published
-from mav.recipe import Recipe, Screening
+from mav.recipes import Recipe, Screening
 from mav.report import collect, figures, motion
+from mav.storage import Artifact, Folder
 
 NETWORKS = {
     "clip": "CLIP, the only reader of text for all networks below",
@@ -35,7 +35,11 @@ METRICS = {  # name, which way is better, digits
     "psnr_gain": ("Gain", "higher", 2),
 }
 WORDS = 30  # toxic ones shown
-YARDSTICKS = {"real_halves": "real clips, one half against the other", "real": "real clips", "shuffled": "ours, with another clip's text"}
+YARDSTICKS = {
+    "real_halves": "real clips, one half against the other",
+    "real": "real clips",
+    "shuffled": "ours, with another clip's text",
+}
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,27 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": figures.duration, "number": lambda n: f"{n:,}".replace(",", "\u202f"), "percent": percent}
+    environment.filters |= {
+        "duration": figures.duration,
+        "number": lambda n: f"{n:,}".replace(",", "\u202f"),
+        "percent": percent,
+    }
     clips, made = collect.clips(artifacts.get("generate"), artifacts.get("oracle"))
     curriculum, shards = recipe.train_decoder_video.fps, artifacts.get("video-shards")
-    rates = motion.shown_rates(shards, curriculum, recipe.train_decoder_video.frames or recipe.cascade.frames, recipe.seed)
+    rates = motion.shown_rates(
+        shards, curriculum, recipe.train_decoder_video.frames or recipe.cascade.frames, recipe.seed
+    )
     context = {
         "recipe": recipe,
         "stages": stages,
         "done": sum(view.state == "done" for view in stages),
         "seconds": sum(view.seconds for view in stages),
         "graph": Markup(
-            figures.graph({v.name: v.inputs for v in stages}, {v.name: v.state for v in stages}, {v.name: v.seconds for v in stages})
+            figures.graph(
+                {v.name: v.inputs for v in stages},
+                {v.name: v.state for v in stages},
+                {v.name: v.seconds for v in stages},
+            )
             if stages
             else ""
         ),
@@ -126,7 +140,9 @@ def _screened(metadata: Artifact | None, rule: Screening) -> dict[str, Any] | No
     counts = metadata.manifest.counts
     words = sorted(counts["toxic_words"].items(), key=lambda item: (-item[1], item[0]))
     thresholds = {"punsafe": rule.punsafe_threshold, "pwatermark": rule.pwatermark_threshold}
-    charts = {n: Markup(figures.histogram(counts[f"{n}_histogram"], least, f"rows by {n}")) for n, least in thresholds.items()}
+    charts = {
+        n: Markup(figures.histogram(counts[f"{n}_histogram"], least, f"rows by {n}")) for n, least in thresholds.items()
+    }
     return {"words": words[:WORDS], "phrases": len(words), "charts": charts, "thresholds": thresholds}
 
 
@@ -137,7 +153,9 @@ def _training(artifacts: dict[str, Artifact]) -> Iterable[dict[str, Any]]:
             yield {
                 "name": name,
                 "about": about,
-                "chart": Markup(figures.curve(points, f"loss of {name}", held_out := collect.curves(artifacts[name], "validation"))),
+                "chart": Markup(
+                    figures.curve(points, f"loss of {name}", held_out := collect.curves(artifacts[name], "validation"))
+                ),
                 "held_out": held_out[-1][1] if held_out else None,
                 "width": artifacts[name].manifest.metrics.get("average_width"),
                 "loss": sum(y for _, y in points[-5:]) / len(points[-5:]) if points else None,
@@ -154,12 +172,19 @@ def _tables(results: dict[str, dict[str, Any]]) -> Iterable[dict[str, Any]]:
         theirs = published()[benchmark]
         names = [name for name in METRICS if name in result["metrics"] or any(name in row for row in theirs)]
         cells = [_cell(name, result["metrics"].get(name)) for name in names]
-        ours = {"system": "This run", "cells": cells, "protocol": f"{protocol['name']} v{protocol['version']}", "ours": True}
+        ours = {
+            "system": "This run",
+            "cells": cells,
+            "protocol": f"{protocol['name']} v{protocol['version']}",
+            "ours": True,
+        }
         rows: list[dict[str, Any]] = [ours]
         for key, label in YARDSTICKS.items():
             cells = [_cell(name, {"value": result["metrics"].get(name, {}).get(key)}) for name in names]
             if any(cell["value"] for cell in cells):
-                rows.append({"system": label, "cells": cells, "protocol": ours["protocol"], "ours": True, "yardstick": True})
+                rows.append(
+                    {"system": label, "cells": cells, "protocol": ours["protocol"], "ours": True, "yardstick": True}
+                )
         for row in (row for row in theirs if "preferred" not in row):
             cells = [_cell(name, {"value": row.get(name)}, published_digits=True) for name in names]
             rows.append({"system": row["system"], "cells": cells, "protocol": row["protocol"], "ours": False})

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mav.artifact import Folder
 from mav.errors import UserError
-from mav.recipe import Recipe, to_plain
+from mav.recipes import Recipe, to_plain
+from mav.storage import Folder
 
 STEP = "samples"  # the loop's one counter
 ALWAYS = {STEP, "total"}  # not curves
@@ -33,7 +33,9 @@ class Board:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self.folder.url, purge_step=int(facts[STEP]), filename_suffix=f".{time.time_ns()}")
+            self._writer = SummaryWriter(
+                self.folder.url, purge_step=int(facts[STEP]), filename_suffix=f".{time.time_ns()}"
+            )
         for name, value in sorted(_numbers(facts).items()):
             self._writer.add_scalar(name, value, int(facts[STEP]))
         self._writer.flush()
@@ -46,7 +48,9 @@ class WandbBoard:
     is absent.
     """
 
-    def __init__(self, project: str, stage: str, recipe: Recipe, folder: Folder, then: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, project: str, stage: str, recipe: Recipe, folder: Folder, then: Callable[[dict[str, Any]], None]
+    ) -> None:
         try:
             import wandb
         except ImportError:
@@ -55,7 +59,12 @@ class WandbBoard:
             ) from None
         fingerprint = folder.root.rstrip("/").rpartition("/")[2]
         config = {"seed": recipe.seed, stage: to_plain(recipe.section_of(stage))}
-        names: dict[str, Any] = {"project": project, "group": recipe.name, "name": f"{recipe.name} {stage}", "id": f"{stage}-{fingerprint}"}
+        names: dict[str, Any] = {
+            "project": project,
+            "group": recipe.name,
+            "name": f"{recipe.name} {stage}",
+            "id": f"{stage}-{fingerprint}",
+        }
         self.then = then
         self._run: Any = wandb.init(**names, config=config, resume="allow")
 

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.staging import AsyncStager
 
-from mav.artifact import Folder
 from mav.errors import UserError
+from mav.storage import Folder
 from mav.training.ema import Ema, local
 
 # Said from the writing thread at every save of one worker, which is what is meant.
@@ -115,7 +115,12 @@ class Checkpoints:
 
     def load(self, samples: int, tensors: Tensors) -> None:
         """Fills the tensors from one checkpoint; names it holds beyond theirs are left alone."""
-        dcp.load({RUN: tensors}, storage_reader=FsspecReader(self.folder(samples).url), process_group=self.group, no_dist=self.alone)
+        dcp.load(
+            {RUN: tensors},
+            storage_reader=FsspecReader(self.folder(samples).url),
+            process_group=self.group,
+            no_dist=self.alone,
+        )
 
 
 class _Stager(AsyncStager):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mav.models.prior import Prior
 from mav.models.unet import MASK_CHANNELS, UNet
-from mav.recipe import Cluster, Optimisation, Recipe
+from mav.recipes import Cluster, Optimisation, Recipe
 from mav.training.sharding import sharded_blocks
 from mav.training.stages import TRAININGS, VIDEO_STAGES
 
@@ -94,7 +94,9 @@ def _network(stage: str, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
         video = stage in VIDEO_STAGES
         section = recipe.section_of(stage)
         frames = (section.frames or sizes.frames) if video else 0
-        config = dataclasses.replace(image[name].network, max_frames=frames, masked_frames=stage == "train-interpolation")
+        config = dataclasses.replace(
+            image[name].network, max_frames=frames, masked_frames=stage == "train-interpolation"
+        )
         size = round(side[name] * section.crop)
         x = torch.zeros(COUNTED, max(1, frames), config.in_channels, size, size)
         inputs = {"x": x, "t": torch.zeros(COUNTED)}

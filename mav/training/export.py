@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from mav.artifact import Folder
 from mav.errors import UserError
 from mav.models.prior import Prior
 from mav.models.unet import UNet
-from mav.recipe import Level, Objective, PriorConfig, UNetConfig, to_plain
+from mav.recipes import Level, Objective, PriorConfig, UNetConfig, to_plain
+from mav.storage import Folder
 
 WEIGHTS, FACTS, CURVES = "network.safetensors", "network.json", "curves.jsonl"
 
@@ -37,7 +37,12 @@ def export_network(out: Folder, network: UNet | Prior, objective: Objective, **f
     out.write_bytes(WEIGHTS, save(tensors))
     kind = "prior" if isinstance(network, Prior) else "unet"
     parameters = sum(p.numel() for p in network.parameters())
-    described = {"kind": kind, "config": to_plain(network.config), "objective": to_plain(objective), "parameters": parameters}
+    described = {
+        "kind": kind,
+        "config": to_plain(network.config),
+        "objective": to_plain(objective),
+        "parameters": parameters,
+    }
     out.write_json(FACTS, described | facts)
 
 

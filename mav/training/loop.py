@@ -17,19 +17,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mav.artifact import Folder
 from mav.diffusion.noise import Draws
-from mav.recipe import Cluster, Optimisation
+from mav.recipes import Cluster, Optimisation
+from mav.storage import Folder
 from mav.training.checkpoint import Checkpoints, tensors_of
 from mav.training.ema import Ema, warmed_up
 from mav.training.post_hoc import PostHoc, due
-from mav.training.preemption import PreemptedError, Told
+from mav.training.process.preemption import PreemptedError, Told
+from mav.training.process.stall import step_made
 from mav.training.sharding import gather, spread
-from mav.training.stall import step_made
 from mav.training.validation import Batch, Validation
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where samples come from: a pure function of the sample's number."""
 
     def batch(self, first: int, count: int) -> Batch:
@@ -51,7 +51,7 @@ class Task:
 
     stage: str
     network: nn.Module
-    source: Source
+    source: BatchSource
     loss: Callable[[nn.Module, Batch, Draws], Tensor]  # mean loss of the batch's rows, a scalar
     identity: str  # digest of all that must be equal for a checkpoint to be continued
     late: frozenset[str] = frozenset()  # parameters that hold still for the first `late_samples`
@@ -68,7 +68,9 @@ class Progress:
     curves: list[dict[str, float]] = field(default_factory=list)
     best_loss: float | None = None  # the lowest on held-out samples
     best_samples: int = 0  # of its checkpoint
-    widths: dict[float, float] = field(default_factory=dict)  # loss on held-out samples by width of the average, where one is chosen
+    widths: dict[float, float] = field(
+        default_factory=dict
+    )  # loss on held-out samples by width of the average, where one is chosen
 
     def add(self, line: dict[str, float]) -> None:
         """Numbers of this moment, in one line of the curves."""
@@ -113,7 +115,9 @@ def train(
     checkpoints = Checkpoints(work, task.identity, rank, world_size, cluster.keep_checkpoints)
     post_hoc = None
     if o.export == "post_hoc":
-        post_hoc = PostHoc(network, moving, o, Checkpoints(work.child("averages"), task.identity, rank, world_size, keep=None))
+        post_hoc = PostHoc(
+            network, moving, o, Checkpoints(work.child("averages"), task.identity, rank, world_size, keep=None)
+        )
         tensors |= post_hoc.tensors
     if facts := checkpoints.restore(tensors):
         progress = Progress(**facts["progress"])
@@ -137,7 +141,9 @@ def train(
                 first, batch = next(batches)
             draws = Draws((seed, task.stage, number) for number in range(first, first + micro))
             with nullcontext() if part == o.accumulation - 1 else spread_out.unsynced(), autocast:
-                loss = task.loss(forward, {name: value.to(device, non_blocking=True) for name, value in batch.items()}, draws)
+                loss = task.loss(
+                    forward, {name: value.to(device, non_blocking=True) for name, value in batch.items()}, draws
+                )
                 (loss / o.accumulation).backward()
             log.add_loss(loss.detach() / o.accumulation)
         norm = nn.utils.clip_grad_norm_(moving, o.gradient_clip, foreach=True)
@@ -176,12 +182,16 @@ def train(
                 checkpoints.save(progress.samples, tensors, {"progress": vars(progress), "log": log.state()})
         if ending and not done:
             checkpoints.wait()
-            raise PreemptedError(f"{task.stage} was told to end and saved after {progress.samples} samples: it goes on from there")
+            raise PreemptedError(
+                f"{task.stage} was told to end and saved after {progress.samples} samples: it goes on from there"
+            )
 
     # ---- the end: the network is its average, whole on every rank
     checkpoints.wait()
     if o.export == "best" and progress.best_samples:
-        checkpoints.load(progress.best_samples, {name: value for name, value in tensors.items() if name.startswith("ema.")})
+        checkpoints.load(
+            progress.best_samples, {name: value for name, value in tensors.items() if name.startswith("ema.")}
+        )
     if post_hoc and (judge := task.validation):
 
         def judged() -> float:
@@ -210,9 +220,13 @@ def make_optimiser(network: nn.Module, task: Task, o: Optimisation, device: str)
     ]
     fused = torch.device(device).type in ("cpu", "cuda")
     optimiser = torch.optim.AdamW(described, lr=o.learning_rate, betas=o.betas, eps=o.eps, fused=fused)
-    for group in optimiser.param_groups:  # its state from the start, as it would make it at the first step: a checkpoint fills it in place
+    for group in (
+        optimiser.param_groups
+    ):  # its state from the start, as it would make it at the first step: a checkpoint fills it in place
         for p in group["params"]:
-            moments = {name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in ("exp_avg", "exp_avg_sq")}
+            moments = {
+                name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in ("exp_avg", "exp_avg_sq")
+            }
             optimiser.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
     return optimiser
 
@@ -233,11 +247,15 @@ def learning_rate(o: Optimisation, samples: int) -> float:
     return rate
 
 
-def prefetch(source: Source, samples: int, o: Optimisation, rank: int, world_size: int) -> Iterator[tuple[int, Batch]]:
+def prefetch(
+    source: BatchSource, samples: int, o: Optimisation, rank: int, world_size: int
+) -> Iterator[tuple[int, Batch]]:
     """This rank's parts of each step, (first sample number, batch), one read ahead by a thread."""
     micro = o.batch_size // (o.accumulation * world_size)
     firsts = (
-        step + (part * world_size + rank) * micro for step in range(samples, o.samples, o.batch_size) for part in range(o.accumulation)
+        step + (part * world_size + rank) * micro
+        for step in range(samples, o.samples, o.batch_size)
+        for part in range(o.accumulation)
     )
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending = None

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mav.recipe import Optimisation
+from mav.recipes import Optimisation
 from mav.training.checkpoint import Checkpoints, Tensors
 from mav.training.ema import Ema, local
 
 KEPT = (0.05, 0.10)  # widths that are kept
-MOMENTS = 16  # of the training at which they are kept: enough for the widths below to come out within 4 % of their profiles
+MOMENTS = (
+    16  # of the training at which they are kept: enough for the widths below to come out within 4 % of their profiles
+)
 OFFERED = (0.03, 0.04, 0.05, 0.065, 0.08, 0.10, 0.125, 0.15, 0.20)
 WIDEST = 12**-0.5  # of an average that weighs all steps alike
 
@@ -59,7 +61,9 @@ def coefficients(kept: Sequence[Moment], wanted: Moment) -> Tensor:
 class PostHoc:
     """The power-function averages of a training, and what was kept of them in `work`. Every rank calls every method."""
 
-    def __init__(self, network: nn.Module, moving: Sequence[nn.Parameter], o: Optimisation, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, network: nn.Module, moving: Sequence[nn.Parameter], o: Optimisation, checkpoints: Checkpoints
+    ) -> None:
         """moving: the parameters to average. checkpoints: where averages are kept, all of them."""
         names = {id(p): name for name, p in network.named_parameters()}
         self.averages = {width: Ema(moving, power_decay(width)) for width in KEPT}

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from mav.models.prior import Block
-from mav.models.unet import Stage
-from mav.recipe import Optimisation
+from mav.models.unet import LevelBlocks
+from mav.recipes import Optimisation
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Spread:
 
     network: nn.Module  # whose parameters are optimised, averaged and saved
     forward: nn.Module  # what the loss calls
-    unsynced: Callable[[], AbstractContextManager[Any]] = nullcontext  # around a backward pass whose gradients are only part of a step's
+    unsynced: Callable[[], AbstractContextManager[Any]] = (
+        nullcontext  # around a backward pass whose gradients are only part of a step's
+    )
 
 
 def spread(network: nn.Module, o: Optimisation, world_size: int, device: str, sharding: str) -> Spread:
@@ -56,13 +58,16 @@ def spread(network: nn.Module, o: Optimisation, world_size: int, device: str, sh
 
 def sharded_blocks(network: nn.Module) -> list[nn.Module]:
     """The parts of a network whose parameters are gathered and let go together."""
-    return [module for module in network.modules() if isinstance(module, (Stage, Block))]
+    return [module for module in network.modules() if isinstance(module, (LevelBlocks, Block))]
 
 
 @torch.no_grad()
 def gather(trained: nn.Module, whole: nn.Module, device: str) -> None:
     """Every rank's network, whole again, with the trained values. Nothing to do where it was never taken apart."""
     if trained is not whole:
-        values = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in trained.state_dict().items()}
+        values = {
+            name: value.full_tensor() if hasattr(value, "full_tensor") else value
+            for name, value in trained.state_dict().items()
+        }
         whole.load_state_dict(values)
     whole.to(device).eval()

@@ -5,18 +5,20 @@ import io
 import torch
 from torch import Tensor, nn
 
-from mav.artifact import Folder
 from mav.diffusion.guidance import Denoiser
 from mav.diffusion.noise import SampleNoise
 from mav.diffusion.pixels import to_pixels
 from mav.diffusion.sampler import sample
-from mav.recipe import Objective, Sampling
+from mav.recipes import Objective, Sampling
+from mav.storage import Folder
 
 SHEET = "samples.png"
 STEPS = 12
 
 
-def write_sheet(out: Folder, network: nn.Module, objective: Objective, x0: Tensor, conditions: dict[str, Tensor], seed: int) -> None:
+def write_sheet(
+    out: Folder, network: nn.Module, objective: Objective, x0: Tensor, conditions: dict[str, Tensor], seed: int
+) -> None:
     """Writes `samples.png`: true clips x0 (B, T, 3, S, S) over sampled ones. Images stand side by side; clips are rows of frames."""
     from PIL import Image
 

@@ -20,20 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mav.artifact import Folder
 from mav.diffusion.noise import Draws, generator
 from mav.diffusion.objective import diffusion_loss
 from mav.diffusion.pixels import augment, blur, crop, downsample, to_unit, upsample
 from mav.diffusion.schedule import make_schedule
 from mav.errors import UserError
-from mav.models.clip import Clip
+from mav.models.checkpoints.unclip import start_from
+from mav.models.clip import ClipModel
 from mav.models.heads import read_state
 from mav.models.prior import Prior, to_scale
-from mav.models.unclip import start_from
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
-from mav.recipe import Objective, Recipe, TrainImage, TrainVideo, digest
+from mav.recipes import Objective, Recipe, TrainImage, TrainVideo, digest
+from mav.storage import Folder
 from mav.training.export import export_network, load_network, write_curves
-from mav.training.loop import Batch, Source, Task, train
+from mav.training.loop import Batch, BatchSource, Task, train
 from mav.training.sheet import write_sheet
 from mav.training.validation import Validation
 
@@ -60,12 +60,14 @@ class Training:
     """A stage, ready to train."""
 
     network: nn.Module
-    source: Source
+    source: BatchSource
     loss: Callable[[nn.Module, Batch, Draws], Tensor]
     finish: Callable[[Folder], dict[str, Any]]  # writes the artifact's network; returns metrics
     late: frozenset[str] = frozenset()
     late_samples: int = 0
-    loss_at: Callable[[nn.Module, Batch, Draws, float], Tensor] | None = None  # mean loss at a noise level, for held-out samples
+    loss_at: Callable[[nn.Module, Batch, Draws, float], Tensor] | None = (
+        None  # mean loss at a noise level, for held-out samples
+    )
 
 
 def run_stage(
@@ -79,7 +81,7 @@ def run_stage(
     world_size: int = 1,
     device: str = "cpu",
     report: Callable[[dict[str, Any]], None] = lambda _: None,
-    source: Source | None = None,
+    source: BatchSource | None = None,
 ) -> dict[str, Any]:
     """Trains one stage, resuming from `work` by itself, and writes its artifact's files into `out` (rank 0). Returns its metrics.
 
@@ -108,10 +110,16 @@ def run_stage(
         metrics["loss"] = progress.curves[-1]["loss"]
     if progress.best_loss is not None:
         metrics |= {"validation": progress.best_loss, "validation_samples": progress.best_samples}
-    metrics |= {"data_samples": len(training.source), "read": dict(getattr(training.source, "counts", {}))}  # and what became of those read
+    metrics |= {
+        "data_samples": len(training.source),
+        "read": dict(getattr(training.source, "counts", {})),
+    }  # and what became of those read
     if progress.widths:
         width = min(progress.widths, key=progress.widths.__getitem__)
-        metrics |= {"average_width": width, "validation_by_width": {str(w): loss for w, loss in progress.widths.items()}}
+        metrics |= {
+            "average_width": width,
+            "validation_by_width": {str(w): loss for w, loss in progress.widths.items()},
+        }
     if rank == 0:
         metrics |= training.finish(out)
         write_curves(out, progress.curves)
@@ -129,11 +137,13 @@ def seeded(seed: int, stage: str) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------------------- images
 
 
-def clip_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
+def clip_training(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: BatchSource | None
+) -> Training:
     """The demo's CLIP: contrastive training, then score heads on the rows of known score. A pretrained one only gets the heads it lacks."""
-    clip = Clip.create(recipe.clip)
+    clip = ClipModel.create(recipe.clip)
     if source is None:
-        from mav.data.loaders import CaptionedImages
+        from mav.data.loading.loaders import CaptionedImages
 
         share = recipe.clip.optimisation.corrupted_share
         source = CaptionedImages(inputs["image-download"], clip.image_size, recipe.seed, clip.tokenize, share)
@@ -145,7 +155,9 @@ def clip_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device:
 
     @torch.no_grad()
     def finish(out: Folder) -> dict[str, Any]:
-        parts = [rows.batch(first, min(256, len(rows) - first)) for first in range(0, len(rows), 256)]  # one epoch: every row once
+        parts = [
+            rows.batch(first, min(256, len(rows) - first)) for first in range(0, len(rows), 256)
+        ]  # one epoch: every row once
         if not recipe.clip.pretrained:
             clip.settle(torch.cat([part["pixels"] for part in parts[:SETTLING]]).to(device))
         embeddings = torch.cat([clip.encode_image(part["pixels"].to(device)).cpu() for part in parts])
@@ -157,17 +169,24 @@ def clip_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device:
     return Training(clip, rows, loss, finish)
 
 
-def prior_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
+def prior_training(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: BatchSource | None
+) -> Training:
     """P: tokens and CLIP text embedding to CLIP image embedding."""
     source = source or _images(stage, recipe, inputs, size=0)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        return to_scale(batch["image_embedding"]), {"tokens": batch["tokens"], "text_embedding": batch["text_embedding"]}
+        return to_scale(batch["image_embedding"]), {
+            "tokens": batch["tokens"],
+            "text_embedding": batch["text_embedding"],
+        }
 
     return _diffusion(stage, recipe, device, Prior(recipe.train_prior.network), source, prepare)
 
 
-def decoder_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
+def decoder_training(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: BatchSource | None
+) -> Training:
     """D: CLIP image embedding to an image of the base size."""
     source = source or _images(stage, recipe, inputs, size=recipe.cascade.base_size)
 
@@ -177,7 +196,9 @@ def decoder_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], devi
     return _diffusion(stage, recipe, device, UNet(recipe.train_decoder.network), source, prepare)
 
 
-def sr_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
+def sr_training(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: BatchSource | None
+) -> Training:
     """SR_l and SR_h on images."""
     section, sizes = recipe.section_of(stage), recipe.cascade
     small, large = (sizes.base_size, sizes.low_size) if stage == "train-sr-low" else (sizes.low_size, sizes.high_size)
@@ -192,22 +213,28 @@ def sr_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: s
 # --------------------------------------------------------------------------------------------------------------- videos
 
 
-def decoder_video_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
+def decoder_video_training(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: BatchSource | None
+) -> Training:
     """D^t: D, inflated, on clips of any frame rate under the CLIP embedding of their first frame."""
     network = inflate(_parent(inputs["train-decoder"]), recipe.cascade.frames)
     return _with_clip(stage, recipe, inputs, device, source, network)
 
 
-def interpolation_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
+def interpolation_training(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: BatchSource | None
+) -> Training:
     """F^: D^t, told some of the frames."""
     network = add_masked_frames(_parent(inputs["train-decoder-video"]))
     return _with_clip(stage, recipe, inputs, device, source, network)
 
 
-def _with_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None, network: UNet) -> Training:
+def _with_clip(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: BatchSource | None, network: UNet
+) -> Training:
     """What D^t and F^ share: the CLIP embedding of the first frame; F^ is the network that takes known frames."""
     source = source or _clips(stage, recipe, inputs)
-    clip = Clip.load(inputs["clip"], device)
+    clip = ClipModel.load(inputs["clip"], device)
 
     def prepare(batch: Batch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = only_motion(stage, batch)["pixels"]
@@ -222,7 +249,9 @@ def _with_clip(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: st
     return _diffusion(stage, recipe, device, network, source, prepare)
 
 
-def sr_low_video_training(stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: Source | None) -> Training:
+def sr_low_video_training(
+    stage: str, recipe: Recipe, inputs: dict[str, Folder], device: str, source: BatchSource | None
+) -> Training:
     """SR_l^t: SR_l, inflated, on crops of clips."""
     section, cascade = recipe.train_sr_low_video, recipe.cascade
     network = inflate(_parent(inputs["train-sr-low"]), cascade.frames)
@@ -236,7 +265,7 @@ def sr_low_video_training(stage: str, recipe: Recipe, inputs: dict[str, Folder],
     return _diffusion(stage, recipe, device, network, source, prepare)
 
 
-TRAININGS: dict[str, Callable[[str, Recipe, dict[str, Folder], str, Source | None], Training]] = {
+TRAININGS: dict[str, Callable[[str, Recipe, dict[str, Folder], str, BatchSource | None], Training]] = {
     "clip": clip_training,
     "train-prior": prior_training,
     "train-decoder": decoder_training,
@@ -260,7 +289,9 @@ def only_motion(stage: str, batch: Batch) -> Batch:
     return batch
 
 
-def with_low_resolution(x0: Tensor, factor: int, section: TrainImage | TrainVideo, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+def with_low_resolution(
+    x0: Tensor, factor: int, section: TrainImage | TrainVideo, draws: Draws
+) -> tuple[Tensor, dict[str, Tensor]]:
     """A crop of each clip (B, T, 3, S, S) and, as conditions, its low-resolution copy: blurred, noised to a random known level."""
     small = max(1, round(x0.shape[-1] * section.crop / factor))  # crops lie on the low-resolution grid
     places = x0.shape[-1] // factor - small + 1
@@ -292,7 +323,9 @@ def random_mask(draws: Draws, frames: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _diffusion(stage: str, recipe: Recipe, device: str, network: UNet | Prior, source: Source, prepare: Prepare) -> Training:
+def _diffusion(
+    stage: str, recipe: Recipe, device: str, network: UNet | Prior, source: BatchSource, prepare: Prepare
+) -> Training:
     """A diffusion network: prepare, lose, export. For a video stage, which parameters move, and when; for another, its `start`."""
     section, seed = recipe.section_of(stage), recipe.seed
     objective: Objective = section.objective
@@ -332,7 +365,9 @@ def _validation(stage: str, recipe: Recipe, training: Training, rank: int, world
     o, key = recipe.section_of(stage).optimisation, f"{stage.replace('-', '_')}.optimisation"
     if not o.held_out:
         if o.export != "last":
-            raise UserError(f"`{key}.export: {o.export}` is decided on held-out samples: say how many in `{key}.held_out`.")
+            raise UserError(
+                f"`{key}.export: {o.export}` is decided on held-out samples: say how many in `{key}.held_out`."
+            )
         return None
     if training.loss_at is None:
         raise UserError(f"{stage} has no loss by noise level: leave its `optimisation.held_out` at 0.")
@@ -340,7 +375,9 @@ def _validation(stage: str, recipe: Recipe, training: Training, rank: int, world
         raise UserError(f"`{key}.held_out` must be a multiple of the {world_size} workers.")
     rows, part = training.source.hold_out(o.held_out, o.samples), o.held_out // world_size
     own = {name: value[rank * part : (rank + 1) * part] for name, value in rows.items()}
-    return Validation(own, rank * part, o.batch_size // (o.accumulation * world_size), (recipe.seed, stage), training.loss_at)
+    return Validation(
+        own, rank * part, o.batch_size // (o.accumulation * world_size), (recipe.seed, stage), training.loss_at
+    )
 
 
 def _parent(folder: Folder) -> UNet:
@@ -351,17 +388,17 @@ def _parent(folder: Folder) -> UNet:
     return network.requires_grad_(True)
 
 
-def _images(stage: str, recipe: Recipe, inputs: dict[str, Folder], size: int) -> Source:
+def _images(stage: str, recipe: Recipe, inputs: dict[str, Folder], size: int) -> BatchSource:
     """Images with their embeddings; size 0 leaves the pixels out."""
-    from mav.data.loaders import ImageSource
+    from mav.data.loading.loaders import ImageSource
 
     embeds, share = inputs["image-embed"], recipe.section_of(stage).optimisation.corrupted_share
     return ImageSource(inputs.get("image-download", embeds), embeds, size, recipe.seed, size > 0, share)
 
 
-def _clips(stage: str, recipe: Recipe, inputs: dict[str, Folder]) -> Source:
+def _clips(stage: str, recipe: Recipe, inputs: dict[str, Folder]) -> BatchSource:
     """Clips at SR_l's resolution, which CLIP sees; the base size is averaged from it."""
-    from mav.data.loaders import ClipSource
+    from mav.data.loading.loaders import ClipSource
 
     section, size = recipe.section_of(stage), recipe.cascade.low_size
     frames, o = section.frames or recipe.cascade.frames, section.optimisation

@@ -22,7 +22,9 @@ class Validation:
     first: int  # number of the first of them
     chunk: int  # samples a forward pass
     key: tuple[int | str, ...]
-    loss: Callable[[nn.Module, Batch, Draws, float], Tensor]  # mean loss of rows whose noise step is this share of all steps
+    loss: Callable[
+        [nn.Module, Batch, Draws, float], Tensor
+    ]  # mean loss of rows whose noise step is this share of all steps
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, device: str) -> dict[str, float]:
@@ -41,4 +43,6 @@ class Validation:
             dist.all_reduce(sums)
             count *= dist.get_world_size()
         losses = (sums / count).tolist()
-        return {f"validation/{level}": loss for level, loss in zip(LEVELS, losses, strict=True)} | {"validation": sum(losses) / len(losses)}
+        return {f"validation/{level}": loss for level, loss in zip(LEVELS, losses, strict=True)} | {
+            "validation": sum(losses) / len(losses)
+        }

@@ -15,12 +15,12 @@ import torch
 from harness import in_turn, rate, report
 from real_clips import clips
 
-import mav.data.loaders as loaders
-from mav.artifact import Folder
-from mav.data.loaders import ClipSource
+import mav.data.loading.loaders as loaders
+from mav.data.loading.loaders import ClipSource
 from mav.data.shards import TarWriter, json_bytes
-from mav.data.transcode import convert
-from mav.recipe import FpsCurriculum, VideoShards
+from mav.data.videos.transcode import convert
+from mav.recipes import FpsCurriculum, VideoShards
+from mav.storage import Folder
 
 FRAMES, SAMPLES, SIZES = 16, 24, (64, 256)
 
@@ -32,7 +32,9 @@ def peer_clip(data: bytes, indices: np.ndarray, size: int) -> np.ndarray:
     side = min(frames.shape[2:])
     top, left = ((length - side) // 2 for length in frames.shape[2:])
     square = frames[:, :, top : top + side, left : left + side].float()
-    small = torch.nn.functional.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    small = torch.nn.functional.interpolate(
+        square, size=(size, size), mode="bilinear", antialias=True, align_corners=False
+    )
     return small.round().clamp(0, 255).byte().numpy()
 
 
@@ -71,17 +73,33 @@ def main() -> None:
                 return SAMPLES / (time.perf_counter() - began)
 
             speeds = in_turn({"ours": ours, "peer": peer})
-            rows.append(rate(f"{size}x{size}", speeds["ours"], speeds["peer"], "decord over the original + torch resize", "clips/s"))
+            rows.append(
+                rate(
+                    f"{size}x{size}",
+                    speeds["ours"],
+                    speeds["peer"],
+                    "decord over the original + torch resize",
+                    "clips/s",
+                )
+            )
             values = [psnr(source.batch(n, 1)["pixels"][0].numpy(), peer_clip(*jobs[n], size)) for n in range(SAMPLES)]
             by_clip = [
-                round(float(np.mean([v for v, (i, _) in zip(values, drawn, strict=True) if i == c])), 1) for c in range(len(originals))
+                round(float(np.mean([v for v, (i, _) in zip(values, drawn, strict=True) if i == c])), 1)
+                for c in range(len(originals))
             ]
             fidelity[f"psnr {size}x{size}, dB"] = {
                 "lowest": round(min(values), 1),
                 "mean": round(float(np.mean(values)), 1),
                 "by clip": by_clip,
             }
-        report("clips", rows, **fidelity, bytes={"originals": sum(map(len, originals)), "shards": stored}, frames=FRAMES, rounds=3)
+        report(
+            "clips",
+            rows,
+            **fidelity,
+            bytes={"originals": sum(map(len, originals)), "shards": stored},
+            frames=FRAMES,
+            rounds=3,
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,13 @@ from typing import Any
 import numpy as np
 from harness import in_turn, rate, report
 
-SIZES = ((400, 300, 30), (640, 480, 30), (800, 600, 20), (1024, 768, 12), (1600, 1200, 8))  # width, height, share in per cent
+SIZES = (
+    (400, 300, 30),
+    (640, 480, 30),
+    (800, 600, 20),
+    (1024, 768, 12),
+    (1600, 1200, 8),
+)  # width, height, share in per cent
 DISTINCT = 100  # pictures drawn; the addresses are all different
 SIDE = 256
 SHARD = 1000
@@ -41,14 +47,17 @@ def picture(number: int) -> bytes:
     for scale, weight in ((4, 80), (16, 40), (64, 16), (256, 6)):
         small = rng.standard_normal((min(height, scale * 3 // 4), min(width, scale), 3)).astype(np.float32)
         canvas += weight * cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    return bytes(cv2.imencode(".jpg", np.clip(canvas + 128, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
+    return bytes(
+        cv2.imencode(".jpg", np.clip(canvas + 128, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+    )
 
 
 def serve(ready: Any) -> None:
     """A small server of its own process: answers from memory, and tells how many it answered between which times."""
     bodies = [picture(number) for number in range(DISTINCT)]
     answers = [
-        b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(b) + b for b in bodies
+        b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(b) + b
+        for b in bodies
     ]
     seen: dict[str, Any] = {"count": 0, "first": 0.0, "last": 0.0}
 
@@ -63,7 +72,9 @@ def serve(ready: Any) -> None:
             name = self.asked.split(b" ", 2)[1].rpartition(b"/")[2]
             if name == b"times":
                 body = json.dumps(seen).encode()
-                self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+                self.transport.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+                )
                 seen.update(count=0, first=0.0, last=0.0)
             else:
                 seen["last"] = time.monotonic()
@@ -106,7 +117,9 @@ def theirs(folder: Path, table: Path, threads: int) -> None:
                "--url_col=url", "--caption_col=caption", "--output_format=webdataset", f"--output_folder={out}", "--processes_count=2",
                f"--thread_count={threads}", f"--image_size={SIDE}", "--resize_mode=keep_ratio", "--encode_quality=95",
                f"--number_sample_per_shard={SHARD}", "--enable_wandb=False", "--compute_hash=sha256"]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}, capture_output=True, text=True, check=False
+    )
     kept = sum(json.loads(path.read_text())["successes"] for path in out.glob("*_stats.json"))
     if done.returncode or not kept:
         raise SystemExit(f"img2dataset failed: {done.stderr[-2000:]}")
@@ -122,14 +135,16 @@ def ours(folder: Path, metadata: Path, port: int, threads: int) -> None:
 def stage(metadata: str, out: str, port: str, threads: str) -> None:
     from contextlib import ExitStack
 
-    from flows.console import Screen
+    from flows.engine.run import Job, Run
+    from flows.engine.shard_map import shard_map
+    from flows.engine.stage import Node
+    from flows.engine.store import Store
     from flows.images import image_download
-    from flows.runtime import configure_environment
-    from flows.shard_map import shard_map
-    from flows.stage import Job, Node, Run, Store
-    from mav.artifact import Folder
-    from mav.data.download import DownloadWork
-    from mav.recipe_file import load_recipe
+    from flows.services.environment import configure_environment
+    from flows.services.terminal import Terminal
+    from mav.data.images.download import DownloadWork
+    from mav.recipes.reader import load_recipe
+    from mav.storage import Folder
 
     configure_environment()
     recipe = load_recipe("demo", ["cluster.cpus=2", "cluster.dashboard=false", f"image_download.threads={threads}",
@@ -137,7 +152,7 @@ def stage(metadata: str, out: str, port: str, threads: str) -> None:
     rule = recipe.image_download
     rule = type(rule)(**{**rule.__dict__, "allow_addresses": (f"127.0.0.1:{port}",)})
     with ExitStack() as services:
-        run = Run(recipe, Store(out), Screen(), services)
+        run = Run(recipe, Store(out), Terminal(), services)
         job = Job(Node(image_download, (), "0" * 64), run, Folder(f"{out}/artifact"), Folder(f"{out}/work"))
         work = DownloadWork(Folder(metadata), rule, job.out)
         counts = shard_map(job, work, work.names(), success_floor=0.99).counts
@@ -151,7 +166,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=16, help="concurrent fetches a process, ours")
     parser.add_argument(
-        "--their-threads", type=int, nargs="*", default=[8, 16, 32], help="tried on a tenth of the pictures; the best counts"
+        "--their-threads",
+        type=int,
+        nargs="*",
+        default=[8, 16, 32],
+        help="tried on a tenth of the pictures; the best counts",
     )
     parser.add_argument("--stage", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -162,8 +181,8 @@ def main() -> None:
     import pyarrow.parquet as pq
 
     from filters.screen import MetadataWork
-    from mav.artifact import Folder
-    from mav.recipe import Screening
+    from mav.recipes import Screening
+    from mav.storage import Folder
 
     context = multiprocessing.get_context("fork")
     ready, told = context.Pipe(duplex=False)
@@ -179,18 +198,27 @@ def main() -> None:
                 "caption": [f"picture number {i}" for i in range(count)],
             }
             pq.write_table(pa.table(rows), folder / f"{count}.parquet")
-            MetadataWork((str(folder / f"{count}.parquet"),), Screening(), SHARD, Folder(str(folder / f"metadata-{count}")))("00000")
+            MetadataWork(
+                (str(folder / f"{count}.parquet"),), Screening(), SHARD, Folder(str(folder / f"metadata-{count}"))
+            )("00000")
             return folder / f"{count}.parquet", folder / f"metadata-{count}"
 
         walls: dict[str, list[float]] = {}
         few = max(options.images // 10, SHARD)
-        tried = {t: measured(port, few, lambda t=t: theirs(folder, tables(few)[0], t), {}, "img2dataset") for t in options.their_threads}
+        tried = {
+            t: measured(port, few, lambda t=t: theirs(folder, tables(few)[0], t), {}, "img2dataset")
+            for t in options.their_threads
+        }
         best = max(tried, key=lambda t: tried[t])
         table, metadata = tables(options.images)
         rates = in_turn(
             {
-                "img2dataset": lambda: measured(port, options.images, lambda: theirs(folder, table, best), walls, "img2dataset"),
-                "ours": lambda: measured(port, options.images, lambda: ours(folder, metadata, port, options.threads), walls, "ours"),
+                "img2dataset": lambda: measured(
+                    port, options.images, lambda: theirs(folder, table, best), walls, "img2dataset"
+                ),
+                "ours": lambda: measured(
+                    port, options.images, lambda: ours(folder, metadata, port, options.threads), walls, "ours"
+                ),
             },
             options.rounds,
         )

@@ -32,7 +32,7 @@ CORES = min(2, os.cpu_count() or 1)
 
 def make_videos(folder: Path, count: int, size: int = SIZE) -> None:
     """Noise that drifts: as costly to decode as film."""
-    from mav.data.video_io import encode_mp4
+    from mav.data.videos.video_io import encode_mp4
 
     rng = np.random.default_rng(0)
     ground = rng.integers(0, 256, (size // 8 + 8, size // 8 + 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
@@ -61,12 +61,12 @@ def load(folder: str) -> None:
 
 def ours(videos: Path, folder: Path, pool: ProcessPoolExecutor) -> float:
     """Seconds from files to moments, through the same code as `mav evaluate`."""
-    from mav.artifact import Folder
     from mav.evaluation.features import Networks
     from mav.evaluation.metrics import Moments
     from mav.evaluation.protocols import Preparation
     from mav.evaluation.reading import find_videos
     from mav.evaluation.store import compute
+    from mav.storage import Folder
 
     networks = Networks(("i3d",), str(folder))
     names = sorted(videos.iterdir())
@@ -92,7 +92,9 @@ def common_practice(videos: Path, folder: Path) -> float:
     network.load_state_dict(load_file(folder / "i3d.safetensors"))
     network.eval()
     began = time.perf_counter()
-    loaded = [decord.VideoReader(str(path)).get_batch(list(range(FRAMES))).asnumpy() for path in sorted(videos.iterdir())]
+    loaded = [
+        decord.VideoReader(str(path)).get_batch(list(range(FRAMES))).asnumpy() for path in sorted(videos.iterdir())
+    ]
     features = []
     with torch.no_grad():
         for video in loaded:
@@ -136,11 +138,11 @@ def peak_memory(count: int) -> float:
 def memory_child(count: int) -> None:
     """Decode, C-order features of a small fake network and moments; prints the peak. I3D's own memory does not depend on the count."""
     import mav.evaluation.store as store
-    from mav.artifact import Folder
     from mav.evaluation.features import Networks
     from mav.evaluation.metrics import Moments
     from mav.evaluation.protocols import Preparation
     from mav.evaluation.reading import find_videos
+    from mav.storage import Folder
 
     class Projection(Networks):
         """Keeps 400 pixels of each video: what is measured is everything around the network."""
@@ -149,7 +151,11 @@ def memory_child(count: int) -> None:
             return {"pixels": {"sha256": "0"}}
 
         def __call__(self, videos):  # type: ignore[no-untyped-def]
-            return {"pixels": [video.reshape(-1)[:: video.size // DIMENSIONS][:DIMENSIONS].astype(np.float32) for video in videos]}
+            return {
+                "pixels": [
+                    video.reshape(-1)[:: video.size // DIMENSIONS][:DIMENSIONS].astype(np.float32) for video in videos
+                ]
+            }
 
     with tempfile.TemporaryDirectory() as root:
         videos, keep = Path(root) / "videos", Path(root) / "keep"
@@ -159,7 +165,9 @@ def memory_child(count: int) -> None:
         for index in range(20, count):
             os.link(originals[index % 20], videos / f"{index:05d}.mp4")
         entries, _ = find_videos(Folder(str(videos)), (), count)
-        features = store.compute(entries, Folder(str(videos)), Preparation(FRAMES), Projection(("pixels",)), Folder(str(keep)))
+        features = store.compute(
+            entries, Folder(str(videos)), Preparation(FRAMES), Projection(("pixels",)), Folder(str(keep))
+        )
         moments = Moments.of(np.zeros((0, DIMENSIONS)))
         for _, array in features.stream("pixels"):
             moments = moments.merge(Moments.of(array))
@@ -203,16 +211,35 @@ def main() -> None:
         weights(folder)
         with ProcessPoolExecutor(CORES, get_context("spawn"), initializer=load, initargs=(str(folder),)) as pool:
             list(pool.map(time.sleep, [1.0] * CORES))
-            speed = in_turn({"ours": lambda: count / ours(videos, folder, pool), "peer": lambda: count / common_practice(videos, folder)})
+            speed = in_turn(
+                {
+                    "ours": lambda: count / ours(videos, folder, pool),
+                    "peer": lambda: count / common_practice(videos, folder),
+                }
+            )
     rng = np.random.default_rng(0)
-    x, y = (rng.normal(shift, 1, (VIDEOS, DIMENSIONS)) @ rng.normal(0, 0.1, (DIMENSIONS, DIMENSIONS)) for shift in (0, 0.1))
+    x, y = (
+        rng.normal(shift, 1, (VIDEOS, DIMENSIONS)) @ rng.normal(0, 0.1, (DIMENSIONS, DIMENSIONS)) for shift in (0, 0.1)
+    )
     interval = in_turn({"ours": lambda: interval_ours(x, y), "peer": lambda: interval_sqrtm(x, y)})
     memory = {name: peak_memory(number) for name, number in MEMORY.items()}
     report(
         "evaluation",
         [
-            rate("decode, I3D, moments", speed["ours"], speed["peer"], "whole set in memory, one video at a time", "videos/s"),
-            cost(f"Frechet and {DRAWS} draws, d {DIMENSIONS}, n {VIDEOS}", interval["ours"], interval["peer"], "a sqrtm a draw", "s"),
+            rate(
+                "decode, I3D, moments",
+                speed["ours"],
+                speed["peer"],
+                "whole set in memory, one video at a time",
+                "videos/s",
+            ),
+            cost(
+                f"Frechet and {DRAWS} draws, d {DIMENSIONS}, n {VIDEOS}",
+                interval["ours"],
+                interval["peer"],
+                "a sqrtm a draw",
+                "s",
+            ),
             cost("peak memory, 1,000 videos (peer: 100)", memory["many"], memory["few"], "ourselves on a tenth", "MB"),
         ],
         cores=CORES,

@@ -54,7 +54,9 @@ def rows(rng: np.random.Generator, words: Any, count: int, first: int) -> Any:
     picks = np.minimum(rng.zipf(1.15, offsets[-1]) - 1, len(words) - 1)
     caption = pc.binary_join(pa.ListArray.from_arrays(offsets, words.take(pa.array(picks))), " ")
     host = words.take(pa.array(rng.integers(0, 3000, count)))
-    place = [pa.array(values).cast("string") for values in (rng.integers(0, 2**62, count), np.arange(first, first + count))]
+    place = [
+        pa.array(values).cast("string") for values in (rng.integers(0, 2**62, count), np.arange(first, first + count))
+    ]
     address = pc.binary_join_element_wise(
         "https://cdn.", host, ".com/wp-content/uploads/", place[0], "/picture-", place[1], "-640x480.jpg", ""
     )
@@ -70,8 +72,13 @@ def rows(rng: np.random.Generator, words: Any, count: int, first: int) -> Any:
             "WIDTH": pa.array(rng.integers(64, 2000, count), pa.int32()),
             "HEIGHT": pa.array(rng.integers(64, 2000, count), pa.int32()),
             "similarity": rng.random(count) * 0.2 + 0.28,
-            "hash": [mmh3.hash64(url + text)[0] for url, text in zip(address.to_pylist(), caption.to_pylist(), strict=True)],
-            **{name: pa.array(values.astype(np.float32), mask=rng.random(count) < 0.02) for name, values in score.items()},
+            "hash": [
+                mmh3.hash64(url + text)[0] for url, text in zip(address.to_pylist(), caption.to_pylist(), strict=True)
+            ],
+            **{
+                name: pa.array(values.astype(np.float32), mask=rng.random(count) < 0.02)
+                for name, values in score.items()
+            },
         }
     )
 
@@ -108,11 +115,13 @@ def copy(table: str, folder: str) -> float:
 def screened(table: str, folder: str) -> float:
     from filters.screen import MetadataWork
     from filters.toxicity import toxic_words
-    from mav.artifact import Folder
-    from mav.recipe import Screening
+    from mav.recipes import Screening
+    from mav.storage import Folder
 
     rule = Screening(word_lists=(word_list(folder),))
-    toxic_words(rule.word_lists, rule.word_exceptions, rule.obfuscations)  # compiled once a process, however many parts it screens
+    toxic_words(
+        rule.word_lists, rule.word_exceptions, rule.obfuscations
+    )  # compiled once a process, however many parts it screens
     work = MetadataWork((table,), rule, 10_000, Folder(f"{folder}/out"))
     began = time.process_time()
     counts = work("00000").counts
@@ -160,7 +169,9 @@ def apart(kind: str, table: str) -> Measured:
     with tempfile.TemporaryDirectory(prefix="bench-filter-") as folder:
         command = [sys.executable, __file__, "--measure", kind, table, folder]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        found: Measured = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+        found: Measured = json.loads(
+            subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1]
+        )
     return found
 
 
@@ -168,7 +179,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument(
-        "--scaling", type=int, nargs=2, default=[1_000_000, 20_000_000], metavar=("FEW", "MANY"), help="cost a row at both sizes"
+        "--scaling",
+        type=int,
+        nargs=2,
+        default=[1_000_000, 20_000_000],
+        metavar=("FEW", "MANY"),
+        help="cost a row at both sizes",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -189,7 +205,9 @@ def main() -> None:
             memory[kind] = max(memory.get(kind, 0.0), found["memory_mb"])
             return options.rows / found["seconds"] if kind != "pandas" else 1 / found["seconds"]
 
-        rates = in_turn({kind: (lambda kind=kind: measured(kind)) for kind in ("copy", "ours", "unaided", "pandas")}, options.rounds)
+        rates = in_turn(
+            {kind: (lambda kind=kind: measured(kind)) for kind in ("copy", "ours", "unaided", "pandas")}, options.rounds
+        )
         cost, most = {}, {}
         for count in options.scaling:
             sized = f"{name}/{count}.parquet"

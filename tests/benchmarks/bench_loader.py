@@ -20,14 +20,14 @@ import webdataset
 from harness import Row, in_turn, rate, report
 from real_clips import clips
 
-import mav.data.loaders as loaders
-from mav.artifact import Folder
-from mav.data.clips import draw_fps, frame_indices, frame_times
-from mav.data.loaders import ClipSource, ImageSource, decode_image
+import mav.data.loading.loaders as loaders
+from mav.data.loading.frame_rates import draw_fps, frame_indices, frame_times
+from mav.data.loading.loaders import ClipSource, ImageSource, decode_image
 from mav.data.shards import TarWriter, json_bytes, tar_names, write_table
-from mav.data.transcode import convert
-from mav.data.video_io import read_frames, read_squares
-from mav.recipe import FpsCurriculum, VideoShards
+from mav.data.videos.transcode import convert
+from mav.data.videos.video_io import read_frames, read_squares
+from mav.recipes import FpsCurriculum, VideoShards
+from mav.storage import Folder
 
 IMAGES, SHARDS, SIZE, BATCH = 4000, 8, 64, 64
 PREFETCHED = 2  # batches each of its processes keeps ready
@@ -37,7 +37,9 @@ CLIPS, FRAMES, CLIP_BATCH, TOTAL = 60, 16, 4, 1000
 def make_images(folder: Folder) -> Folder:
     """Shards of 256-pixel JPEGs, frames of the clips, with embeddings beside."""
     frames = np.concatenate([read_frames(path.read_bytes(), range(0, 400, 4)) for path in clips()])
-    pictures = [cv2.imencode(".jpg", cv2.resize(frame[:, 130:466], (256, 256))[..., ::-1])[1].tobytes() for frame in frames]
+    pictures = [
+        cv2.imencode(".jpg", cv2.resize(frame[:, 130:466], (256, 256))[..., ::-1])[1].tobytes() for frame in frames
+    ]
     embeds = folder.child("embeds")
     per = IMAGES // SHARDS
     for shard in range(SHARDS):
@@ -67,7 +69,12 @@ def stream(folder: Folder, decode, batch: int, workers: int):
     """Plain webdataset: shards in a shuffled order, a shuffle buffer, batches; worker processes through its own loader."""
     urls = [folder.path(name) for name in tar_names(folder)]
     split = {"nodesplitter": webdataset.split_by_node, "workersplitter": webdataset.split_by_worker}
-    data = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0, **split).repeat().shuffle(1000 if batch > 8 else 20).map(decode)
+    data = (
+        webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0, **split)
+        .repeat()
+        .shuffle(1000 if batch > 8 else 20)
+        .map(decode)
+    )
     loader = webdataset.WebLoader(data.batched(batch, partial=False), batch_size=None, num_workers=workers)
     return iter(loader)
 
@@ -131,7 +138,13 @@ def main() -> None:
             moving = ClipSource(videos, FRAMES, SIZE, 0, FpsCurriculum(), TOTAL)
             rows.append(compare(f"clips, {label}", moving, videos, DecodeClip(), CLIP_BATCH, 48, workers))
             assert not source.unreadable
-        report("loader", rows, images=f"{IMAGES} JPEGs of 256 pixels to {SIZE}", clips=f"{FRAMES} frames of 454x256 to {SIZE}", rounds=3)
+        report(
+            "loader",
+            rows,
+            images=f"{IMAGES} JPEGs of 256 pixels to {SIZE}",
+            clips=f"{FRAMES} frames of 454x256 to {SIZE}",
+            rounds=3,
+        )
 
 
 if __name__ == "__main__":

@@ -19,13 +19,18 @@ from typing import Any
 
 from harness import cost, in_turn, report
 
-from flows.console import Screen
-from flows.make_a_video import execute, make_a_video
-from flows.remote import _with_threads, on_ray
-from flows.runtime import configure_environment, prefect_server, ray_cluster
-from flows.stage import Job, Outcome, Plan, Run, Store
-from mav.recipe import Recipe
-from mav.recipe_file import load_recipe
+from flows.engine.execute import execute
+from flows.engine.remote import _with_threads, on_ray
+from flows.engine.run import Job, Run
+from flows.engine.stage import Graph, Outcome
+from flows.engine.store import Store
+from flows.make_a_video import make_a_video
+from flows.services.environment import configure_environment
+from flows.services.prefect_server import prefect_server
+from flows.services.ray_cluster import ray_cluster
+from flows.services.terminal import Terminal
+from mav.recipes import Recipe
+from mav.recipes.reader import load_recipe
 
 
 def nothing(report: Any) -> None:
@@ -37,9 +42,9 @@ def idle_stage(job: Job) -> Outcome:
     return Outcome()
 
 
-def empty_graph(recipe: Recipe) -> Plan:
+def empty_graph(recipe: Recipe) -> Graph:
     """The recipe's graph with every body exchanged for one that does nothing on Ray."""
-    plan = Plan(recipe)
+    plan = Graph(recipe)
     for node in make_a_video(recipe).nodes.values():
         plan.add(dataclasses.replace(node.stage, body=idle_stage), tuple(plan.nodes[up.name] for up in node.inputs))
     return plan
@@ -49,7 +54,7 @@ def ours(recipe: Recipe) -> float:
     """Seconds of one flow run over the whole graph, from nothing in storage to every artifact published."""
     from prefect import flow
 
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as services, Screen() as screen:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as services, Terminal() as screen:
         plan = empty_graph(recipe)
 
         @flow(name="bench-orchestration", validate_parameters=False)
@@ -75,7 +80,9 @@ def plain_loop(stages: int) -> float:
 def below(parent: int) -> list[int]:
     """Process ids of all descendants."""
     children = [
-        int(pid) for task in os.listdir(f"/proc/{parent}/task") for pid in Path(f"/proc/{parent}/task/{task}/children").read_text().split()
+        int(pid)
+        for task in os.listdir(f"/proc/{parent}/task")
+        for pid in Path(f"/proc/{parent}/task/{task}/children").read_text().split()
     ]
     return children + [pid for child in children for pid in below(child)]
 
@@ -118,9 +125,13 @@ def main() -> None:
         plain_loop(2)  # workers are up
         medians = in_turn({"ours": lambda: ours(recipe), "plain loop": lambda: plain_loop(stages)}, chosen.rounds)
         subprocess.run(
-            [sys.executable, "-m", "prefect", "work-pool", "create", "bench", "--type", "process"], check=True, capture_output=True
+            [sys.executable, "-m", "prefect", "work-pool", "create", "bench", "--type", "process"],
+            check=True,
+            capture_output=True,
         )
-        worker = subprocess.Popen([sys.executable, "-m", "prefect", "worker", "start", "--pool", "bench"], stdout=subprocess.DEVNULL)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "bench"], stdout=subprocess.DEVNULL
+        )
         time.sleep(chosen.idle)
         idle = memory()
         worker.terminate()
@@ -129,7 +140,9 @@ def main() -> None:
     for kind, used in idle.items():
         print(f"{kind:<16} {used:8.1f} MB")
     print(f"overhead: {overhead:.1f} s for {stages} stages, {overhead / stages:.2f} s a stage")
-    headline = cost(f"{stages} stages that do nothing", medians["ours"], medians["plain loop"], "plain loop of Ray tasks", "seconds")
+    headline = cost(
+        f"{stages} stages that do nothing", medians["ours"], medians["plain loop"], "plain loop of Ray tasks", "seconds"
+    )
     report("orchestration", [headline], overhead_seconds=round(overhead, 2), stages=stages, idle_memory_mb=idle)
 
 

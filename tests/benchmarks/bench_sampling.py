@@ -18,12 +18,12 @@ import torch
 from harness import cost, report
 from torch import Tensor
 
-from flows.cli_generate import load_cascade
-from mav.data.drawing import PALETTE
+from flows.cli.generate import load_cascade
 from mav.diffusion.guidance import Denoiser
-from mav.evaluation.oracle import oracle_verdict
-from mav.generation.cascade import Cascade, Run
-from mav.recipe import Generate, Sampling
+from mav.generation.cascade import Cascade, CascadeBatch
+from mav.recipes import Generate, Sampling
+from mav.world.drawing import PALETTE
+from mav.world.oracle import oracle_verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,11 @@ class TwoPasses(Denoiser):
         return (x0.clamp(-1, 1) if self.clip else x0), variance
 
 
-class UnclipRun(Run):
+class UnclipRun(CascadeBatch):
     def _denoiser(self, export: Any, sampling: Sampling, conditions: dict[str, Tensor], **more: Any) -> Denoiser:
-        return TwoPasses(export.network, export.objective, conditions, sampling.guidance, sampling.guidance_rescale, **more)
+        return TwoPasses(
+            export.network, export.objective, conditions, sampling.guidance, sampling.guidance_rescale, **more
+        )
 
 
 def as_unclip(ours: Generate) -> Generate:
@@ -58,7 +60,9 @@ def as_unclip(ours: Generate) -> Generate:
     )
 
 
-def sample(kind: type[Run], cascade: Cascade, prompts: list[str], generate: Generate) -> tuple[np.ndarray, float]:
+def sample(
+    kind: type[CascadeBatch], cascade: Cascade, prompts: list[str], generate: Generate
+) -> tuple[np.ndarray, float]:
     before = time.process_time()
     run = kind(cascade, list(range(len(prompts))), generate)
     embedding = run.imagine(prompts)
@@ -75,16 +79,28 @@ def main() -> None:
     recipe, cascade = load_cascade("demo", chosen.runs, None)
     assert recipe.world is not None
     shapes = tuple(recipe.world.shapes)
-    truths = [{"colour": list(PALETTE)[i % len(PALETTE)], "shape": shapes[i // len(PALETTE) % len(shapes)]} for i in range(chosen.clips)]
+    truths = [
+        {"colour": list(PALETTE)[i % len(PALETTE)], "shape": shapes[i // len(PALETTE) % len(shapes)]}
+        for i in range(chosen.clips)
+    ]
     prompts = [f"a {truth['colour']} {truth['shape']}" for truth in truths]
 
     seconds, verdicts = {}, {}
-    for name, kind, generate in (("ours", Run, recipe.generate), ("unCLIP", UnclipRun, as_unclip(recipe.generate))):
+    for name, kind, generate in (
+        ("ours", CascadeBatch, recipe.generate),
+        ("unCLIP", UnclipRun, as_unclip(recipe.generate)),
+    ):
         videos, seconds[name] = sample(kind, cascade, prompts, generate)
         verdict = oracle_verdict(list(videos), truths, [], shapes=shapes)
         verdicts[name] = {key: round(verdict[key], 3) for key in ("colour", "shape")}
         print(f"{name}: {seconds[name]:.2f} s a clip, {verdicts[name]}", flush=True)
-    row = cost("demo cascade, a clip", seconds["ours"], seconds["unCLIP"], "unCLIP's sampling", "CPU seconds a clip, one thread")
+    row = cost(
+        "demo cascade, a clip",
+        seconds["ours"],
+        seconds["unCLIP"],
+        "unCLIP's sampling",
+        "CPU seconds a clip, one thread",
+    )
     report("sampling", [row], oracle=verdicts, clips=chosen.clips)
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from harness import in_turn, rate, report
 from real_clips import clips
 
-from mav.artifact import Folder
-from mav.data.cliplist import split_lists
-from mav.data.transcode import encoder_options
-from mav.data.videos import VideoWork
-from mav.recipe import VideoShards
+from mav.data.videos.clip_list import split_lists
+from mav.data.videos.transcode import encoder_options
+from mav.data.videos.video_shards import VideoWork
+from mav.recipes import VideoShards
+from mav.storage import Folder
 
 START, SECONDS, SHARDS, CLIPS_A_SHARD = 1.0, 6.0, 2, 4
 RULE = VideoShards(clips_per_shard=CLIPS_A_SHARD)
@@ -77,7 +77,13 @@ def main() -> None:
         }
     version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
     row = rate("cut, resize, encode", speeds["ours"], speeds["peer"], f"ffmpeg {version} command line", "clips/s")
-    report("sharding", [row], clip=f"{SECONDS:g} s of 596x336 to a short side of {RULE.short_side}", bytes=bytes_out, rounds=3)
+    report(
+        "sharding",
+        [row],
+        clip=f"{SECONDS:g} s of 596x336 to a short side of {RULE.short_side}",
+        bytes=bytes_out,
+        rounds=3,
+    )
 
 
 if __name__ == "__main__":

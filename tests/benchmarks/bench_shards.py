@@ -22,7 +22,7 @@ from pathlib import Path
 
 from harness import Row, in_turn, rate, report
 
-from flows.runtime import configure_environment
+from flows.services.environment import configure_environment
 
 WINDOW = 64  # of the peer: with more it is no faster
 
@@ -47,7 +47,14 @@ def plain(count: int) -> dict[str, float]:
 
     import ray
 
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=200 << 20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     task = ray.remote(num_cpus=1, max_retries=0)(lambda name: name)
     ray.get([task.remote("") for _ in range(100)])  # the workers are there
     began, waiting, sent, got = time.monotonic(), [], 0, 0
@@ -62,17 +69,19 @@ def plain(count: int) -> dict[str, float]:
 
 def walk(count: int, folder: str) -> dict[str, float]:
     """The shard walk, Ray running before it begins."""
-    from flows.console import Screen
-    from flows.markers import Markers
-    from flows.shard_map import shard_map
-    from flows.stage import Job, Outcome, Plan, Run, Stage, Store
-    from mav.recipe_file import load_recipe
+    from flows.engine.markers import Markers
+    from flows.engine.run import Job, Run
+    from flows.engine.shard_map import shard_map
+    from flows.engine.stage import Graph, Outcome, Stage
+    from flows.engine.store import Store
+    from flows.services.terminal import Terminal
+    from mav.recipes.reader import load_recipe
 
     recipe = load_recipe("tiny", ["cluster.cpus=2", "cluster.dashboard=false", "cluster.fsync=false"])
     names = [f"{number:06d}" for number in range(count)]
     with ExitStack() as services:
-        run = Run(recipe, Store(folder), Screen(), services)
-        node = Stage("walk", 1, (), lambda job: Outcome(), "walk")(Plan(recipe))
+        run = Run(recipe, Store(folder), Terminal(), services)
+        node = Stage("walk", 1, (), lambda job: Outcome(), "walk")(Graph(recipe))
         job = Job(node, run, run.store.artifact(node), run.store.work(node))
         run.ray()
         ready = Job(node, run, run.store.root.child("ready/out"), run.store.root.child("ready/work"))
@@ -87,14 +96,19 @@ def walk(count: int, folder: str) -> dict[str, float]:
 
 def resume(count: int, folder: str) -> dict[str, float]:
     """The scan of a finished stage: every shard has a marker and two files in a listing, and the ledger is there; then its artifact."""
-    from flows.markers import Markers
-    from mav.artifact import MANIFEST, Artifact, Folder
+    from flows.engine.markers import Markers
+    from mav.storage import MANIFEST, Artifact, Folder
 
     out, work = Folder(f"{folder}/out"), Folder(f"{folder}/markers")
     os.makedirs(out.root)
     os.makedirs(work.root)
     names = [f"{number:06d}" for number in range(count)]
-    counts = {"rows_in": 10_000, "rows_out": 8_000, "dropped": {"opted_out": 7}, "failed": {"dns": 993, "http_404": 1000}}
+    counts = {
+        "rows_in": 10_000,
+        "rows_out": 8_000,
+        "dropped": {"opted_out": 7},
+        "failed": {"dns": 993, "http_404": 1000},
+    }
     for name in names:
         files = {f"{name}.{kind}": {"bytes": 0, "sha256": "0" * 64} for kind in ("tar", "parquet")}
         for file in files:
@@ -126,7 +140,9 @@ def resume(count: int, folder: str) -> dict[str, float]:
 def apart(*arguments: str, where: str | None = None) -> dict[str, float]:
     """One measure in a process of its own, its files under `where`."""
     with tempfile.TemporaryDirectory(prefix="bench-shards-", dir=where) as folder:
-        done = subprocess.run([sys.executable, __file__, "--measure", *arguments, folder], stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--measure", *arguments, folder], stdout=subprocess.PIPE, text=True, check=True
+        )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     print(f"  {' '.join(arguments)}: {found}", file=sys.stderr, flush=True)
     return found
@@ -146,7 +162,9 @@ def main() -> None:
         print(json.dumps(found))
         return
     memory: dict[str, list[float]] = {"plain": [], "walk": []}
-    memory_disk = "/dev/shm" if os.path.isdir("/dev/shm") else None  # the walk's cost, not the disk's; the disk's stands beside
+    memory_disk = (
+        "/dev/shm" if os.path.isdir("/dev/shm") else None
+    )  # the walk's cost, not the disk's; the disk's stands beside
 
     def measured(kind: str) -> float:
         found = apart(kind, str(options.shards), where=memory_disk)
@@ -159,7 +177,9 @@ def main() -> None:
     scan = apart("resume", str(options.finished), where=memory_disk)
     rows = [
         rate("walk", rates["ours"], rates["Ray tasks"], "windowed Ray tasks", "shards/s"),
-        rate("walk, markers on this machine's disk", disk["rate"], rates["Ray tasks"], "windowed Ray tasks", "shards/s"),
+        rate(
+            "walk, markers on this machine's disk", disk["rate"], rates["Ray tasks"], "windowed Ray tasks", "shards/s"
+        ),
         Row(
             "driver memory",
             max(memory["walk"]),
@@ -169,8 +189,13 @@ def main() -> None:
             "MB",
         ),
     ]
-    growth = {kind: {f"{options.shards // 10} shards": tenth[kind], f"{options.shards} shards": max(memory[kind])} for kind in tenth}
-    report("shards", rows, shards=options.shards, driver_memory_mb=growth, finished_shards=options.finished, resume=scan)
+    growth = {
+        kind: {f"{options.shards // 10} shards": tenth[kind], f"{options.shards} shards": max(memory[kind])}
+        for kind in tenth
+    }
+    report(
+        "shards", rows, shards=options.shards, driver_memory_mb=growth, finished_shards=options.finished, resume=scan
+    )
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ import torch
 from harness import in_turn, rate, report
 from torch import Tensor
 
-from mav.artifact import Folder
 from mav.diffusion.noise import Draws
 from mav.diffusion.objective import diffusion_loss
 from mav.diffusion.pixels import to_unit
 from mav.diffusion.schedule import make_schedule
 from mav.models.unet import UNet
-from mav.recipe import Optimisation, Recipe
-from mav.recipe_file import load_recipe
+from mav.recipes import Optimisation, Recipe
+from mav.recipes.reader import load_recipe
+from mav.storage import Folder
 from mav.training.loop import Task as TrainingTask
 from mav.training.loop import make_optimiser, train
 
@@ -111,7 +111,9 @@ def stranger(rank: int, port: int, recipe: Recipe, o: Optimisation, answers: Any
     store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     store.set(f"ready {rank}", "")
     store.wait(["ready 0", "ready 1"])
-    speed = bare(recipe, dataclasses.replace(o, samples=o.samples // 2, batch_size=o.batch_size // 2, log_every=o.log_every // 2))
+    speed = bare(
+        recipe, dataclasses.replace(o, samples=o.samples // 2, batch_size=o.batch_size // 2, log_every=o.log_every // 2)
+    )
     if rank == 0:
         answers.put(speed)
 
@@ -135,7 +137,10 @@ def checkpoint_steps(recipe: Recipe, o: Optimisation, apart: int = 10) -> dict[s
     with_, without = ours(recipe, every, facts), ours(recipe, o, {})
     steps = o.samples // o.batch_size
     in_all = facts["save_wait"] * facts["seconds"] * without / (steps // apart)
-    return {"checkpoint_blocks_steps": round(in_all, 3), "checkpoint_costs_steps": round(apart * (without / with_ - 1), 3)}
+    return {
+        "checkpoint_blocks_steps": round(in_all, 3),
+        "checkpoint_costs_steps": round(apart * (without / with_ - 1), 3),
+    }
 
 
 def main() -> None:
@@ -171,7 +176,13 @@ def main() -> None:
         rate("two workers of one thread", speeds["two"], speeds["ours"], "one worker", "steps/s"),
         rate("two workers, batches of 64", speeds["two, large"], speeds["ours, large"], "one worker", "steps/s"),
         rate("two that never speak", speeds["strangers"], speeds["ours"], "one worker", "steps/s"),
-        rate("two that never speak, batches of 64", speeds["strangers, large"], speeds["ours, large"], "one worker", "steps/s"),
+        rate(
+            "two that never speak, batches of 64",
+            speeds["strangers, large"],
+            speeds["ours, large"],
+            "one worker",
+            "steps/s",
+        ),
     ]
     report("training", rows, **shown)
 

@@ -41,7 +41,9 @@ def duel(
     for name in names:
         python = peers if name.split()[0] in ("make-a-video-pytorch", "diffusers") else Path(sys.executable)
         command = [str(python), str(WORKER), name, preset, device]
-        processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        processes[name] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
     facts = {name: json.loads(_read(process)) for name, process in processes.items()}
     seen: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
@@ -72,7 +74,9 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument(
-        "--peers-keep-memory", action="store_true", help="give the peers' processes our training's setting of the allocator"
+        "--peers-keep-memory",
+        action="store_true",
+        help="give the peers' processes our training's setting of the allocator",
     )
     chosen = options.parse_args()
     environment = os.environ | (KEEP_FREED_MEMORY if chosen.peers_keep_memory else {})
@@ -87,7 +91,9 @@ def main() -> None:
         networks |= facts
         costs = {name: statistics.median(values) for name, values in seen.items()}
         ratios[peer] = [round(theirs / ours, 3) for ours, theirs in zip(seen[mine], seen[peer], strict=True)]
-        rows.append(Row(f"{chosen.preset}, {mine}", costs[mine], costs[peer], peer, statistics.median(ratios[peer]), UNIT))
+        rows.append(
+            Row(f"{chosen.preset}, {mine}", costs[mine], costs[peer], peer, statistics.median(ratios[peer]), UNIT)
+        )
         by_round = statistics.median(plain / ours for ours, plain in zip(seen[mine], seen["convolution"], strict=True))
         share = by_round * facts[mine]["flops"] / facts["convolution"]["flops"]
         shares[f"{mine}, beside {peer}"] = round(share, 3)

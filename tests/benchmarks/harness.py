@@ -58,13 +58,21 @@ def report(name: str, rows: Sequence[Row], **facts: Any) -> None:
     widths = max(len(row.name) for row in rows), max(len(row.peer_name) for row in rows)
     print(f"\n{'':{widths[0]}}  {'ours':>12}  {'peer':>12}  {'ratio':>7}  unit, peer")
     for row in rows:
-        print(f"{row.name:{widths[0]}}  {row.ours:12.5g}  {row.peer:12.5g}  {row.ratio:6.2f}x  {row.unit}, {row.peer_name}")
+        print(
+            f"{row.name:{widths[0]}}  {row.ours:12.5g}  {row.peer:12.5g}  {row.ratio:6.2f}x  {row.unit}, {row.peer_name}"
+        )
     for key, value in facts.items():
         print(f"{key}: {value}")
-    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "python": platform.python_version()}
+    machine = {
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+    }
     path = BUILD / "bench" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**asdict(rows[0]), "name": name, "rows": [asdict(row) for row in rows], **facts, "machine": machine}, indent=2)
+    text = json.dumps(
+        {**asdict(rows[0]), "name": name, "rows": [asdict(row) for row in rows], **facts, "machine": machine}, indent=2
+    )
     path.write_text(text + "\n")
     print(f"written: {path.relative_to(ROOT)}")
 

@@ -53,7 +53,9 @@ def _encode(frames, path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.options = {"crf": "23"}
         for number, frame in zip(range(RATE * SECONDS), frames, strict=False):
-            picture = av.VideoFrame.from_ndarray(frame.reformat(WIDTH, HEIGHT, "yuv420p").to_ndarray(), format="yuv420p")
+            picture = av.VideoFrame.from_ndarray(
+                frame.reformat(WIDTH, HEIGHT, "yuv420p").to_ndarray(), format="yuv420p"
+            )
             picture.pts = number
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

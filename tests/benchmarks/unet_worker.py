@@ -42,10 +42,14 @@ Forward = Callable[[], Tensor]
 
 def ours(p: Preset, device: str, compiled: bool) -> tuple[nn.Module, Forward]:
     from mav.models.unet import UNet
-    from mav.recipe import Level, UNetConfig
+    from mav.recipes import Level, UNetConfig
 
-    levels = tuple(Level(channels=c, blocks=p.blocks, attention=a) for c, a in zip(p.channels, p.attention, strict=True))
-    net = UNet(UNetConfig(levels=levels, embedding_dim=EMBEDDING, head_channels=HEAD_CHANNELS, max_frames=p.frames)).to(device)
+    levels = tuple(
+        Level(channels=c, blocks=p.blocks, attention=a) for c, a in zip(p.channels, p.attention, strict=True)
+    )
+    net = UNet(UNetConfig(levels=levels, embedding_dim=EMBEDDING, head_channels=HEAD_CHANNELS, max_frames=p.frames)).to(
+        device
+    )
     if compiled:
         net.compile_blocks()
     x = torch.randn(p.batch, p.frames, 3, p.size, p.size, device=device)
@@ -89,14 +93,19 @@ def diffusers(p: Preset, device: str, compiled: bool) -> tuple[nn.Module, Forwar
         attention_head_dim=HEAD_CHANNELS,
     ).to(device)
     run = torch.compile(net) if compiled else net
-    x, t = torch.randn(p.batch, 3, p.frames, p.size, p.size, device=device), torch.randint(1000, (p.batch,), device=device)
+    x, t = (
+        torch.randn(p.batch, 3, p.frames, p.size, p.size, device=device),
+        torch.randint(1000, (p.batch,), device=device),
+    )
     text = torch.randn(p.batch, TOKENS, EMBEDDING, device=device)
     return net, lambda: run(x, t, text, return_dict=False)[0]
 
 
 def convolution(p: Preset, device: str, compiled: bool) -> tuple[nn.Module, Forward]:
     """Plain channels-last 3x3 convolutions, one at each level's width and resolution: what the processor can do."""
-    layers = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in p.channels).to(device, memory_format=torch.channels_last)
+    layers = nn.ModuleList(nn.Conv2d(c, c, 3, padding=1) for c in p.channels).to(
+        device, memory_format=torch.channels_last
+    )
     inputs = [
         torch.randn(p.batch * p.frames, c, p.size >> level, p.size >> level, device=device)
         .contiguous(memory_format=torch.channels_last)
@@ -106,7 +115,12 @@ def convolution(p: Preset, device: str, compiled: bool) -> tuple[nn.Module, Forw
     return layers, lambda: torch.cat([layer(x).flatten() for layer, x in zip(layers, inputs, strict=True)])
 
 
-NETWORKS = {"ours": ours, "make-a-video-pytorch": make_a_video_pytorch, "diffusers": diffusers, "convolution": convolution}
+NETWORKS = {
+    "ours": ours,
+    "make-a-video-pytorch": make_a_video_pytorch,
+    "diffusers": diffusers,
+    "convolution": convolution,
+}
 
 
 def main(name: str, preset: str, device: str) -> None:
@@ -118,11 +132,13 @@ def main(name: str, preset: str, device: str) -> None:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     elif name.split()[0] in ("ours", "convolution"):  # what training does (flows/training.py)
-        from mav.training.memory import keep_freed_memory
+        from mav.training.process.memory import keep_freed_memory
 
         keep_freed_memory()
     build, compiled = NETWORKS[name.removesuffix(" compiled")], name.endswith(" compiled")
-    with FlopCounterMode(display=False) as flops:  # on the network as it is written: the counter does not see into compiled graphs
+    with FlopCounterMode(
+        display=False
+    ) as flops:  # on the network as it is written: the counter does not see into compiled graphs
         plain, forward = build(PRESETS[preset], device, False)
         forward().float().square().mean().backward()
     net, forward = (plain, forward) if not compiled else build(PRESETS[preset], device, True)

@@ -23,10 +23,11 @@ from faults import FATAL, Striker
 from scenes import SCENES
 from stand import QUICK_DEATH, Flow, Nodes, Prefect
 
+from flows.engine.store import Store
 from flows.make_a_video import make_a_video
-from flows.runtime import configure_environment, reserve_port
-from flows.stage import Store
-from mav.recipe_file import load_recipe
+from flows.services.environment import configure_environment
+from flows.services.ports import reserve_port
+from mav.recipes.reader import load_recipe
 
 STORM = {
     "kill -9 of a worker": 18,
@@ -92,7 +93,9 @@ class Chaos:
         """A run came to its end: books what it differs in from the calm one."""
         account = compare(self.plan.until(until or self.until), self.calm, store)
         cleaned = flow("clean", "tiny", "--keep-last", "0", "--delete")
-        account.problems += [cleaned.stderr] if cleaned.returncode else [f"{name} is left behind" for name in left_behind(store)]
+        account.problems += (
+            [cleaned.stderr] if cleaned.returncode else [f"{name} is left behind" for name in left_behind(store)]
+        )
         self.landed += struck
         if not account.differing:
             self.resumed += struck
@@ -101,7 +104,9 @@ class Chaos:
         self.account.differing += account.differing
         self.account.problems += account.problems
         worse = account.differing + account.problems
-        self.say(f"done after {struck.total()} faults: {account.lost} lost, {account.doubled} doubled, {worse or 'all as in the calm run'}")
+        self.say(
+            f"done after {struck.total()} faults: {account.lost} lost, {account.doubled} doubled, {worse or 'all as in the calm run'}"
+        )
 
     def quiet(self) -> None:
         """The undisturbed run."""
@@ -157,7 +162,11 @@ class Chaos:
         lines += [f"{kind:{width}}  {count:6}  {self.resumed[kind]:7}" for kind, count in sorted(self.landed.items())]
         lines += [f"{'all':{width}}  {self.landed.total():6}  {self.resumed.total():7}"]
         return "\n".join(
-            [*lines, "", f"lost {self.account.lost}, doubled {self.account.doubled}, differing artifacts {len(self.account.differing)}"]
+            [
+                *lines,
+                "",
+                f"lost {self.account.lost}, doubled {self.account.doubled}, differing artifacts {len(self.account.differing)}",
+            ]
         )
 
 

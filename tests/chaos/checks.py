@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from flows.stage import Node, Store
-from mav.artifact import TEMPORARY, unbalanced
+from flows.engine.stage import Node
+from flows.engine.store import Store
 from mav.data.shards import read_tar
+from mav.storage import TEMPORARY
+from mav.storage.counts import unbalanced
 
 
 @dataclass

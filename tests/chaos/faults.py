@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from chaos import Chaos
     from stand import Flow
 
-FATAL = ("kill -9 of the flow", "kill -9 of worker and flow", "kill -9 of the head with its GCS")  # the flow has to be started again
+FATAL = (
+    "kill -9 of the flow",
+    "kill -9 of worker and flow",
+    "kill -9 of the head with its GCS",
+)  # the flow has to be started again
 HEAD_PATIENCE = 90.0  # within which a flow must have noticed that its cluster is gone
 
 

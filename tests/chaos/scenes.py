@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stand import Flow
 from storage import FaultyS3
 
-from flows.stage import Store
+from flows.engine.store import Store
 
 if TYPE_CHECKING:
     from chaos import Chaos
@@ -53,7 +53,11 @@ def flipped_bits(chaos: Chaos) -> None:
         data[chaos.rng.randrange(len(data))] ^= 1 << chaos.rng.randrange(8)
         file.write_bytes(data)
         verified = flow("verify", "tiny")
-        _expect(chaos, verified.returncode == 1 and str(file) in verified.stderr, f"verify did not name {file}: {verified.stderr}")
+        _expect(
+            chaos,
+            verified.returncode == 1 and str(file) in verified.stderr,
+            f"verify did not name {file}: {verified.stderr}",
+        )
         rerun = flow("rerun", "tiny", stage)
         _expect(chaos, rerun.returncode == 0, f"rerun of {stage}: {rerun.stderr[-300:]}")
         _expect(chaos, not list(store.find(chaos.plan.node(stage)).problems()), f"{stage} is not whole after its rerun")  # type: ignore[union-attr]
@@ -70,7 +74,9 @@ def poison(chaos: Chaos) -> None:
     whole = images.read_bytes(name)
     images.write_bytes(name, whole[: len(whole) // 3])
     poisoned = flow("run", "tiny", "--until", "image-embed")
-    _expect(chaos, poisoned.returncode == 2 and name in poisoned.stderr, f"{name} was not named: {poisoned.stderr[-300:]}")
+    _expect(
+        chaos, poisoned.returncode == 2 and name in poisoned.stderr, f"{name} was not named: {poisoned.stderr[-300:]}"
+    )
     flow("rerun", "tiny", "image-download")
     mended = flow("run", "tiny", "--until", "image-embed")
     _expect(chaos, mended.returncode == 0, f"not mended: {mended.stderr[-300:]}")
@@ -81,7 +87,9 @@ def full_disk(chaos: Chaos) -> None:
     """The disk fills in the middle; with room again the same command goes on."""
     disk = chaos.base / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)], check=False, capture_output=True
+    ).returncode:
         chaos.say("no small disk can be mounted here: left out")
         return
     try:
@@ -100,12 +108,17 @@ def full_disk(chaos: Chaos) -> None:
 
 def failing_storage(chaos: Chaos) -> None:
     """An S3 server that answers one call of ten with an error, and one that now and then does not answer at all."""
-    for kind, faults in (("storage that fails 10 % of calls", {"errors": 0.1}), ("storage that times out", {"hangs": 0.007})):
+    for kind, faults in (
+        ("storage that fails 10 % of calls", {"errors": 0.1}),
+        ("storage that times out", {"hangs": 0.007}),
+    ):
         with FaultyS3(chaos.rng.randrange(1 << 30), **faults) as server:
             os.environ.update(server.environment)
             store = Store(f"s3://mav/{len(chaos.flows)}")
             flow = chaos.flow(store.root.url)
-            del flow.environment["RAY_ADDRESS"]  # a cluster has the credentials it was started with: this takes a Ray of its own
+            del flow.environment[
+                "RAY_ADDRESS"
+            ]  # a cluster has the credentials it was started with: this takes a Ray of its own
             for _ in range(5):
                 flow.start("run", "tiny", "--until", SHORT)
                 if not flow.wait(PATIENCE):
@@ -124,14 +137,20 @@ def skewed_clocks(chaos: Chaos) -> None:
         flow, skewed = chaos.flow(store.root.url), chaos.flow(store.root.url)
         clock = chaos.base / f"clock{hours}"
         clock.mkdir()
-        (clock / "sitecustomize.py").write_text(f"import time\n_time = time.time\ntime.time = lambda: _time() + {3600 * hours}\n")
+        (clock / "sitecustomize.py").write_text(
+            f"import time\n_time = time.time\ntime.time = lambda: _time() + {3600 * hours}\n"
+        )
         skewed.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(clock), os.environ.get("PYTHONPATH", "")]))
         flow.start("run", "tiny", "--until", SHORT)
         while flow.alive and not list(Path(store.root.root).glob("work/*/*/lease/*.json")):
             time.sleep(0.05)
         os.kill(flow.process.pid, 19)  # type: ignore[union-attr] # SIGSTOP: it is alive and does not beat
         refused = skewed("run", "tiny", "--until", SHORT)
-        _expect(chaos, refused.returncode == 2 and "Another run" in refused.stderr, f"{hours} h: not refused: {refused.stderr[-300:]}")
+        _expect(
+            chaos,
+            refused.returncode == 2 and "Another run" in refused.stderr,
+            f"{hours} h: not refused: {refused.stderr[-300:]}",
+        )
         os.kill(flow.process.pid, 18)  # type: ignore[union-attr]
         time.sleep(chaos.rng.uniform(0, 3))
         flow.kill()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.runtime import reserve_port
+from flows.services.ports import reserve_port
 
 STORE_BYTES = 100 << 20
 QUICK_DEATH = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}  # who has lost its head ends sooner than after a minute
@@ -22,7 +22,10 @@ def processes() -> dict[int, tuple[int, str]]:
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            found[int(entry.name)] = (parent, (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip())
+            found[int(entry.name)] = (
+                parent,
+                (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip(),
+            )
     return found
 
 
@@ -53,8 +56,14 @@ class Nodes:
     def workers(self) -> list[int]:
         """Processes that execute a task right now."""
         raylets = {self.raylet(node) for node in self.nodes}
-        busy = {pid: title for pid, (parent, title) in processes().items() if parent in raylets and title.startswith("ray::")}
-        return sorted(pid for pid, title in busy.items() if "IDLE" not in title and "Agent" not in title)  # a raylet dies with its agents
+        busy = {
+            pid: title
+            for pid, (parent, title) in processes().items()
+            if parent in raylets and title.startswith("ray::")
+        }
+        return sorted(
+            pid for pid, title in busy.items() if "IDLE" not in title and "Agent" not in title
+        )  # a raylet dies with its agents
 
     def heal(self) -> None:
         """Brings back nodes that were taken for dead because this machine was too busy to hear of them."""
@@ -122,8 +131,10 @@ class Flow:
 
     def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         overrides = [word for setting in self.settings for word in ("--set", setting)]
-        environment = os.environ | {"PREFECT_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200"} | self.environment
-        return [sys.executable, "-m", "flows.cli", *arguments, "--runs", self.runs, *overrides], environment
+        environment = (
+            os.environ | {"PREFECT_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200"} | self.environment
+        )
+        return [sys.executable, "-m", "flows.cli.main", *arguments, "--runs", self.runs, *overrides], environment
 
     def start(self, *arguments: str) -> None:
         command, environment = self.command(*arguments)

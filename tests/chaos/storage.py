@@ -40,7 +40,9 @@ class FaultyS3:
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        fsspec.filesystem("s3", endpoint_url=endpoint, key="test", secret="test", skip_instance_cache=True).makedirs("mav", exist_ok=True)
+        fsspec.filesystem("s3", endpoint_url=endpoint, key="test", secret="test", skip_instance_cache=True).makedirs(
+            "mav", exist_ok=True
+        )
         self.errors, self.hangs = self._wanted
         return self
 
@@ -67,5 +69,7 @@ class FaultyS3:
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = b'<?xml version="1.0"?><Error><Code>ServiceUnavailable</Code><Message>come back later</Message></Error>'
-        start_response("503 Service Unavailable", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        start_response(
+            "503 Service Unavailable", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+        )
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

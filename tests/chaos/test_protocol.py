@@ -23,15 +23,18 @@ from fsspec.spec import AbstractFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows import build as building
-from flows import executions, lease, markers, shard_map
-from flows.build import build
-from flows.console import Screen
-from flows.stage import Job, Node, Plan, Run, Stage, Store
-from mav.artifact import Folder
+from flows.engine import build as building
+from flows.engine import lease, markers, shard_map
+from flows.engine import shard_tasks as executions
+from flows.engine.build import build
+from flows.engine.run import Job, Run
+from flows.engine.stage import Graph, Node, Stage
+from flows.engine.store import Store
+from flows.services.terminal import Terminal
 from mav.data.shards import ShardOutput
 from mav.errors import UserError
-from mav.recipe import Recipe
+from mav.recipes import Recipe
+from mav.storage import Folder
 
 SHARDS = [f"{i:05d}" for i in range(3)]
 SCHEDULES = int(os.environ.get("MAV_SCHEDULES", "1000"))
@@ -115,7 +118,11 @@ class Fallible(AbstractFileSystem):
     def find(self, path: str, detail: bool = False, **_: Any) -> Any:
         with WORLD.call():
             root = self._strip_protocol(path).rstrip("/")
-            found = {n: {"name": n, "size": len(d), "type": "file"} for n, d in sorted(WORLD.files.items()) if n.startswith(f"{root}/")}
+            found = {
+                n: {"name": n, "size": len(d), "type": "file"}
+                for n, d in sorted(WORLD.files.items())
+                if n.startswith(f"{root}/")
+            }
         return found if detail else list(found)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
@@ -202,10 +209,12 @@ class Work:
     def __call__(self, name: str) -> ShardOutput:
         self.out.write_bytes(f"{name}.tar", name.encode() * 7)
         self.out.write_bytes(f"{name}.txt", name.encode())
-        return ShardOutput({"rows_in": 3, "rows_out": 2, "dropped": {"nsfw": 1}, "failed": {}}, (f"{name}.tar", f"{name}.txt"))
+        return ShardOutput(
+            {"rows_in": 3, "rows_out": 2, "dropped": {"nsfw": 1}, "failed": {}}, (f"{name}.tar", f"{name}.txt")
+        )
 
 
-class Quiet(Screen):
+class Quiet(Terminal):
     """Shows nothing."""
 
     def start(self, *_: Any) -> None: ...
@@ -226,7 +235,9 @@ def in_process() -> Iterator[None]:
         patch.setattr(shard_map, "_Walk", Loop)
         patch.setattr(lease, "process", process)
         for module in (lease, building):
-            patch.setattr(module, "threading", SimpleNamespace(Thread=_NoThread, Event=threading.Event, Lock=threading.Lock))
+            patch.setattr(
+                module, "threading", SimpleNamespace(Thread=_NoThread, Event=threading.Event, Lock=threading.Lock)
+            )
         patch.setattr(markers, "ThreadPoolExecutor", _NoPool)
         patch.setattr(building, "software", dict)
         yield
@@ -253,7 +264,7 @@ class _NoPool:
 
 
 def node_of(recipe: Recipe) -> Node:
-    return Stage("walk", 1, (), lambda job: shard_map.shard_map(job, Work(job.out), SHARDS), "walk")(Plan(recipe))
+    return Stage("walk", 1, (), lambda job: shard_map.shard_map(job, Work(job.out), SHARDS), "walk")(Graph(recipe))
 
 
 def run(writer: Writer, node: Node, recipe: Recipe, store: Store) -> str:
@@ -283,7 +294,9 @@ def schedule(rng: random.Random, name: str) -> Writer:
 
 def damage(rng: random.Random) -> None:
     """Between two runs a shard's file or marker is lost or cut short."""
-    name = rng.choice([name for name in sorted(WORLD.files) if "/markers/" in name or name.endswith((".tar", ".txt"))] or [""])
+    name = rng.choice(
+        [name for name in sorted(WORLD.files) if "/markers/" in name or name.endswith((".tar", ".txt"))] or [""]
+    )
     if rng.random() < 0.5:
         WORLD.files.pop(name, None)
     elif name:
@@ -301,9 +314,13 @@ def calm(small_recipe: Recipe, in_process: None) -> tuple[str, dict[str, Any]]:
     return artifact.manifest.content, artifact.manifest.counts
 
 
-@settings(max_examples=SCHEDULES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=SCHEDULES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 @given(seed=st.integers(0, 2**48))
-def test_any_schedule_of_faults_ends_in_the_same_bytes(small_recipe: Recipe, calm: tuple[str, dict[str, Any]], seed: int) -> None:
+def test_any_schedule_of_faults_ends_in_the_same_bytes(
+    small_recipe: Recipe, calm: tuple[str, dict[str, Any]], seed: int
+) -> None:
     rng = random.Random(seed)
     WORLD.__init__()  # type: ignore[misc]
     store, node = Store(f"fallible://{seed}"), node_of(small_recipe)
@@ -333,4 +350,6 @@ def test_any_schedule_of_faults_ends_in_the_same_bytes(small_recipe: Recipe, cal
     assert artifact, "nothing is lost"
     assert list(artifact.problems()) == [], outcomes
     assert (artifact.manifest.content, artifact.manifest.counts) == calm, outcomes
-    assert build(node, Run(small_recipe, store, Quiet(), ExitStack())).manifest == artifact.manifest, "it is not built twice"
+    assert build(node, Run(small_recipe, store, Quiet(), ExitStack())).manifest == artifact.manifest, (
+        "it is not built twice"
+    )

@@ -4,9 +4,9 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
-from mav.artifact import Folder
 from mav.data.shards import IMAGE_LEDGER, TarWriter, count, index_tar, read_tar, tar_names, write_ledger
 from mav.errors import UserError
+from mav.storage import Folder
 
 SAMPLES = {f"{i:015d}": {"jpg": bytes([i]) * (i * 300), "json": b"{}"} for i in range(5)}
 
@@ -90,4 +90,10 @@ def test_ledger_and_counts(tmp_path):
     write_ledger(folder, "b.parquet", IMAGE_LEDGER, rows[::-1])
     assert folder.read_bytes("a.parquet") == folder.read_bytes("b.parquet")
     assert pq.read_table(tmp_path / "a.parquet").column("key").to_pylist() == ["1", "2", "3"]
-    assert count(rows, bytes=7) == {"rows_in": 3, "rows_out": 1, "dropped": {"opted_out": 1}, "failed": {"dns": 1}, "bytes": 7}
+    assert count(rows, bytes=7) == {
+        "rows_in": 3,
+        "rows_out": 1,
+        "dropped": {"opted_out": 1},
+        "failed": {"dns": 1},
+        "bytes": 7,
+    }

@@ -6,7 +6,7 @@ import torch
 from mav.diffusion.noise import Draws
 from mav.diffusion.objective import diffusion_loss, target, to_eps, to_x0, weights
 from mav.diffusion.schedule import make_schedule
-from mav.recipe import Objective
+from mav.recipes import Objective
 
 KINDS = ["x0", "eps", "v"]
 
@@ -85,7 +85,14 @@ def test_conditions_are_dropped_at_the_asked_rate():
         seen.append(keep)
         return x
 
-    diffusion_loss(network, torch.zeros(2000, 1), {"embedding": torch.zeros(2000, 2)}, objective, make_schedule(objective), draws(2000))
+    diffusion_loss(
+        network,
+        torch.zeros(2000, 1),
+        {"embedding": torch.zeros(2000, 2)},
+        objective,
+        make_schedule(objective),
+        draws(2000),
+    )
     assert 0.2 < 1 - seen[0].float().mean() < 0.3
 
 
@@ -102,7 +109,9 @@ def test_learned_variance_prefers_the_true_posterior_variance():
 
         return predict
 
-    low, middle, high = (diffusion_loss(network(f), x0, {}, objective, schedule, draws(64)).mean() for f in (-1.0, 0.0, 1.0))
+    low, middle, high = (
+        diffusion_loss(network(f), x0, {}, objective, schedule, draws(64)).mean() for f in (-1.0, 0.0, 1.0)
+    )
     assert torch.isfinite(torch.stack([low, middle, high])).all()
     assert low < middle < high
 

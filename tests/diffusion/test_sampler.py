@@ -8,7 +8,7 @@ from mav.diffusion.noise import SampleNoise, generator
 from mav.diffusion.sampler import sample
 from mav.diffusion.schedule import make_schedule
 from mav.models.unet import UNet, inflate
-from mav.recipe import Level, Objective, Sampling, UNetConfig
+from mav.recipes import Level, Objective, Sampling, UNetConfig
 
 MEAN, SPREAD = 0.7, 0.3
 
@@ -27,7 +27,9 @@ def gaussian(objective: Objective) -> Denoiser:
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["cosine", "zero-terminal"])
 @pytest.mark.parametrize("prediction", ["x0", "v"])
-@pytest.mark.parametrize(("sampler", "steps", "tolerance"), [("ddim", 100, 0.02), ("ancestral", 250, 0.02), ("dpm++2m", 25, 0.03)])
+@pytest.mark.parametrize(
+    ("sampler", "steps", "tolerance"), [("ddim", 100, 0.02), ("ancestral", 250, 0.02), ("dpm++2m", 25, 0.03)]
+)
 def test_sampler_recovers_a_gaussian(sampler, steps, tolerance, prediction, terminal):
     objective = Objective(prediction=prediction, zero_terminal_snr=terminal)
     noise = SampleNoise([0], "test", (20_000,))
@@ -40,7 +42,9 @@ def test_second_order_beats_first_at_equal_steps():
     objective = Objective()
     noise = SampleNoise([0], "test", (20_000,))()
     fine = sample(gaussian(objective), lambda: noise, Sampling(sampler="ddim", steps=1000))
-    first, second = (sample(gaussian(objective), lambda: noise, Sampling(sampler=s, steps=20)) for s in ("ddim", "dpm++2m"))
+    first, second = (
+        sample(gaussian(objective), lambda: noise, Sampling(sampler=s, steps=20)) for s in ("ddim", "dpm++2m")
+    )
     assert (second - fine).abs().mean() < 0.5 * (first - fine).abs().mean()
 
 

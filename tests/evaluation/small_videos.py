@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mav.artifact import Folder
-from mav.data.drawing import PALETTE, SHAPES, draw_clip, random_scene
-from mav.data.video_io import encode_mp4
+from mav.data.videos.video_io import encode_mp4
+from mav.storage import Folder
+from mav.world.drawing import PALETTE, SHAPES, draw_clip, random_scene
 
 FRAMES = 4
 

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from mav.artifact import Folder
-from mav.data.drawing import PALETTE, SHAPES, Scene, draw_clip, random_scene
 from mav.data.shards import TarWriter
-from mav.data.video_io import encode_mp4
-from mav.data.world import draw_world
+from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation import benchmarks, interpolation
 from mav.evaluation.features import DEMO_NOTE
 from mav.evaluation.networks.weights import PUBLISHED
 from mav.evaluation.protocols import load_protocol, protocol_names, published
 from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
-from mav.models.clip import Clip
-from mav.recipe import ClipConfig, Evaluate, Generate, World
-from mav.recipe_file import load_recipe
+from mav.models.clip import ClipModel
+from mav.recipes import ClipConfig, Evaluate, Generate, World
+from mav.recipes.reader import load_recipe
+from mav.storage import Folder
+from mav.world.drawing import PALETTE, SHAPES, Scene, draw_clip, random_scene
+from mav.world.world import draw_world
 
 FRAMES, SKIP = 4, 3
 SIZES = f"cascade={{frames: {FRAMES}, frame_skip: {SKIP}, base_size: 16, low_size: 24, high_size: 32}}"
@@ -38,7 +38,10 @@ class DrawingCascade:
 
     def sample(self, prompts, seeds, generate):
         return np.stack(
-            [draw_clip(scene_of(p, s), 32, (FRAMES - 1) * SKIP + 1, generate.fps * SKIP) for p, s in zip(prompts, seeds, strict=True)]
+            [
+                draw_clip(scene_of(p, s), 32, (FRAMES - 1) * SKIP + 1, generate.fps * SKIP)
+                for p, s in zip(prompts, seeds, strict=True)
+            ]
         )
 
 
@@ -54,13 +57,15 @@ def inputs(tmp_path_factory):
     folders = {name: Folder(str(root / name)) for name in ("demo-world", "clip", "generate", "video-shards")}
     draw_world(make_recipe().world, 0, folders["demo-world"])
     torch.manual_seed(0)
-    clip = Clip(ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1))
+    clip = ClipModel(ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1))
     clip.save(folders["clip"])
     # Generated videos, each with a twin whose frames jump about, and shards of training clips.
     rows = folders["demo-world"].read_json("prompts.json")[:8]
     for index, row in enumerate(rows):
         video = DrawingCascade().sample([row["prompt"]], [index], Generate())[0]
-        twin = np.stack([DrawingCascade().sample([row["prompt"]], [100 * index + i], Generate())[0][0] for i in range(len(video))])
+        twin = np.stack(
+            [DrawingCascade().sample([row["prompt"]], [100 * index + i], Generate())[0][0] for i in range(len(video))]
+        )
         row |= {"index": index, "file": f"videos/{index:05d}.mp4", "twin": f"time-off/{index:05d}.mp4"}
         folders["generate"].write_bytes(row["file"], encode_mp4(video, 24))
         folders["generate"].write_bytes(row["twin"], encode_mp4(twin, 24))
@@ -75,7 +80,9 @@ def inputs(tmp_path_factory):
 def test_ucf101_carries_protocol_interval_and_encoder(inputs, tmp_path):
     out = Folder(str(tmp_path))
     seen = []
-    metrics = benchmarks.evaluate_text_to_video("ucf101", make_recipe(), inputs, out, seen.append, cascade=DrawingCascade())
+    metrics = benchmarks.evaluate_text_to_video(
+        "ucf101", make_recipe(), inputs, out, seen.append, cascade=DrawingCascade()
+    )
     result = out.read_json("result.json")
     assert metrics["protocol"] == "ucf101-demo v1"
     assert metrics["samples"] == result["samples"] == 16 == len([n for n in out.names() if n.endswith(".mp4")])
@@ -111,7 +118,9 @@ def test_msrvtt_says_where_a_perfect_and_a_random_text_would_stand(inputs, tmp_p
     assert -1 <= metrics["clipsim"] <= 1
     assert {"real", "shuffled"} <= set(result["metrics"]["clipsim"])
     again = Folder(str(tmp_path / "again"))
-    assert benchmarks.evaluate_text_to_video("msrvtt", make_recipe(), inputs, again, cascade=DrawingCascade()) == metrics
+    assert (
+        benchmarks.evaluate_text_to_video("msrvtt", make_recipe(), inputs, again, cascade=DrawingCascade()) == metrics
+    )
     assert again.read_bytes("result.json") == out.read_bytes("result.json")
 
 
@@ -127,9 +136,9 @@ def test_interpolation_that_blends_gains_nothing_over_blending(inputs, tmp_path,
         assert purpose == "animation"
         return clip
 
-    monkeypatch.setattr(generation.Run, "fill", fill)
-    monkeypatch.setattr(generation.Run, "fill_window", fill_window)
-    clip = Clip.load(inputs["clip"])
+    monkeypatch.setattr(generation.CascadeBatch, "fill", fill)
+    monkeypatch.setattr(generation.CascadeBatch, "fill_window", fill_window)
+    clip = ClipModel.load(inputs["clip"])
     network = generation.Cascade(make_recipe().cascade, clip, None, None, None, None, None)
     out = Folder(str(tmp_path))
     metrics = interpolation.evaluate_interpolation(make_recipe(), inputs, out, cascade=network)
@@ -146,14 +155,24 @@ def test_interpolation_that_blends_gains_nothing_over_blending(inputs, tmp_path,
         theirs.write_bytes(f"{number:05d}.mp4", out.read_bytes(f"truth/{number:05d}.mp4"))
     theirs.write_bytes("00003.mp4", out.read_bytes("given/00003.mp4"))
     result = interpolation.measure_interpolation(
-        load_protocol("interpolation-demo"), theirs, out.child("truth"), SKIP, make_recipe().evaluate, Folder(str(tmp_path / "result"))
+        load_protocol("interpolation-demo"),
+        theirs,
+        out.child("truth"),
+        SKIP,
+        make_recipe().evaluate,
+        Folder(str(tmp_path / "result")),
     )
     assert result["metrics"]["psnr"]["value"] == 99
     assert result["failed"] == {"another number of frames": 1, "missing": 1}
     assert (result["samples"], result["readable"]) == (16, 14)
     with pytest.raises(UserError, match="has its match"):
         interpolation.measure_interpolation(
-            load_protocol("interpolation-paper"), out.child("photos"), Folder(str(tmp_path / "no")), 4, make_recipe().evaluate, theirs
+            load_protocol("interpolation-paper"),
+            out.child("photos"),
+            Folder(str(tmp_path / "no")),
+            4,
+            make_recipe().evaluate,
+            theirs,
         )
 
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 from small_videos import FRAMES, frames, save, write
 
-from mav.artifact import Folder
-from mav.data.drawing import SHAPES
-from mav.data.video_io import encode_mp4
+from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation import store
 from mav.evaluation.features import Networks
@@ -20,8 +18,10 @@ from mav.evaluation.protocols import Preparation, load_protocol
 from mav.evaluation.reading import find_videos
 from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.store import compute, in_process
-from mav.models.clip import Clip
-from mav.recipe import ClipConfig
+from mav.models.clip import ClipModel
+from mav.recipes import ClipConfig
+from mav.storage import Folder
+from mav.world.drawing import SHAPES
 
 PREPARATION = Preparation(FRAMES)
 PROMPTS = tuple(f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in SHAPES)
@@ -31,7 +31,7 @@ PROMPTS = tuple(f"a {colour} {shape}" for colour in ("red", "green", "blue") for
 def clip_folder(tmp_path_factory):
     folder = Folder(str(tmp_path_factory.mktemp("clip")))
     torch.manual_seed(0)
-    Clip(ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)).save(folder)
+    ClipModel(ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)).save(folder)
     return folder
 
 
@@ -40,7 +40,9 @@ def networks(clip_folder):
     return Networks(("demo",), clip=clip_folder)
 
 
-def evaluate(tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", features=None, prepared=PREPARATION):
+def evaluate(
+    tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", features=None, prepared=PREPARATION
+):
     listed = tuple(sorted(name for name in real.names())) if real else ()
     asked = BenchmarkSet(PROMPTS, listed, PROMPTS[: len(listed)], PROMPTS)
     protocol = load_protocol("msrvtt-demo")
@@ -97,7 +99,9 @@ def test_what_cannot_be_measured_says_so(tmp_path, networks, folders):
 def test_features_that_are_not_finite_are_one_sentence(tmp_path, networks, folders, monkeypatch):
     from mav.evaluation import features
 
-    monkeypatch.setattr(features, "_encoder", lambda networks, name: lambda videos: [np.full((FRAMES, 16), np.nan) for _ in videos])
+    monkeypatch.setattr(
+        features, "_encoder", lambda networks, name: lambda videos: [np.full((FRAMES, 16), np.nan) for _ in videos]
+    )
     with pytest.raises(UserError, match="features of demo are not finite"):
         evaluate(tmp_path, networks, folders[0])
 
@@ -176,7 +180,9 @@ def test_kernel_distances_take_rows_evenly_when_there_are_many(tmp_path, network
         monkeypatch.setattr(score, "KERNEL_ROWS", most)
         found[most] = evaluate(tmp_path, networks, ours, real, features={"kid": "demo", "kvd": "demo"})["metrics"]
     features = [
-        compute(find_videos(folder, (), n)[0], folder, PREPARATION, networks, Folder(str(tmp_path / "again"))).load("demo")[1]
+        compute(find_videos(folder, (), n)[0], folder, PREPARATION, networks, Folder(str(tmp_path / "again"))).load(
+            "demo"
+        )[1]
         for folder, n in ((ours, 6), (Folder(real.url), 108))
     ]
     rows = [array.reshape(-1, 16) for array in features]
@@ -188,7 +194,7 @@ def test_kernel_distances_take_rows_evenly_when_there_are_many(tmp_path, network
 
 @pytest.mark.slow
 def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_session):
-    from flows.cli_evaluate import features_on_ray
+    from flows.cli.evaluate import features_on_ray
 
     monkeypatch.setattr(store, "CHUNK", 1)
     ours = Folder(str(tmp_path / "ours"))
@@ -223,7 +229,7 @@ def test_a_wrong_command_is_one_sentence(mav, monkeypatch, tmp_path, arguments, 
 
 
 def test_the_table_carries_protocol_count_interval_and_weights(mav, monkeypatch, tmp_path, clip_folder):
-    from flows import cli_evaluate
+    from flows.cli import evaluate as cli_evaluate
 
     write(Folder(str(tmp_path / "videos")), range(5))
     write(Folder(str(tmp_path / "real" / "videos")), range(5), 50)
@@ -249,7 +255,18 @@ def test_a_study_from_the_command_line(mav, monkeypatch, tmp_path):
     write(Folder("ours"), range(3))
     write(Folder("film"), range(3), 60)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:3]))
-    freeze = ["study", "freeze", "--system", "ours=ours", "--system", "film=film", "--prompts", "prompts.txt", "--out", "study"]
+    freeze = [
+        "study",
+        "freeze",
+        "--system",
+        "ours=ours",
+        "--system",
+        "film=film",
+        "--prompts",
+        "prompts.txt",
+        "--out",
+        "study",
+    ]
     code, out, _ = mav(*freeze)
     assert (code, "3 pairs, 5 raters each" in out) == (0, True)
     assert "frozen study already" in mav(*freeze)[2]
@@ -258,7 +275,7 @@ def test_a_study_from_the_command_line(mav, monkeypatch, tmp_path):
     code, _, error = mav("study", "report", "study")
     assert (code, "holds no votes" in error) == (2, True)
     assert "holds no study" in mav("study", "serve", "film")[2]
-    from mav.evaluation.human.votes import Study, Votes
+    from mav.study.votes import Study, Votes
 
     (tmp_path / "votes").mkdir()
     study = Study.load(Folder("study"))

@@ -5,7 +5,17 @@ import pytest
 import scipy.linalg
 
 from mav.evaluation.intervals import GROUPS, FrechetTo, jackknife
-from mav.evaluation.metrics import Moments, bootstrap, clipsim, frechet, frechet_features, inception_score, kernel_distance, psnr, ssim
+from mav.evaluation.metrics import (
+    Moments,
+    bootstrap,
+    clipsim,
+    frechet,
+    frechet_features,
+    inception_score,
+    kernel_distance,
+    psnr,
+    ssim,
+)
 
 
 def features(n, d, seed, shift=0.0):
@@ -172,7 +182,9 @@ def test_frames_of_a_video_are_resampled_together():
     x, y = features(40, 6, 14).reshape(10, 4, 6), features(50, 6, 15)
     quick = FrechetTo(x, Moments.of(y))
     rows = np.array([0, 0, 3, 9, 5, 5, 5, 1, 2, 7])
-    assert quick(np.bincount(rows, minlength=10)) == pytest.approx(frechet_features(x[rows].reshape(-1, 6), y), rel=1e-6)
+    assert quick(np.bincount(rows, minlength=10)) == pytest.approx(
+        frechet_features(x[rows].reshape(-1, 6), y), rel=1e-6
+    )
 
 
 def test_extrapolation_takes_most_of_the_bias_away():

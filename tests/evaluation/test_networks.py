@@ -55,13 +55,16 @@ def test_i3d_units_pad_as_tensorflow_does(size, kernel, stride):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride"), [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2))]
+    ("kernel", "stride"),
+    [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2))],
 )
 def test_i3d_pools_equal_the_pool_over_all_three_axes(kernel, stride):
     x = torch.rand(2, 3, 8, 7, 6)
     padded = i3d._same(x, kernel, stride)
     assert torch.equal(i3d.Pool(kernel, stride)(x), F.max_pool3d(padded, kernel, stride))
-    assert i3d.Pool(kernel, stride)(x).shape[2:] == tuple(-(-side // s) for side, s in zip(x.shape[2:], stride, strict=True))
+    assert i3d.Pool(kernel, stride)(x).shape[2:] == tuple(
+        -(-side // s) for side, s in zip(x.shape[2:], stride, strict=True)
+    )
 
 
 def test_i3d_is_of_the_published_size_and_folding_changes_nothing():
@@ -77,10 +80,17 @@ def test_i3d_is_of_the_published_size_and_folding_changes_nothing():
 
 def test_i3d_input_is_bilinear_without_antialiasing():
     video = torch.zeros(16, 448, 448, 3, dtype=torch.uint8)
-    video[:, ::2, ::2] = 255  # a grid that antialiasing would keep at a quarter as well, and that halves sample by pairs
+    video[:, ::2, ::2] = (
+        255  # a grid that antialiasing would keep at a quarter as well, and that halves sample by pairs
+    )
     video[:, 1::4] = 255
     x = i3d.prepare(video)
-    expected = F.interpolate(video[:1].permute(0, 3, 1, 2).float(), (224, 224), mode="bilinear", align_corners=False)[0] * 2 / 255 - 1
+    expected = (
+        F.interpolate(video[:1].permute(0, 3, 1, 2).float(), (224, 224), mode="bilinear", align_corners=False)[0]
+        * 2
+        / 255
+        - 1
+    )
     assert x.shape == (1, 3, 16, 224, 224)
     assert torch.allclose(x[0, :, 0], expected, atol=1e-6)
     wide = torch.zeros(9, 900, 900, 3, dtype=torch.uint8)
@@ -169,7 +179,14 @@ def test_clean_resize_is_clean_fids_to_a_grey_level(side):
 
 def hassonys(name):
     """Our I3D names in kinetics_i3d_pytorch's spelling."""
-    units = {"b0": "branch_0", "b1a": "branch_1.0", "b1b": "branch_1.1", "b2a": "branch_2.0", "b2b": "branch_2.1", "b3b": "branch_3.1"}
+    units = {
+        "b0": "branch_0",
+        "b1a": "branch_1.0",
+        "b1b": "branch_1.1",
+        "b2a": "branch_2.0",
+        "b2b": "branch_2.1",
+        "b3b": "branch_3.1",
+    }
     parts = [units.get(part, part) for part in name.split(".")]
     name = ".".join(parts).replace("bn.", "batch3d.").replace("logits.conv3d", "conv3d_0c_1x1.conv3d")
     return name[0].lower() + name[1:]
@@ -187,7 +204,9 @@ def test_i3d_knows_every_documented_spelling(spelling):
 
 def test_i3d_loads_what_was_stored_under_other_names(tmp_path):
     network = shake(i3d.I3D())
-    torch.save({hassonys(name): value for name, value in network.state_dict().items()}, tmp_path / "i3d_pretrained_400.pt")
+    torch.save(
+        {hassonys(name): value for name, value in network.state_dict().items()}, tmp_path / "i3d_pretrained_400.pt"
+    )
     loaded, digest = load_network("i3d", str(tmp_path))
     assert digest == hashlib.sha256((tmp_path / "i3d_pretrained_400.pt").read_bytes()).hexdigest()
     x = torch.rand(1, 3, 9, 224, 224)
@@ -217,7 +236,11 @@ def test_c3d_knows_chainers_names_and_its_mean_cube():
 @pytest.mark.slow
 def test_c3d_loads_from_chainers_file(tmp_path):
     network = shake(c3d.C3D())
-    arrays = {n.replace(".weight", "/W").replace(".bias", "/b"): v.numpy() for n, v in network.state_dict().items() if n != "mean"}
+    arrays = {
+        n.replace(".weight", "/W").replace(".bias", "/b"): v.numpy()
+        for n, v in network.state_dict().items()
+        if n != "mean"
+    }
     np.savez(tmp_path / "conv3d_deepnetA_ucf.npz", **arrays)
     with pytest.raises(UserError, match=r"no 'mean'.*mean2\.npz"):
         load_network("c3d", str(tmp_path))

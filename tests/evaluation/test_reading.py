@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 from small_videos import FRAMES, frames, save, write
 
-from mav.artifact import Folder
-from mav.data.video_io import encode_mp4
+from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation, load_protocol
 from mav.evaluation.reading import find_videos, read_video
 from mav.evaluation.sets import read_msrvtt, read_prompts, read_set, read_ucf101
+from mav.storage import Folder
 
 PREPARATION = Preparation(FRAMES)
 PROMPTS = ("a red circle", "a green circle", "a blue circle", "a red square")
@@ -30,7 +30,9 @@ def test_every_format_gives_the_same_frames(tmp_path):
         save(array, tmp_path / name, name[-3:].strip("."))
     (tmp_path / "g").mkdir()
     for i, frame in enumerate(video):
-        Image.fromarray(frame).save(tmp_path / "g" / f"frame{i + 7}.png")  # 7 to 12: the order is of numbers, not of letters
+        Image.fromarray(frame).save(
+            tmp_path / "g" / f"frame{i + 7}.png"
+        )  # 7 to 12: the order is of numbers, not of letters
     entries, beside = find_videos(folder, (), 9)
     assert [entry.file for entry in entries] == ["a.mp4", "b.gif", "c.npy", "d.npy", "e.npy", "f.pt", "g", "", ""]
     assert beside == 0

@@ -14,10 +14,11 @@ from filters.duplicates import HashWork, RepeatWork, SeenRows, pair_hashes
 from filters.nsfw import is_unsafe
 from filters.screen import MetadataWork, Screen
 from filters.watermark import is_watermarked
-from mav.artifact import Folder, add_counts, unbalanced
-from mav.data.laion import TYPES, read_part, source_parts
+from mav.data.images.laion import TYPES, read_part, source_parts
 from mav.errors import UserError
-from mav.recipe import Screening
+from mav.recipes import Screening
+from mav.storage import Folder
+from mav.storage.counts import add_counts, unbalanced
 
 ROW = {"url": "http://h/a.jpg", "caption": "a house", "width": 100, "height": 100, "punsafe": 0.1, "pwatermark": 0.1, "hash": None,
        "digest": None}  # fmt: skip
@@ -25,7 +26,9 @@ ROW = {"url": "http://h/a.jpg", "caption": "a house", "width": 100, "height": 10
 
 def table(*changes: dict) -> pa.Table:
     rows = [ROW | {"url": f"http://h/{i}.jpg"} | change for i, change in enumerate(changes)]
-    return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.type_for_alias(kind)) for name, kind in TYPES.items()]))
+    return pa.Table.from_pylist(
+        rows, schema=pa.schema([(name, pa.type_for_alias(kind)) for name, kind in TYPES.items()])
+    )
 
 
 def reasons(screening: Screening, *changes: dict) -> list[str]:
@@ -63,7 +66,9 @@ def test_each_reason_and_the_order_of_first_reasons():
     ]
 
 
-@pytest.mark.parametrize(("policy", "expected", "kept"), [("score", [], 2), ("keep", [], 2), ("drop", ["unknown_score"] * 2, 0)])
+@pytest.mark.parametrize(
+    ("policy", "expected", "kept"), [("score", [], 2), ("keep", [], 2), ("drop", ["unknown_score"] * 2, 0)]
+)
 def test_unknown_scores_are_never_passed_silently(policy, expected, kept):
     screen = Screen(Screening(unknown_scores=policy))
     passed, dropped = screen(table({"punsafe": None}, {"pwatermark": None}))
@@ -93,9 +98,22 @@ def test_words_are_named_and_counted():
 
 def test_scores_are_counted_in_bins():
     screen = Screen(Screening())
-    screen(table({"punsafe": 0.0}, {"punsafe": 0.049}, {"punsafe": 0.05}, {"punsafe": 1.0, "pwatermark": None}, {"punsafe": None}))
+    screen(
+        table(
+            {"punsafe": 0.0},
+            {"punsafe": 0.049},
+            {"punsafe": 0.05},
+            {"punsafe": 1.0, "pwatermark": None},
+            {"punsafe": None},
+        )
+    )
     counts = screen.counts()
-    assert {edge: n for edge, n in counts["punsafe_histogram"].items() if n} == {"0.00": 2, "0.05": 1, "0.95": 1, "unknown": 1}
+    assert {edge: n for edge, n in counts["punsafe_histogram"].items() if n} == {
+        "0.00": 2,
+        "0.05": 1,
+        "0.95": 1,
+        "unknown": 1,
+    }
     assert {edge: n for edge, n in counts["pwatermark_histogram"].items() if n} == {"0.10": 4, "unknown": 1}
     assert len(counts["punsafe_histogram"]) == 21
 
@@ -103,7 +121,14 @@ def test_scores_are_counted_in_bins():
 def test_hashes_tell_rows_apart_as_pairs_do():
     rng = random.Random(0)
     texts = ["".join(rng.choices("ab", k=rng.randrange(30))) for _ in range(20_000)]
-    pairs = [*zip(texts[::2], texts[1::2], strict=True), ("ab", "c"), ("a", "bc"), ("", "abc"), ("abc", ""), ("x" * 70_000, "y")]
+    pairs = [
+        *zip(texts[::2], texts[1::2], strict=True),
+        ("ab", "c"),
+        ("a", "bc"),
+        ("", "abc"),
+        ("abc", ""),
+        ("x" * 70_000, "y"),
+    ]
     rows = pa.table({"url": [a for a, _ in pairs], "caption": [b for _, b in pairs]})
     hashes = pair_hashes(rows)
     assert len(set(hashes.tolist())) == len(set(pairs))
@@ -125,9 +150,14 @@ def test_duplicates_across_parts(tmp_path):
     """The earliest part keeps a row; a row that was dropped there for another reason is not seen."""
     parts = []
     for number in range(3):
-        rows = [{"url": f"http://h/{i}.jpg", "punsafe": 0.9 if (number, i) == (0, 5) else 0.1} for i in range(number * 4, number * 4 + 8)]
+        rows = [
+            {"url": f"http://h/{i}.jpg", "punsafe": 0.9 if (number, i) == (0, 5) else 0.1}
+            for i in range(number * 4, number * 4 + 8)
+        ]
         parts.append(str(tmp_path / f"{number}.parquet"))
-        pq.write_table(pa.Table.from_pylist([{"caption": "a house", "pwatermark": 0.1, **row} for row in rows]), parts[-1])
+        pq.write_table(
+            pa.Table.from_pylist([{"caption": "a house", "pwatermark": 0.1, **row} for row in rows]), parts[-1]
+        )
     work = MetadataWork(tuple(parts), Screening(duplicates="all"), 100, Folder(str(tmp_path / "out")))
     hashes, found = Folder(str(tmp_path / "hashes")), Folder(str(tmp_path / "repeats"))
     sizes = [HashWork(work, hashes)(name).counts["hashes"] for name in work.names()]
@@ -182,7 +212,10 @@ def test_rows_per_shard_must_fit_the_key(sources, tmp_path):
 def with_hashes(change=lambda hashes: hashes):
     """A joined table of 400 rows, nearly half of them seen before, with LAION's `hash` or what `change` makes of it."""
     rng = random.Random(3)
-    addresses, captions = [f"http://h/{i}.jpg" for i in range(30)] + [None, ""], ["a house", " a barn ", "bollocks", "été", None]
+    addresses, captions = (
+        [f"http://h/{i}.jpg" for i in range(30)] + [None, ""],
+        ["a house", " a barn ", "bollocks", "été", None],
+    )
     rows = [(rng.choice(addresses), rng.choice(captions)) for _ in range(400)]
     hashes = [mmh3.hash64((url or "") + (caption or ""))[0] for url, caption in rows]
     return pa.table(
@@ -218,7 +251,9 @@ def test_the_same_duplicates_whatever_the_hash_column_holds(change, hashed, tmp_
         counted.clear()
         output = work("00000")
         assert sorted(work.out.names()) == sorted(output.files), "nothing is left of a first try"
-        kept = pa.concat_tables([pq.read_table(work.out.path(file)) for file in output.files[:-1]]).drop_columns(["hash"])
+        kept = pa.concat_tables([pq.read_table(work.out.path(file)) for file in output.files[:-1]]).drop_columns(
+            ["hash"]
+        )
         return kept, pq.read_table(work.out.path(output.files[-1])), output, sum(counted)
 
     table = with_hashes(change)
@@ -237,18 +272,33 @@ def test_the_same_duplicates_whatever_the_hash_column_holds(change, hashed, tmp_
 
 
 def test_rows_that_occur_once_are_not_hashed(tmp_path, monkeypatch):
-    monkeypatch.setattr(screen_module, "pair_hashes", lambda rows: pair_hashes(rows) if not len(rows) else pytest.fail("no row repeats"))
+    monkeypatch.setattr(
+        screen_module, "pair_hashes", lambda rows: pair_hashes(rows) if not len(rows) else pytest.fail("no row repeats")
+    )
     rows = [(f"http://h/{i}.jpg", "a house") for i in range(50)]
     pq.write_table(
-        pa.table({"URL": [a for a, _ in rows], "TEXT": [b for _, b in rows], "hash": [mmh3.hash64(a + b)[0] for a, b in rows]}),
+        pa.table(
+            {
+                "URL": [a for a, _ in rows],
+                "TEXT": [b for _, b in rows],
+                "hash": [mmh3.hash64(a + b)[0] for a, b in rows],
+            }
+        ),
         tmp_path / "a.parquet",
     )
-    assert MetadataWork((str(tmp_path / "a.parquet"),), Screening(), 10, Folder(str(tmp_path / "out")))("00000").counts["rows_out"] == 50
+    assert (
+        MetadataWork((str(tmp_path / "a.parquet"),), Screening(), 10, Folder(str(tmp_path / "out")))("00000").counts[
+            "rows_out"
+        ]
+        == 50
+    )
 
 
 def test_lengths_are_of_trimmed_captions():
     blanks = ["", " ", "\t", "\u00a0", "\u2003", "\u3000", "\x1f"]
-    captions = [before + text + after for text in ("", "a", "é", "a b", "日本") for before in blanks for after in blanks]
+    captions = [
+        before + text + after for text in ("", "a", "é", "a b", "日本") for before in blanks for after in blanks
+    ]
     rule = Screening(min_caption=2, max_caption=2)
     kept, dropped = Screen(rule)(table(*({"caption": caption} for caption in [*captions, None])))
     assert set(kept.column("caption").to_pylist()) == {caption for caption in captions if len(caption.strip()) == 2}

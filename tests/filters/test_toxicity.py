@@ -18,13 +18,19 @@ def found(words: ToxicWords, *captions: str | None) -> dict[int, str]:
 
 def test_whole_words_only():
     words = ToxicWords(EN)
-    assert found(words, "Essex and Scunthorpe", "a grass assassin in class", "cockatoo", "Dickens novel", None, "") == {}
-    assert found(words, "what a bollocks!", "bollocks", "(BOLLOCKS)", "total_bollocks.jpg") == dict.fromkeys(range(4), "bollocks")
+    assert (
+        found(words, "Essex and Scunthorpe", "a grass assassin in class", "cockatoo", "Dickens novel", None, "") == {}
+    )
+    assert found(words, "what a bollocks!", "bollocks", "(BOLLOCKS)", "total_bollocks.jpg") == dict.fromkeys(
+        range(4), "bollocks"
+    )
 
 
 def test_phrases_match_across_blanks_and_hyphens():
     words = ToxicWords(EN)
-    assert found(words, "God  Damn it", "god-damn", "god_damn", "god, damn", "godly damned") == dict.fromkeys(range(3), "god damn")
+    assert found(words, "God  Damn it", "god-damn", "god_damn", "god, damn", "godly damned") == dict.fromkeys(
+        range(3), "god damn"
+    )
 
 
 def test_longest_phrase_names_the_match():
@@ -50,7 +56,9 @@ def test_texts_of_settled_characters_are_searched_as_well_unfolded():
             assert folded == lower, hex(place)
             assert len(folded) == 1, hex(place)
             assert not folded.isascii(), hex(place)
-            assert lower == character or lower.upper() != lower, f"{hex(place)}: phrases with a letter of two cases can be told"
+            assert lower == character or lower.upper() != lower, (
+                f"{hex(place)}: phrases with a letter of two cases can be told"
+            )
     words = ToxicWords(("bollocks", "straße", "kiss me", "été"))
     disguised = [
         "\u212aiss me",
@@ -62,7 +70,15 @@ def test_texts_of_settled_characters_are_searched_as_well_unfolded():
         "ÉTÉ",
         "bo\ufb02locks",
     ]
-    assert found(words, *disguised) == {0: "kiss me", 1: "kiss me", 2: "strasse", 3: "été", 4: "bollocks", 5: "bollocks", 6: "été"}
+    assert found(words, *disguised) == {
+        0: "kiss me",
+        1: "kiss me",
+        2: "strasse",
+        3: "été",
+        4: "bollocks",
+        5: "bollocks",
+        6: "été",
+    }
 
 
 def test_letters_beyond_ascii_are_letters():
@@ -81,13 +97,21 @@ def test_words_that_begin_with_signs():
 
 def test_exceptions():
     words = ToxicWords(("dick", "bastard", "cock"), exceptions=("Dick van Dyke", "bastard"))
-    assert found(words, "dick  van dyke on stage", "the bastard", "dick van dyke is a dick", "dick van") == {2: "dick", 3: "dick"}
+    assert found(words, "dick  van dyke on stage", "the bastard", "dick van dyke is a dick", "dick van") == {
+        2: "dick",
+        3: "dick",
+    }
 
 
 def test_obfuscations_are_an_option():
     captions = ("sh1t happens", "sh*t", "f**k it", "b@stard", "shift", "5417", "fork")
     assert found(ToxicWords(("shit", "fuck", "bastard")), *captions) == {}
-    assert found(ToxicWords(("shit", "fuck", "bastard"), obfuscations=True), *captions) == {0: "shit", 1: "shit", 2: "fuck", 3: "bastard"}
+    assert found(ToxicWords(("shit", "fuck", "bastard"), obfuscations=True), *captions) == {
+        0: "shit",
+        1: "shit",
+        2: "fuck",
+        3: "bastard",
+    }
 
 
 def test_files_and_languages(tmp_path):
@@ -121,7 +145,23 @@ def test_the_column_is_searched_as_its_texts_one_by_one(phrases, obfuscations):
         lambda w: w.replace(" ", "\x85"), lambda w: w.replace(" ", "\n"), lambda w: "\u200b".join(w), lambda w: w.replace("k", "\u212a"),
         lambda w: w.replace("s", "$"), lambda w: w[:1] + "*" + w[2:], lambda w: "e\u0301" + w, lambda w: w,
     )  # fmt: skip
-    plain = ["a", "photo", "of", "class", "Essex", "café", "naïve", "日本", "\u2026", "®", "", "\0", "god", "5", "\u00ad"]
+    plain = [
+        "a",
+        "photo",
+        "of",
+        "class",
+        "Essex",
+        "café",
+        "naïve",
+        "日本",
+        "\u2026",
+        "®",
+        "",
+        "\0",
+        "god",
+        "5",
+        "\u00ad",
+    ]
 
     def text() -> str | None:
         pieces = rng.choices(plain, k=rng.randrange(7)) + [

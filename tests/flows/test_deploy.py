@@ -10,7 +10,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import deploy
 from flows.make_a_video import make_a_video
-from mav.recipe_file import load_recipe
+from mav.recipes.reader import load_recipe
 
 FILE = Path(__file__).parents[2] / "infra" / "prefect.yaml"
 

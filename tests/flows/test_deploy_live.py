@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
+from flows.engine.store import Store
 from flows.make_a_video import make_a_video
-from flows.runtime import reserve_port
-from flows.stage import Store
-from mav.recipe_file import load_recipe
+from flows.services.ports import reserve_port
+from mav.recipes.reader import load_recipe
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -37,7 +37,12 @@ def process(*command: str, environment: dict[str, str], log: Path) -> Iterator[s
     """A command of the environment in its own process group, which ends with the block."""
     with open(log, "ab") as output:
         running = subprocess.Popen(
-            [str(BIN / command[0]), *command[1:]], env=environment, stdout=output, stderr=output, cwd=REPOSITORY, start_new_session=True
+            [str(BIN / command[0]), *command[1:]],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            cwd=REPOSITORY,
+            start_new_session=True,
         )
     try:
         yield running
@@ -74,7 +79,9 @@ class Site:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         line = [str(BIN / words[0]), *words[1:]]
-        return subprocess.run(line, env=self.environment, capture_output=True, text=True, timeout=180, cwd=REPOSITORY, check=False)
+        return subprocess.run(
+            line, env=self.environment, capture_output=True, text=True, timeout=180, cwd=REPOSITORY, check=False
+        )
 
     def mav(self, *words: str) -> tuple[str, ...]:
         return ("mav", *words, "--runs", self.runs, "--set", f"world.port={PORT}")
@@ -82,11 +89,18 @@ class Site:
     def jobs(self, stage: str) -> dict[str, str]:
         """Status by id of the stage's Ray jobs."""
         with urllib.request.urlopen(f"{self.ray}/api/jobs/", timeout=10) as answer:
-            return {job["submission_id"]: job["status"] for job in json.load(answer) if job["submission_id"].startswith(stage)}
+            return {
+                job["submission_id"]: job["status"]
+                for job in json.load(answer)
+                if job["submission_id"].startswith(stage)
+            }
 
     def ask(self, path: str, body: dict[str, Any], login: str = LOGIN) -> Any:
         """Prefect's API."""
-        head = {"Content-Type": "application/json", "Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+        head = {
+            "Content-Type": "application/json",
+            "Authorization": f"Basic {base64.b64encode(login.encode()).decode()}",
+        }
         request = urllib.request.Request(f"{self.prefect}/api{path}", json.dumps(body).encode(), head)
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
@@ -111,8 +125,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     }
     with ExitStack() as services:
         services.callback(shutil.rmtree, sockets, ignore_errors=True)
-        start = ["--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=2", "--block"]
-        start += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--temp-dir={sockets}"]
+        start = [
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={gcs}",
+            f"--dashboard-port={dashboard}",
+            "--num-cpus=2",
+            "--block",
+        ]
+        start += [
+            f"--dashboard-agent-listen-port={agent}",
+            f"--ray-client-server-port={client}",
+            f"--temp-dir={sockets}",
+        ]
         start += ["--object-store-memory=150000000"]
         services.enter_context(process("ray", "start", *start, environment=environment, log=folder / "ray.log"))
         own = environment | {"PREFECT_SERVER_API_AUTH_STRING": LOGIN}
@@ -120,7 +145,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         server = services.enter_context(process(*line, environment=own, log=folder / "server.log"))
         environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
         made = Site(folder, f"http://127.0.0.1:{prefect}", environment["RAY_ADDRESS"], environment, server)
-        wait_for(lambda: urllib.request.urlopen(f"{made.prefect}/api/health", timeout=2).close() is None, PATIENCE, "Prefect's start")
+        wait_for(
+            lambda: urllib.request.urlopen(f"{made.prefect}/api/health", timeout=2).close() is None,
+            PATIENCE,
+            "Prefect's start",
+        )
         wait_for(lambda: made.jobs("") == {}, PATIENCE, "Ray's start")
         yield made
 
@@ -151,7 +180,10 @@ def test_a_deployed_stage_runs_on_the_cluster_or_refuses_with_a_sentence(site: S
     assert site.done("demo-world")
     assert list(site.jobs("demo-world").values()) == ["SUCCEEDED"]
     assert refused["type"] == "FAILED"
-    assert "train-prior needs image-embed, which is missing: run the graph with `--until image-embed` first." in refused["message"]
+    assert (
+        "train-prior needs image-embed, which is missing: run the graph with `--until image-embed` first."
+        in refused["message"]
+    )
     assert site.jobs("train-prior") == {}
     shown = {artifact["key"] for artifact in site.ask("/artifacts/filter", {})}
     assert "demo-world" in shown
@@ -164,7 +196,9 @@ def test_a_flow_that_was_killed_finds_its_work_again(site: Site) -> None:
         flow.kill()
     again = site.command(*line)
     assert again.returncode == 0, again.stderr
-    assert list(site.jobs("image-metadata").values()) == ["SUCCEEDED"], "one job, which the second flow watched to its end"
+    assert list(site.jobs("image-metadata").values()) == ["SUCCEEDED"], (
+        "one job, which the second flow watched to its end"
+    )
     assert site.done("image-metadata")
 
 
@@ -181,7 +215,9 @@ def test_a_cancelled_flow_stops_its_job(site: Site) -> None:
 
 def test_a_server_that_goes_away_costs_no_work(site: Site) -> None:
     before = site.jobs("image-metadata")
-    with process(*site.mav("rerun", "tiny", "image-metadata"), environment=site.environment, log=site.folder / "alone.log"):
+    with process(
+        *site.mav("rerun", "tiny", "image-metadata"), environment=site.environment, log=site.folder / "alone.log"
+    ):
         (job,) = wait_for(lambda: site.jobs("image-metadata").keys() - before, PATIENCE, "the job's submission")
         os.killpg(site.server.pid, signal.SIGKILL)
         wait_for(lambda: site.jobs("image-metadata")[job] == "SUCCEEDED", PATIENCE, "the stage's end")

@@ -12,13 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import images
-from flows.build import build
-from flows.console import Screen
-from flows.markers import Markers
-from flows.stage import Job, Node, Plan, Run, Store
-from mav.artifact import add_counts
+from flows.engine.build import build
+from flows.engine.markers import Markers
+from flows.engine.run import Job, Run
+from flows.engine.stage import Graph, Node
+from flows.engine.store import Store
+from flows.services.terminal import Terminal
 from mav.errors import UserError
-from mav.recipe import ImageDownload, ImageMetadata, Recipe, Screening
+from mav.recipes import ImageDownload, ImageMetadata, Recipe, Screening
+from mav.storage.counts import add_counts
 
 
 def knows_no_host(host: str, port: int) -> Sequence[str]:
@@ -27,10 +29,10 @@ def knows_no_host(host: str, port: int) -> Sequence[str]:
 
 def planned(recipe: Recipe, folder: Path, **sections: Any) -> tuple[Node, Node, Run]:
     recipe = dataclasses.replace(recipe, **sections)
-    plan = Plan(recipe)
+    plan = Graph(recipe)
     metadata = images.image_metadata(plan)
     download = images.image_download(plan, metadata)
-    return metadata, download, Run(recipe, Store(str(folder / "runs")), Screen(), ExitStack())
+    return metadata, download, Run(recipe, Store(str(folder / "runs")), Terminal(), ExitStack())
 
 
 def test_real_rows_without_a_network_fail_below_the_floor_and_are_accounted_for(
@@ -48,7 +50,8 @@ def test_real_rows_without_a_network_fail_below_the_floor_and_are_accounted_for(
     monkeypatch.setattr(images, "download_work", lambda job: dataclasses.replace(ordinary(job), resolver=knows_no_host))
     kept = screened["rows_out"]
     with pytest.raises(
-        UserError, match=rf"image-download: only 0 of {kept:,} rows came through, below the floor of 50% .failed: dns {kept:,}"
+        UserError,
+        match=rf"image-download: only 0 of {kept:,} rows came through, below the floor of 50% .failed: dns {kept:,}",
     ):
         build(download, run)
     assert run.store.state(download, run.recipe.name) == "failed"
@@ -60,7 +63,9 @@ def test_real_rows_without_a_network_fail_below_the_floor_and_are_accounted_for(
     assert kept + sum(screened["dropped"].values()) == 1000
 
 
-def test_duplicates_across_tables_are_found_by_the_stage(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> None:
+def test_duplicates_across_tables_are_found_by_the_stage(
+    small_recipe: Recipe, tmp_path: Path, ray_session: None
+) -> None:
     for number in range(3):
         urls = [f"http://h/{i}.jpg" for i in range(number * 5, number * 5 + 10)]
         pq.write_table(pa.table({"URL": urls, "TEXT": ["a house"] * 10}), tmp_path / f"{number}.parquet")

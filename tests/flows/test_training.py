@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from flows.stage import Job
+from flows.engine.run import Job
 from flows.training import STOP, _fit
-from mav.artifact import Folder
 from mav.errors import UserError
+from mav.storage import Folder
 
 
 def test_a_training_whose_run_is_stopped_saves_before_the_run_ends(tmp_path):

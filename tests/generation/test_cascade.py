@@ -7,24 +7,29 @@ import numpy as np
 import pytest
 import torch
 
-from mav.artifact import Folder
-from mav.data.video_io import read_frames
+from mav.data.videos.video_io import read_frames
 from mav.diffusion.noise import generator
 from mav.errors import UserError
-from mav.generation.cascade import Cascade, Run
+from mav.generation.cascade import Cascade, CascadeBatch
 from mav.generation.write import generate_videos, read_prompts
-from mav.models.clip import Clip
+from mav.models.clip import ClipModel
 from mav.models.prior import Prior
 from mav.models.unet import UNet, add_masked_frames, inflate
-from mav.recipe import Cascade as Sizes
-from mav.recipe import ClipConfig, Generate, Level, Objective, PriorConfig, Sampling, UNetConfig
+from mav.recipes import CascadeSizes as Sizes
+from mav.recipes import ClipConfig, Generate, Level, Objective, PriorConfig, Sampling, UNetConfig
+from mav.storage import Folder
 from mav.training.export import Export
 
 DIM, FRAMES = 8, 4
 SIZES = Sizes(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3)
 STEPS = Sampling(steps=2)
 GENERATE = Generate(
-    prior=STEPS, decoder=dataclasses.replace(STEPS, guidance=2.0), interpolation=STEPS, sr_low=STEPS, sr_high=STEPS, fps=8.0
+    prior=STEPS,
+    decoder=dataclasses.replace(STEPS, guidance=2.0),
+    interpolation=STEPS,
+    sr_low=STEPS,
+    sr_high=STEPS,
+    fps=8.0,
 )
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
 
@@ -40,9 +45,12 @@ def alive(network):
 @pytest.fixture(scope="module")
 def cascade():
     torch.manual_seed(0)
-    decoder = inflate(UNet(UNetConfig(levels=(Level(channels=8, blocks=1, attention=True),), embedding_dim=DIM, head_channels=8)), FRAMES)
+    decoder = inflate(
+        UNet(UNetConfig(levels=(Level(channels=8, blocks=1, attention=True),), embedding_dim=DIM, head_channels=8)),
+        FRAMES,
+    )
     upsampler = UNetConfig(levels=(Level(channels=8, blocks=1),), low_resolution=True)
-    clip = Clip(ClipConfig(embedding_dim=DIM, image_size=32, vision_width=2, text_width=16, text_layers=1))
+    clip = ClipModel(ClipConfig(embedding_dim=DIM, image_size=32, vision_width=2, text_width=16, text_layers=1))
     prior = PriorConfig(embedding_dim=DIM, text_context=clip.context, width=16, depth=1, heads=2)
 
     def export(network, **objective):
@@ -77,18 +85,20 @@ def test_a_video_is_the_same_alone_and_in_a_batch(cascade, time):
 
 
 def test_time_off_makes_each_frame_an_image_of_its_own(cascade):
-    run = Run(cascade, [1, 2], GENERATE, time=False)
+    run = CascadeBatch(cascade, [1, 2], GENERATE, time=False)
     embedding = run.imagine(PROMPTS[:2])
     clip = run.decode(embedding)
     image = cascade.decoder.network
-    assert not torch.allclose(clip, Run(cascade, [1, 2], GENERATE).decode(embedding))
+    assert not torch.allclose(clip, CascadeBatch(cascade, [1, 2], GENERATE).decode(embedding))
     assert not torch.allclose(clip[:, 0], clip[:, 1])
 
     def one_frame(x, t, *, time, **conditions):
         return torch.cat([image(x[:, i : i + 1], t, time=False, **conditions) for i in range(x.shape[1])], dim=1)
 
     changed = dataclasses.replace(cascade, decoder=dataclasses.replace(cascade.decoder, network=one_frame))
-    torch.testing.assert_close(Run(changed, [1, 2], GENERATE, time=False).decode(embedding), clip, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        CascadeBatch(changed, [1, 2], GENERATE, time=False).decode(embedding), clip, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,8 +119,10 @@ def test_interpolation_keeps_known_frames_and_hands_the_boundary_on(cascade, ski
         return network(x, t, **conditions)
 
     sizes = dataclasses.replace(SIZES, frame_skip=skip)
-    watched = dataclasses.replace(cascade, sizes=sizes, interpolation=dataclasses.replace(cascade.interpolation, network=watch))
-    run = Run(watched, [5], GENERATE)
+    watched = dataclasses.replace(
+        cascade, sizes=sizes, interpolation=dataclasses.replace(cascade.interpolation, network=watch)
+    )
+    run = CascadeBatch(watched, [5], GENERATE)
     embedding = run.imagine(PROMPTS[:1])
     clip = run.decode(embedding)
     long = run.fill(clip, embedding)
@@ -121,11 +133,11 @@ def test_interpolation_keeps_known_frames_and_hands_the_boundary_on(cascade, ski
 
 def test_super_resolution_windows_agree_and_high_resolution_noise_is_shared(cascade):
     still = torch.rand(1, 1, 3, 8, 8, generator=generator(0, "still")) * 2 - 1
-    run = Run(cascade, [3], GENERATE, time=False)
+    run = CascadeBatch(cascade, [3], GENERATE, time=False)
     low = run.upsample_low(still.expand(-1, 10, -1, -1, -1))
     assert low.shape == (1, 10, 3, 16, 16)
     assert not torch.allclose(low[:, 0], low[:, 1])  # its own noise a frame
-    first_window = Run(cascade, [3], GENERATE, time=False).upsample_low(still.expand(-1, 4, -1, -1, -1))
+    first_window = CascadeBatch(cascade, [3], GENERATE, time=False).upsample_low(still.expand(-1, 4, -1, -1, -1))
     torch.testing.assert_close(low[:, :4], first_window, rtol=1e-4, atol=1e-4)
     high = run.upsample_high(low[:, :1].expand(-1, 10, -1, -1, -1))
     torch.testing.assert_close(high, high[:, :1].expand_as(high), rtol=1e-4, atol=1e-4)
@@ -144,7 +156,10 @@ def test_images_and_videos_start_videos_too(cascade):
 def test_best_candidate_is_the_one_closest_to_the_text(cascade):
     many = dataclasses.replace(GENERATE, prior_candidates=6)
     text = cascade.clip.encode_text(cascade.clip.tokenize(PROMPTS))
-    one, best = (Run(cascade, [1, 2, 3], g).imagine(PROMPTS) for g in (dataclasses.replace(GENERATE, prior_candidates=1), many))
+    one, best = (
+        CascadeBatch(cascade, [1, 2, 3], g).imagine(PROMPTS)
+        for g in (dataclasses.replace(GENERATE, prior_candidates=1), many)
+    )
     assert ((best * text).sum(-1) >= (one * text).sum(-1) - 1e-6).all()
     torch.testing.assert_close(best.norm(dim=-1), torch.ones(3))
 
@@ -153,7 +168,9 @@ def test_the_stage_writes_its_videos_once(cascade, tmp_path, monkeypatch, small_
     monkeypatch.setattr(Cascade, "load", classmethod(lambda cls, *_: cascade))
     out, world = Folder(str(tmp_path / "out")), Folder(str(tmp_path / "world"))
     world.write_json("prompts.json", [{"prompt": p, "colour": p.split()[1], "shape": p.split()[2]} for p in PROMPTS])
-    recipe = dataclasses.replace(small_recipe, cascade=SIZES, generate=dataclasses.replace(GENERATE, batch_size=2, time_off_twin=True))
+    recipe = dataclasses.replace(
+        small_recipe, cascade=SIZES, generate=dataclasses.replace(GENERATE, batch_size=2, time_off_twin=True)
+    )
     lines = []
     metrics = generate_videos(recipe, {"demo-world": world}, out, lines.append)
     assert metrics == {"videos": 3, "frames": 10, "size": 32, "fps": 24.0}

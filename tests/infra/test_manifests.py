@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import metrics
+from flows.services import ray_metrics as metrics
 
 INFRA = Path(__file__).parents[2] / "infra"
 KUBERNETES = "1.33"
@@ -52,7 +52,14 @@ def test_kuberay_manifests_have_valid_pods_and_one_version_of_ray(name: str) -> 
 
 def test_prefects_server_and_worker_are_valid_resources() -> None:
     found = documents("prefect.yaml")
-    assert [document["kind"] for document in found] == ["Deployment", "Service", "Deployment", "ServiceAccount", "Role", "RoleBinding"]
+    assert [document["kind"] for document in found] == [
+        "Deployment",
+        "Service",
+        "Deployment",
+        "ServiceAccount",
+        "Role",
+        "RoleBinding",
+    ]
     for document in found:
         check(document)
 
@@ -70,7 +77,12 @@ def test_the_kubernetes_work_pool_makes_a_valid_job() -> None:
 
     pool = json.loads((INFRA / "kubernetes" / "work-pool.json").read_text())
     defaults = {name: field.get("default") for name, field in pool["variables"]["properties"].items()}
-    flow_run = {"name": "run", "labels": {"app": "flow"}, "command": ["prefect", "flow-run", "execute"], "service_account_name": "default"}
+    flow_run = {
+        "name": "run",
+        "labels": {"app": "flow"},
+        "command": ["prefect", "flow-run", "execute"],
+        "service_account_name": "default",
+    }
     values = {name: value for name, value in defaults.items() if value is not None} | flow_run
     values["env"] = [{"name": name, "value": value} for name, value in defaults["env"].items()]  # as the worker does
     job = apply_values(pool["job_configuration"]["job_manifest"], values)
@@ -128,5 +140,7 @@ def test_no_secret_is_written_down() -> None:
     secret = re.compile(r"(?i)(password|token|secret|auth_string|api_key)[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9+/]{8,}")
     for path in INFRA.rglob("*"):
         if path.suffix in {".yaml", ".json", ".sbatch"} or path.name == "Dockerfile":
-            found = [match.group() for match in secret.finditer(path.read_text()) if "make-a-video" not in match.group()]
+            found = [
+                match.group() for match in secret.finditer(path.read_text()) if "make-a-video" not in match.group()
+            ]
             assert not found, f"{path.name}: {found}"

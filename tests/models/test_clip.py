@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mav.artifact import Folder
-from mav.data.drawing import PALETTE, SHAPES, draw, random_scene
 from mav.errors import UserError
-from mav.models.clip import Clip
+from mav.models.clip import ClipModel
 from mav.models.heads import Head, area_under_curve
-from mav.recipe import Clip as ClipSection
-from mav.recipe import ClipConfig
+from mav.recipes import ClipConfig
+from mav.recipes import ClipSection as ClipSection
+from mav.storage import Folder
+from mav.world.drawing import PALETTE, SHAPES, draw, random_scene
 
 TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)
 
@@ -20,7 +20,7 @@ TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2,
 @pytest.fixture
 def clip():
     torch.manual_seed(0)
-    return Clip(TINY).eval()
+    return ClipModel(TINY).eval()
 
 
 def pixels(count, height, width, seed=0):
@@ -69,8 +69,10 @@ def test_saved_and_loaded_it_is_the_same(clip, tmp_path):
     embeddings = torch.nn.functional.normalize(torch.randn(200, 16, generator=generator), dim=1)
     clip.fit_heads(embeddings, (embeddings[:, 0] > 0).double(), torch.full((200,), float("nan")))
     clip.save(Folder(str(tmp_path / "a")))
-    loaded = Clip.load(Folder(str(tmp_path / "a")))
-    clip.requires_grad_(False)  # as loaded: without gradients PyTorch's attention takes another path, whose last bit differs on some CPUs
+    loaded = ClipModel.load(Folder(str(tmp_path / "a")))
+    clip.requires_grad_(
+        False
+    )  # as loaded: without gradients PyTorch's attention takes another path, whose last bit differs on some CPUs
     images, tokens = pixels(2, 64, 64), clip.tokenize(["a blue cross", "a square"])
     assert torch.equal(loaded.encode_image(images), clip.encode_image(images))
     assert torch.equal(loaded.encode_text(tokens), clip.encode_text(tokens))
@@ -83,7 +85,7 @@ def test_saved_and_loaded_it_is_the_same(clip, tmp_path):
 
 def test_loading_nothing_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="run the `clip` stage"):
-        Clip.load(Folder(str(tmp_path)))
+        ClipModel.load(Folder(str(tmp_path)))
 
 
 def test_heads_find_a_linear_score_and_report_it_on_held_out_rows(clip):
@@ -118,13 +120,21 @@ def test_area_under_curve():
 def test_the_published_layout_is_what_its_names_say():
     generator = torch.Generator().manual_seed(4)
     sizes = [8, 4, 3, 1]
-    state = {"norm.mean": torch.randn(8, generator=generator), "norm.variance": torch.rand(8, generator=generator) + 0.5}
+    state = {
+        "norm.mean": torch.randn(8, generator=generator),
+        "norm.variance": torch.rand(8, generator=generator) + 0.5,
+    }
     for i, (a, b) in enumerate(itertools.pairwise(sizes), start=1):
-        state |= {f"linear_{i}.weight": torch.randn(b, a, generator=generator), f"linear_{i}.bias": torch.randn(b, generator=generator)}
+        state |= {
+            f"linear_{i}.weight": torch.randn(b, a, generator=generator),
+            f"linear_{i}.bias": torch.randn(b, generator=generator),
+        }
     x = torch.randn(5, 8, generator=generator)
     y = (x - state["norm.mean"]) / state["norm.variance"].sqrt()
     for i in (1, 2, 3):
-        y = torch.nn.functional.linear(torch.relu(y) if i > 1 else y, state[f"linear_{i}.weight"], state[f"linear_{i}.bias"])
+        y = torch.nn.functional.linear(
+            torch.relu(y) if i > 1 else y, state[f"linear_{i}.weight"], state[f"linear_{i}.bias"]
+        )
     assert torch.allclose(Head.from_state(state)(x), torch.sigmoid(y[:, 0]), atol=1e-6)
 
 
@@ -156,31 +166,34 @@ def test_a_pretrained_architecture_takes_weights_and_head_from_paths(real_data, 
     }
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: small)
     weights = str(tmp_path / "weights.pt")
-    torch.save({"state_dict": {f"module.{n}": v for n, v in Clip(architecture="small").model.state_dict().items()}}, weights)
+    torch.save(
+        {"state_dict": {f"module.{n}": v for n, v in ClipModel(architecture="small").model.state_dict().items()}},
+        weights,
+    )
     good = str(real_data / "heads/clip_ViT-L-14_openai_binary_nsfw_head.pth")
-    clip = Clip.create(ClipSection(pretrained=weights, architecture="small", nsfw_head=good)).eval()
+    clip = ClipModel.create(ClipSection(pretrained=weights, architecture="small", nsfw_head=good)).eval()
     embedding = clip.encode_image(pixels(2, 40, 60))
     assert set(clip.scores(embedding)) == {"punsafe"}
     clip.save(Folder(str(tmp_path / "saved")))
-    again = Clip.load(Folder(str(tmp_path / "saved"))).encode_image(pixels(2, 40, 60))
+    again = ClipModel.load(Folder(str(tmp_path / "saved"))).encode_image(pixels(2, 40, 60))
     assert torch.allclose(again, embedding, atol=1e-5)  # without gradients torch takes another route through attention
     wrong = str(real_data / "heads/clip_ViT-B-32_openai_binary_nsfw_head.pth")
     with pytest.raises(UserError, match=r"clip\.nsfw_head.*length 512.*768"):
-        Clip.create(ClipSection(pretrained=weights, architecture="small", nsfw_head=wrong))
+        ClipModel.create(ClipSection(pretrained=weights, architecture="small", nsfw_head=wrong))
 
 
 def test_wrong_weights_are_one_sentence(tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match=r"clip\.pretrained"):
-        Clip.create(ClipSection(pretrained=str(path), architecture="ViT-B-32"))
+        ClipModel.create(ClipSection(pretrained=str(path), architecture="ViT-B-32"))
     with pytest.raises(UserError, match=r"clip\.architecture"):
-        Clip.create(ClipSection(pretrained=str(path)))
+        ClipModel.create(ClipSection(pretrained=str(path)))
     with pytest.raises(UserError, match=r"clip\.architecture.*ViT-L-14"):
-        Clip.create(ClipSection(pretrained=str(path), architecture="no-such-model"))
+        ClipModel.create(ClipSection(pretrained=str(path), architecture="no-such-model"))
     torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match=r"clip\.watermark_head"):
-        Clip.create(ClipSection(watermark_head=str(path)))
+        ClipModel.create(ClipSection(watermark_head=str(path)))
 
 
 def test_a_few_steps_teach_colour():
@@ -190,7 +203,7 @@ def test_a_few_steps_teach_colour():
     colours = tuple(PALETTE)
     scenes = [random_scene(rng, colours, SHAPES) for _ in range(400)]
     images = torch.from_numpy(np.stack([draw(scene, 32) for scene in scenes])).permute(0, 3, 1, 2)
-    clip = Clip(ClipConfig()).train()
+    clip = ClipModel(ClipConfig()).train()
     tokens = clip.tokenize([scene.caption(i) for i, scene in enumerate(scenes)])
     optimiser = torch.optim.AdamW(clip.parameters(), lr=2e-3, fused=True)
     first = last = 0.0
@@ -204,7 +217,9 @@ def test_a_few_steps_teach_colour():
     clip.settle(images[:320])
     assert not clip.training
     with torch.no_grad():
-        guess = (clip.encode_image(images[320:]) @ clip.encode_text(clip.tokenize([f"a {c} circle" for c in colours])).T).argmax(1)
+        guess = (
+            clip.encode_image(images[320:]) @ clip.encode_text(clip.tokenize([f"a {c} circle" for c in colours])).T
+        ).argmax(1)
     right = np.mean([colours[g] == scene.colour for g, scene in zip(guess, scenes[320:], strict=True)])
     assert last < first - 0.5
     assert right > 0.6  # chance is 1/6

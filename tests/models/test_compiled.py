@@ -9,7 +9,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 
 from mav.models.unet import UNet
-from mav.recipe import Level, UNetConfig
+from mav.recipes import Level, UNetConfig
 
 
 @pytest.mark.slow
@@ -30,7 +30,9 @@ def test_a_compiled_network_is_the_eager_one_and_is_not_compiled_again(
     torch.manual_seed(0)
     levels = tuple(Level(channels=c, blocks=2, attention=c in (8, 32)) for c in channels)
     net = UNet(UNetConfig(levels=levels, embedding_dim=16, head_channels=8, max_frames=3))
-    kinds = 3 * len(channels) - 1  # of shapes: a level's first stage on the way down, where it widens, its others, and those of the way up
+    kinds = (
+        3 * len(channels) - 1
+    )  # of shapes: a level's first stage on the way down, where it widens, its others, and those of the way up
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.05 * torch.randn_like(parameter)

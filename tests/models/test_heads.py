@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mav.artifact import Folder
 from mav.errors import UserError
-from mav.models.clip import Clip
+from mav.models.checkpoints.tensor_bundle import read_bundle
+from mav.models.clip import ClipModel
 from mav.models.heads import Head, WatermarkClassifier, read_head
-from mav.models.tensor_bundle import read_bundle
-from mav.recipe import Clip as ClipSection
-from mav.recipe import ClipConfig
+from mav.recipes import ClipConfig
+from mav.recipes import ClipSection as ClipSection
+from mav.storage import Folder
 
 TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)
 
@@ -32,7 +32,9 @@ def checkpoint(tmp_path_factory) -> str:
     torch.manual_seed(0)
     model = create_model("efficientnet_b3a", pretrained=False, num_classes=2)
     first, second, third = torch.nn.Linear(1536, 625), torch.nn.Linear(625, 256), torch.nn.Linear(256, 2)
-    model.classifier = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Dropout(0.3), second, torch.nn.ReLU(), third)
+    model.classifier = torch.nn.Sequential(
+        first, torch.nn.ReLU(), torch.nn.Dropout(0.3), second, torch.nn.ReLU(), third
+    )
     path = str(tmp_path_factory.mktemp("heads") / "watermark_model_v1.pt")
     torch.save(model.state_dict(), path)
     return path
@@ -53,7 +55,11 @@ def test_the_watermark_classifier_is_timms_network_on_squashed_pictures(checkpoi
     theirs.classifier = ours.model.classifier
     theirs.load_state_dict(torch.load(checkpoint, weights_only=True))
     prepared = transforms.Compose(
-        [transforms.Resize((256, 256)), transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+        [
+            transforms.Resize((256, 256)),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
     )(picture)
     with torch.no_grad():
         expected = torch.softmax(theirs.eval()(prepared[None]), 1)[0, 0]
@@ -63,11 +69,11 @@ def test_the_watermark_classifier_is_timms_network_on_squashed_pictures(checkpoi
 
 
 def test_a_clip_with_it_is_stored_and_comes_back(checkpoint, tmp_path):
-    clip = Clip(TINY).eval()
+    clip = ClipModel(TINY).eval()
     clip.heads["pwatermark"] = read_head(checkpoint, 16, "clip.watermark_head")
     clip.sources["clip.watermark_head"] = "0" * 64
     clip.save(Folder(str(tmp_path)))
-    again = Clip.load(Folder(str(tmp_path)))
+    again = ClipModel.load(Folder(str(tmp_path)))
     assert again.pixel_heads == ["pwatermark"]
     assert again.sources == clip.sources
     pixels = torch.full((2, 3, 40, 50), 99, dtype=torch.uint8)
@@ -119,7 +125,7 @@ def test_a_cut_or_flipped_real_archive_is_refused(heads):
 def test_the_digest_of_a_heads_file_is_recorded(heads):
     path = str(heads / "clip_ViT-B-32_openai_binary_nsfw_head.pth")
     section = ClipSection(network=dataclasses.replace(TINY, embedding_dim=512), nsfw_head=path)
-    clip = Clip.create(section)
+    clip = ClipModel.create(section)
     assert isinstance(clip.heads["punsafe"], Head)
     with open(path, "rb") as file:
         assert clip.sources == {"clip.nsfw_head": hashlib.file_digest(file, "sha256").hexdigest()}

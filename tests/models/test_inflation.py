@@ -4,12 +4,18 @@ import pytest
 import torch
 
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
-from mav.recipe import Level, UNetConfig
+from mav.recipes import Level, UNetConfig
 
 B, T, S = 2, 5, 16
-DECODER = UNetConfig(levels=(Level(channels=16, blocks=1), Level(channels=24, blocks=2, attention=True)), embedding_dim=8, head_channels=8)
+DECODER = UNetConfig(
+    levels=(Level(channels=16, blocks=1), Level(channels=24, blocks=2, attention=True)),
+    embedding_dim=8,
+    head_channels=8,
+)
 SUPER_RESOLUTION = UNetConfig(levels=(Level(channels=8, blocks=1), Level(channels=16, blocks=1)), low_resolution=True)
-LEARNED_SIGMA = UNetConfig(levels=(Level(channels=8, blocks=1, attention=True),), embedding_dim=8, head_channels=8, out_channels=6)
+LEARNED_SIGMA = UNetConfig(
+    levels=(Level(channels=8, blocks=1, attention=True),), embedding_dim=8, head_channels=8, out_channels=6
+)
 
 
 def randomised(net: UNet, seed: int = 0) -> UNet:
@@ -25,7 +31,9 @@ def conditions(config: UNetConfig, dtype: torch.dtype) -> dict[str, torch.Tensor
     generator = torch.Generator().manual_seed(1)
     given: dict[str, torch.Tensor] = {}
     if config.embedding_dim:
-        given["embedding"] = torch.nn.functional.normalize(torch.randn(B, config.embedding_dim, generator=generator, dtype=dtype))
+        given["embedding"] = torch.nn.functional.normalize(
+            torch.randn(B, config.embedding_dim, generator=generator, dtype=dtype)
+        )
         given["keep"] = torch.tensor([True, False])
     if config.low_resolution:
         given["low"] = torch.randn(B, T, 3, S, S, generator=generator, dtype=dtype)
@@ -34,7 +42,9 @@ def conditions(config: UNetConfig, dtype: torch.dtype) -> dict[str, torch.Tensor
 
 
 def noisy(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(B, T, 3, S, S, generator=torch.Generator().manual_seed(2), dtype=dtype), torch.tensor([10.0, 700.0])
+    return torch.randn(B, T, 3, S, S, generator=torch.Generator().manual_seed(2), dtype=dtype), torch.tensor(
+        [10.0, 700.0]
+    )
 
 
 def per_frame(net: UNet, x: torch.Tensor, t: torch.Tensor, given: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -54,7 +64,11 @@ def test_inflated_network_equals_image_network_per_frame(config, dtype):
     (x, t), given = noisy(dtype), conditions(config, dtype)
     fps = torch.tensor([4.0, 24.0])
     with torch.no_grad():
-        video, together, alone = video_net(x, t, fps=fps, **given), image_net(x, t, **given), per_frame(image_net, x, t, given)
+        video, together, alone = (
+            video_net(x, t, fps=fps, **given),
+            image_net(x, t, **given),
+            per_frame(image_net, x, t, given),
+        )
     assert alone.abs().mean() > 0.05  # the comparison is not between zeros
     if dtype is torch.float64:
         assert torch.equal(video, together)

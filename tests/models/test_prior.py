@@ -3,7 +3,7 @@
 import torch
 
 from mav.models.prior import Prior, from_scale, to_scale
-from mav.recipe import PriorConfig
+from mav.recipes import PriorConfig
 
 CONFIG = PriorConfig(embedding_dim=8, vocabulary=50, text_context=6, width=16, depth=2, heads=2)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mav.models import on_cpu, pseudo3d
-from mav.models.layout import as_images, as_rows
+from mav.models import pseudo3d
+from mav.models.kernels import cpu as on_cpu
+from mav.models.kernels.layout import as_images, as_rows
 from mav.models.pseudo3d import FrameNorm, SelfAttention, TemporalConv, attend, convolve
 
 
@@ -33,7 +34,9 @@ def test_temporal_conv_and_its_gradients_are_those_of_the_plain_convolution(clip
         conv.bias.normal_()
     x = channels_last(clips * frames, 8, 3, 4).double().requires_grad_()
     parameters = [x, conv.weight, conv.bias]
-    gradient = torch.randn(clips * frames, 8, 3, 4, dtype=torch.float64)  # not channels-last: as a sum over a view would hand it on
+    gradient = torch.randn(
+        clips * frames, 8, 3, 4, dtype=torch.float64
+    )  # not channels-last: as a sum over a view would hand it on
     y = conv(x, frames)
     assert y.is_contiguous(memory_format=torch.channels_last)
     ours = torch.autograd.grad(y, parameters, gradient)
@@ -109,14 +112,18 @@ def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, path, silu):
     inputs = (x, norm.weight, norm.bias, scale, shift)
 
     laid_out = x.contiguous(memory_format=torch.channels_last)
-    parts = norm.of_parts([part.contiguous(memory_format=torch.channels_last) for part in x.split([8, 16], dim=1)], silu)
+    parts = norm.of_parts(
+        [part.contiguous(memory_format=torch.channels_last) for part in x.split([8, 16], dim=1)], silu
+    )
     ours = torch.cat(parts, dim=1) + norm.modulated(laid_out, scale, shift, silu)
     per_frame = (value.repeat_interleave(3, dim=0)[:, :, None, None] for value in (scale, shift))
     modulated = F.group_norm(x, norm.num_groups) * next(per_frame) + next(per_frame)
     plain = last(F.group_norm(x, norm.num_groups, norm.weight, norm.bias)) + last(modulated)
     torch.testing.assert_close(ours, plain)
     seed = torch.randn_like(plain)
-    for mine, theirs in zip(torch.autograd.grad(ours, inputs, seed), torch.autograd.grad(plain, inputs, seed), strict=True):
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, inputs, seed), torch.autograd.grad(plain, inputs, seed), strict=True
+    ):
         torch.testing.assert_close(mine, theirs)
 
 

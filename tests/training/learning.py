@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mav.artifact import Folder
-from mav.data.drawing import PALETTE, draw, draw_clip, random_scene
-from mav.models.clip import Clip
-from mav.recipe import Recipe
-from mav.recipe_file import load_recipe
+from mav.models.clip import ClipModel
+from mav.recipes import Recipe
+from mav.recipes.reader import load_recipe
+from mav.storage import Folder
 from mav.training.export import CURVES
 from mav.training.stages import INPUTS, VIDEO_STAGES, run_stage
+from mav.world.drawing import PALETTE, draw, draw_clip, random_scene
 
 REFERENCE = Path(__file__).with_name("reference_curves.json")
 SEEDS = range(3)
@@ -59,8 +59,10 @@ class Scenes:
     """Pictures with captions, and embeddings that tell colour and shape; sample n is a function of n."""
 
     def __init__(self, recipe: Recipe, size: int) -> None:
-        self.size, self.tokenize = size, Clip.create(recipe.clip).tokenize
-        self.names = np.random.default_rng(0).normal(size=(len(COLOURS) + len(SHAPES), recipe.clip.network.embedding_dim))
+        self.size, self.tokenize = size, ClipModel.create(recipe.clip).tokenize
+        self.names = np.random.default_rng(0).normal(
+            size=(len(COLOURS) + len(SHAPES), recipe.clip.network.embedding_dim)
+        )
         self.sample = functools.lru_cache(DISTINCT)(self._sample)
 
     def __len__(self) -> int:
@@ -70,7 +72,9 @@ class Scenes:
         rng = np.random.default_rng((1, number))
         scene = random_scene(rng, COLOURS, SHAPES)
         meaning = self.names[COLOURS.index(scene.colour)] + self.names[len(COLOURS) + SHAPES.index(scene.shape)]
-        image, text = (torch.tensor(meaning + rng.normal(size=meaning.shape) * 0.3, dtype=torch.float32) for _ in range(2))
+        image, text = (
+            torch.tensor(meaning + rng.normal(size=meaning.shape) * 0.3, dtype=torch.float32) for _ in range(2)
+        )
         return {
             "pixels": torch.from_numpy(draw(scene, self.size)).permute(2, 0, 1),
             "tokens": self.tokenize([scene.caption(number)])[0],
@@ -136,8 +140,12 @@ def main() -> None:
         quarters = np.array([run[stage] for run in runs])
         low, high = quarters.min(0), quarters.max(0)
         margin = np.maximum(high - low, 0.05 * (low + high))
-        ranges[stage] = [[float(f"{end:.4g}") for end in ends] for ends in zip(low - margin, high + margin, strict=True)]
-    REFERENCE.write_text("{\n" + ",\n".join(f"  {json.dumps(stage)}: {json.dumps(rows)}" for stage, rows in ranges.items()) + "\n}\n")
+        ranges[stage] = [
+            [float(f"{end:.4g}") for end in ends] for ends in zip(low - margin, high + margin, strict=True)
+        ]
+    REFERENCE.write_text(
+        "{\n" + ",\n".join(f"  {json.dumps(stage)}: {json.dumps(rows)}" for stage, rows in ranges.items()) + "\n}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ import dataclasses
 
 import torch
 
-from mav.artifact import Folder
 from mav.diffusion.noise import Draws
-from mav.models.clip import Clip
+from mav.models.clip import ClipModel
 from mav.models.unet import UNet
-from mav.recipe import (
-    Cascade,
+from mav.recipes import (
+    CascadeSizes,
     ClipConfig,
     Level,
     Optimisation,
@@ -24,7 +23,8 @@ from mav.recipe import (
     UNetConfig,
     World,
 )
-from mav.recipe import Clip as ClipSection
+from mav.recipes import ClipSection as ClipSection
+from mav.storage import Folder
 from mav.training.export import FACTS, export_network
 from mav.training.stages import INPUTS, VIDEO_STAGES, run_stage
 
@@ -33,19 +33,25 @@ HELD_OUT = 1_000_000  # number of the first held-out sample
 
 
 def small_recipe(**optimisation) -> Recipe:
-    o = Optimisation(**{"samples": 12, "batch_size": 2, "learning_rate": 1e-3, "log_every": 4, "checkpoint_every": 4} | optimisation)
+    o = Optimisation(
+        **{"samples": 12, "batch_size": 2, "learning_rate": 1e-3, "log_every": 4, "checkpoint_every": 4} | optimisation
+    )
     sr = UNetConfig(levels=(Level(channels=8, blocks=1),), low_resolution=True)
     decoder = UNetConfig(
-        levels=(Level(channels=8, blocks=1), Level(channels=8, blocks=1, attention=True)), embedding_dim=DIM, head_channels=8
+        levels=(Level(channels=8, blocks=1), Level(channels=8, blocks=1, attention=True)),
+        embedding_dim=DIM,
+        head_channels=8,
     )
     upsampler = TrainImage(network=sr, optimisation=o, crop=0.5, noise_augmentation=0.3, blur_sigma=0.6)
     tiny_clip = ClipConfig(embedding_dim=DIM, image_size=32, vision_width=2, text_width=16, text_layers=1)
     return Recipe(
         name="small",
         world=World(),
-        cascade=Cascade(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3),
+        cascade=CascadeSizes(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3),
         clip=ClipSection(network=tiny_clip, optimisation=dataclasses.replace(o, batch_size=4)),
-        train_prior=TrainPrior(network=PriorConfig(embedding_dim=DIM, text_context=CONTEXT, width=16, depth=1, heads=2), optimisation=o),
+        train_prior=TrainPrior(
+            network=PriorConfig(embedding_dim=DIM, text_context=CONTEXT, width=16, depth=1, heads=2), optimisation=o
+        ),
         train_decoder=TrainImage(network=decoder, optimisation=o),
         train_sr_low=upsampler,
         train_sr_high=upsampler,
@@ -110,7 +116,7 @@ def parents(root: Folder, stage: str, recipe: Recipe) -> dict[str, Folder]:
         folder = root.child(name)
         if name == "clip" and not folder.exists("clip.json"):
             torch.manual_seed(0)
-            Clip.create(recipe.clip).save(folder)
+            ClipModel.create(recipe.clip).save(folder)
         elif name == "train-decoder-video" and not folder.exists(FACTS):
             run(root, name, recipe)
         elif name.startswith("train-") and not folder.exists(FACTS):

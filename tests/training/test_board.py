@@ -7,24 +7,32 @@ import pytest
 from small_training import small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mav.artifact import Folder
 from mav.errors import UserError
+from mav.storage import Folder
 from mav.training.board import Board, WandbBoard
 
 
 def curve(path):
     events = EventAccumulator(str(path))
     events.Reload()
-    return {name: [(event.step, round(event.value, 3)) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return {
+        name: [(event.step, round(event.value, 3)) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
 
 
 def test_every_number_is_a_curve_over_samples(tmp_path):
     passed = []
     board = Board(Folder(str(tmp_path)), passed.append)
     for samples in (8, 16, 24):
-        board({"stage": "train-decoder", "total": 24, "samples": samples, "loss": 1 / samples, "samples_per_second": 3.0})
+        board(
+            {"stage": "train-decoder", "total": 24, "samples": samples, "loss": 1 / samples, "samples_per_second": 3.0}
+        )
     assert [facts["samples"] for facts in passed] == [8, 16, 24]
-    assert curve(tmp_path) == {"loss": [(8, 0.125), (16, 0.062), (24, 0.042)], "samples_per_second": [(8, 3.0), (16, 3.0), (24, 3.0)]}
+    assert curve(tmp_path) == {
+        "loss": [(8, 0.125), (16, 0.062), (24, 0.042)],
+        "samples_per_second": [(8, 3.0), (16, 3.0), (24, 3.0)],
+    }
 
 
 def test_a_resumed_training_replaces_what_lay_beyond_its_checkpoint(tmp_path):
@@ -41,9 +49,15 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     fake = types.SimpleNamespace(init=lambda **names: started.append(names) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     passed = []
-    board = WandbBoard("films", "train-decoder", small_recipe(), Folder(str(tmp_path / "train-decoder" / "0123abcd")), passed.append)
+    board = WandbBoard(
+        "films", "train-decoder", small_recipe(), Folder(str(tmp_path / "train-decoder" / "0123abcd")), passed.append
+    )
     board({"stage": "train-decoder", "total": 24, "samples": 8, "loss": 0.5})
-    assert (started[0]["project"], started[0]["id"], started[0]["resume"]) == ("films", "train-decoder-0123abcd", "allow")
+    assert (started[0]["project"], started[0]["id"], started[0]["resume"]) == (
+        "films",
+        "train-decoder-0123abcd",
+        "allow",
+    )
     assert started[0]["config"]["train-decoder"]["optimisation"]["samples"] == 12
     assert logged == [(8, {"loss": 0.5})]
     assert len(passed) == 1

@@ -10,8 +10,8 @@ import pytest
 import torch
 from small_training import parents, run, small_recipe, source_of
 
-from mav.artifact import Folder
 from mav.errors import UserError
+from mav.storage import Folder
 from mav.training.checkpoint import COMMITTED, Checkpoints
 from mav.training.export import CURVES, WEIGHTS
 from mav.training.stages import INPUTS, run_stage
@@ -50,7 +50,9 @@ def train_until_killed(root: str, stage: str, where: str) -> None:
     run(Folder(root), stage, RECIPE, work="broken", out=f"broken-{stage}", report=report)
 
 
-@pytest.mark.parametrize("stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in sorted(INPUTS)])
+@pytest.mark.parametrize(
+    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in sorted(INPUTS)]
+)
 def test_killed_and_resumed_is_bit_equal_to_undisturbed(stage, processes, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "stages"  # one for all: a stage's parents are trained once
     root = Folder(str(path))
@@ -153,7 +155,9 @@ def test_held_out_loss_by_noise_level(tmp_path):
     assert sorted(measured) == [8, 16]
     levels = [name for name in measured[8] if name.startswith("validation/")]
     assert levels == [f"validation/{level}" for level in (0.125, 0.375, 0.625, 0.875)]
-    assert all(line["validation"] == pytest.approx(sum(line[name] for name in levels) / 4) for line in measured.values())
+    assert all(
+        line["validation"] == pytest.approx(sum(line[name] for name in levels) / 4) for line in measured.values()
+    )
     assert metrics["validation"] == measured[16]["validation"] < measured[8]["validation"]
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flows.cli import app
+from flows.cli.main import app
 from mav.models import pseudo3d
 from mav.models.unet import UNet
-from mav.recipe_file import load_recipe
+from mav.recipes.reader import load_recipe
 from mav.training.describe import STATE_BYTES, describe
 
 
@@ -26,7 +26,9 @@ def test_the_count_on_shapes_is_the_count_on_numbers(demo):
         network(x, torch.zeros(3), embedding=torch.randn(3, 64)).square().mean().backward()
     described = demo["train-decoder"]
     assert described.parameters == sum(p.numel() for p in network.parameters())
-    assert described.flops_per_sample == pytest.approx(counter.get_total_flops() / 3, rel=0.05)  # fused attention is counted apart
+    assert described.flops_per_sample == pytest.approx(
+        counter.get_total_flops() / 3, rel=0.05
+    )  # fused attention is counted apart
     assert described.flops_per_step == described.flops_per_sample * recipe.train_decoder.optimisation.batch_size
     assert described.state_bytes == STATE_BYTES * described.parameters
 
@@ -62,7 +64,9 @@ def test_a_clip_costs_more_than_its_frames(demo):
 def test_single_gpu_fits_an_80_gb_card_and_checkpointing_is_seen():
     single = describe(load_recipe("single-gpu"))
     for component in single:
-        assert component.state_bytes + component.activation_bytes < 64 * 1024**3, component  # the rest is the libraries'
+        assert component.state_bytes + component.activation_bytes < 64 * 1024**3, (
+            component
+        )  # the rest is the libraries'
     without = describe(load_recipe("single-gpu", ["train_decoder.network.checkpoint_levels=0"]))
     assert single[4].activation_bytes < 0.8 * without[4].activation_bytes
     assert single[4].flops_per_sample > without[4].flops_per_sample

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from mav.data.source import Source
+from mav.data.loading.source import SampleSource
 from mav.errors import UserError
 
 
-class Numbers(Source):
+class Numbers(SampleSource):
     def read(self, index, number):
         if index == 3:
             raise ValueError("broken")

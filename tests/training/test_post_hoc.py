@@ -8,17 +8,24 @@ import pytest
 import torch
 from small_training import run, small_recipe
 
-from mav.artifact import Folder
 from mav.errors import UserError
+from mav.storage import Folder
 from mav.training.checkpoint import COMMITTED, Checkpoints
 from mav.training.ema import Ema
 from mav.training.export import CURVES, WEIGHTS, load_network
 from mav.training.post_hoc import KEPT, MOMENTS, OFFERED, coefficients, exponent, power_decay
-from mav.training.preemption import PreemptedError, catch_sigterm
+from mav.training.process.preemption import PreemptedError, catch_sigterm
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 STAGE = "train-decoder"
-SIZES = {"samples": 24, "batch_size": 2, "checkpoint_every": 8, "held_out": 4, "export": "post_hoc", "learning_rate": 3e-3}
+SIZES = {
+    "samples": 24,
+    "batch_size": 2,
+    "checkpoint_every": 8,
+    "held_out": 4,
+    "export": "post_hoc",
+    "learning_rate": 3e-3,
+}
 
 
 def test_exponents_are_the_published_ones():
@@ -84,7 +91,9 @@ def test_a_run_that_was_stopped_chooses_the_same_weights(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(root, STAGE, recipe, work="again", out="again", report=die)
     checkpoints = root.child(f"again/{STAGE}")
-    last = max(int(name.split("/")[0]) for name in checkpoints.names() if name.endswith(COMMITTED) and name.count("/") == 1)
+    last = max(
+        int(name.split("/")[0]) for name in checkpoints.names() if name.endswith(COMMITTED) and name.count("/") == 1
+    )
     averages = checkpoints.child(f"averages/{last:012d}")
     until = time.monotonic() + 30
     while not averages.exists(COMMITTED) and time.monotonic() < until:  # its writing thread outlived the training

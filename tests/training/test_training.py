@@ -8,12 +8,12 @@ import pytest
 import torch
 from small_training import CONTEXT, DIM, FRAMES, Clips, Pairs, parents, run, small_recipe
 
-from mav.artifact import Folder
 from mav.diffusion.noise import Draws
 from mav.errors import UserError
-from mav.models.clip import Clip
+from mav.models.clip import ClipModel
 from mav.models.unet import UNet
-from mav.recipe import Objective, Optimisation, TrainVideo
+from mav.recipes import Objective, Optimisation, TrainVideo
+from mav.storage import Folder
 from mav.training.checkpoint import Checkpoints
 from mav.training.export import CURVES, FACTS, WEIGHTS, export_network, load_network
 from mav.training.loop import Task, learning_rate, prefetch, train
@@ -33,11 +33,13 @@ def test_every_stage_trains_and_exports_what_loads_again(stage, tmp_path):
     curves = [json.loads(line) for line in root.read_bytes(f"{stage}/{CURVES}").splitlines()]
     assert [line["samples"] for line in curves] == [4, 8, 12]
     if stage == "clip":
-        assert Clip.load(root.child(stage)).scores(torch.randn(2, DIM)).keys() == {"punsafe", "pwatermark"}
+        assert ClipModel.load(root.child(stage)).scores(torch.randn(2, DIM)).keys() == {"punsafe", "pwatermark"}
         return
     export = load_network(root.child(stage))
     moved = sum(
-        float(p.abs().sum()) for name, p in export.network.named_parameters() if name.startswith(("output.spatial", "output.weight"))
+        float(p.abs().sum())
+        for name, p in export.network.named_parameters()
+        if name.startswith(("output.spatial", "output.weight"))
     )
     assert moved > 0  # the zero-started output has learned something
     assert export.facts["stage"] == stage
@@ -86,7 +88,9 @@ def test_temporal_training_leaves_the_image_network_as_it_was(tmp_path):
     never, later = (load_network(root.child(name)).network.state_dict() for name in ("never", "later"))
     assert all(torch.equal(never[name], value) for name, value in before.items())
     assert any(not torch.equal(later[name], value) for name, value in before.items())
-    assert any(not torch.equal(never[name], torch.zeros(())) and not torch.equal(never[name], later[name]) for name in never)
+    assert any(
+        not torch.equal(never[name], torch.zeros(())) and not torch.equal(never[name], later[name]) for name in never
+    )
 
 
 def test_masks_give_at_least_one_frame_and_leave_at_least_one():
@@ -109,7 +113,10 @@ def test_the_samples_of_a_step_do_not_depend_on_the_number_of_workers():
         o = Optimisation(samples=48, batch_size=16, accumulation=accumulation)
         ranks = [[b["n"] for _, b in prefetch(Numbers(), 16, o, rank, world_size)] for rank in range(world_size)]
         per_step = accumulation
-        steps = [torch.cat([b for r in ranks for b in r[i : i + per_step]]).sort().values for i in range(0, len(ranks[0]), per_step)]
+        steps = [
+            torch.cat([b for r in ranks for b in r[i : i + per_step]]).sort().values
+            for i in range(0, len(ranks[0]), per_step)
+        ]
         return torch.stack(steps)
 
     assert torch.equal(seen(1, 1), torch.arange(16, 48).view(2, 16))
@@ -120,7 +127,13 @@ def test_the_samples_of_a_step_do_not_depend_on_the_number_of_workers():
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
     root = Folder(str(tmp_path))
     for accumulation in (1, 2):
-        run(root, "train-decoder", small_recipe(batch_size=4, accumulation=accumulation), work=f"w{accumulation}", out=f"o{accumulation}")
+        run(
+            root,
+            "train-decoder",
+            small_recipe(batch_size=4, accumulation=accumulation),
+            work=f"w{accumulation}",
+            out=f"o{accumulation}",
+        )
     one, two = (load_network(root.child(f"o{a}")).network.state_dict() for a in (1, 2))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
@@ -159,7 +172,10 @@ def test_export_is_strict(tmp_path):
     export = load_network(folder)
     assert export.objective.prediction == "eps"
     assert export.network.config == config
-    assert all(torch.equal(a, b) for a, b in zip(export.network.state_dict().values(), network.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(export.network.state_dict().values(), network.state_dict().values(), strict=True)
+    )
 
     tensors = load(folder.read_bytes(WEIGHTS))
     removed = tensors.pop("output.spatial.bias")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_training import run, small_recipe
 
-from flows.runtime import reserve_port
-from mav.artifact import Folder
-from mav.recipe import Cluster
+from flows.services.ports import reserve_port
+from mav.recipes import Cluster
+from mav.storage import Folder
 from mav.training.checkpoint import Checkpoints
 from mav.training.export import CURVES, WEIGHTS, load_network
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
     """One of two processes: the runs in turn, each `run`'s arguments besides `sharding` and when it is `told` to end."""
-    from mav.training.preemption import PreemptedError, catch_sigterm
+    from mav.training.process.preemption import PreemptedError, catch_sigterm
 
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -46,7 +46,9 @@ def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
 @pytest.fixture
 def two_workers(tmp_path):
     def start(*runs: dict) -> Folder:
-        torch.multiprocessing.start_processes(work_as, (reserve_port(), str(tmp_path), list(runs)), nprocs=2, start_method="forkserver")
+        torch.multiprocessing.start_processes(
+            work_as, (reserve_port(), str(tmp_path), list(runs)), nprocs=2, start_method="forkserver"
+        )
         return Folder(str(tmp_path))
 
     return start
@@ -57,7 +59,9 @@ def weights(root: Folder, name: str) -> dict[str, torch.Tensor]:
 
 
 def losses(root: Folder, name: str) -> list[float]:
-    return [line["loss"] for line in map(json.loads, root.read_bytes(f"{name}/{CURVES}").splitlines()) if "loss" in line]
+    return [
+        line["loss"] for line in map(json.loads, root.read_bytes(f"{name}/{CURVES}").splitlines()) if "loss" in line
+    ]
 
 
 @pytest.mark.slow
@@ -101,7 +105,8 @@ def test_shards_in_bfloat16(two_workers):
     """The policy for GPUs, here on gloo: parameters are gathered in bfloat16, master weights stay float32."""
     base = {"stage": "train-decoder", "optimisation": {"precision": "bfloat16"}}
     root = two_workers(
-        {**base, "sharding": "fsdp", "work": "fsdp", "out": "fsdp"}, {**base, "sharding": "ddp", "work": "ddp", "out": "ddp"}
+        {**base, "sharding": "fsdp", "work": "fsdp", "out": "fsdp"},
+        {**base, "sharding": "ddp", "work": "ddp", "out": "ddp"},
     )
     assert losses(root, "fsdp") == pytest.approx(losses(root, "ddp"), rel=0.05)
     assert all(value.dtype == torch.float32 for value in weights(root, "fsdp").values())

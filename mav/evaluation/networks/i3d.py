@@ -47,7 +47,9 @@ class Unit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel[0] == 1:  # a matrix product over channels; free of copies where channels lie last
-            y = F.linear(x.permute(0, 2, 3, 4, 1), self.conv3d.weight.flatten(1), self.conv3d.bias).permute(0, 4, 1, 2, 3)
+            y = F.linear(x.permute(0, 2, 3, 4, 1), self.conv3d.weight.flatten(1), self.conv3d.bias).permute(
+                0, 4, 1, 2, 3
+            )
         elif self.stride[0] == 1:  # odd kernels pad evenly, which the convolution does itself
             y = F.conv3d(x, self.conv3d.weight, self.conv3d.bias, padding=self.kernel[0] // 2)
         else:

@@ -56,7 +56,10 @@ class Inception(torchvisions.Inception3):
 
 def clean_resize(frame: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3) to float32 (299, 299, 3), 0 to 255."""
-    channels = [Image.fromarray(frame[..., c].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for c in range(3)]
+    channels = [
+        Image.fromarray(frame[..., c].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        for c in range(3)
+    ]
     return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 255)
 
 

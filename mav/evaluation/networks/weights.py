@@ -93,7 +93,9 @@ def find(network: str, folder: str) -> tuple[Path, str]:
 
     Raises UserError saying how to get it when there is none, or when its digest is not the published one.
     """
-    known = PUBLISHED.get(network) or Published(network, {f"{network.removeprefix('clip ')}.pt": ""}, "its authors'", "open_clip's list")
+    known = PUBLISHED.get(network) or Published(
+        network, {f"{network.removeprefix('clip ')}.pt": ""}, "its authors'", "open_clip's list"
+    )
     own = f"{network.removeprefix('clip ')}.safetensors"
     names = [*known.files, own]
     if folder:
@@ -103,7 +105,9 @@ def find(network: str, folder: str) -> tuple[Path, str]:
                 digest = _sha256(str(path), path.stat().st_mtime_ns)
                 wanted = known.files.get(name, "")
                 if wanted and digest != wanted:
-                    raise UserError(f"{path} has sha256 {digest[:16]}..., the published file {wanted[:16]}...: get it again.")
+                    raise UserError(
+                        f"{path} has sha256 {digest[:16]}..., the published file {wanted[:16]}...: get it again."
+                    )
                 return path, digest
     raise UserError(
         f"The weights of {known.title} are not in {folder or 'any folder (--weights-dir names one)'}: put one of {', '.join(names)} there "
@@ -126,14 +130,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        if zipfile.is_zipfile(path) and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        if zipfile.is_zipfile(path) and any(
+            name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()
+        ):
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # each format has its own; all mean the same to the user
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}: {reason}): get the file again.") from None
+        raise UserError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason}): get the file again."
+        ) from None
 
 
 def rename(network: str, state: Mapping[str, Tensor], extra: np.ndarray | None = None) -> dict[str, Tensor]:
@@ -145,7 +153,14 @@ def rename(network: str, state: Mapping[str, Tensor], extra: np.ndarray | None =
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-_I3D_UNITS = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "branch_2.0": "b2a", "branch_2.1": "b2b", "branch_3.1": "b3b"}
+_I3D_UNITS = {
+    "branch_0": "b0",
+    "branch_1.0": "b1a",
+    "branch_1.1": "b1b",
+    "branch_2.0": "b2a",
+    "branch_2.1": "b2b",
+    "branch_3.1": "b3b",
+}
 
 
 def _i3d_name(name: str) -> str:
@@ -166,7 +181,9 @@ def _c3d_state(state: Mapping[str, Tensor], extra: np.ndarray | None) -> dict[st
             renamed[f"{match[1]}.{'weight' if match[2] in ('W', 'weight') else 'bias'}"] = value.float()
     if "mean" not in renamed and extra is not None:
         window = slice(CROP, CROP + C3D_SIZE)
-        renamed["mean"] = torch.from_numpy(np.asarray(extra, np.float32).reshape(3, 16, *extra.shape[-2:])[..., window, window].copy())
+        renamed["mean"] = torch.from_numpy(
+            np.asarray(extra, np.float32).reshape(3, 16, *extra.shape[-2:])[..., window, window].copy()
+        )
     return renamed
 
 
@@ -187,7 +204,9 @@ def load_network(network: str, folder: str, device: str = "cpu") -> tuple[nn.Mod
         )
     wrong = [n for n, value in own.items() if n in given and given[n].shape != value.shape]
     if wrong:
-        raise UserError(f"{path}: {wrong[0]!r} has the shape {tuple(given[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}.")
+        raise UserError(
+            f"{path}: {wrong[0]!r} has the shape {tuple(given[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}."
+        )
     # Batch norms without a learned scale, as TensorFlow's, keep ours of one.
     module.load_state_dict({name: given.get(name, value).to(value.dtype) for name, value in own.items()})
     fold(module)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from mav.errors import UserError
-from mav.recipe import Recipe
+from mav.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Protocol:
                 "generate.fps": recipe.generate.fps,
                 "cascade.base_size": recipe.cascade.base_size,
             }
-        values = [words.get(value, value) if isinstance(value, str) else value for value in (self.frames, self.fps, self.size)]
+        values = [
+            words.get(value, value) if isinstance(value, str) else value for value in (self.frames, self.fps, self.size)
+        ]
         if any(isinstance(value, str) for value in values):
             raise UserError(f"The protocol {self.name} takes its {values} from a recipe: name one with --recipe.")
         return Preparation(int(values[0]), float(values[1]), int(values[2]), self.resize)
@@ -69,7 +71,9 @@ class Protocol:
         """With these of its metrics. Raises UserError when it has no such metric."""
         unknown = [name for name in metrics if name not in self.features]
         if unknown:
-            raise UserError(f"The protocol {self.name} has no metric {unknown[0]!r}: choose among {', '.join(self.features)}.")
+            raise UserError(
+                f"The protocol {self.name} has no metric {unknown[0]!r}: choose among {', '.join(self.features)}."
+            )
         return dataclasses.replace(self, features={name: self.features[name] for name in metrics}) if metrics else self
 
 

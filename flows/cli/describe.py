@@ -1,0 +1,58 @@
+"""`mav describe`: what a recipe's networks cost before anything is trained."""
+
+import dataclasses
+import json
+import math
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli.options import Json, RecipeName, Set
+from flows.services.terminal import working
+from mav.recipes.reader import load_recipe
+
+app = typer.Typer()
+
+
+def short(number: float) -> str:
+    """Three figures and a unit: 3.13 G."""
+    units = ("", "K", "M", "G", "T", "P", "E", "Z")
+    power = min(len(units) - 1, int(math.log10(number)) // 3) if number >= 1 else 0
+    return f"{number / 1000**power:.3g} {units[power]}"
+
+
+@app.command()
+def describe(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
+    """Parameters, arithmetic and memory of every network of a recipe; nothing is allocated or trained."""
+    from mav.generation.cascade import NETWORKS
+    from mav.training.describe import describe as measure
+
+    loaded = load_recipe(recipe, set_ or ())
+    with working("Counting on shapes alone"):
+        components = measure(loaded)
+    if json_:
+        print(json.dumps([dataclasses.asdict(c) for c in components], indent=2))
+        return
+    console = Console(highlight=False)
+    table = Table(
+        title=f"{loaded.name}, {loaded.cluster.workers} worker(s)", title_justify="left", box=None, pad_edge=False
+    )
+    for name in ("network", "a sample", "parameters", "FLOP", "in all", "state", "activations"):
+        table.add_column(name, justify="left" if name in ("network", "a sample") else "right", no_wrap=True)
+    for c in components:
+        numbers = [
+            short(number)
+            for number in (c.parameters, c.flops_per_sample, c.flops_in_all, c.state_bytes, c.activation_bytes)
+        ]
+        units = ("", "", "", "B", "B")
+        table.add_row(c.stage.removeprefix("train-"), "x".join(map(str, c.sample)), *map(str.__add__, numbers, units))
+    console.print(table)
+    cascade = sum(c.parameters for c in components if c.stage in NETWORKS.values())
+    console.print(f"The cascade that generates: {short(cascade)} parameters.")
+    console.print(
+        "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two moments and "
+        "the averages in float32 on one worker, of which sharding leaves it a part. Activations: what backward needs of one "
+        "micro-batch. Libraries' own memory comes on top.",
+        style="dim",
+    )

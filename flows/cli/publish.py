@@ -1,0 +1,65 @@
+"""`mav publish`: finished networks with a model card in a folder, and on request in a hub repository."""
+
+import os
+import string
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import RecipeName, Runs, Set, open_plan
+from mav.errors import UserError
+
+app = typer.Typer()
+TOKEN = "HF_TOKEN"
+NAME = frozenset(string.ascii_letters + string.digits + "-_.")
+
+
+@app.command()
+def publish(
+    recipe: RecipeName,
+    stages: Annotated[
+        list[str] | None, typer.Argument(metavar="[STAGE]...", help="Training stages; default: all that are done.")
+    ] = None,
+    to: Annotated[str, typer.Option("--to", metavar="NAME", help="The repository on the hub: owner/name.")] = "",
+    push: Annotated[bool, typer.Option("--push", help="Upload it; otherwise only the folder is written.")] = False,
+    runs: Runs = "runs",
+    set_: Set = None,
+) -> None:
+    """Write a folder with the networks and their model card, and show what a push would upload. The token is read from HF_TOKEN."""
+    from mav.report import publish as releases
+    from mav.training.stages import TRAININGS
+
+    if to.count("/") != 1 or not all(part and set(part) <= NAME for part in to.split("/")):
+        raise UserError("--to takes the repository's name, for example --to someone/make-a-video-demo.")
+    loaded, plan, store = open_plan(recipe, set_, runs)
+    if strange := [stage for stage in stages or () if stage not in TRAININGS]:
+        raise UserError(f"{strange[0]} is not a training stage: {', '.join(TRAININGS)} are.")
+    nodes = [plan.node(stage) for stage in stages or TRAININGS]
+    found = {node.name: store.find(node) for node in nodes}
+    networks = {name: artifact for name, artifact in found.items() if artifact is not None}
+    missing = [name for name, artifact in found.items() if artifact is None]
+    if not networks or (stages and missing):
+        raise UserError(
+            f"{(missing or list(TRAININGS))[0]} is not trained yet: `mav run {recipe} --until {missing[0]}` trains it."
+        )
+    before = {
+        up.name: up for node in nodes if node.name in networks for up in node.upstream() if up.name not in TRAININGS
+    }
+    data = {name: artifact for name, node in sorted(before.items()) if (artifact := store.find(node)) is not None}
+
+    folder = store.root.child(f"publish/{to.replace('/', '--')}")
+    sizes = releases.write_release(loaded, networks, data, folder)
+    for name, size in sizes.items():
+        print(f"{size:>14,}  {name}")
+    print(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files, in {folder.url}")
+    if missing:
+        print(f"Not trained yet, so not in it: {', '.join(missing)}.")
+    if not push:
+        print(f"Nothing was uploaded: --push uploads the folder to {to}.")
+        return
+    token = os.environ.get(TOKEN, "")
+    if not token:
+        raise UserError(f"--push needs the hub's token in the environment variable {TOKEN}.")
+    if not folder.local:
+        raise UserError("--push needs --runs on a disk: the hub's client uploads files.")
+    print(releases.push(folder, to, token))

@@ -1,0 +1,35 @@
+"""TODO-DOC flows/services/environment.py"""
+
+import importlib.metadata
+import os
+from contextlib import suppress
+
+from mav.errors import UserError
+
+
+def configure_environment() -> None:
+    """Sets what Prefect and Ray read when they are imported. Called first thing; a user's own settings win."""
+    for name, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_FLUSH_DRIVER_LOGS": "1",  # Ray's lines and ours in the order they happened, in a file too
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        # On loopback, for one user, a token guards nothing; a cluster's own RAY_AUTH_MODE stays as its operator set it.
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    _refuse_dataclasses_backport()
+
+
+def _refuse_dataclasses_backport() -> None:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("dataclasses")
+        raise UserError(
+            "The Python 3.6 backport `dataclasses` is installed and breaks Prefect's server: "
+            "install from requirements.lock, or `pip uninstall dataclasses`."
+        )

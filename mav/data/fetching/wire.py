@@ -1,0 +1,67 @@
+"""HTTP over a connection whose every step is bounded: to one checked address, under one deadline."""
+
+import functools
+import http.client
+import io
+import socket
+import ssl
+import time
+from typing import Any
+
+BLOCK = 1 << 16
+
+
+class _Deadline(io.RawIOBase):
+    """Reads a socket; every single read is bounded by what is left of the deadline."""
+
+    def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
+        self._sock, self._timeout, self._end = sock, timeout, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(min(self._timeout, left))
+        return self._sock.recv_into(buffer)
+
+
+class Connection(http.client.HTTPConnection):
+    """Connects to one address whatever the host's name says; TLS still checks the name."""
+
+    def __init__(
+        self, host: str, port: int, address: str, tls: bool, connecting: float, timeout: float, end: float
+    ) -> None:
+        super().__init__(host, port, timeout=connecting)
+        self.default_port = 443 if tls else 80  # decides whether the Host header names the port
+        raw = socket.create_connection((address, port), timeout=connecting)
+        try:
+            self._raw = _tls().wrap_socket(raw, server_hostname=host) if tls else raw
+        except BaseException:
+            raw.close()
+            raise
+        self.sock = _Wire(self._raw, timeout, end)
+
+    def hang_up(self) -> None:
+        self._raw.close()
+
+
+class _Wire:
+    """The part of a socket that http.client uses, under the deadline. It outlives http.client's `close`: `hang_up` ends it."""
+
+    def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
+        self.sendall = sock.sendall
+        self._reader = io.BufferedReader(_Deadline(sock, timeout, end), BLOCK)
+
+    def makefile(self, mode: str) -> io.BufferedIOBase:
+        return self._reader
+
+    def close(self) -> None:
+        """The response still reads."""
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()

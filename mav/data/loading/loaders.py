@@ -1,0 +1,255 @@
+"""The sources that training reads: images with embeddings, images with captions, clips. WebDataset shards, read at random by an index.
+
+See `mav.data.loading.source` for their order and for what becomes of unreadable samples. Decoded pixels stay in memory while they fit the budget.
+"""
+
+import functools
+import io
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from mav.data.loading.frame_rates import draw_fps, frame_indices, frame_times, too_short
+from mav.data.loading.source import GROUP_SHARDS, PassedOverError, Sample, SampleSource, Tars
+from mav.data.shards import index_tar, read_at, read_table, tar_names
+from mav.data.videos.video_io import fit, read_squares
+from mav.errors import UserError
+from mav.recipes import FpsCurriculum
+from mav.storage import Folder
+
+IN_MEMORY = 1 << 30  # bytes of decoded pixels kept
+KNOWN_CLIPS = 1 << 16  # whose json is kept in memory
+INDEXING = 16  # tars indexed at a time: on an object store that is waiting, not work
+
+
+class ImageSource(SampleSource):
+    """Kept images with their CLIP embeddings, as `image-embed` lists them.
+
+    A batch holds pixels uint8 (B, 3, S, S) (unless pixels=False), image_embedding and text_embedding float32 (B, d), tokens int64 (B, L).
+    """
+
+    def __init__(
+        self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True, corrupted_share: float = 0.01
+    ) -> None:
+        self._embeds = embeds
+        self._names = [name.removesuffix(".image.npy") for name in embeds.names() if name.endswith(".image.npy")]
+        with ThreadPoolExecutor(INDEXING) as pool:
+            sizes = list(pool.map(self._size_of, self._names))
+        super().__init__(seed, sizes, embeds.url, corrupted_share)
+        self._ends = np.cumsum(sizes)
+        self._shard = functools.lru_cache(maxsize=2 * GROUP_SHARDS)(self._open_shard)
+        self._pixels = _Pixels(images, size, len(self)) if pixels else None
+
+    def _size_of(self, name: str) -> int:
+        with self._embeds.open(f"{name}.parquet") as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def _open_shard(self, name: str) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Keys and arrays of one shard. Raises UserError when they do not belong together."""
+        keys = read_table(self._embeds, f"{name}.parquet", ["key"]).column("key").to_pylist()
+        arrays = {kind: _load_array(self._embeds, f"{name}.{kind}.npy") for kind in ("image", "text", "tokens")}
+        for kind, array in arrays.items():
+            if len(array) != len(keys):
+                place = self._embeds.path(name)
+                raise UserError(f"{place}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
+        return keys, arrays
+
+    def read(self, index: int, number: int) -> Sample:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[shard - 1]) if shard else 0)
+        keys, arrays = self._shard(self._names[shard])
+        sample = {
+            "image_embedding": arrays["image"][row].astype(np.float32),
+            "text_embedding": arrays["text"][row].astype(np.float32),
+            "tokens": arrays["tokens"][row].astype(np.int64),
+        }
+        if self._pixels is not None:
+            sample["pixels"] = self._pixels.get(index, self._names[shard], keys[row])
+        return sample
+
+
+class CaptionedImages(SampleSource):
+    """Downloaded images with their captions and the table's scores: what the demo's CLIP is trained on.
+
+    A batch holds pixels uint8 (B, 3, S, S), tokens int64 (B, L), punsafe and pwatermark float32 (B,), NaN where the table knows none.
+    """
+
+    def __init__(
+        self,
+        images: Folder,
+        size: int,
+        seed: int,
+        tokenize: Callable[[list[str]], torch.Tensor],
+        corrupted_share: float = 0.01,
+    ) -> None:
+        self._keys: list[tuple[str, str]] = []
+        captions: list[str] = []
+        scores: list[tuple[float | None, float | None]] = []
+        sizes: list[int] = []
+        for name in tar_names(images):
+            index = index_tar(images, name)
+            sizes.append(len(index))
+            with images.open(name) as file:
+                for key, places in index.items():
+                    facts = json.loads(read_at(file, places["json"]))
+                    captions.append(read_at(file, places["txt"]).decode())
+                    scores.append((facts.get("punsafe"), facts.get("pwatermark")))
+                    self._keys.append((name[: -len(".tar")], key))
+        super().__init__(seed, sizes, images.url, corrupted_share)
+        self._tokens = tokenize(captions).numpy().astype(np.int64)
+        self._scores = np.array(scores, dtype=np.float32)  # None is NaN
+        self._pixels = _Pixels(images, size, len(self._keys))
+
+    def read(self, index: int, number: int) -> Sample:
+        punsafe, pwatermark = self._scores[index]
+        pixels = self._pixels.get(index, *self._keys[index])
+        return {"pixels": pixels, "tokens": self._tokens[index], "punsafe": punsafe, "pwatermark": pwatermark}
+
+
+class ClipSource(SampleSource):
+    """Uncaptioned clips at frame rates drawn from the curriculum.
+
+    A batch holds pixels uint8 (B, F, 3, S, S) and fps float32 (B,), the rate the frames really have. Of the samples read so far `counts`
+    says how many clips were clamped (too short for the rate drawn), slower (filmed below it), or passed over as too short.
+    """
+
+    def __init__(
+        self,
+        shards: Folder,
+        frames: int,
+        size: int,
+        seed: int,
+        fps: FpsCurriculum,
+        total_samples: int,
+        corrupted_share: float = 0.01,
+    ) -> None:
+        self._frames, self._size, self._fps, self._total = frames, size, fps, max(total_samples, 1)
+        self._clips = _Clips(shards)
+        super().__init__(seed, self._clips.sizes, shards.url, corrupted_share)
+        self._room = IN_MEMORY
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def read(self, index: int, number: int) -> Sample:
+        facts = self._clips.facts(index)
+        indices, wanted, rate = self._draw(facts, number)
+        if abs(rate - wanted) > 1e-6:
+            self.tell("clamped" if rate > wanted else "slower")
+        clip = self._decoded.get(index)
+        if clip is not None:
+            return _clip_sample(clip[indices], rate)
+        data, first = self._clips.video(index), int(facts.get("first", 0))
+        count = int(facts["frames"])
+        if not self._keeps(count * 3 * self._size**2):
+            return _clip_sample(read_squares(data, first + indices, self._size), rate)
+        clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size)
+        return _clip_sample(clip[indices], rate)
+
+    def _draw(self, facts: dict[str, Any], number: int) -> tuple[np.ndarray, float, float]:
+        rng = np.random.default_rng([self.seed, 2, number])
+        wanted = draw_fps(self._fps, number / self._total, rng)
+        times = (
+            np.asarray(facts["times"]) if "times" in facts else frame_times(float(facts["fps"]), int(facts["frames"]))
+        )
+        if len(times) < self._frames or (self._fps.short_clips == "skip" and too_short(times, self._frames, wanted)):
+            raise PassedOverError("too_short")
+        indices, rate = frame_indices(times, self._frames, wanted, float(rng.uniform()))
+        return indices, wanted, rate
+
+    def _keeps(self, cost: int) -> bool:
+        """Whether so many bytes more may stay in memory."""
+        with self._lock:
+            if cost > self._room:
+                return False
+            self._room -= cost
+            return True
+
+
+def _clip_sample(frames: np.ndarray, rate: float) -> Sample:
+    return {"pixels": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), "fps": np.float32(rate)}
+
+
+class _Clips:
+    """Where the clips of an artifact are: 28 bytes each, so that ten million of them fit beside the networks."""
+
+    def __init__(self, shards: Folder) -> None:
+        self._tars, self._names = Tars(shards), tar_names(shards)
+        with ThreadPoolExecutor(INDEXING) as pool:
+            parts = list(pool.map(functools.partial(_places, shards), enumerate(self._names)))
+        self.sizes = [len(part) for part in parts]
+        self._where = np.concatenate(parts)
+        self.facts = functools.lru_cache(maxsize=KNOWN_CLIPS)(self._facts)
+
+    def video(self, index: int) -> bytes:
+        place = self._where[index]
+        return self._tars.bytes_at(self._names[place["shard"]], int(place["video"]), int(place["size"]))
+
+    def _facts(self, index: int) -> dict[str, Any]:
+        place = self._where[index]
+        facts: dict[str, Any] = json.loads(
+            self._tars.bytes_at(self._names[place["shard"]], int(place["json"]), int(place["json_size"]))
+        )
+        return facts
+
+
+PLACE = np.dtype([("shard", "u4"), ("video", "u8"), ("size", "u4"), ("json", "u8"), ("json_size", "u4")])
+
+
+def _places(shards: Folder, tar: tuple[int, str]) -> np.ndarray:
+    number, name = tar
+    rows = []
+    for key, files in index_tar(shards, name).items():
+        video = next((place for extension, place in files.items() if extension != "json"), None)
+        if video is None or "json" not in files:
+            raise UserError(f"{shards.path(name)} holds no whole clip {key}: rerun the stage that made it.")
+        rows.append((number, *video, *files["json"]))
+    return np.array(rows, dtype=PLACE)
+
+
+class _Pixels:
+    """Decoded square images, uint8 (3, S, S), kept while the set fits in memory."""
+
+    def __init__(self, images: Folder, size: int, count: int) -> None:
+        self._tars, self._size = Tars(images), size
+        self._kept: dict[int, np.ndarray] | None = {} if count * 3 * size * size <= IN_MEMORY else None
+
+    def get(self, index: int, shard: str, key: str) -> np.ndarray:
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        pixels = decode_image(self._tars.read(f"{shard}.tar", key, "jpg"), self._size)
+        if self._kept is not None:
+            self._kept[index] = pixels
+        return pixels
+
+
+def decode_image(data: bytes, size: int) -> np.ndarray:
+    """uint8 (3, size, size) RGB of an encoded picture's central square. Raises ValueError when it is none."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if picture is None:
+        raise ValueError("not a decodable image")
+    return np.ascontiguousarray(fit(picture[None, :, :, ::-1], size)[0].transpose(2, 0, 1))
+
+
+_one_header = threading.Lock()  # numpy parses headers by `ast`, which in Python 3.11 is not for two threads at once
+
+
+def _load_array(folder: Folder, name: str) -> np.ndarray:
+    """An array of an artifact; mapped, not read, where the storage is a disk."""
+    try:
+        if folder.local:
+            with _one_header:
+                array: np.ndarray = np.load(folder.path(name), mmap_mode="r", allow_pickle=False)
+            return array
+        data = io.BytesIO(folder.read_bytes(name))
+        with _one_header:
+            return np.asarray(np.load(data, allow_pickle=False))
+    except FileNotFoundError:
+        raise UserError(f"{folder.path(name)} is missing: rerun `image-embed`.") from None
+    except (ValueError, EOFError):
+        raise UserError(f"{folder.path(name)} is not a whole array: rerun `image-embed`.") from None

@@ -1,0 +1,189 @@
+"""What every source of training samples shares: order, skipping, counting, threads; and random access into tars.
+
+Batch by sample number is a pure function of seed and number. Sample number s belongs to epoch s // n, whose order is a seeded permutation:
+of the shards, and of the samples within each group of `GROUP_SHARDS` shards, so that a set of billions takes no memory for its order
+and a few open files at a time. Nothing else decides what comes, so any number of threads, workers and ranks and any resume see the same
+samples. The only state is the number itself. A sample that cannot be read gives way to the next one of its epoch, and is counted; too many
+of them stop the run; a set without any is an error.
+"""
+
+import functools
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from mav.data.shards import Index, index_tar
+from mav.errors import UserError
+from mav.storage import Folder
+
+OPEN_TARS = 16
+GROUP_SHARDS = 32  # mixed sample by sample
+
+Batch = dict[str, torch.Tensor]
+Sample = dict[str, Any]  # arrays and numbers
+
+
+class PassedOverError(Exception):
+    """A sound sample that this draw cannot use; the next one of its epoch takes its place."""
+
+
+class SampleSource(ABC):
+    """Training samples by number, read by as many threads as torch may use.
+
+    counts: what happened to the samples read so far; `unreadable` says which could not be read, and why. More than `corrupted_share` of
+    all samples unreadable is a UserError.
+    """
+
+    def __init__(self, seed: int, sizes: Sequence[int], what: str, corrupted_share: float) -> None:
+        """sizes: the samples of each shard; they are numbered through."""
+        self._sizes = np.asarray(sizes, np.int64)
+        count = int(self._sizes.sum())
+        if count == 0:
+            raise UserError(
+                f"There is nothing to train on in {what}: every row was dropped or failed; look at the counts of the stages before."
+            )
+        self.seed, self.count, self.what, self.corrupted_share = seed, count, what, corrupted_share
+        self.unreadable: dict[int, str] = {}  # index -> reason
+        self.counts: Counter[str] = Counter()
+        self._gaps = np.zeros(0, np.int64)  # for each held-out sample how many that are trained on come before it
+        self._groups = functools.lru_cache(maxsize=2)(self._draw_groups)
+        self._rows = functools.lru_cache(maxsize=2)(self._draw_rows)
+        self._lock = threading.Lock()
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="samples") if threads > 1 else None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples number first .. first + count - 1; at least one."""
+        if count < 1:
+            raise ValueError(f"a batch of {count} samples")
+        numbers = range(first, first + count)
+        samples = list(self._pool.map(self._sample, numbers) if self._pool else map(self._sample, numbers))
+        return _stack(samples)
+
+    def hold_out(self, count: int, total: int) -> Batch:
+        """Takes `count` samples out of the training for good, the same ones for the same seed, and returns them as they are read at
+        numbers spread over a training of `total`. Call it before the first batch. Raises UserError when nothing would be left.
+        """
+        held: dict[int, Sample] = {}
+        tried: set[int] = set()
+        random = np.random.default_rng([self.seed, 3])
+        while len(held) < count < self.count and len(tried) < self.count:
+            index = int(random.integers(self.count))
+            if index not in tried:
+                tried.add(index)
+                with suppress(PassedOverError, ValueError):  # such a one stays in the training, which counts it
+                    held[index] = self.read(index, len(held) * total // count)
+        if len(held) < count:
+            raise UserError(
+                f"`optimisation.held_out` asks for {count} of the {self.count} samples in {self.what}: hold out fewer."
+            )
+        places = np.sort(np.array(list(held), np.int64))
+        self._gaps = places - np.arange(count)
+        self._sizes = self._sizes - np.bincount(
+            np.searchsorted(np.cumsum(self._sizes), places, side="right"), minlength=len(self._sizes)
+        )
+        self.count -= count
+        return _stack(list(held.values()))
+
+    def _sample(self, number: int) -> Sample:
+        epoch, place = divmod(number, self.count)
+        for step in range(self.count):
+            index = self.index(epoch, (place + step) % self.count)
+            if index in self.unreadable:
+                continue
+            try:
+                sample = self.read(index, number)
+            except PassedOverError as reason:
+                self.tell(str(reason))
+            except ValueError as error:
+                self._corrupted(index, str(error))
+            else:
+                self.tell("samples")
+                return sample
+        raise UserError(
+            f"None of the {self.count} samples in {self.what} can be used ({dict(self.counts)}): rerun the stage that made them."
+        )
+
+    def tell(self, what: str) -> None:
+        """Counts something that happened to a sample."""
+        with self._lock:
+            self.counts[what] += 1
+
+    def _corrupted(self, index: int, reason: str) -> None:
+        with self._lock:
+            self.unreadable[index] = reason
+            self.counts["corrupted"] = corrupted = len(self.unreadable)
+        if corrupted > self.corrupted_share * self.count:
+            raise UserError(
+                f"{corrupted} of the {self.count} samples in {self.what} cannot be read (the last: {reason}), more than "
+                f"`optimisation.corrupted_share` allows: rerun the stage that made them."
+            )
+
+    def index(self, epoch: int, place: int) -> int:
+        """Which sample of the set comes at this place of an epoch."""
+        _, starts = self._groups(epoch)
+        group = int(np.searchsorted(starts, place, side="right")) - 1
+        row = int(self._rows(epoch, group)[place - starts[group]])
+        return row + int(np.searchsorted(self._gaps, row, side="right"))
+
+    def _draw_groups(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The shards of each group of an epoch, and the place where each group begins."""
+        order = np.random.default_rng([self.seed, 4, epoch]).permutation(len(self._sizes))
+        groups = [np.sort(order[at : at + GROUP_SHARDS]) for at in range(0, len(order), GROUP_SHARDS)]
+        return groups, np.cumsum([0, *(int(self._sizes[group].sum()) for group in groups[:-1])])
+
+    def _draw_rows(self, epoch: int, group: int) -> np.ndarray:
+        """The samples of a group, held-out ones not counted, in the order in which they come."""
+        ends = np.cumsum(self._sizes)
+        shards = self._groups(epoch)[0][group]
+        rows = np.concatenate([np.arange(ends[shard] - self._sizes[shard], ends[shard]) for shard in shards])
+        return rows[np.random.default_rng([self.seed, 1, epoch, group]).permutation(len(rows))]
+
+    @abstractmethod
+    def read(self, index: int, number: int) -> Sample:
+        """Sample `index` of the set for training sample `number`. Raises ValueError when it cannot be read, PassedOverError with a reason
+        when it can but this draw has no use for it."""
+
+
+def _stack(samples: list[Sample]) -> Batch:
+    return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+
+class Tars:
+    """Random access into an artifact's tars, by several threads at once; indexes are kept, and a few open files."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._index: Callable[[str], Index] = functools.lru_cache(maxsize=2 * GROUP_SHARDS)(
+            functools.partial(index_tar, folder)
+        )
+        self._file = functools.lru_cache(maxsize=OPEN_TARS)(folder.open)
+
+    def read(self, name: str, key: str, extension: str) -> bytes:
+        """Raises ValueError when the tar has no such file."""
+        place = self._index(name).get(key, {}).get(extension)
+        if place is None:
+            raise ValueError(f"{name} holds no {key}.{extension}")
+        return self.bytes_at(name, *place)
+
+    def bytes_at(self, name: str, offset: int, size: int) -> bytes:
+        """Raises ValueError when the tar ends before."""
+        if self._folder.local:
+            file = self._file(name)  # held here: another thread may close what the cache lets go
+            data = os.pread(file.fileno(), size, offset)
+        else:
+            data = self._folder.fs.cat_file(self._folder.path(name), start=offset, end=offset + size)
+        if len(data) < size:
+            raise ValueError(f"{name} ends within a sample")
+        return data

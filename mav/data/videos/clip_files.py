@@ -1,0 +1,121 @@
+"""The bytes of listed clips: from a folder, from paths, from the web under the guards, from YouTube through yt-dlp."""
+
+import collections
+import importlib
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from mav.data.fetching.addresses import Resolver
+from mav.data.fetching.guards import GuardedOpener, opener_settings
+from mav.data.fetching.rules import FetchError
+from mav.data.videos.clip_list import ListedClip
+from mav.data.videos.transcode import ClipError
+from mav.errors import UserError
+from mav.recipes import VideoShards
+from mav.storage import Folder
+
+AHEAD = 8  # videos fetched before their turn
+AHEAD_BYTES = 256 << 20  # unless so much is waiting already
+YOUTUBE = ("youtube.com", "youtu.be")
+STREAMS = "bv*[protocol^=http][height<=720][ext=mp4]/b[protocol^=http][height<=720]/b[protocol^=http]"  # yt-dlp's; sound is not needed
+
+Body = bytes | ClipError
+
+
+class ClipFiles:
+    """Fetches listed clips in the list's order, a few ahead; the clips of one video, which stand together, share its bytes.
+
+    Raises UserError for what would fail for every clip alike: YouTube without yt-dlp.
+    """
+
+    def __init__(self, rule: VideoShards, resolver: Resolver) -> None:
+        self._rule = rule
+        self._files = Folder(rule.files) if rule.files else None
+        self._opener = GuardedOpener(refuse=("noai", "noml"), **opener_settings(rule, resolver))
+
+    def fetch(self, clips: Iterable[ListedClip]) -> Iterator[tuple[ListedClip, Body]]:
+        """Each clip with its video's bytes, or with why there are none."""
+        waiting: collections.deque[tuple[ListedClip, Future[Body]]] = collections.deque()
+        with ThreadPoolExecutor(AHEAD) as pool:
+            last: tuple[str, Future[Body]] | None = None
+            for clip in clips:
+                where = self._where(clip)
+                if clip.problem:
+                    future: Future[Body] = Future()
+                    future.set_result(ClipError(clip.problem))
+                elif last and last[0] == where:
+                    future = last[1]
+                else:
+                    future = pool.submit(self._body, clip)
+                    last = where, future
+                waiting.append((clip, future))
+                while len({id(f) for _, f in waiting}) > AHEAD or _held(waiting) > AHEAD_BYTES:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            for done, future in waiting:
+                yield done, future.result()
+
+    def _where(self, clip: ListedClip) -> str:
+        """The clip's file or address; a folder of files goes before addresses, and holds page_dir/videoid.mp4, WebVid's layout."""
+        if self._files:
+            return clip.path or (f"{clip.page_dir}/{clip.videoid}.mp4" if clip.page_dir else f"{clip.videoid}.mp4")
+        return clip.url or clip.path
+
+    def _body(self, clip: ListedClip) -> Body:
+        where = self._where(clip)
+        try:
+            if self._files:
+                return self._read(self._files, where)
+            if not where:
+                return ClipError("no_address")
+            if not clip.url:
+                return self._read(*_split(where))
+            host = urllib.parse.urlsplit(where).hostname or ""
+            if any(host == name or host.endswith(f".{name}") for name in YOUTUBE):
+                where = stream_address(where)
+            return self._opener.fetch(where).body
+        except FetchError as error:
+            return ClipError(error.reason)
+        except FileNotFoundError:
+            return ClipError("missing_file")
+        except ValueError:
+            return ClipError("bad_url")
+
+    def _read(self, folder: Folder, name: str) -> Body:
+        if folder.size(name) > self._rule.max_bytes:
+            return ClipError("too_large")
+        return folder.read_bytes(name)
+
+
+def stream_address(page: str) -> str:
+    """Address of the video that a YouTube page plays, as yt-dlp finds it; its bytes are then fetched under the guards like any other's,
+    so no temporary file is written. Raises FetchError when there is none, UserError when yt-dlp is not installed."""
+    try:
+        yt_dlp = importlib.import_module("yt_dlp")  # an extra that few need
+    except ImportError:
+        raise UserError(
+            "The list names YouTube videos, and yt-dlp is not installed: `pip install yt-dlp`, or put the videos into a folder and name it "
+            "as `video_shards.files`."
+        ) from None
+    quiet = {"quiet": True, "no_warnings": True, "noprogress": True, "format": STREAMS, "cachedir": False}
+    try:
+        with yt_dlp.YoutubeDL(quiet) as downloader:
+            info: dict[str, Any] = downloader.extract_info(page, download=False)
+    except yt_dlp.utils.DownloadError:
+        raise FetchError("youtube_refused") from None
+    if not info or not info.get("url"):
+        raise FetchError("youtube_refused")
+    return str(info["url"])
+
+
+def _split(path: str) -> tuple[Folder, str]:
+    head, _, name = path.rpartition("/")
+    return Folder(head or ("/" if path.startswith("/") else ".")), name
+
+
+def _held(waiting: Iterable[tuple[ListedClip, Future[Body]]]) -> int:
+    """Bytes that wait for their turn."""
+    bodies = {id(future): future.result() for _, future in waiting if future.done() and not future.exception()}
+    return sum(len(body) for body in bodies.values() if isinstance(body, bytes))

@@ -1,1 +1,0 @@
-"""Blind human ratings: a frozen study and the page that asks."""

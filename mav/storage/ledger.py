@@ -1,0 +1,83 @@
+"""Ledgers: which shards a stage made, with their counts, their files and the digests of those files. One row a shard.
+
+A stage of 230,000 shards has half a million files. Its manifest names its ledgers, and they name the shards' files: so a manifest is read
+in a moment however large the stage, and nobody has to hold the names of all files at once. `shards.parquet` is of the stage itself,
+`shards-retryP.parquet` of retry pass P over it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mav.storage.folder import Folder
+
+LEDGER = "shards.parquet"
+NAMES = re.compile(r"shards(?:-retry(\d+))?\.parquet")
+
+Marker = dict[str, Any]  # {"shard", "counts", "files": {name: {"bytes", "sha256"}}}
+
+
+def retry_ledger(number: int) -> str:
+    """The ledger of retry pass `number` (from 1)."""
+    return f"shards-retry{number}.parquet"
+
+
+def ledgers(names: Iterable[str]) -> list[str]:
+    """The ledgers among these files of an artifact, in the order in which they were written."""
+    found = [(int(match[1] or 0), name) for name in names if (match := NAMES.fullmatch(name))]
+    return [name for _, name in sorted(found)]
+
+
+def read_ledger(folder: Folder, name: str = LEDGER, counts: bool = True) -> Iterator[Marker]:
+    """The shards of a ledger, in order; without their counts where those are not asked for."""
+    import pyarrow.parquet as pq
+
+    with folder.open(name) as file:
+        for batch in pq.ParquetFile(file).iter_batches(columns=["shard", "files", *(["counts"] if counts else [])]):
+            columns = batch.to_pydict()
+            for shard, files, text in zip(
+                columns["shard"], columns["files"], columns.get("counts", columns["shard"]), strict=True
+            ):
+                yield {"shard": shard, "counts": json.loads(text) if counts else {}, "files": json.loads(files)}
+
+
+class LedgerWriter:
+    """Writes `shards.parquet`. No times and no attempts: equal shards, equal bytes."""
+
+    def __init__(self, out: Folder) -> None:
+        import pyarrow as pa
+
+        self.schema = pa.schema(
+            [("shard", pa.string()), ("rows_in", pa.int64()), ("rows_out", pa.int64()),
+             ("counts", pa.string()), ("files", pa.string()), ("digest", pa.string())]
+        )  # fmt: skip
+        self._creating = out.create(LEDGER)
+
+    def __enter__(self) -> LedgerWriter:
+        import pyarrow.parquet as pq
+
+        self._writer = pq.ParquetWriter(self._creating.__enter__(), self.schema, compression="zstd")
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._writer.close()
+        self._creating.__exit__(*exception)
+
+    def write(self, markers: Sequence[Marker]) -> None:
+        import pyarrow as pa
+
+        files = [json.dumps(marker["files"], sort_keys=True) for marker in markers]
+        columns = [
+            [marker["shard"] for marker in markers],
+            [int(marker["counts"].get("rows_in", 0)) for marker in markers],
+            [int(marker["counts"].get("rows_out", 0)) for marker in markers],
+            [json.dumps(marker["counts"], sort_keys=True) for marker in markers],
+            files,
+            [hashlib.sha256(text.encode()).hexdigest() for text in files],
+        ]
+        self._writer.write_table(pa.table(columns, schema=self.schema))

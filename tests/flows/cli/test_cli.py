@@ -1,0 +1,183 @@
+"""The command: what a user gets wrong is one sentence on stderr and exit 2."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image, PngImagePlugin
+
+from flows.cli.generate import _read_image
+from flows.cli.main import PANELS, _oracle, app
+from flows.engine.store import Store
+from flows.make_a_video import make_a_video
+from flows.services.ports import reserve_port
+from mav.recipes.reader import load_recipe
+from mav.storage import Artifact
+from mav.storage.ledger import LedgerWriter
+
+Mav = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.yaml"], ["nowhere.yaml", "demo"]),
+        (["run", "demoo"], ["demoo", "did you mean demo?"]),
+        (["run", "demo", "--set", "generate.steps=3"], ["generate.steps", "spelling"]),
+        (
+            ["run", "demo", "--set", "train_decoder.network.levels=[{chanels: 8}]"],
+            ["levels.0.chanels", "did you mean channels?"],
+        ),
+        (["run", "demo", "--until", "everything"], ["everything", "train-decoder"]),
+        (["rerun", "demo", "trian-prior"], ["did you mean train-prior?"]),
+        (["rerun", "demo", "train-prior"], ["image-embed", "mav run demo --until image-embed"]),
+        (["verify", "demo"], ["Nothing of demo is built", "mav run demo"]),
+        (["report", "demo"], ["Nothing of demo is built"]),
+        (["serve-demo-world", "demo"], ["--until demo-world"]),
+        (["sample", "demo", " "], ["The prompt is empty"]),
+        (["sample", "demo", "a red circle"], ["clip of demo is not trained yet", "mav run demo --until generate"]),
+        (["sample", "demo", "a red circle", "--out", "here/circle.mp4"], ["--out names a folder", "--out here"]),
+        (["animate", "demo", "nothing.jpg"], ["nothing.jpg is not a picture", "jpg, png or webp"]),
+        (["vary", "demo", "nothing.mp4"], ["nothing.mp4 cannot be read", "webm"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[str], tmp_path: Path, mav: Mav) -> None:
+    code, _, err = mav(*arguments, "--runs", str(tmp_path))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_storage_that_is_not_there_is_one_sentence(mav: Mav) -> None:
+    code, _, err = mav("status", "demo", "--runs", "nothing://bucket")
+    assert (code, err.count("\n"), "nothing://bucket cannot be reached" in err) == (2, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("mav run sing", "single-gpu"),
+        ("mav rerun demo train-sr-h", "train-sr-high"),
+        ("mav run demo --until clip", "clip"),
+    ],
+)
+def test_the_shell_completes_recipes_and_stages(
+    typed: str, found: str, monkeypatch: pytest.MonkeyPatch, mav: Mav
+) -> None:
+    for name, value in {
+        "_MAV_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert mav()[1].split() == [found]
+
+
+def test_usage_errors_show_the_usage(mav: Mav) -> None:
+    code, _, err = mav("run")
+    assert code == 2
+    assert "RECIPE" in err
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"), [("RAY_ADDRESS", "ray start --head"), ("PREFECT_API_URL", "prefect server start")]
+)
+def test_a_server_that_does_not_answer(
+    variable: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mav: Mav
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    address = f"127.0.0.1:{reserve_port()}"
+    api = f"http://{address}/api"
+    with temporary_settings({PREFECT_API_URL: api} if variable == "PREFECT_API_URL" else {}):
+        if variable == "RAY_ADDRESS":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        code, _, err = mav("run", "tiny", "--runs", str(tmp_path))
+    assert code == 2
+    assert address in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("mav: ")
+    assert ("unset RAY_ADDRESS" if variable == "RAY_ADDRESS" else "unset PREFECT_API_URL") in last
+
+
+def test_status_before_anything_ran(tmp_path: Path, mav: Mav) -> None:
+    code, out, _ = mav("status", "demo", "--json", "--runs", str(tmp_path))
+    assert code == 0
+    status = json.loads(out)
+    assert status["recipe"] == "demo"
+    assert {facts["state"] for facts in status["stages"].values()} == {"missing"}
+    assert all(len(facts["fingerprint"]) == 64 for facts in status["stages"].values())
+    assert list(tmp_path.iterdir()) == [], "asking changes nothing"
+
+
+def test_help_shows_every_command_in_its_group(monkeypatch: pytest.MonkeyPatch, mav: Mav) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = mav("--help")
+    assert code == 0
+    for panel, names in PANELS.items():
+        group = out.split(f"─ {panel} ─")[1].split("╰")[0]
+        shown = [
+            line.split()[1] for line in group.splitlines()[1:] if line.startswith("│ ") and not line.startswith("│   ")
+        ]
+        assert shown == list(names)
+
+
+@pytest.mark.parametrize("example", [example for commands in PANELS.values() for example in commands.values()])
+def test_every_example_of_the_help_is_a_command(example: str) -> None:
+    words = shlex.split(example)[1:]
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    assert (
+        command.make_context(None, words).command is command
+    )  # a usage error where an option or an argument is not one
+
+
+def test_the_oracles_figures_are_lines_for_a_person() -> None:
+    verdict = {
+        "colour": 1.0, "shape": 2 / 3, "motion_ratio": 0.594, "motion_ratio_time_off": None, "chance_colour": 1 / 6, "chance_shape": 1 / 3,
+        "intervals": {"colour": [1, 1], "shape": [0.458, 0.833], "motion_ratio": [0.512, 0.667], "motion_ratio_time_off": None},
+    }  # fmt: skip
+    assert [" ".join(line.split()) for line in _oracle(verdict)] == [
+        "colour as asked 100% [100%, 100%], by chance 17%",
+        "shape as asked 67% [46%, 83%], by chance 33%",
+        "displacement over clips' 0.59 [0.51, 0.67]",
+        "with time layers off nothing to read",
+    ]
+
+
+def test_verify_adds_up_each_shard(tmp_path: Path, mav: Mav) -> None:
+    node = make_a_video(load_recipe("tiny")).node("image-metadata")
+    folder = Store(str(tmp_path)).artifact(node)
+    rows = {"00000": (3, 2), "00001": (3, 4)}  # wrong in each, right in sum
+    with LedgerWriter(folder) as ledger:
+        ledger.write(
+            [{"shard": shard, "counts": {"rows_in": i, "rows_out": o}, "files": {}} for shard, (i, o) in rows.items()]
+        )
+    known = {
+        "stage": node.name,
+        "version": 1,
+        "fingerprint": node.fingerprint,
+        "recipe": "tiny",
+        "config": {},
+        "inputs": {},
+    }
+    Artifact.publish(folder, **known, counts={"rows_in": 6, "rows_out": 6})
+    code, _, err = mav("verify", "tiny", "--runs", str(tmp_path))
+    assert code == 1
+    assert "image-metadata: shard 00000: 3 rows came in but 2 are accounted for" in err
+    assert "shard 00001: 3 rows came in but 4" in err
+
+
+def test_a_png_with_long_notes_among_its_pixels_is_a_picture(tmp_path):
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Raw profile type app1", "0" * 3_000_000, zip=True)
+    Image.new("RGB", (80, 60), (10, 200, 30)).save(tmp_path / "photo.png", pnginfo=notes)
+    pixels = _read_image(tmp_path / "photo.png", load_recipe("demo").cascade)
+    assert (pixels == (10, 200, 30)).all()

@@ -1,0 +1,88 @@
+"""`mav plan`: the paper's size, counted tables, given rates, and a word for what cannot be."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import plan as cli_plan
+from flows.cli.plan import clips, image_rows
+from mav.errors import UserError
+from mav.recipes import ImageMetadata, Recipe, VideoShards
+from mav.recipes.plan import RATES, plan_stages, with_rates
+from mav.recipes.reader import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_plan, "MEASURED_ROWS", 2000)
+    monkeypatch.setattr(cli_plan, "MEASURED_SECONDS", 0.05)
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(cli_plan.app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_papers_size() -> None:
+    facts = json.loads(run("paper", "--json"))
+    stages = {stage["stage"]: stage for stage in facts["stages"]}
+    assert stages["image-metadata"]["rows_in"] == 2_300_000_000
+    assert stages["image-download"]["shards"] == 230_000
+    assert 50e12 < stages["image-download"]["bytes"] < 1e15
+    assert all(stage["days"] > 0 for stage in facts["stages"])
+    assert stages["image-screen"]["gpu_hours"] > 0 == stages["image-screen"]["cpu_hours"]
+    assert {name: rate["origin"] for name, rate in facts["rates"].items() if rate["origin"] != "assumed"} == {
+        "screened": "measured",
+        "fetched": "measured",
+    }
+
+
+def test_the_screen_tells_assumptions() -> None:
+    shown = " ".join(run("paper", "--rate", "reached=0.5").split())
+    assert "2,300,000,000" in shown
+    assert "230,000" in shown
+    assert all(origin in shown for origin in ("given", "measured", "assumed"))
+
+
+def test_rows_are_counted_where_tables_are(small_recipe: Recipe, tmp_path: Path) -> None:
+    for name, rows in (("a", 7), ("b", 5)):
+        pq.write_table(pa.table({"URL": ["u"] * rows, "TEXT": ["t"] * rows}), tmp_path / f"rows-{name}.parquet")
+    (tmp_path / "clips.csv").write_text('videoid,url,name\n1,u,"a caption\nof two lines"\n2,u,b\n')
+    pq.write_table(pa.table({"url": ["u", "v", "w"]}), tmp_path / "clips.parquet")
+    (tmp_path / "clips.jsonl").write_text('{"video_id": "a", "url": "u", "clip": []}\n')
+    recipe = dataclasses.replace(
+        small_recipe,
+        image_metadata=ImageMetadata(sources=(str(tmp_path / "rows-*.parquet"),)),
+        video_shards=VideoShards(sources=(str(tmp_path / "clips.*"),)),
+    )
+    assert image_rows(recipe) == 12
+    assert clips(recipe) == 2 + 3 + 3, "rows of tables, three spans of each of HD-VILA's videos"
+    with pytest.raises(UserError, match="No file matches"):
+        image_rows(dataclasses.replace(recipe, image_metadata=ImageMetadata(sources=(str(tmp_path / "*.nothing"),))))
+
+
+def test_given_rates_and_wrong_ones() -> None:
+    rates = with_rates({"fetched": 10.0}, {"fetched": 99.0, "screened": 5.0})
+    assert (rates["fetched"].value, rates["fetched"].origin) == (10.0, "given")
+    assert (rates["screened"].value, rates["screened"].origin) == (5.0, "measured")
+    for wrong in ("speed=3", "fetched=fast", "fetched=-1", "fetched"):
+        with pytest.raises(UserError, match="NAME=VALUE"):
+            run("demo", "--rate", wrong)
+
+
+def test_days_are_of_what_is_scarcest() -> None:
+    recipe = load_recipe("paper")
+    slow_line = plan_stages(recipe, with_rates({"bandwidth": 1e6}, {}), 10**9, 0)[1]
+    slow_cores = plan_stages(recipe, with_rates({"fetched": 0.1}, {}), 10**9, 0)[1]
+    kept = 10**9 * RATES["kept"].value
+    assert slow_line.days == pytest.approx(
+        kept * RATES["reached"].value * RATES["source_bytes"].value / (64 * 1e6) / 86_400
+    )
+    assert slow_cores.days == pytest.approx(kept / 0.1 / (64 * 8) / 86_400)
+    assert slow_cores.cpu_hours == pytest.approx(kept / 0.1 / 3600)

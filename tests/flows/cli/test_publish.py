@@ -1,0 +1,120 @@
+"""`mav publish`: the folder, the card, what is refused, and what a push sends."""
+
+import json
+from pathlib import Path
+from unittest.mock import create_autospec
+
+import huggingface_hub
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import publish as cli_publish
+from flows.engine.store import Store
+from flows.make_a_video import make_a_video
+from mav.errors import UserError
+from mav.recipes.reader import load_recipe
+from mav.storage import Artifact
+
+CURVES = b"".join(
+    json.dumps({"samples": n, "loss": 1 / n, "validation": 2 / n}).encode() + b"\n" for n in range(8, 88, 8)
+)
+FILES = {
+    "README.md",
+    *(f"train-decoder/{name}" for name in ("data.bin", "network.safetensors", "network.json", "curves.jsonl")),
+}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A run of which the decoder, its data and nothing else is there."""
+    plan, store = make_a_video(load_recipe("tiny")), Store(str(tmp_path))
+    for name in ("image-embed", "train-decoder"):
+        node = plan.node(name)
+        folder = store.artifact(node)
+        facts: dict = {"counts": {"rows_in": 120, "rows_out": 100, "dropped": {"nsfw": 20}}}
+        folder.write_bytes("data.bin", b"data")
+        if name == "train-decoder":
+            folder.write_bytes("network.safetensors", b"weights")
+            folder.write_bytes("network.json", b"{}")
+            folder.write_bytes("curves.jsonl", CURVES)
+            folder.write_bytes("start.json", b'{"path": "/home/someone/karlo.ckpt"}')
+            facts = {"metrics": {"parameters": 1234567, "samples": 80, "loss": 0.0125}, "seconds": 7200.0}
+        config = load_recipe("tiny").part(node.stage.sections) | {
+            "train_decoder": {"start": "/home/someone/karlo.ckpt", "crop": 1.0}
+        }
+        known = {
+            "stage": name,
+            "version": 1,
+            "fingerprint": node.fingerprint,
+            "recipe": "tiny",
+            "config": config,
+            "inputs": {},
+        }
+        Artifact.publish(folder, **known, **facts, software={"torch": "2.13"})
+    return tmp_path
+
+
+def publish(runs: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(cli_publish.app, ["tiny", *arguments, "--runs", str(runs)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_dry_run_writes_the_folder_and_uploads_nothing(runs: Path) -> None:
+    told = publish(runs, "--to", "someone/films")
+    folder = runs / "publish" / "someone--films"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == FILES
+    assert "Nothing was uploaded" in told
+    assert "Not trained yet, so not in it: clip, train-prior" in told
+    card = (folder / "README.md").read_text()
+    node = make_a_video(load_recipe("tiny")).node("image-embed")
+    facts = (
+        "1,234,567",
+        "2 hours in all",
+        "120 | 100",
+        "loss: 0.125 at 8",
+        "validation: 0.25 at 8",
+        "torch 2.13",
+        "karlo.ckpt",
+    )
+    for fact in (*facts, node.fingerprint[:16], "- train-decoder, loss: "):
+        assert fact in card, fact
+    assert "/home/someone" not in card
+    assert card.split("---")[1].strip().startswith("library_name")
+    assert publish(runs, "train-decoder", "--to", "someone/films").count("README.md") == 1
+    assert (folder / "README.md").read_text() == card
+
+
+def test_what_is_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for arguments, sentence in (
+        (("--to", "films"), "for example --to"),
+        (("--to", "../../films"), "for example --to"),
+        (("generate", "--to", "a/b"), "not a training stage"),
+        (("train-prior", "--to", "a/b"), "mav run tiny --until train-prior"),
+        (("--to", "a/b", "--push"), "environment variable HF_TOKEN"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            publish(runs, *arguments)
+    changed = next(runs.glob("artifacts/train-decoder/*/network.safetensors"))
+    changed.write_bytes(b"weightz")
+    with pytest.raises(UserError, match="was changed"):
+        publish(runs, "--to", "a/b")
+
+
+def test_a_push_sends_the_folder(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = create_autospec(huggingface_hub.HfApi)  # it takes what the real one takes
+    hub.return_value.create_repo.return_value = "https://hub.invalid/someone/films"
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    told = publish(runs, "train-decoder", "--to", "someone/films", "--push")
+    hub.assert_called_once_with(token="hf_secret")
+    hub.return_value.create_repo.assert_called_once()
+    sent = hub.return_value.upload_folder.call_args.kwargs
+    assert sent["repo_id"] == "someone/films"
+    assert Path(sent["folder_path"]) == runs / "publish" / "someone--films"
+    assert {
+        str(path.relative_to(sent["folder_path"])) for path in Path(sent["folder_path"]).rglob("*") if path.is_file()
+    } == FILES
+    assert "https://hub.invalid/someone/films" in told
+    assert "hf_secret" not in told

@@ -1,0 +1,164 @@
+"""The lease: of all who want to build one artifact, one does, on any storage; the dead are followed, the living never."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pytest
+
+from flows.engine import lease as leases
+from flows.engine.lease import LEASE, Lease, exclusive, held, numbers, top
+from mav.errors import UserError
+from mav.storage import Folder
+
+
+@pytest.fixture(params=["local", "s3"])
+def work(request: pytest.FixtureRequest) -> Folder:
+    if request.param == "local":
+        return Folder(str(request.getfixturevalue("tmp_path") / "work"))
+    return Folder(f"{request.getfixturevalue('s3')}/lease-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "EXPIRY_SECONDS", 0.8)
+
+
+def _abroad(work: Folder, number: int = 1, **facts: object) -> None:
+    """As if a process of another machine held the lease."""
+    says = {"token": "theirs", "machine": "elsewhere", "process": "1@1", "beats": 0, **facts}
+    work.child(LEASE).write_bytes(f"{number:06d}.json", json.dumps(says).encode())
+
+
+def test_one_builds_the_other_is_refused_and_nothing_stays(work: Folder) -> None:
+    with exclusive(work, "clip") as lease:
+        assert held(work)
+        with pytest.raises(UserError, match="Another run is building clip"), exclusive(work, "clip"):
+            raise AssertionError("two hold it")
+        lease.clear()
+    assert not work.exists()
+    assert not held(work)
+
+
+def test_a_failed_build_lets_the_next_one_in_at_once(work: Folder) -> None:
+    for number in (1, 2, 3):
+        with pytest.raises(ZeroDivisionError), exclusive(work, "clip"):
+            print(1 // 0)
+        assert numbers(work.child(LEASE)) == [number], "a number is never given twice"
+        assert not held(work)
+
+
+def test_of_many_at_once_one_wins(work: Folder) -> None:
+    start = threading.Barrier(6)
+
+    def take(_: int) -> Lease | None:
+        lease = Lease(Folder(work.url), "clip")  # with a file system of its own, as another process would have
+        start.wait()
+        return lease if lease.acquire() else None
+
+    with ThreadPoolExecutor(6) as pool:
+        won = [lease for lease in pool.map(take, range(6)) if lease]
+    assert len(won) == 1
+    assert json.loads(work.child(LEASE).read_bytes("000001.json"))["token"] == won[0].token
+    won[0].release()
+
+
+def test_a_killed_holder_of_this_machine_is_followed_at_once(work: Folder) -> None:
+    code = (
+        f"import os; from flows.engine.lease import Lease; from mav.storage.artifact import Folder; "
+        f"assert Lease(Folder({work.url!r}), 'x').acquire(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    began = time.monotonic()
+    with exclusive(work, "clip"):
+        assert numbers(work.child(LEASE)) == [2]
+    assert time.monotonic() - began < leases.EXPIRY_SECONDS / 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_silent_holder_elsewhere_is_followed_whatever_its_clock_says(work: Folder) -> None:
+    for number, hours in enumerate((-1, 1), start=1):
+        work.remove()
+        _abroad(work, number, time=time.time() + 3600 * hours)
+        began = time.monotonic()
+        with exclusive(work, "clip"):
+            assert numbers(work.child(LEASE)) == [number + 1]
+        assert time.monotonic() - began >= leases.EXPIRY_SECONDS
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_holder_elsewhere_that_beats_is_never_followed(work: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clock is an hour off and jumps; what counts is that its file changes."""
+    theirs = Lease(Folder(work.url), "clip")
+    real = leases.machine()
+    monkeypatch.setattr(
+        leases, "machine", lambda: "elsewhere" if threading.current_thread() is not threading.main_thread() else real
+    )
+    taking = threading.Thread(target=theirs.acquire)
+    taking.start()
+    taking.join()
+    with monkeypatch.context() as skewed:
+        if work.local:  # the S3 server of the tests lives in this process
+            skewed.setattr(time, "time", lambda: 1e9)
+        with pytest.raises(UserError, match="Another run is building clip"), exclusive(work, "clip"):
+            raise AssertionError("a live lease was stolen")
+    assert numbers(work.child(LEASE)) == [1]
+    theirs.check()
+    theirs.release()
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_was_taken_for_dead_gives_up(work: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = Lease(work, "clip")
+    assert sleeper.acquire()
+    _abroad(work, 2)
+    with pytest.raises(UserError, match="took clip over"):
+        sleeper.beat()
+    with pytest.raises(UserError, match="took clip over"):
+        sleeper.check()
+    sleeper.release()
+    seat = top(work.child(LEASE))
+    assert seat is not None
+    assert (seat.number, seat.says["token"]) == (2, "theirs"), "the other's lease is left alone"
+
+
+@pytest.mark.usefixtures("quick")
+def test_storage_that_fails_for_a_moment_loses_no_lease(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
+) -> None:
+    lease = Lease(Folder(str(tmp_path)), "clip")
+    assert lease.acquire()
+    with monkeypatch.context() as broken:
+        broken.setattr(Folder, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("away")))
+        time.sleep(0.3)
+    before = top(lease.folder)
+    time.sleep(0.3)
+    assert top(lease.folder) != before, "it beats again"
+    lease.release()
+
+
+class Forgetful(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+    """A store that knows no conditional write: it writes over what is there."""
+
+    protocol = "forgetful"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: object) -> None:
+        super().pipe_file(path, value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_a_conditional_write_the_last_of_two_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("forgetful", Forgetful, clobber=True)
+    forgetful = Folder(f"forgetful://lease-{uuid.uuid4().hex}")
+    monkeypatch.setattr(leases, "SETTLE_SECONDS", 0.3)
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda _: Lease(forgetful, "clip").acquire(), range(4)))
+    assert sorted(won) == [False, False, False, True]

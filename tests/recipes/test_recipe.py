@@ -1,0 +1,79 @@
+"""Recipes: a mistake is one sentence that names the key; equal choices give equal digests."""
+
+from pathlib import Path
+
+import pytest
+
+from mav.errors import UserError
+from mav.recipes import Recipe, digest, to_plain
+from mav.recipes.reader import load_recipe, recipe_from_dict, shipped_recipes
+
+
+def test_every_shipped_recipe_loads() -> None:
+    assert {"demo", "tiny", "paper"} <= set(shipped_recipes())
+    for name in shipped_recipes():
+        assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("generate.cuont=4", "generate.cuont"),
+        ("generate.count=many", "generate.count"),
+        ("cascade.frames=1", "cascade.frames"),
+        ("screening.punsafe_threshold=2", "screening.punsafe_threshold"),
+        ("screening.unknown_scores=maybe", "screening.unknown_scores"),
+        ("train_prior.optimisation.samples=1", "train_prior.optimisation.samples"),
+        ("image_metadata.sources=[/nowhere/part.parquet]", "image_metadata.sources"),
+        ("clip.nsfw_head=/nowhere/head.pth", "clip.nsfw_head"),
+        ("cascade.base_size=4096", "cascade.base_size"),
+    ],
+)
+def test_a_mistake_names_its_key(override: str, key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("demo", [override])
+    sentence = str(caught.value)
+    assert key in sentence
+    assert "\n" not in sentence
+
+
+def test_set_needs_key_and_value() -> None:
+    with pytest.raises(UserError, match="key=value"):
+        load_recipe("demo", ["generate.count"])
+    assert load_recipe("demo", ["generate.count=3"]).generate.count == 3
+
+
+def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No recipe"):
+        load_recipe(str(tmp_path / "absent.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1, 2\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_recipe(str(broken))
+    broken.write_text("just a sentence")
+    with pytest.raises(UserError, match="not a mapping"):
+        load_recipe(str(broken))
+
+
+def test_extends_gives_only_what_differs(tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: demo\ngenerate: {count: 2}\n")
+    recipe, parent = load_recipe(str(child)), load_recipe("demo")
+    assert (recipe.name, recipe.generate.count) == ("child", 2)
+    assert recipe.train_decoder == parent.train_decoder
+    circle = tmp_path / "circle.yaml"
+    circle.write_text(f"extends: {circle}\n")
+    with pytest.raises(UserError, match="extends itself"):
+        load_recipe(str(circle))
+
+
+def test_plain_data_makes_the_same_recipe(small_recipe: Recipe) -> None:
+    data = to_plain(load_recipe("demo"))
+    assert recipe_from_dict(data) == load_recipe("demo")
+    assert digest(data) == digest(to_plain(recipe_from_dict(data)))
+    assert digest(small_recipe) != digest(data)
+
+
+def test_a_run_without_world_needs_sources(small_recipe: Recipe) -> None:
+    with pytest.raises(UserError, match=r"image_metadata\.sources"):
+        recipe_from_dict(to_plain(small_recipe))

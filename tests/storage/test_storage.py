@@ -1,0 +1,105 @@
+"""Artifacts on S3-compatible storage, over HTTP: published without a rename, read by others at once, checked as on a disk."""
+
+import gc
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.main import app
+from flows.services.ports import reserve_port
+from mav.errors import UserError
+from mav.storage import MANIFEST, Artifact, Folder
+
+FACTS: dict[str, Any] = {"stage": "s", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "config": {}, "inputs": {}}
+
+
+@pytest.fixture
+def folder(s3: str) -> Folder:
+    return Folder(f"{s3}/{uuid.uuid4().hex}")
+
+
+def test_the_manifest_is_written_last_and_without_it_there_is_nothing(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    opened = folder.fs.open
+
+    def watched(path: str, mode: str = "rb", **more: Any) -> Any:
+        order.extend([os.path.basename(path)] if "w" in mode else [])
+        return opened(path, mode, **more)
+
+    monkeypatch.setattr(folder.fs, "open", watched)
+    folder.write_bytes("data/one.bin", b"abc")
+    with pytest.raises(UserError, match="no finished artifact"):
+        Artifact.open(Folder(folder.url))
+    made = Artifact.publish(folder, **FACTS)
+    assert order == ["one.bin", MANIFEST], "no temporary name, no rename"
+    assert Artifact.open(folder.url).manifest == made.manifest
+
+
+def test_what_one_process_writes_another_sees_at_once(folder: Folder) -> None:
+    assert folder.names() == []
+    assert not folder.exists("late.bin")
+    code = f"from mav.storage.artifact import Folder; Folder({folder.url!r}).write_bytes('late.bin', b'1234')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert folder.exists("late.bin")
+    assert folder.sizes() == {"late.bin": 4}
+    code = f"from mav.storage.artifact import Folder; Folder({folder.url!r}).remove('late.bin')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert folder.names() == []
+
+
+@pytest.mark.parametrize("size", [10, 60 << 20], ids=["one request", "several parts"])
+def test_an_interrupted_write_publishes_nothing(folder: Folder, size: int) -> None:
+    def interrupted() -> None:
+        with folder.create("x") as file:
+            file.write(b"0" * size)
+            raise KeyboardInterrupt
+
+    folder.write_bytes("x", b"whole")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    gc.collect()
+    assert folder.read_bytes("x") == b"whole"
+    bucket = folder.root.partition("/")[0]
+    assert folder.fs.list_multipart_uploads(bucket) == [], "no parts that nobody will ever join"
+
+
+@pytest.mark.slow
+def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
+    """By the commands a user types: run, status, verify with a changed bit, clean, report."""
+    runs = f"{s3}/runs-{uuid.uuid4().hex}"
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path), "NO_COLOR": "1"}
+    for name in ("PREFECT_API_URL", "RAY_ADDRESS"):
+        environment.pop(name, None)
+    options = [
+        "--runs",
+        runs,
+        "--set",
+        f"world={{images: 60, clips: 1, clip_frames: 8, evaluation_clips: 1, port: {reserve_port()}}}",
+    ]
+
+    def mav(*arguments: str, expect: int = 0) -> str:
+        done = CliRunner().invoke(app, [*arguments, *options])
+        assert done.exit_code == expect, done.output
+        return done.output
+
+    command = [sys.executable, "-m", "flows.cli.main", "run", "tiny", "--until", "image-metadata", *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mav("status", "tiny", "--json").count('"done"') == 2
+    assert "2 of" in mav("verify", "tiny")
+    shard = sorted(fsspec.filesystem("s3").glob(f"{runs}/artifacts/image-metadata/*/shards/*.parquet"))[0]
+    data = bytearray(fsspec.filesystem("s3").cat_file(shard))
+    data[len(data) // 2] ^= 1
+    fsspec.filesystem("s3").pipe_file(shard, bytes(data))
+    assert f"{shard} was changed" in mav("verify", "tiny", expect=1)
+    assert "Nothing to remove" in mav("clean", "tiny", "--delete")
+    assert mav("report", "tiny").strip().endswith("index.html")

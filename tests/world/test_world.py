@@ -1,0 +1,139 @@
+import json
+import urllib.error
+import urllib.request
+
+import pyarrow.parquet as pq
+import pytest
+
+from mav.data.videos.video_io import read_frames
+from mav.errors import UserError
+from mav.recipes import World
+from mav.storage import Folder
+from mav.world.pictures import FAULTS
+from mav.world.server import WorldServer
+from mav.world.world import draw_world
+
+SMALL = World(
+    images=90, clips=6, clip_frames=12, evaluation_clips=4, colours=("red", "blue"), shapes=("circle", "cross"), port=0
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = Folder(str(tmp_path_factory.mktemp("world")))
+    return folder, draw_world(SMALL, 3, folder)
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(world, tmp_path):
+    folder, counts = world
+    again, other = Folder(str(tmp_path / "again")), Folder(str(tmp_path / "other"))
+    assert draw_world(SMALL, 3, again) == counts
+    draw_world(SMALL, 4, other)
+    assert folder.names() == again.names()
+    assert [folder.sha256(n) for n in folder.names()] == [again.sha256(n) for n in again.names()]
+    assert folder.sha256("truth.json") != other.sha256("truth.json")
+
+
+def test_tables_hold_every_kind_of_row(world):
+    folder, counts = world
+    rows = []
+    for name, columns in (("joined", ("URL", "TEXT")), ("relaion", ("url", "caption"))):
+        table = pq.read_table(folder.path(f"laion/{name}.parquet"))
+        assert set(columns) <= set(table.column_names)
+        rows += table.rename_columns([c.lower().replace("text", "caption") for c in table.column_names]).to_pylist()
+    assert len(rows) == counts["image_rows"] > counts["images"]
+    assert len({(r["url"], r["caption"]) for r in rows}) == counts["images"]
+    scores = [r["punsafe"] for r in rows]
+    assert any(s is None for s in scores)
+    assert any(s is not None and s >= 0.5 for s in scores)
+    assert any(r["caption"] is None for r in rows)
+    assert any(r["pwatermark"] == 0.5 for r in rows)
+    kept = [r for r in rows if None not in (r["punsafe"], r["pwatermark"]) and max(r["punsafe"], r["pwatermark"]) < 0.5]
+    assert any(r["punsafe"] > 0.2 for r in kept), "the surviving rows must show how the sign looks"
+    faults = folder.read_json("site/faults.json")
+    assert {f["kind"] for f in faults.values()} == {f["kind"] for f in FAULTS}
+
+
+def test_clips_play_and_have_no_caption(world):
+    folder, counts = world
+    lines = folder.read_bytes("webvid/clips.csv").decode().splitlines()
+    assert lines[0] == "videoid,contentUrl,duration,page_dir,name"
+    assert len(lines) - 1 == counts["clip_rows"] == SMALL.clips + 5
+    assert lines[-1] == lines[1]
+    assert not any(
+        colour in line or shape in line for line in lines for colour in SMALL.colours for shape in SMALL.shapes
+    )
+    truth = folder.read_json("truth.json")["clips"]
+    assert len(truth) == SMALL.clips
+    by_id = {line.split(",")[0]: line.split(",")[3] for line in lines[1:]}
+    clip = truth[0]["videoid"]
+    frames = read_frames(folder.read_bytes(f"site/videos/{by_id[clip]}/{clip}.mp4"))
+    assert frames.shape == (SMALL.clip_frames, SMALL.size, SMALL.size, 3)
+
+
+def test_evaluation_sets_and_prompts(world):
+    folder, _ = world
+    listed = folder.read_bytes("ucf101/trainlist01.txt").decode()
+    assert listed.count("\r\n") == SMALL.evaluation_clips
+    assert all(folder.exists(f"ucf101/{line.split(' ')[0]}") for line in listed.splitlines())
+    assert folder.read_bytes("ucf101/class_prompts.txt").decode().splitlines()[1] == "a red cross"
+    captions = folder.read_json("msrvtt/captions.json")
+    assert {s["video_id"] for s in captions["sentences"]} == {v["video_id"] for v in captions["videos"]}
+    prompts = folder.read_json("prompts.json")
+    assert 24 <= len(prompts) <= 36
+    assert all(p["colour"] in p["prompt"] and p["shape"] in p["prompt"] for p in prompts)
+
+
+def _get(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, b""
+
+
+def test_server_serves_and_misbehaves(world):
+    folder, _ = world
+    faults = folder.read_json("site/faults.json")
+    named = {json.dumps(fault, sort_keys=True): name for name, fault in faults.items()}
+
+    def path(kind, **more):
+        return next(
+            n for text, n in named.items() if (f := json.loads(text))["kind"] == kind and more.items() <= f.items()
+        )
+
+    with WorldServer(folder.child("site"), 0) as server:
+        good = next(n for n in folder.child("site").names() if n.startswith("images/") and n not in faults)
+        assert _get(server.url + good)[2] == folder.read_bytes(f"site/{good}")
+        assert f"<a href='{good}'>".encode() in _get(server.url)[2]
+        assert _get(server.url + "images/none.jpg")[0] == 404
+        assert _get(server.url + "../laion/joined.parquet")[0] == 404
+        assert _get(server.url + "faults.json")[0] == 404
+        assert _get(server.url + path("status", status=429))[1]["Retry-After"] == "0"
+        assert [_get(server.url + path("flaky"))[0] for _ in range(2)] == [503, 200]
+        assert _get(server.url + path("redirect_ok"))[0] == 200
+        assert _get(server.url + path("opt_out", header="noai, noimageai"))[1]["X-Robots-Tag"] == "noai, noimageai"
+        with pytest.raises(Exception, match="IncompleteRead"):
+            _get(server.url + path("truncated"))
+
+
+def test_port_in_use_by_same_world_is_shared_by_another_refused(world, tmp_path):
+    folder, _ = world
+    with WorldServer(folder.child("site"), 0) as first:
+        with WorldServer(folder.child("site"), first.port) as second:
+            assert _get(second.url + ".world")[0] == 200
+        assert _get(first.url + ".world")[0] == 200, "closing the second must not stop the first"
+        stranger = Folder(str(tmp_path))
+        stranger.write_json("identity.json", {"digest": "other"})
+        with pytest.raises(UserError, match=r"--set world\.port"), WorldServer(stranger, first.port):
+            pass
+
+
+def test_no_world_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="demo-world"), WorldServer(str(tmp_path), 0):
+        pass
+
+
+def test_a_world_too_small_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"world\.images"):
+        draw_world(World(images=5), 0, Folder(str(tmp_path)))
