@@ -1,10 +1,10 @@
-"""The deployable flows, `make-a-video/whole-graph` and `stage/NAME` for each stage, and `infra/prefect.yaml`, which deploys them.
+"""The deployable flows `make-a-video/whole-graph` and `stage/NAME`, and `infra/prefect.yaml`, which deploys them.
 
-    python -m flows.deploy > infra/prefect.yaml                             # after a change of the graph; a test compares
-    prefect --no-prompt deploy --prefect-file infra/prefect.yaml --all
+    python -m flows.deploy > infra/prefect.yaml                             # after a change of the graph; a test
+    compares prefect --no-prompt deploy --prefect-file infra/prefect.yaml --all
 
-A parameter's type and description become its field in the Prefect UI's form. All deployments go to one work pool, whose type says where
-flows run: processes of a worker's machine, or pods.
+A parameter's type and description become its field in the Prefect UI's form. All deployments go to one work pool, whose
+type says where flows run: in processes of a worker's machine, or in pods.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make_a_video_flow(
 
 
 def stage_flow(name: str, about: str) -> Any:
-    """The deployable flow of one stage: takes its inputs from storage, and fails with a sentence when one is missing or stale."""
+    """Returns the flow of one stage, which takes its inputs from storage and fails when one is missing or stale."""
 
     @flow(name="stage", description=about, flow_run_name=f"{name} of {{recipe}}", validate_parameters=False)
     def one_stage(
@@ -75,36 +75,42 @@ def stage_flow(name: str, about: str) -> Any:
             overrides: Recipe values to change, each as key=value, such as generate.count=4.
         """
         configure_environment()
-        return sorted(run_pipeline(load_recipe(recipe, overrides), runs, only=[name], fresh=[name] if fresh else []))
+        chosen = load_recipe(recipe, overrides)
+        return sorted(run_pipeline(chosen, runs, only=[name], fresh=[name] if fresh else []))
 
     return one_stage
 
 
-def _variable(name: str) -> str:
-    return name.replace("-", "_")
+STAGE_FLOWS = {name.replace("-", "_"): stage_flow(name, STAGES[name].about) for name in NAMES}
 
 
-globals().update({_variable(name): stage_flow(name, STAGES[name].about) for name in NAMES})
+def __getattr__(name: str) -> Any:
+    """Finds a stage's flow under the name in its entrypoint, such as `flows.deploy.train_prior`."""
+    if name in STAGE_FLOWS:
+        return STAGE_FLOWS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def deployments() -> list[dict[str, Any]]:
-    """One entry of `prefect.yaml` for the graph and one for each stage."""
-    entries: list[dict[str, Any]] = [
-        {"name": "whole-graph", "entrypoint": f"{__name__}.make_a_video_flow", "description": WHOLE, "tags": ["all"]}
-    ]
-    for name in NAMES:
+    """Returns the entries of `prefect.yaml`: one for the graph and one for each stage."""
+    whole = {
+        "name": "whole-graph",
+        "entrypoint": f"{__name__}.make_a_video_flow",
+        "description": WHOLE,
+        "tags": ["all"],
+    }
+    entries: list[dict[str, Any]] = [whole]
+    for name, variable in zip(NAMES, STAGE_FLOWS, strict=True):
         about, tags = STAGES[name].about, STAGES[name].tags
-        entries.append(
-            {"name": name, "entrypoint": f"{__name__}.{_variable(name)}", "description": about, "tags": tags}
-        )
+        entries.append({"name": name, "entrypoint": f"{__name__}.{variable}", "description": about, "tags": tags})
     return [entry | {"work_pool": {"name": WORK_POOL}, "schedules": []} for entry in entries]
 
 
 def prefect_yaml() -> str:
-    """The text of `infra/prefect.yaml`."""
+    """Returns the text of `infra/prefect.yaml`."""
     head = "# Written by `python -m flows.deploy > infra/prefect.yaml`. See infra/README.md for how to deploy it.\n"
     body = {"name": "make-a-video-system", "build": None, "push": None, "pull": None, "deployments": deployments()}
-    return head + yaml.safe_dump(body, sort_keys=False, width=140)
+    return head + yaml.safe_dump(body, sort_keys=False, width=120)
 
 
 if __name__ == "__main__":

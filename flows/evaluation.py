@@ -4,52 +4,53 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flows.engine.remote import on_ray
+from flows.engine.function import run_on_ray
 from flows.engine.run import Job
 from flows.engine.stage import Node, Outcome, stage
 from flows.engine.store import Store
 
-TOLD = ("cascade", "generate")  # the sections that shape every sample
+SAMPLING = ("cascade", "generate")  # the sections that shape every sample
 
 
-@stage("generate", sections=TOLD, gpu=True)
+def evaluate(job: Job, function: Callable[..., dict[str, Any]], **options: Any) -> Outcome:
+    """Runs `function(recipe, inputs, out, report, **options)` on Ray; what it returns are the stage's metrics."""
+    cluster = job.recipe.cluster
+    gpus = cluster.gpus_per_worker if job.node.stage.gpu else 0.0
+    bound = functools.partial(function, **options)
+    metrics = run_on_ray(job, bound, job.recipe, job.inputs, job.out, cpus=cluster.cpus_per_worker, gpus=gpus)
+    return Outcome(metrics=metrics)
+
+
+@stage("generate", sections=SAMPLING, gpu=True)
 def generate(job: Job) -> Outcome:
     """Text to video through the whole cascade: P, D^t, F^, SR_l^t, SR_h."""
     from mav.generation.write import generate_videos
 
-    return _evaluate(job, functools.partial(generate_videos, device=job.device))
+    return evaluate(job, generate_videos, device=job.device)
 
 
-@stage("oracle", sections=(*TOLD, "evaluate"))
-def oracle(job: Job) -> Outcome:
-    """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
-    from mav.evaluation.benchmarks import evaluate_oracle
-
-    return _evaluate(job, evaluate_oracle)
-
-
-@stage("evaluate-ucf101", sections=(*TOLD, "evaluate"), version=2, gpu=True)
+@stage("evaluate-ucf101", sections=(*SAMPLING, "evaluate"), version=2, gpu=True)
 def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
-    from mav.evaluation.benchmarks import evaluate_text_to_video as body
+    from mav.evaluation.benchmarks import evaluate_text_to_video
 
-    return _evaluate(job, functools.partial(body, "ucf101", device=job.device))
+    return evaluate(job, functools.partial(evaluate_text_to_video, "ucf101"), device=job.device)
 
 
-@stage("evaluate-msrvtt", sections=(*TOLD, "evaluate"), version=2, gpu=True)
+@stage("evaluate-msrvtt", sections=(*SAMPLING, "evaluate"), version=2, gpu=True)
 def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
-    from mav.evaluation.benchmarks import evaluate_text_to_video as body
+    from mav.evaluation.benchmarks import evaluate_text_to_video
 
-    return _evaluate(job, functools.partial(body, "msrvtt", device=job.device))
+    return evaluate(job, functools.partial(evaluate_text_to_video, "msrvtt"), device=job.device)
 
 
-@stage("evaluate-interpolation", sections=(*TOLD, "evaluate"), version=2, gpu=True)
+@stage("evaluate-interpolation", sections=(*SAMPLING, "evaluate"), version=2, gpu=True)
 def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
-    from mav.evaluation.interpolation import evaluate_interpolation as body
+    from mav.evaluation import interpolation
 
-    return _evaluate(job, functools.partial(body, device=job.device))
+    return evaluate(job, interpolation.evaluate_interpolation, device=job.device)
 
 
 @stage("human-study", sections=("evaluate",), version=2)
@@ -57,14 +58,7 @@ def human_study(job: Job) -> Outcome:
     """A frozen study: pairs in blind order, ready for raters."""
     from mav.study.study import freeze_study
 
-    return _evaluate(job, freeze_study)
-
-
-def _evaluate(job: Job, body: Callable[..., dict[str, Any]]) -> Outcome:
-    cluster = job.recipe.cluster
-    gpus = cluster.gpus_per_worker if job.node.stage.gpu else 0.0
-    metrics = on_ray(job, body, job.recipe, job.inputs, job.out, cpus=cluster.cpus_per_worker, gpus=gpus)
-    return Outcome(metrics=metrics)
+    return evaluate(job, freeze_study)
 
 
 @stage("report", sections=())
@@ -77,7 +71,7 @@ def report(job: Job) -> Outcome:
 
 
 def stage_views(nodes: Iterable[Node], store: Store, recipe: str) -> list[Any]:
-    """What the report shows of each stage: its place in the graph, its state and its artifact."""
+    """Returns what the report shows of each stage: its place in the graph, its state and its artifact."""
     from mav.report.page import StageView
 
     views = []
@@ -87,7 +81,7 @@ def stage_views(nodes: Iterable[Node], store: Store, recipe: str) -> list[Any]:
             StageView(
                 name=node.name,
                 fingerprint=node.fingerprint,
-                inputs=[up.name for up in node.inputs],
+                inputs=[needed.name for needed in node.inputs],
                 artifact=artifact,
                 state="done" if artifact else store.state(node, recipe),
                 seconds=artifact.manifest.seconds if artifact else 0.0,

@@ -5,28 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from flows.engine.remote import on_ray
+from flows.demo import allowed_addresses
 from flows.engine.run import Job
 from flows.engine.shard_map import shard_map
-from flows.engine.stage import Outcome, stage
+from flows.engine.stage import Outcome, Retry, stage
+from mav.data.fetching.failed_rows import RetryWork
+from mav.data.fetching.rules import is_transient
 from mav.storage import Folder
 
 if TYPE_CHECKING:
     from filters.screen import MetadataWork
     from mav.data.images.download import DownloadWork
-
-
-@stage("demo-world", sections=("world",))
-def demo_world(job: Job) -> Outcome:
-    """Draws the demo world: pictures, clips, tables and their faults, with known truth."""
-    from mav.world.world import draw_world
-
-    facts = on_ray(job, _draw_world, draw_world, job.recipe.world, job.recipe.seed, job.out)
-    return Outcome(metrics=facts)
-
-
-def _draw_world(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
-    return draw(world, seed, out)
 
 
 @stage("image-metadata", sections=("screening", "image_metadata"), version=3)
@@ -40,41 +29,42 @@ def image_metadata(job: Job) -> Outcome:
     sources = section.sources or ([world.child("laion/*.parquet").url] if world else [])
     work = MetadataWork(tuple(source_parts(sources)), job.recipe.screening, section.rows_per_shard, job.out)
     if work.screening.duplicates == "all":
-        work = dataclasses.replace(work, repeats=_repeats(job, work))
+        work = dataclasses.replace(work, repeats=_find_repeats(job, work))
     return shard_map(job, work, work.names())
 
 
-def _repeats(job: Job, screening: MetadataWork) -> Folder:
-    """Walks the tables once for their hashes and the hashes once for repeats; both lie in the stage's work folder until it is done."""
+def _find_repeats(job: Job, screening: MetadataWork) -> Folder:
+    """Finds rows that occur in any table before: one pass over the tables for hashes, one over the hashes for repeats.
+
+    Both are in the stage's work folder until it is done.
+    """
     from filters.duplicates import HashWork, RepeatWork
 
-    walks = {
-        name: dataclasses.replace(job, out=job.work.child(name), work=job.work.child(f"{name}-walk"))
-        for name in ("hashes", "repeats")
-    }
-    shard_map(walks["hashes"], HashWork(screening, walks["hashes"].out), screening.names())
-    repeats = RepeatWork(tuple(screening.names()), walks["hashes"].out, walks["repeats"].out)
-    shard_map(walks["repeats"], repeats, repeats.names())
-    return walks["repeats"].out
+    def part(name: str) -> Job:
+        return dataclasses.replace(job, out=job.work.child(name), work=job.work.child(f"{name}-walk"))
 
-
-@stage("image-download", sections=("image_download",), version=2)
-def image_download(job: Job) -> Outcome:
-    """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
-    work = download_work(job)
-    return shard_map(
-        job, work, work.names(), success_floor=work.download.success_floor, shard_floor=work.download.shard_floor
-    )
+    hashes, repeats = part("hashes"), part("repeats")
+    shard_map(hashes, HashWork(screening, hashes.out), screening.names())
+    work = RepeatWork(tuple(screening.names()), hashes.out, repeats.out)
+    shard_map(repeats, work, work.names())
+    return repeats.out
 
 
 def download_work(job: Job) -> DownloadWork:
-    """What `image-download` does with a shard; the demo world is served from now on, where it is the web."""
+    """Returns what `image-download` does with a shard."""
     from mav.data.images.download import DownloadWork
 
-    section = dataclasses.replace(
-        job.recipe.image_download, allow_addresses=job.allowed_addresses(job.recipe.image_download)
-    )
-    return DownloadWork(job.inputs["image-metadata"], section, job.out)
+    section = job.recipe.image_download
+    rules = dataclasses.replace(section, allow_addresses=allowed_addresses(job, section))
+    return DownloadWork(job.inputs["image-metadata"], rules, job.out)
+
+
+@stage("image-download", sections=("image_download",), version=2, retry=Retry(is_transient, download_work, RetryWork))
+def image_download(job: Job) -> Outcome:
+    """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
+    work = download_work(job)
+    rules = work.download
+    return shard_map(job, work, work.names(), success_floor=rules.success_floor, shard_floor=rules.shard_floor)
 
 
 @stage("image-screen", sections=("screening", "image_embed"), gpu=True)
@@ -83,10 +73,9 @@ def image_screen(job: Job) -> Outcome:
     from mav.data.images.embed import ScreenWork, shard_names
 
     images, recipe = job.inputs["image-download"], job.recipe
-    work = ScreenWork(images, job.inputs["clip"], job.out, recipe.screening, recipe.image_embed.batch_size, job.device)
-    return shard_map(
-        job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=recipe.cluster.gpus_per_worker > 0
-    )
+    batch, gpus = recipe.image_embed.batch_size, recipe.cluster.gpus_per_worker
+    work = ScreenWork(images, job.inputs["clip"], job.out, recipe.screening, batch, job.device)
+    return shard_map(job, work, shard_names(images), gpus=gpus, actors=gpus > 0)
 
 
 @stage("image-embed", sections=("image_embed",), gpu=True)
@@ -94,10 +83,7 @@ def image_embed(job: Job) -> Outcome:
     """CLIP embeddings and text tokens of the kept rows, aligned with the tars."""
     from mav.data.images.embed import EmbedWork, shard_names
 
-    images, recipe = job.inputs["image-download"], job.recipe
-    work = EmbedWork(
-        images, job.inputs["image-screen"], job.inputs["clip"], job.out, recipe.image_embed.batch_size, job.device
-    )
-    return shard_map(
-        job, work, shard_names(images), gpus=recipe.cluster.gpus_per_worker, actors=recipe.cluster.gpus_per_worker > 0
-    )
+    images, gpus = job.inputs["image-download"], job.recipe.cluster.gpus_per_worker
+    batch = job.recipe.image_embed.batch_size
+    work = EmbedWork(images, job.inputs["image-screen"], job.inputs["clip"], job.out, batch, job.device)
+    return shard_map(job, work, shard_names(images), gpus=gpus, actors=gpus > 0)

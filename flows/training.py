@@ -1,10 +1,10 @@
 """The ordered training stages. One deployable flow a stage.
 
-The loop itself is `mav.training.loop`; what each network trains on is `mav.training.stages`. Here a stage becomes Ray workers: their
-number, processors and failures. Several workers are a Ray Train run; one worker is a plain Ray task of the same function, as there is
-nobody to coordinate and a pooled process has torch imported already (a Ray Train run of one worker takes 30 s to start on two cores).
-The loop keeps its own exact checkpoints in the stage's work folder, so a worker, a driver or a machine that dies costs the samples since
-the last one and changes nothing else; one that is told to go (SIGTERM to its process, or its run being stopped) saves first and costs none.
+The loop itself is `mav.training.loop`; what each network trains on is `mav.training.stages`. Here a stage becomes Ray
+workers: their number, processors and failures. Several workers are a Ray Train run. One worker is a plain Ray task of
+the same function: there is nobody to coordinate, and a pooled process has imported torch already (a Ray Train run of
+one worker takes 30 s to start on two cores). The loop keeps exact checkpoints in the stage's work folder, so a worker,
+a driver or a machine that dies costs only the samples since the last one.
 """
 
 import os
@@ -14,52 +14,52 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from flows.engine.build import every
-from flows.engine.capacity import Room
-from flows.engine.remote import SAVE_SECONDS, ProgressFile, on_ray, watching
+from flows.engine.capacity import Capacity
+from flows.engine.function import SAVE_SECONDS, ProgressFile, following, run_on_ray
+from flows.engine.heartbeat import every
 from flows.engine.run import Job
 from flows.engine.stage import Outcome, Stage, stage
-from flows.engine.store import read_json_or_none
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.storage import Folder
 
 RESULT, STOP = "result.json", "stop.json"
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
-TERMINATED = 143  # the shell's exit code of a process ended by SIGTERM
+TERMINATED = 143  # the shell's exit code of a process that SIGTERM ended
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What each worker of a training stage is told."""
+    """What each worker of a training stage is given."""
 
     stage: str
     recipe: Recipe
     inputs: dict[str, Folder]
     checkpoints: Folder
-    work: Folder  # where progress and result are told
+    work: Folder  # for the progress and the result
     out: Folder
-    board: Folder  # of TensorBoard's files
-    wandb: str  # a project; '' = none
+    board: Folder  # for TensorBoard's files
+    wandb: str  # a Weights & Biases project; '' = none
 
 
 def train(job: Job) -> Outcome:
-    """Runs the stage's training loop until its samples are seen and its network exported."""
+    """Runs the stage's training loop until its samples are seen and its network is exported."""
     board = job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}")
-    wandb = os.environ.get("WANDB_PROJECT", "")  # asked here: workers elsewhere have another environment
+    wandb = os.environ.get("WANDB_PROJECT", "")  # is read here, since workers have another environment
     orders = Orders(job.name, job.recipe, job.inputs, job.work.child("checkpoints"), job.work, job.out, board, wandb)
     return Outcome(metrics=_ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders))
 
 
 def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
+    """Trains in one Ray task; starts another when its process dies, since the checkpoints remain."""
     from ray.exceptions import RayError
 
     cluster, checkpoints = job.recipe.cluster, orders.checkpoints
     failures, before = 0, checkpoints.names()
     while True:
         try:
-            return on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
-        except RayError:  # the process died; the checkpoints did not
+            return run_on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
+        except RayError:
             failures, before, earlier = failures + 1, checkpoints.names(), before
             if before != earlier:
                 failures = 1
@@ -68,11 +68,12 @@ def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
 
 
 def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
+    """Trains in several workers, coordinated by Ray Train."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     cluster = job.recipe.cluster
-    room = Room(job, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.workers)
+    capacity = Capacity(job, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.workers)
     gpu = cluster.gpus_per_worker > 0
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
     for name in (RESULT, STOP):
@@ -88,13 +89,12 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    with watching(job, room):
+    with following(job, capacity):
         _fit(job, trainer)
-    result = read_json_or_none(job.work, RESULT)
+    result = job.work.read_json_or_none(RESULT)
     if result is None:
-        raise RuntimeError(
-            f"{job.name} ended without a result: see the Ray dashboard's Train page for its workers' logs"
-        )
+        logs = "see the Ray dashboard's Train page for its workers' logs"
+        raise RuntimeError(f"{job.name} ended without a result: {logs}")
     if "user_error" in result:
         raise UserError(result["user_error"])
     metrics: dict[str, Any] = result["metrics"]
@@ -102,13 +102,13 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
 
 
 def _fit(job: Job, trainer: Any) -> None:
-    """Until the workers have ended; when the run is stopped first, until they have saved."""
+    """Waits until the workers have ended, or, when the run is being stopped, until they have saved."""
     pool = ThreadPoolExecutor(1)
     fitted = pool.submit(trainer.fit)
     pool.shutdown(wait=False)
     try:
         while not wait([fitted], timeout=1.0).done:
-            job.run.go_on()
+            job.run.require_running()
     except BaseException:
         job.work.write_json(STOP, {})
         wait([fitted], timeout=SAVE_SECONDS)
@@ -117,8 +117,10 @@ def _fit(job: Job, trainer: Any) -> None:
 
 
 def _torch_config(backend: str) -> Any:
-    """Ray Train's way of starting torch.distributed, and besides, SIGTERM caught in each worker: its training runs in a thread, where no
-    signal can be caught, so that this is done where Ray Train sets the workers up."""
+    """Returns Ray Train's way of starting torch.distributed, which also catches SIGTERM in each worker.
+
+    A worker trains in a thread, where no signal can be caught, so it is done where Ray Train sets the workers up.
+    """
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _TorchBackend
 
@@ -136,7 +138,7 @@ def _torch_config(backend: str) -> Any:
 
 
 def _worker(config: dict[str, Orders]) -> None:
-    """In each Ray Train worker."""
+    """Runs in each Ray Train worker."""
     import ray.train
     import ray.train.torch
 
@@ -147,7 +149,7 @@ def _worker(config: dict[str, Orders]) -> None:
     rank = context.get_world_rank()
     progress = ProgressFile(orders.work)
     progress.begin()
-    report = progress if rank == 0 else lambda facts: None  # one tells for all
+    report = progress if rank == 0 else lambda values: None
     place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
     result: dict[str, Any]
     try:
@@ -156,28 +158,28 @@ def _worker(config: dict[str, Orders]) -> None:
     except PreemptedError:
         if orders.work.exists(STOP):
             return
-        raise  # this worker's machine goes, not the run: Ray Train starts them again
+        raise  # only this worker's machine goes away: Ray Train starts the workers again
     except UserError as error:
-        result = {"user_error": str(error)}  # returned, not raised: Ray Train would only try it again
+        result = {"user_error": str(error)}  # is returned, since Ray Train would repeat what is raised
     if rank == 0:
         orders.work.write_json(RESULT, result)
 
 
 def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """In a Ray task, whose worker ends when it is told to."""
+    """Runs in a Ray task whose process may be told to end."""
     from mav.training.process.preemption import PreemptedError, told_to_end
 
     try:
         with told_to_end():
             return _run(orders, report)
     except PreemptedError:
-        sys.exit(TERMINATED)  # the driver, unless it is being stopped itself, starts another, which goes on
+        sys.exit(TERMINATED)  # unless it is being stopped itself, the driver starts another task, which goes on
 
 
 def _run(
     orders: Orders, report: Callable[[dict[str, Any]], None], rank: int = 0, world_size: int = 1, device: str = ""
 ) -> dict[str, Any]:
-    """The stage's loop, in whatever process it was given."""
+    """Runs the stage's loop in the present process and returns the stage's metrics."""
     import torch
 
     from mav.training.board import Board, WandbBoard
@@ -185,9 +187,7 @@ def _run(
     from mav.training.process.stall import ended_when_stalled
     from mav.training.stages import run_stage
 
-    torch.set_num_threads(
-        orders.recipe.cluster.cpus_per_worker
-    )  # fixed: the number of threads may change the last bits of a sum
+    torch.set_num_threads(orders.recipe.cluster.cpus_per_worker)  # the number may change the last bits of a sum
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()
@@ -195,9 +195,9 @@ def _run(
         report = Board(orders.board, report)
         if orders.wandb:
             report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
-    told = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
+    given = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
     with ended_when_stalled(orders.recipe.cluster.stall_seconds):
-        return run_stage(*told, rank=rank, world_size=world_size, device=device, report=report)
+        return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report)
 
 
 def _training_stage(name: str, sections: tuple[str, ...], about: str, version: int = 1) -> Stage:

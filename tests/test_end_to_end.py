@@ -34,7 +34,7 @@ class Mav:
         command = [
             sys.executable,
             "-m",
-            "flows.cli.main",
+            "flows.cli",
             *arguments,
             "--runs",
             str(self.runs),
@@ -202,17 +202,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(prior: Mav, tmp_path: Path) -> N
     undisturbed bytes."""
     again = Mav(tmp_path)
     again.port = prior.port  # part of every address, so of every byte
-    command = [
-        sys.executable,
-        "-m",
-        "flows.cli.main",
-        "run",
-        "tiny",
-        "--until",
-        "train-prior",
-        "--runs",
-        str(again.runs),
-    ]
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--until", "train-prior", "--runs", str(again.runs)]
     command += ["--set", f"world.port={again.port}"]
     for milestone, sent in (("image-download", signal.SIGKILL), ("clip", signal.SIGINT)):
         screen = (tmp_path / milestone).open("w+")

@@ -6,17 +6,22 @@ import math
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from flows.cli.options import Json, RecipeName, Set
-from flows.services.terminal import working
+from flows.services.terminal import plain_table, spinner
 from mav.recipes.reader import load_recipe
 
 app = typer.Typer()
 
+LEGEND = (
+    "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two "
+    "moments and the averages in float32 on one worker, of which sharding leaves it a part. Activations: what backward "
+    "needs of one micro-batch. Libraries' own memory comes on top."
+)
+
 
 def short(number: float) -> str:
-    """Three figures and a unit: 3.13 G."""
+    """Formats a number with three figures and a unit, such as 3.13 G."""
     units = ("", "K", "M", "G", "T", "P", "E", "Z")
     power = min(len(units) - 1, int(math.log10(number)) // 3) if number >= 1 else 0
     return f"{number / 1000**power:.3g} {units[power]}"
@@ -29,30 +34,20 @@ def describe(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
     from mav.training.describe import describe as measure
 
     loaded = load_recipe(recipe, set_ or ())
-    with working("Counting on shapes alone"):
+    with spinner("Counting on shapes alone"):
         components = measure(loaded)
     if json_:
         print(json.dumps([dataclasses.asdict(c) for c in components], indent=2))
         return
     console = Console(highlight=False)
-    table = Table(
-        title=f"{loaded.name}, {loaded.cluster.workers} worker(s)", title_justify="left", box=None, pad_edge=False
-    )
-    for name in ("network", "a sample", "parameters", "FLOP", "in all", "state", "activations"):
-        table.add_column(name, justify="left" if name in ("network", "a sample") else "right", no_wrap=True)
+    title = f"{loaded.name}, {loaded.cluster.workers} worker(s)"
+    columns = ("parameters", "FLOP", "in all", "state", "activations")
+    table = plain_table("network", "a sample", right=columns, title=title)
     for c in components:
-        numbers = [
-            short(number)
-            for number in (c.parameters, c.flops_per_sample, c.flops_in_all, c.state_bytes, c.activation_bytes)
-        ]
-        units = ("", "", "", "B", "B")
-        table.add_row(c.stage.removeprefix("train-"), "x".join(map(str, c.sample)), *map(str.__add__, numbers, units))
+        values = (c.parameters, c.flops_per_sample, c.flops_in_all, c.state_bytes, c.activation_bytes)
+        cells = (short(value) + unit for value, unit in zip(values, ("", "", "", "B", "B"), strict=True))
+        table.add_row(c.stage.removeprefix("train-"), "x".join(map(str, c.sample)), *cells)
     console.print(table)
     cascade = sum(c.parameters for c in components if c.stage in NETWORKS.values())
     console.print(f"The cascade that generates: {short(cascade)} parameters.")
-    console.print(
-        "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two moments and "
-        "the averages in float32 on one worker, of which sharding leaves it a part. Activations: what backward needs of one "
-        "micro-batch. Libraries' own memory comes on top.",
-        style="dim",
-    )
+    console.print(LEGEND, style="dim")

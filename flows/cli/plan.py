@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 
 from flows.cli.describe import short
 from flows.cli.options import Json, RecipeName, Set
-from flows.services.terminal import tables, working
+from flows.services.terminal import plain_table, spinner, table_console
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.plan import RATES, Rate, StagePlan, plan_stages, with_rates
@@ -21,49 +20,58 @@ from mav.recipes.reader import load_recipe
 app = typer.Typer()
 MEASURED_ROWS = 60_000
 MEASURED_SECONDS = 1.5
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "house",
+    "red",
+    "large",
+    "garden",
+    "vintage",
+    "the",
+    "city",
+    "poster",
+    "woman's",
+    "dress",
+    "2019",
+]
+
+RateOption = typer.Option("--rate", metavar="NAME=VALUE", help="Give a rate instead of measuring or assuming it.")
 
 
 @app.command()
 def plan(
-    recipe: RecipeName,
-    rate: Annotated[
-        list[str] | None,
-        typer.Option("--rate", metavar="NAME=VALUE", help="Give a rate instead of measuring or assuming it."),
-    ] = None,
-    json_: Json = False,
-    set_: Set = None,
+    recipe: RecipeName, rate: Annotated[list[str] | None, RateOption] = None, json_: Json = False, set_: Set = None
 ) -> None:
     """Say how many rows, shards, bytes, hours and days the data of a recipe will take, and from which assumptions."""
     loaded = load_recipe(recipe, set_ or ())
     given = dict(_given(text) for text in rate or ())
-    with working("Measuring what a core of this machine does"):
+    with spinner("Measuring what a core of this machine does"):
         rates = with_rates(given, measure(loaded, skip=set(given)))
     stages = plan_stages(loaded, rates, image_rows(loaded), clips(loaded))
     if json_:
-        facts = {
+        body = {
             "recipe": loaded.name,
-            "stages": [dataclasses.asdict(s) for s in stages],
-            "rates": {n: dataclasses.asdict(r) for n, r in rates.items()},
+            "stages": [dataclasses.asdict(stage) for stage in stages],
+            "rates": {name: dataclasses.asdict(rate) for name, rate in rates.items()},
         }
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(body, indent=1))
         return
     _show(loaded, stages, rates)
 
 
 def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> None:
-    console = tables()
-    table = Table("stage", box=None, header_style="bold", pad_edge=False)
-    for name in ("rows in", "rows out", "shards", "leaves", "CPU hours", "GPU hours", "days"):
-        table.add_column(name, justify="right", no_wrap=True)
+    console = table_console()
+    table = plain_table("stage", right=("rows in", "rows out", "shards", "leaves", "CPU hours", "GPU hours", "days"))
     for s in stages:
         counts = [f"{number:,}" for number in (s.rows_in, s.rows_out, s.shards)]
-        table.add_row(
-            s.stage, *counts, f"{short(s.bytes)}B", _hours(s.cpu_hours), _hours(s.gpu_hours), f"{s.days:,.2f}"
-        )
-    sums = [sum(getattr(s, name) for s in stages) for name in ("bytes", "cpu_hours", "gpu_hours", "days")]
-    table.add_row(
-        "together", "", "", "", f"{short(sums[0])}B", _hours(sums[1]), _hours(sums[2]), f"{sums[3]:,.2f}", style="bold"
+        hours = (_hours(s.cpu_hours), _hours(s.gpu_hours))
+        table.add_row(s.stage, *counts, f"{short(s.bytes)}B", *hours, f"{s.days:,.2f}")
+    size, cpu, gpu, days = (
+        sum(getattr(s, name) for s in stages) for name in ("bytes", "cpu_hours", "gpu_hours", "days")
     )
+    table.add_row("together", "", "", "", f"{short(size)}B", _hours(cpu), _hours(gpu), f"{days:,.2f}", style="bold")
     console.print(table)
     cluster = recipe.cluster
     cpus, gpus = (
@@ -71,27 +79,16 @@ def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> No
         cluster.workers * cluster.gpus_per_worker,
     )
     console.print(
-        f"\nCPUs: {cpus}, GPUs: {gpus:g}, workers: {cluster.workers}; one stage after the other; shards are counted before screening.\n"
+        f"\nCPUs: {cpus}, GPUs: {gpus:g}, workers: {cluster.workers}; one stage after the other; "
+        "shards are counted before screening.\n"
     )
-    assumptions = Table(
-        "rate",
-        Column("value", justify="right"),
-        "unit",
-        "origin",
-        "what",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
+    assumptions = plain_table("rate", right=("value",))
+    for name in ("unit", "origin", "what"):
+        assumptions.add_column(name)
     for name, rate in rates.items():
-        assumptions.add_row(
-            name,
-            f"{rate.value:,.4g}" if rate.value < 1000 else f"{rate.value:,.0f}",
-            rate.unit,
-            rate.origin,
-            rate.about,
-        )
-    Console(highlight=False, width=console.width).print(assumptions)  # its last column wraps
+        value = f"{rate.value:,.4g}" if rate.value < 1000 else f"{rate.value:,.0f}"
+        assumptions.add_row(name, value, rate.unit, rate.origin, rate.about)
+    Console(highlight=False, width=console.width).print(assumptions)  # without soft_wrap, so that its last column wraps
     console.print("Measured: on one core of this machine. Assumed: give your own with --rate NAME=VALUE.")
 
 
@@ -100,16 +97,16 @@ def _hours(value: float) -> str:
 
 
 def image_rows(recipe: Recipe) -> int:
-    """Rows of the recipe's tables: counted in their footers where they are there, else what the recipe expects. Raises UserError."""
+    """Returns the rows of the recipe's tables: what the recipe expects, or what the tables' footers say."""
     import fsspec
     import pyarrow.parquet as pq
+
+    from mav.data.images.laion import source_parts
 
     if recipe.expect.image_rows:
         return recipe.expect.image_rows
     if not recipe.image_metadata.sources and recipe.world:
         return recipe.world.images
-    from mav.data.images.laion import source_parts
-
     total = 0
     for path in source_parts(recipe.image_metadata.sources):
         with fsspec.open(path, "rb") as file:
@@ -118,7 +115,7 @@ def image_rows(recipe: Recipe) -> int:
 
 
 def clips(recipe: Recipe) -> int:
-    """Clips of the recipe's lists: what it expects, the demo world's, or what its lists say when they are walked."""
+    """Returns the clips of the recipe's lists: what the recipe expects, the demo world's, or what the lists hold."""
     from mav.data.videos.clip_list import SPANS_A_VIDEO, split_lists
 
     if recipe.expect.clips:
@@ -131,70 +128,43 @@ def clips(recipe: Recipe) -> int:
 
 
 def measure(recipe: Recipe, skip: set[str]) -> dict[str, float]:
-    """What this machine can tell in a few seconds: screening and preparing pictures, on one core."""
-    found: dict[str, float] = {}
-    if "screened" not in skip:
-        found["screened"] = _screening(recipe)
-    if "fetched" not in skip:
-        found["fetched"] = _pictures(recipe)
-    return found
+    """Measures on one core, in a few seconds, the rates of screening rows and of preparing pictures."""
+    measures = {"screened": _screened_rows, "fetched": _prepared_pictures}
+    return {name: measured(recipe) for name, measured in measures.items() if name not in skip}
 
 
-def _screening(recipe: Recipe) -> float:
-    """Rows a second, screened and written, of rows in memory; reading costs as much as writing and is counted so."""
+def _screened_rows(recipe: Recipe) -> float:
+    """Returns rows per second, screened in memory and written. Reading counts as much as writing."""
     import numpy as np
     import pyarrow as pa
 
     from filters.screen import Screen, write_plain
     from mav.data.images.laion import TYPES
 
-    rng = np.random.default_rng(0)
-    words = np.array(
-        [
-            "a",
-            "photo",
-            "of",
-            "house",
-            "red",
-            "large",
-            "garden",
-            "vintage",
-            "the",
-            "city",
-            "poster",
-            "woman's",
-            "dress",
-            "2019",
-        ]
-    )
+    rng, words, count = np.random.default_rng(0), np.array(WORDS), MEASURED_ROWS
+    hosts = "https://images.example.com"
     rows = {
-        "url": [
-            f"https://images.example.com/{i}/{rng.integers(1 << 40)}/picture-640x480.jpg" for i in range(MEASURED_ROWS)
-        ],
-        "caption": [" ".join(line) for line in words[rng.integers(0, len(words), (MEASURED_ROWS, 9))]],
-        "width": rng.integers(64, 2000, MEASURED_ROWS),
-        "height": rng.integers(64, 2000, MEASURED_ROWS),
-        "punsafe": rng.beta(0.2, 3, MEASURED_ROWS),
-        "pwatermark": rng.beta(0.5, 1.8, MEASURED_ROWS),
+        "url": [f"{hosts}/{i}/{rng.integers(1 << 40)}/picture-640x480.jpg" for i in range(count)],
+        "caption": [" ".join(line) for line in words[rng.integers(0, len(words), (count, 9))]],
+        "width": rng.integers(64, 2000, count),
+        "height": rng.integers(64, 2000, count),
+        "punsafe": rng.beta(0.2, 3, count),
+        "pwatermark": rng.beta(0.5, 1.8, count),
     }
-    nulls = {name: pa.nulls(MEASURED_ROWS, pa.type_for_alias(kind)) for name, kind in TYPES.items() if name not in rows}
-    table = pa.table(
-        {
-            name: pa.array(rows[name], pa.type_for_alias(kind)) if name in rows else nulls[name]
-            for name, kind in TYPES.items()
-        }
-    )
-    Screen(recipe.screening)(table.slice(0, 1000))  # the word lists are compiled
+    types = {name: pa.type_for_alias(kind) for name, kind in TYPES.items()}
+    columns = {n: pa.array(rows[n], kind) if n in rows else pa.nulls(count, kind) for n, kind in types.items()}
+    table = pa.table(columns)
+    Screen(recipe.screening)(table.slice(0, 1000))  # compiles the word lists
     began = time.process_time()
     kept, _ = Screen(recipe.screening)(table)
     screened = time.process_time() - began
     began = time.process_time()
     write_plain(kept, io.BytesIO())
-    return MEASURED_ROWS / (screened + 2 * (time.process_time() - began))
+    return count / (screened + 2 * (time.process_time() - began))
 
 
-def _pictures(recipe: Recipe) -> float:
-    """Pictures a second from 800 x 600 to the recipe's size, with a millisecond and a half for fetching and writing each."""
+def _prepared_pictures(recipe: Recipe) -> float:
+    """Returns pictures per second from 800 x 600 to the recipe's size, with 1.5 ms for fetching and writing each."""
     import cv2
     import numpy as np
 
@@ -217,6 +187,5 @@ def _given(text: str) -> tuple[str, float]:
             raise ValueError
         return name, float(value)
     except ValueError:
-        raise UserError(
-            f"--rate {text}: give NAME=VALUE with a positive number; the rates are {', '.join(RATES)}."
-        ) from None
+        known = ", ".join(RATES)
+        raise UserError(f"--rate {text}: give NAME=VALUE with a positive number; the rates are {known}.") from None

@@ -6,46 +6,51 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, open_plan
+from flows.cli.options import RecipeName, Runs, Set, open_graph
 from mav.errors import UserError
 
 app = typer.Typer()
 TOKEN = "HF_TOKEN"
 NAME = frozenset(string.ascii_letters + string.digits + "-_.")
+STAGES = typer.Argument(metavar="[STAGE]...", help="Training stages; default: all that are done.")
 
 
 @app.command()
 def publish(
     recipe: RecipeName,
-    stages: Annotated[
-        list[str] | None, typer.Argument(metavar="[STAGE]...", help="Training stages; default: all that are done.")
-    ] = None,
+    stages: Annotated[list[str] | None, STAGES] = None,
     to: Annotated[str, typer.Option("--to", metavar="NAME", help="The repository on the hub: owner/name.")] = "",
     push: Annotated[bool, typer.Option("--push", help="Upload it; otherwise only the folder is written.")] = False,
     runs: Runs = "runs",
     set_: Set = None,
 ) -> None:
-    """Write a folder with the networks and their model card, and show what a push would upload. The token is read from HF_TOKEN."""
+    """Write a folder with the networks and their model card, and show what a push would upload.
+
+    The token is read from HF_TOKEN.
+    """
     from mav.report import publish as releases
     from mav.training.stages import TRAININGS
 
     if to.count("/") != 1 or not all(part and set(part) <= NAME for part in to.split("/")):
         raise UserError("--to takes the repository's name, for example --to someone/make-a-video-demo.")
-    loaded, plan, store = open_plan(recipe, set_, runs)
+    loaded, graph, store = open_graph(recipe, set_, runs)
     if strange := [stage for stage in stages or () if stage not in TRAININGS]:
         raise UserError(f"{strange[0]} is not a training stage: {', '.join(TRAININGS)} are.")
-    nodes = [plan.node(stage) for stage in stages or TRAININGS]
+
+    # Find the finished networks, and the finished data that they were trained on.
+    nodes = [graph.node(stage) for stage in stages or TRAININGS]
     found = {node.name: store.find(node) for node in nodes}
     networks = {name: artifact for name, artifact in found.items() if artifact is not None}
     missing = [name for name, artifact in found.items() if artifact is None]
     if not networks or (stages and missing):
-        raise UserError(
-            f"{(missing or list(TRAININGS))[0]} is not trained yet: `mav run {recipe} --until {missing[0]}` trains it."
-        )
-    before = {
-        up.name: up for node in nodes if node.name in networks for up in node.upstream() if up.name not in TRAININGS
+        remedy = f"`mav run {recipe} --until {missing[0]}` trains it"
+        raise UserError(f"{missing[0]} is not trained yet: {remedy}.")
+    before = {up.name: up for node in nodes if node.name in networks for up in node.upstream()}
+    data = {
+        name: artifact
+        for name, node in sorted(before.items())
+        if name not in TRAININGS and (artifact := store.find(node)) is not None
     }
-    data = {name: artifact for name, node in sorted(before.items()) if (artifact := store.find(node)) is not None}
 
     folder = store.root.child(f"publish/{to.replace('/', '--')}")
     sizes = releases.write_release(loaded, networks, data, folder)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from flows.cli.options import Json
 from flows.services.ports import port_is_free
-from flows.services.terminal import tables
+from flows.services.terminal import plain_table, table_console
 from mav.errors import UserError
 from mav.storage import Folder
 
@@ -25,24 +24,26 @@ app = typer.Typer(
     no_args_is_help=True, help="A blind comparison of systems by people: freeze pairs, serve the page, report."
 )
 
+_SYSTEM = "A system's videos; at least two. 00042 is prompt 42."
+_PROMPTS = "One a line, or a CSV with Prompt and Category."
+_PAIRS = "How many pairs, drawn by seed; 0 = all."
+_RATERS = "Make links until there are so many; 0 = as many as are needed."
+_HOST = "The address to listen on; 127.0.0.1 is this machine only."
+_URL = "How raters reach the page, when it is not the address above."
+_VOTES = "Where votes are kept; by default study-votes/DIGEST."
+_REPORT_OUT = "Where report.json and the CSV files go."
+
 StudyDir = Annotated[str, typer.Argument(metavar="STUDY", help="The folder of a frozen study.")]
-VotesDir = Annotated[
-    Path | None, typer.Option("--votes", metavar="DIR", help="Where votes are kept; by default study-votes/DIGEST.")
-]
+VotesDir = Annotated[Path | None, typer.Option("--votes", metavar="DIR", help=_VOTES)]
 LINKS = "links.csv"
 
 
 @app.command()
 def freeze(
-    system: Annotated[
-        list[str],
-        typer.Option("--system", metavar="NAME=DIR", help="A system's videos; at least two. 00042 is prompt 42."),
-    ],
-    prompts: Annotated[
-        str, typer.Option("--prompts", metavar="FILE", help="One a line, or a CSV with Prompt and Category.")
-    ],
+    system: Annotated[list[str], typer.Option("--system", metavar="NAME=DIR", help=_SYSTEM)],
+    prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help=_PROMPTS)],
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="Where the study goes.")],
-    pairs: Annotated[int, typer.Option("--pairs", min=0, help="How many pairs, drawn by seed; 0 = all.")] = 0,
+    pairs: Annotated[int, typer.Option("--pairs", min=0, help=_PAIRS)] = 0,
     session: Annotated[int, typer.Option("--session", min=1, help="Pairs one rater is asked for.")] = 24,
     seed: Annotated[int, typer.Option("--seed", help="Draws pairs, sides and order.")] = 0,
 ) -> None:
@@ -54,33 +55,27 @@ def freeze(
     for named in system:
         name, _, folder = named.partition("=")
         if not name or not folder or not Folder(folder).exists():
-            raise UserError(
-                f"--system {named}: give a name, = and a folder that is there, for example film=outputs/film."
-            )
+            remedy = "give a name, = and a folder that is there, for example film=outputs/film"
+            raise UserError(f"--system {named}: {remedy}.")
         systems[name] = Folder(folder)
     target = Folder(str(out))
     if target.exists(STUDY):
         raise UserError(
             f"{out} holds a frozen study already: choose another folder, so that its votes keep their meaning."
         )
-    facts = freeze(pairs_of(systems, read_prompts(Folder(prompts)), pairs, seed), target, seed, session)
-    print(f"{out}: {facts['pairs']} pairs, {facts['raters']} raters each, sha256 {facts['study_sha256']}")
-    print(f"`mav study serve {out} --raters {_raters_needed(facts['pairs'], session, facts['raters'])}` serves it.")
+    frozen = freeze(pairs_of(systems, read_prompts(Folder(prompts)), pairs, seed), target, seed, session)
+    print(f"{out}: {frozen['pairs']} pairs, {frozen['raters']} raters each, sha256 {frozen['study_sha256']}")
+    raters = _raters_needed(frozen["pairs"], session, frozen["raters"])
+    print(f"`mav study serve {out} --raters {raters}` serves it.")
 
 
 @app.command()
 def serve(
     study: StudyDir,
-    raters: Annotated[
-        int, typer.Option("--raters", min=0, help="Make links until there are so many; 0 = as many as are needed.")
-    ] = 0,
-    host: Annotated[
-        str, typer.Option("--host", help="The address to listen on; 127.0.0.1 is this machine only.")
-    ] = "127.0.0.1",
+    raters: Annotated[int, typer.Option("--raters", min=0, help=_RATERS)] = 0,
+    host: Annotated[str, typer.Option("--host", help=_HOST)] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen on.")] = 8800,
-    url: Annotated[
-        str, typer.Option("--url", help="How raters reach the page, when it is not the address above.")
-    ] = "",
+    url: Annotated[str, typer.Option("--url", help=_URL)] = "",
     votes: VotesDir = None,
 ) -> None:
     """Serve the rating page until Ctrl-C. Every answer is on the disk before the next question is shown."""
@@ -90,32 +85,33 @@ def serve(
 
     database, folder = _open(study, votes)
     frozen = database.study
-    if not frozen.of_kind("pair"):
+    pairs = len(frozen.of_kind("pair"))
+    if not pairs:
         raise UserError(
-            f"{study} has no pair to show: its recipe made no second version of the videos, or its systems share no prompt."
+            f"{study} has no pair to show: its recipe made no second version of the videos, "
+            "or its systems share no prompt."
         )
-    needed = raters or _raters_needed(len(frozen.of_kind("pair")), frozen.session, frozen.raters)
-    app = make_app(database, Folder(study))
+    needed = raters or _raters_needed(pairs, frozen.session, frozen.raters)
+    page = make_app(database, Folder(study))
     links = _write_links(database, folder / LINKS, needed, (url or f"http://{host}:{port}").rstrip("/"))
     if not port_is_free(port, host):
         raise UserError(f"Port {port} of {host} is taken: choose another with --port.")
-    print(
-        f"{links} links for raters: {folder / LINKS}\nvotes: {database.path}\nserving http://{host}:{port}/ (Ctrl-C ends it)",
-        flush=True,
-    )
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    print(f"{links} links for raters: {folder / LINKS}")
+    print(f"votes: {database.path}\nserving http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
+    uvicorn.run(page, host=host, port=port, log_level="warning", access_log=False, server_header=False)
 
 
 @app.command()
 def report(
     study: StudyDir,
     votes: VotesDir = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where report.json and the CSV files go.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help=_REPORT_OUT)] = None,
     json_: Json = False,
 ) -> None:
-    """Say who was preferred, how sure that is and how well raters agreed; write the votes and completion codes as CSV."""
+    """Say who was preferred, how sure that is and how well raters agreed.
+
+    Votes and completion codes are written as CSV.
+    """
     from mav.study.report import report_study
 
     database, folder = _open(study, votes, make=False)
@@ -129,70 +125,68 @@ def report(
 
 
 def _open(study: str, votes: Path | None, make: bool = True) -> tuple[Votes, Path]:
-    """The votes of a study and their folder."""
+    """Returns the votes of a study and their folder. Raises UserError without votes, unless they may be made."""
     from mav.study.votes import Study, Votes
 
     frozen = Study.load(Folder(study))
     folder = votes or Path("study-votes") / frozen.sha256[:12]
     if not make and not (folder / "votes.sqlite").exists():
-        raise UserError(
-            f"{folder} holds no votes of this study: `mav study serve {study}` collects them, --votes names where."
-        )
+        remedy = f"`mav study serve {study}` collects them, --votes names where"
+        raise UserError(f"{folder} holds no votes of this study: {remedy}.")
     folder.mkdir(parents=True, exist_ok=True)
     return Votes(str(folder / "votes.sqlite"), frozen), folder
 
 
 def _raters_needed(pairs: int, session: int, raters: int) -> int:
-    """Enough for every pair, with some to spare for those who stop early or are left out."""
+    """Returns enough raters for every pair, and a quarter more for those who stop early or are left out."""
     return max(raters + 2, -(-pairs * raters * 5 // (4 * max(min(session, pairs), 1))))
 
 
 def _write_links(database: Votes, path: Path, count: int, url: str) -> int:
-    """Every rater's link under the present address, in a file for its owner only. Returns how many it holds."""
+    """Writes every rater's link to a file that only its owner can read, and returns how many it holds.
+
+    Links of earlier calls stay valid, under the present address.
+    """
     tokens = []
     if path.exists():
-        tokens = [row["link"].rpartition("/")[2] for row in csv.DictReader(io.StringIO(path.read_text()))]
+        rows = csv.DictReader(io.StringIO(path.read_text()))
+        tokens = [row["link"].rpartition("/")[2] for row in rows]
     tokens += database.invite(count)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [("rater", "link"), *((i, f"{url}/r/{token}") for i, token in enumerate(tokens, 1))]
-    )
+    links = ((number, f"{url}/r/{token}") for number, token in enumerate(tokens, 1))
+    csv.writer(text, lineterminator="\n").writerows([("rater", "link"), *links])
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text.getvalue())
     return len(tokens)
 
 
+def _share(value: float | None, interval: tuple[float, float]) -> str:
+    return "-" if value is None else f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
 def print_report(found: dict[str, Any]) -> None:
-    """The report as tables."""
-    console = tables()
-
-    def share(value: float | None, interval: tuple[float, float]) -> str:
-        return "-" if value is None else f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-
-    for question, facts in found["questions"].items():
-        table = Table(title=question, title_justify="left", box=None, header_style="bold", pad_edge=False)
-        for column in (
-            "",
-            "pairs",
-            "majority won (Wilson)",
-            "(bootstrap of pairs)",
-            "sign test p",
-            "single votes (bootstrap)",
-        ):
-            table.add_column(column, justify="right" if column else "left")
-        for name, pair in facts["pairs"].items():
+    """Prints the report of a study: a table for each question, then its raters, its rule and its votes."""
+    console = table_console()
+    columns = (
+        "pairs", "majority won (Wilson)", "(bootstrap of pairs)", "sign test p", "single votes (bootstrap)",
+    )  # fmt: skip
+    for question, answers in found["questions"].items():
+        table = plain_table("", right=columns, title=question)
+        for name, pair in answers["pairs"].items():
             for title, row in ((name, pair), *((f"  {c}", r) for c, r in pair["categories"].items())):
                 low, high = row["majority_bootstrap"]
-                table.add_row(
-                    title, str(row["items"]), share(row["majority_share"], row["majority_wilson"]), f"[{100 * low:.1f}, {100 * high:.1f}]",
-                    f"{row['sign_test_p']:.4f}", share(row["vote_share"], row["vote_bootstrap"]),
-                )  # fmt: skip
+                majority = _share(row["majority_share"], row["majority_wilson"])
+                single = _share(row["vote_share"], row["vote_bootstrap"])
+                bounds, p = f"[{100 * low:.1f}, {100 * high:.1f}]", f"{row['sign_test_p']:.4f}"
+                table.add_row(title, str(row["items"]), majority, bounds, p, single)
         console.print(table)
-        agreement = ", ".join(
-            f"{n.replace('_', ' ')} {'-' if v is None else f'{v:.4f}'}" for n, v in facts["agreement"].items()
-        )
-        console.print(f"{agreement}; left was chosen in {share(facts['left']['share'], facts['left']['interval'])}")
-        strengths = facts.get("bradley_terry")
+        agreement = [
+            f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.4f}'}"
+            for name, value in answers["agreement"].items()
+        ]
+        left = _share(answers["left"]["share"], answers["left"]["interval"])
+        console.print(f"{', '.join(agreement)}; left was chosen in {left}")
+        strengths = answers.get("bradley_terry")
         if isinstance(strengths, dict):
             ranked = sorted(strengths.items(), key=lambda item: -item[1])
             console.print("Bradley-Terry log strengths: " + ", ".join(f"{name} {value:+.3f}" for name, value in ranked))
@@ -200,14 +194,12 @@ def print_report(found: dict[str, Any]) -> None:
             console.print(f"Bradley-Terry: {strengths}.")
         console.print()
     raters, pairs, votes = found["raters"], found["pairs"], found["votes"]
+    rated = f"{raters['rated']} of {raters['invited']} rated, {raters['finished']} finished"
     console.print(f"Pairs: {pairs['complete']} of {pairs['total']} have all their ratings. Intervals: 95 %.")
-    console.print(
-        f"Raters: {raters['rated']} of {raters['invited']} rated, {raters['finished']} finished, {len(raters['left_out'])} left out."
-    )
+    console.print(f"Raters: {rated}, {len(raters['left_out'])} left out.")
     for rater, reason in raters["left_out"].items():
         console.print(f"  {rater}: {reason}")
     console.print(f"Rule, fixed with the study {found['study_sha256'][:12]}: {found['rule']}")
-    console.print(
-        f"Votes: {votes['kept']} kept, {votes['of_raters_left_out']} of raters left out, {votes['of_checks']} on checks, "
-        f"{votes['incomplete']} of unfinished pairs; median {votes['median_seconds']:.1f} s."
-    )
+    counted = f"{votes['kept']} kept, {votes['of_raters_left_out']} of raters left out, {votes['of_checks']} on checks"
+    unfinished = f"{votes['incomplete']} of unfinished pairs"
+    console.print(f"Votes: {counted}, {unfinished}; median {votes['median_seconds']:.1f} s.")

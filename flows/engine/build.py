@@ -3,26 +3,25 @@
 import datetime
 import errno
 import importlib.metadata
-import os
 import platform
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from flows.engine.heartbeat import heartbeat
 from flows.engine.lease import LEASE, exclusive
 from flows.engine.run import Job, Run
-from flows.engine.stage import Node
+from flows.engine.stage import Node, Outcome
 from mav.errors import UserError
 from mav.storage import MANIFEST, Artifact, Folder
 
-HEARTBEAT_SECONDS = 5.0
+SOFTWARE = ("make-a-video-system", "torch", "ray", "prefect", "img2dataset", "open_clip_torch", "pyarrow", "numpy")
 
 
 def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
-    """Makes the node's artifact, or finds it; `fresh` removes it first. Its inputs must be there.
+    """Makes the artifact of a stage, or finds it; `fresh` removes it first. Its inputs must be done.
 
-    Raises UserError when an input is missing or another process builds the same artifact right now.
+    Raises UserError when an input is missing, or when another process is building the same artifact.
     """
     store = run.store
     out, work = store.artifact(node), store.work(node)
@@ -30,57 +29,62 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     if found and not fresh:
         return found
     require_inputs(node, run)
-    with _full_disk_told(node.name, out), exclusive(work, node.name, run.recipe.name) as lease:
+    with _full_disk_as_user_error(node.name, out), exclusive(work, node.name, run.recipe.name) as lease:
+        # Another run may have finished it while we waited for the lease.
         found = store.find(node)
-        if found and not fresh:  # another run was a moment earlier
+        if found and not fresh:
             lease.clear()
             return found
         if fresh:
-            out.remove(MANIFEST)  # first: from here on there is no artifact
+            out.remove(MANIFEST)  # comes first: from here on there is no artifact
             out.remove()
             for name in work.names():
                 if not name.startswith(f"{LEASE}/"):
                     work.remove(name)
         work.remove("failure.json")
-        job = Job(node, run, out, work, lease)
-        began = time.monotonic()
-        run.screen.start(node.name)
+
+        job, began = Job(node, run, out, work, lease), time.monotonic()
+        run.terminal.start(node.name)
         try:
-            with _heartbeat(job):
+            with heartbeat(job):
                 outcome = node.stage.body(job)
                 lease.beat()
-                artifact = Artifact.publish(
-                    out,
-                    stage=node.name,
-                    version=node.stage.version,
-                    fingerprint=node.fingerprint,
-                    recipe=run.recipe.name,
-                    config=run.recipe.part(node.stage.sections),
-                    inputs={n.name: n.fingerprint for n in node.inputs},
-                    counts=outcome.counts,
-                    metrics=outcome.metrics,
-                    seconds=round(time.monotonic() - began, 3),
-                    finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                    software=software(),
-                )
+                artifact = _publish(job, outcome, time.monotonic() - began)
         except BaseException as error:
-            if run.stopping.is_set() or lease.lost:  # not the stage's failure
-                run.screen.end(node.name, "stopped")
+            if run.stopping.is_set() or lease.lost:  # the stage itself did not fail
+                run.terminal.end(node.name, "stopped")
                 raise
-            sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            run.screen.end(node.name, f"[red]failed[/]: {sentence}")
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise
-            work.write_json("failure.json", {"reason": sentence, "kind": type(error).__name__, "time": time.time()})
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            run.terminal.end(node.name, f"[red]failed[/]: {reason}")
+            if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):  # on a full disk it cannot be recorded
+                work.write_json("failure.json", {"reason": reason, "kind": type(error).__name__, "time": time.time()})
             raise
-        run.screen.end(node.name, summary(artifact))
+        run.terminal.end(node.name, summary(artifact))
         lease.clear()
     return artifact
 
 
+def _publish(job: Job, outcome: Outcome, seconds: float) -> Artifact:
+    node = job.node
+    return Artifact.publish(
+        job.out,
+        stage=node.name,
+        version=node.stage.version,
+        fingerprint=node.fingerprint,
+        recipe=job.recipe.name,
+        config=job.recipe.part(node.stage.sections),
+        inputs={needed.name: needed.fingerprint for needed in node.inputs},
+        counts=outcome.counts,
+        metrics=outcome.metrics,
+        seconds=round(seconds, 3),
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        software=software(),
+    )
+
+
 @contextmanager
-def _full_disk_told(name: str, out: Folder) -> Iterator[None]:
-    """A full disk is the user's to mend, whatever was being written: a shard, a lease, a manifest."""
+def _full_disk_as_user_error(name: str, out: Folder) -> Iterator[None]:
+    """Turns a full disk into a UserError, whatever was being written: a shard, a lease, a manifest."""
     try:
         yield
     except OSError as error:
@@ -92,7 +96,7 @@ def _full_disk_told(name: str, out: Folder) -> Iterator[None]:
 
 
 def require_inputs(node: Node, run: Run) -> None:
-    """Raises UserError when an input of the node is not there as the recipe wants it."""
+    """Raises UserError when an input of the stage is not there as the recipe wants it."""
     for needed in node.inputs:
         if run.store.find(needed) is None:
             raise UserError(
@@ -101,61 +105,24 @@ def require_inputs(node: Node, run: Run) -> None:
             )
 
 
-@contextmanager
-def _heartbeat(job: Job) -> Iterator[None]:
-    """Keeps `heartbeat.json` young while the body works, with its last progress; `mav status` reads it."""
-
-    def beat(ended: bool = False) -> None:
-        facts = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "ended": ended, **job._progress}
-        with suppress(Exception):  # for those who watch; storage that is away for a moment never stops a stage for it
-            job.work.write_json("heartbeat.json", facts)
-
-    beat()
-    try:
-        with every(HEARTBEAT_SECONDS, beat):
-            yield
-    finally:
-        beat(ended=True)
-
-
-@contextmanager
-def every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, a thread of its own does this every so many seconds."""
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.wait(seconds):
-            do()
-
-    thread = threading.Thread(target=loop, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def summary(artifact: Artifact) -> str:
-    """One line about a finished artifact."""
+    """Returns one line about a finished artifact: its seconds, its rows, why rows are missing, its first metrics."""
     counts, metrics = artifact.manifest.counts, artifact.manifest.metrics
     parts = []
     if "rows_in" in counts:
-        lost = {**counts.get("dropped", {}), **counts.get("failed", {})}
-        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(lost.items(), key=lambda item: -item[1])[:4])
-        parts.append(
-            f"{counts['rows_out']:,} of {counts['rows_in']:,} rows" + (f" (without: {reasons})" if reasons else "")
-        )
+        lost = sorted({**counts.get("dropped", {}), **counts.get("failed", {})}.items(), key=lambda item: -item[1])
+        reasons = ", ".join(f"{reason} {n}" for reason, n in lost[:4])
+        rows = f"{counts['rows_out']:,} of {counts['rows_in']:,} rows"
+        parts.append(f"{rows} (without: {reasons})" if reasons else rows)
     numbers = [(key, value) for key, value in metrics.items() if isinstance(value, (int, float))][:3]
     parts += [f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}" for key, value in numbers]
     return f"[green]done[/] in {artifact.manifest.seconds:.1f} s" + (f": {'; '.join(parts)}" if parts else "")
 
 
 def software() -> dict[str, str]:
-    """Versions that made an artifact."""
-    names = ("make-a-video-system", "torch", "ray", "prefect", "img2dataset", "open_clip_torch", "pyarrow", "numpy")
+    """Returns the versions of the software that makes an artifact."""
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in SOFTWARE:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

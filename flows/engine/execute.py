@@ -1,28 +1,29 @@
-"""TODO-DOC flows/engine/execute.py"""
+"""Builds a graph within a Prefect flow run: one task for each stage, never one for each shard; shards are Ray's."""
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 from flows.engine.build import build
-from flows.engine.remote import SAVE_SECONDS
+from flows.engine.function import SAVE_SECONDS
+from flows.engine.jobs import build_on_cluster
 from flows.engine.run import Run
 from flows.engine.stage import Graph, Node
 from flows.services.ray_cluster import job_server
 from mav.errors import UserError
-from mav.recipes import digest
-from mav.storage import Artifact
+from mav.storage import Artifact, Folder
 
-GPU_LIMIT = "make-a-video-gpu"  # the name of Prefect's global concurrency limit
-SLOT_SECONDS = 60.0
+# Shows a stage in the Prefect UI while it is built: called with the stage's name, its description and its work folder,
+# it yields a function that is called with the finished artifact.
+Shown = Callable[[str, str, Folder], AbstractContextManager[Callable[[Artifact], None]]]
 
 
-def execute(plan: Graph, run: Run, wanted: Iterable[Node], fresh: Iterable[str] = ()) -> dict[str, Artifact]:
-    """Builds the wanted nodes in order as tasks of the present Prefect flow run, independent ones side by side.
+def execute(graph: Graph, run: Run, wanted: Iterable[Node], fresh: Iterable[str], shown: Shown) -> dict[str, Artifact]:
+    """Builds the wanted stages in order as tasks of the present Prefect flow run, independent ones at the same time.
 
-    Of several ready stages the one with the longest way to the end starts first. A failed stage stops what needs it, nothing
-    else; the first failure is raised when all that could be done is done.
+    Of several stages that are ready, the one with the longest path to an end starts first. A failed stage stops only
+    the stages that need it; the first failure is raised when everything else is done. `fresh` stages are built again.
     """
     from prefect.futures import PrefectFuture, as_completed
 
@@ -33,25 +34,30 @@ def execute(plan: Graph, run: Run, wanted: Iterable[Node], fresh: Iterable[str] 
     built: dict[str, Artifact] = {}
     failed: dict[str, BaseException] = {}
     while waiting or running:
+        # Start what is ready, as far as `parallel_stages` allows.
         waiting = [node for node in waiting if not any(up.name in failed for up in node.upstream())]
         ready = [node for node in waiting if all(up.name in built or up.name not in names for up in node.inputs)]
-        ready.sort(key=lambda node: -plan.length_after(node))
+        ready.sort(key=lambda node: -graph.length_after(node))
         for node in ready[: max(0, run.recipe.cluster.parallel_stages - len(running))]:
             waiting.remove(node)
             after = [futures[up.name] for up in node.inputs if up.name in futures]
-            futures[node.name] = _task(node, run, node.name in again).submit(wait_for=after)
+            futures[node.name] = _task(node, run, node.name in again, shown).submit(wait_for=after)
             running[futures[node.name]] = node
         if not running:
             break
+
+        # Wait for a stage to end. On Ctrl-C or a signal, running stages get the time to save before Ray is shut down.
         try:
             future: PrefectFuture[Any] = next(iter(as_completed(list(running))))
-        except BaseException:  # Ctrl-C, or a signal: a stage whose Ray goes away under it must not start another
+        except BaseException:
             run.stopping.set()
             until = time.monotonic() + SAVE_SECONDS
-            for future in running:  # Ray goes away behind this: a training saves first
+            for future in running:
                 with suppress(Exception):
                     future.wait(max(until - time.monotonic(), 0.0))
             raise
+
+        # The artifact in storage decides, not the state that Prefect reports.
         node = running.pop(future)
         try:
             future.result()
@@ -68,85 +74,40 @@ def execute(plan: Graph, run: Run, wanted: Iterable[Node], fresh: Iterable[str] 
     return built
 
 
-def _task(node: Node, run: Run, fresh: bool) -> Any:
-    """The Prefect task of a node. Its cache key is our fingerprint, and is believed only while the artifact is there."""
+def _task(node: Node, run: Run, fresh: bool, shown: Shown) -> Any:
+    """Returns the Prefect task of a stage. Prefect caches nothing: `build` finds an artifact by its fingerprint."""
     from prefect import task
 
-    from flows.engine.jobs import build_on_cluster
-    from flows.services.prefect_artifacts import Bar, show
+    from flows.services.gpu_slots import gpu_slot
 
-    present = not fresh and run.store.find(node) is not None
     make = build_on_cluster if job_server() else build
-    anew = [fresh]
-    key = f"{node.name}-{digest([node.fingerprint, run.store.root.url])}"
+    again = [fresh]
+
+    def server_away() -> None:
+        run.terminal.say(f"  {node.name:<22} waits for the Prefect server, which hands out GPU slots")
 
     @task(
         name=node.name,
         description=node.stage.about,
-        task_run_name=node.name,  # without tags: each task run with some asks the server for a slot, and fails when it is away
-        persist_result=True,
-        cache_key_fn=lambda context, parameters: key,
-        refresh_cache=not present,
+        task_run_name=node.name,  # it has no tags: a task run with tags needs a slot of the server, and fails without
         retries=1,
         retry_delay_seconds=2,
         retry_condition_fn=_worth_another_try,
     )
     def stage_task() -> dict[str, str]:
-        with gpu_slot(node, run), Bar(node, run):
-            artifact = make(
-                node, run, fresh=bool(anew) and anew.pop()
-            )  # a retry goes on from what the first try finished
-        show(node, artifact)
+        with ExitStack() as around:
+            if node.stage.gpu and run.recipe.cluster.gpus_per_worker:
+                around.enter_context(gpu_slot(run.recipe.cluster.gpu_stages, run.require_running, server_away))
+            show = around.enter_context(shown(node.name, node.stage.about, run.store.work(node)))
+            artifact = make(node, run, fresh=bool(again) and again.pop())  # a retry goes on from what is finished
+        show(artifact)
         return {"fingerprint": node.fingerprint, "url": artifact.folder.url}
 
     return stage_task
 
 
-@contextmanager
-def gpu_slot(node: Node, run: Run) -> Iterator[None]:
-    """One of the `cluster.gpu_stages` slots that all runs on a Prefect server share; free for a stage that asks for no GPU.
-
-    A server that is away is waited for; one that goes away while the slot is held stops nothing. A flow that was killed gives its slot
-    back after `SLOT_SECONDS`.
-    """
-    if not (node.stage.gpu and run.recipe.cluster.gpus_per_worker):
-        yield
-        return
-    from prefect.client.orchestration import get_client
-    from prefect.concurrency.sync import concurrency
-
-    from flows.services.prefect_artifacts import AWAY
-
-    told = False
-    with ExitStack() as held:
-        while True:
-            run.go_on()
-            slot = concurrency(
-                GPU_LIMIT,
-                timeout_seconds=5,
-                lease_duration=SLOT_SECONDS,
-                strict=True,
-                raise_on_lease_renewal_failure=False,
-            )
-            try:
-                with get_client(sync_client=True) as client:
-                    client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, run.recipe.cluster.gpu_stages)
-                held.enter_context(slot)
-                break
-            except TimeoutError:
-                continue
-            except AWAY:
-                if not told:
-                    told = True
-                    run.screen.say(f"  {node.name:<22} waits for the Prefect server, which hands out GPU slots")
-                time.sleep(1.0)
-        yield
-        with suppress(*AWAY):
-            held.close()
-
-
 def _worth_another_try(task: Any, run: Any, state: Any) -> bool:
-    """A user's error stays one however often it is tried; a lost worker or node may not."""
+    """Says whether a failure may pass: a lost worker or node may, a user's error does not."""
     try:
         state.result()
     except (UserError, ValueError, TypeError, AssertionError):

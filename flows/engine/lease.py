@@ -1,9 +1,10 @@
-"""A lease: one builder of an artifact at a time, on any storage and from any number of machines, without trusting a clock.
+"""Leases: one builder of an artifact at a time, on any storage, from any number of machines, without trusting a clock.
 
-`WORK/lease/NNNNNN.json` says who builds. Numbers only grow while the work folder is there: who finds the last one released or its holder
-dead creates the next, and of several who try, storage lets one succeed. A holder rewrites its file every few seconds. Whether
-it is dead is seen, never computed: on the same machine its process is gone; from another one its file stays the same for
-`EXPIRY_SECONDS` of the observer's own monotonic clock. A holder that was taken for dead finds a higher number and gives up.
+`WORK/lease/NNNNNN.json` says who builds. Numbers only grow while the work folder exists: a process that finds the last
+lease released, or its holder dead, creates the next number, and of several that try, storage lets one succeed. A holder
+rewrites its file every few seconds. Whether it is dead is observed, not computed: on the same machine its process is
+gone; from another machine its file stays the same for `EXPIRY_SECONDS` of the observer's own monotonic clock. A holder
+that was wrongly taken for dead finds a higher number and gives up.
 """
 
 import json
@@ -24,39 +25,39 @@ from mav.storage import Folder
 
 LEASE = "lease"
 BEAT_SECONDS = 5.0
-EXPIRY_SECONDS = 30.0  # without a beat for so long, a holder on another machine is taken for dead
+EXPIRY_SECONDS = 30.0  # without a beat for this long, a holder on another machine counts as dead
 POLL_SECONDS = 1.0
-SETTLE_SECONDS = 2.0  # on storage without a conditional write: for how long another's write may follow ours
-_ours: set[str] = set()  # tokens of the leases this process holds: one whose release never reached storage is none
+_held_tokens: set[str] = set()  # leases of this process; one whose release never reached storage is not among them
 
 
 @dataclass(frozen=True)
-class Seat:
-    """The last lease file: its number, its bytes as they were read, and what they say."""
+class LeaseFile:
+    """The last lease file of a work folder: its number and its bytes as they were read."""
 
     number: int
     data: bytes
 
     @property
-    def says(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """What the file says about the holder; {} when it is torn."""
         try:
-            facts = json.loads(self.data)
+            content = json.loads(self.data)
         except ValueError:
             return {}
-        return facts if isinstance(facts, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     @property
     def released(self) -> bool:
-        return bool(self.says.get("released"))
+        return bool(self.content.get("released"))
 
 
 def machine() -> str:
-    """This boot of this machine, and the process numbers that are seen here: containers of one machine have their own."""
+    """Identifies this boot of this machine and its process namespace; containers have their own process numbers."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def process(pid: int | None = None) -> str:
-    """A process of this machine by number and start time, '' when there is none: a number alone is soon another's."""
+    """Identifies a process of this machine by number and start time, since numbers are reused; '' when it is gone."""
     try:
         state, *rest = Path(f"/proc/{pid or os.getpid()}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -65,7 +66,7 @@ def process(pid: int | None = None) -> str:
 
 
 class Lease:
-    """One holder's lease of one work folder. It beats in a thread of its own until it is released or cleared."""
+    """One holder's lease of one work folder. A thread of its own renews it until it is released or cleared."""
 
     def __init__(self, work: Folder, name: str, recipe: str = "") -> None:
         self.work, self.name, self.recipe = work, name, recipe
@@ -75,21 +76,21 @@ class Lease:
         self.lost = False
         self._beats = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beating, daemon=True, name=f"lease-{name}")
+        self._thread = threading.Thread(target=self._keep_beating, daemon=True, name=f"lease-{name}")
 
     def acquire(self) -> bool:
-        """Takes the lease. False when somebody who is alive holds it; of another machine that takes some beats to see."""
-        _ours.add(self.token)  # before its file is there, or another thread would take that for a dead one's
+        """Takes the lease. Returns False when a living process holds it, which on another machine takes time to see."""
+        _held_tokens.add(self.token)  # before the file exists, or another thread would take its holder for dead
         while True:
-            seat = top(self.folder)
-            if seat is not None and not seat.released and not dead(self.folder, seat):
-                _ours.discard(self.token)
+            last = top(self.folder)
+            if last is not None and not last.released and not dead(self.folder, last):
+                _held_tokens.discard(self.token)
                 return False
-            self.number = seat.number + 1 if seat else 1
+            self.number = last.number + 1 if last else 1
             if not self._create():
-                continue  # another was a moment earlier
-            if not self._last():
-                self.folder.remove(_name(self.number))  # what we saw was long past
+                continue  # another process was first
+            if not self._is_last():
+                self.folder.remove(_name(self.number))  # what we saw was out of date
                 continue
             for number in numbers(self.folder)[:-1]:
                 self.folder.remove(_name(number))
@@ -97,94 +98,90 @@ class Lease:
             return True
 
     def beat(self) -> None:
-        """Says that the holder is alive. Raises UserError once another has taken over."""
-        if self.lost or not self._last():
+        """Shows that the holder is alive. Raises UserError once another process has taken over."""
+        if self.lost or not self._is_last():
             self.lost = True
-            raise UserError(
-                f"Another run took {self.name} over, as this one was not heard of for a while; what is finished is kept."
-            )
+            problem = f"Another run took {self.name} over, as this one was not heard of for a while"
+            raise UserError(f"{problem}; what is finished is kept.")
         self._beats += 1
-        self.folder.write_bytes(_name(self.number), self._says())
+        self.folder.write_bytes(_name(self.number), self._record())
 
     def check(self) -> None:
-        """Raises UserError once it is known that another has taken over."""
+        """Raises UserError once it is known that another process has taken over."""
         if self.lost:
             self.beat()
 
     def clear(self) -> None:
-        """The work is done: removes its folder, this lease and all."""
+        """Removes the work folder, with this lease in it, when the work is done."""
         self._end()
         self.work.remove()
 
     def release(self) -> None:
-        """Lets the next one in. The file stays as long as the work folder, so that its number is never given twice."""
+        """Lets the next process in. The file stays with the work folder, so that its number is not used again."""
         self._end()
-        if not self.lost and self._last():
-            self.folder.write_bytes(_name(self.number), self._says(released=True))
+        if not self.lost and self._is_last():
+            self.folder.write_bytes(_name(self.number), self._record(released=True))
 
     def _end(self) -> None:
-        _ours.discard(self.token)
+        _held_tokens.discard(self.token)
         self._stop.set()
         self._thread.join()
 
-    def _beating(self) -> None:
+    def _keep_beating(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
                 self.beat()
             except UserError:
                 return
-            except Exception:  # storage that is away for a moment: the next beat may reach it
+            except Exception:  # storage that fails for a moment: the next beat may reach it
                 continue
 
-    def _last(self) -> bool:
-        """Whether nobody came after us, and our file is there."""
+    def _is_last(self) -> bool:
+        """Says whether our file exists and no higher number does."""
         return numbers(self.folder)[-1:] == [self.number]
 
-    def _says(self, **more: Any) -> bytes:
-        who = {
-            "token": self.token,
-            "machine": machine(),
-            "process": process(),
-            "host": platform.node(),
-            "recipe": self.recipe,
-        }
-        facts = {**who, "beats": self._beats, **more}
-        return json.dumps(facts, sort_keys=True).encode()
+    def _record(self, **more: Any) -> bytes:
+        holder = {"token": self.token, "machine": machine(), "process": process(), "host": platform.node()}
+        return json.dumps({**holder, "recipe": self.recipe, "beats": self._beats, **more}, sort_keys=True).encode()
 
     def _create(self) -> bool:
-        """Writes the file of our number if nobody has; True when it is ours."""
-        if self._create_once() and not self.folder.local and self._create_once():  # the second must be refused
-            time.sleep(SETTLE_SECONDS)  # this storage knows no conditional write: the last one counts
-        return self._ours()
+        """Creates the file of our number unless it exists; returns whether it is ours.
 
-    def _create_once(self) -> bool:
+        Raises UserError on storage that writes over an existing file although it is asked not to.
+        """
+        name = _name(self.number)
         if self.folder.local:
-            return self._link()
+            self._link(name)
+        elif self._write_new(name) and self._write_new(name):  # the second must be refused
+            raise UserError(
+                f"{self.folder.url} ignores conditional writes (If-None-Match), so two runs could build the same "
+                "artifact: use a server that honours them, or a disk."
+            )
         try:
-            self.folder.fs.pipe_file(self.folder.path(_name(self.number)), self._says(), mode="create")
-        except OSError:  # refused, or failed; each storage says it in its own way, and one that was repeated is refused although it is ours
-            if not self.folder.exists(_name(self.number)):
+            return bool(LeaseFile(self.number, self.folder.read_bytes(name)).content.get("token") == self.token)
+        except FileNotFoundError:
+            return False
+
+    def _write_new(self, name: str) -> bool:
+        """Writes the file unless it exists, on storage that is not local."""
+        try:
+            self.folder.fs.pipe_file(self.folder.path(name), self._record(), mode="create")
+        except OSError:  # each storage refuses in its own way, and may refuse the repetition of a write that succeeded
+            if not self.folder.exists(name):
                 raise
             return False
         return True
 
-    def _link(self) -> bool:
-        """A link appears whole and never over another: `O_EXCL` alone would show an empty file."""
-        ours = f"{self.token}.part"
-        self.folder.write_bytes(ours, self._says())
+    def _link(self, name: str) -> None:
+        """Creates the file by a link, which appears whole and never over another; `O_EXCL` would show an empty file."""
+        temporary = f"{self.token}.part"
+        self.folder.write_bytes(temporary, self._record())
         try:
-            os.link(self.folder.path(ours), self.folder.path(_name(self.number)))
+            os.link(self.folder.path(temporary), self.folder.path(name))
         except FileExistsError:
-            return False
+            return
         finally:
-            self.folder.remove(ours)
-        return True
-
-    def _ours(self) -> bool:
-        try:
-            return bool(Seat(self.number, self.folder.read_bytes(_name(self.number))).says.get("token") == self.token)
-        except FileNotFoundError:
-            return False
+            self.folder.remove(temporary)
 
 
 def _name(number: int) -> str:
@@ -192,56 +189,56 @@ def _name(number: int) -> str:
 
 
 def numbers(folder: Folder) -> list[int]:
-    """Numbers of the lease files there are, sorted."""
+    """Returns the numbers of the lease files, sorted."""
     found = (posixpath.basename(name).removesuffix(".json") for name in folder.names())
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def top(folder: Folder) -> Seat | None:
-    """The lease file that counts."""
+def top(folder: Folder) -> LeaseFile | None:
+    """Returns the lease file that counts: the one with the highest number."""
     while last := numbers(folder)[-1:]:
         try:
-            return Seat(last[0], folder.read_bytes(_name(last[0])))
+            return LeaseFile(last[0], folder.read_bytes(_name(last[0])))
         except FileNotFoundError:
-            continue  # taken over, or the work is done, since it was listed
+            continue  # it was replaced or removed after it was listed
     return None
 
 
-def held_here(seat: Seat) -> bool | None:
-    """Whether its holder is a living process of this machine; None when it is on another one."""
-    if seat.says.get("machine") != machine():
+def held_here(file: LeaseFile) -> bool | None:
+    """Says whether the holder is a living process of this machine; None when it is on another machine."""
+    if file.content.get("machine") != machine():
         return None
-    holder = str(seat.says.get("process", ""))
+    holder = str(file.content.get("process", ""))
     if holder == process():
-        return seat.says.get("token") in _ours
+        return file.content.get("token") in _held_tokens
     return bool(holder) and process(int(holder.partition("@")[0])) == holder
 
 
-def dead(folder: Folder, seat: Seat) -> bool:
-    """Whether the seat's holder is gone: asked of the kernel where it runs on this machine, else seen by its silence."""
-    here = held_here(seat)
+def dead(folder: Folder, file: LeaseFile) -> bool:
+    """Says whether the holder is gone: on this machine the kernel knows; elsewhere its silence shows it."""
+    here = held_here(file)
     if here is not None:
         return not here
     began = time.monotonic()
     while time.monotonic() - began < EXPIRY_SECONDS:
         time.sleep(POLL_SECONDS)
-        if top(folder) != seat:
+        if top(folder) != file:
             return False
     return True
 
 
 def held(work: Folder) -> bool:
-    """Whether somebody who is alive builds in this work folder."""
+    """Says whether a living process builds in this work folder."""
     folder = work.child(LEASE)
-    seat = top(folder)
-    return seat is not None and not seat.released and not dead(folder, seat)
+    file = top(folder)
+    return file is not None and not file.released and not dead(folder, file)
 
 
 @contextmanager
 def exclusive(work: Folder, name: str, recipe: str = "") -> Iterator[Lease]:
-    """One builder at a time: holds the lease of a stage's work folder for as long as the block runs. `recipe` is for `mav clean`.
+    """Holds the lease of a stage's work folder while the block runs. `recipe` is for `mav clean`.
 
-    Raises UserError when somebody else holds it.
+    Raises UserError when another process holds it.
     """
     lease = Lease(work, name, recipe)
     if not lease.acquire():

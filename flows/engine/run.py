@@ -1,80 +1,74 @@
-"""TODO-DOC flows/engine/run.py"""
+"""One run of a graph, and the job that it gives to the body of each stage."""
 
 from __future__ import annotations
 
 import threading
-import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.engine.lease import Lease
-from flows.engine.stage import Node
+from flows.engine.stage import Graph, Node
 from flows.engine.store import Store
-from flows.services.ports import port_is_free
 from flows.services.ray_cluster import job_server, ray_cluster
 from flows.services.terminal import Terminal
 from mav.errors import UserError
-from mav.recipes import ImageDownload, Recipe, VideoShards
+from mav.recipes import Recipe
 from mav.storage import Folder
+
+T = TypeVar("T")
 
 
 @dataclass
 class Run:
-    """One run of a plan: the store, the screen, and what is started only when the first stage needs it."""
+    """One run of a graph: its recipe and store, the terminal, and the services that start when a stage needs them."""
 
     recipe: Recipe
     store: Store
-    screen: Terminal
-    services: ExitStack
+    terminal: Terminal
+    exit_stack: ExitStack
+    builder: Callable[[Recipe], Graph] | None = None  # makes the same graph in a job of a cluster
     alone: bool = True  # False in a job of a cluster: other stages of the same run are other jobs
-    stopping: threading.Event = field(
-        default_factory=threading.Event
-    )  # set once the run is being stopped: nothing starts anew
+    stopping: threading.Event = field(default_factory=threading.Event)  # is set when the run is being stopped
+    services: dict[str, Any] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _ray: str | None = None
-    _world: Any = None
 
-    def go_on(self) -> None:
-        """Raises UserError when the run is being stopped; asked wherever a stage waits."""
+    def require_running(self) -> None:
+        """Raises UserError when the run is being stopped. Every stage that waits calls it."""
         if self.stopping.is_set():
             raise UserError("The run is being stopped: the same command goes on where it was.")
 
+    def service(self, name: str, start: Callable[[], AbstractContextManager[T]]) -> T:
+        """Starts a service that lives until the run ends, or returns the one that was started under this name.
+
+        Raises UserError when the run is being stopped.
+        """
+        with self._lock:
+            self.require_running()
+            if name not in self.services:
+                self.services[name] = self.exit_stack.enter_context(start())
+            found: T = self.services[name]
+            return found
+
     def ray(self) -> str:
-        """Starts or joins Ray once; returns the dashboard's address. Raises UserError when the run is being stopped."""
+        """Starts or joins Ray once and returns the dashboard's address. Raises UserError for a job server."""
         if job_server():
-            raise UserError(
-                f"RAY_ADDRESS={job_server()} takes whole stages; this needs a cluster to join: say host:6379, or unset it."
-            )
-        with self._lock:
-            self.go_on()
-            if self._ray is None:
-                self._ray = self.services.enter_context(ray_cluster(self.recipe.cluster))
-            return self._ray
-
-    def serve_world(self, world: Folder) -> None:
-        """Serves the demo world on loopback until the run ends; jobs of one cluster take turns, as each takes its server away."""
-        from mav.world.server import WorldServer
-
-        assert self.recipe.world is not None
-        while not (self.alone or self._world or port_is_free(self.recipe.world.port)):
-            self.go_on()
-            time.sleep(1.0)
-        with self._lock:
-            if self._world is None:
-                self._world = self.services.enter_context(WorldServer(world.child("site"), self.recipe.world.port))
+            problem = f"RAY_ADDRESS={job_server()} takes whole stages; this needs a cluster to join"
+            raise UserError(f"{problem}: say host:6379, or unset it.")
+        return self.service("ray", lambda: ray_cluster(self.recipe.cluster))
 
 
 @dataclass
 class Job:
-    """What a stage's body is given."""
+    """What the body of a stage is given."""
 
     node: Node
     run: Run
-    out: Folder  # the artifact's folder: what is written here is the artifact
-    work: Folder  # for unfinished work: markers, checkpoints; removed when the artifact is published
-    lease: Lease | None = None  # asked whether the artifact is still ours to build
-    _progress: dict[str, Any] = field(default_factory=dict)
+    out: Folder  # the artifact's folder: what is written here becomes the artifact
+    work: Folder  # for markers and checkpoints; it is removed when the artifact is published
+    lease: Lease | None = None
+    progress: dict[str, Any] = field(default_factory=dict)  # the latest report
 
     @property
     def name(self) -> str:
@@ -86,26 +80,21 @@ class Job:
 
     @property
     def inputs(self) -> dict[str, Folder]:
-        """Folder of each input's artifact, by stage name."""
+        """The folder of each input's artifact, by stage name."""
         return {node.name: self.run.store.artifact(node) for node in self.node.inputs}
 
     @property
     def device(self) -> str:
-        """What the networks of a GPU stage run on."""
+        """The device that the networks of a GPU stage run on."""
         return "cuda" if self.recipe.cluster.gpus_per_worker else "cpu"
 
-    def report(self, done: float, total: float, **facts: Any) -> None:
-        """Progress for the person who watches and for `mav status`."""
-        self.run.go_on()
+    def report(self, done: float, total: float, **values: Any) -> None:
+        """Reports progress to the terminal and to `mav status`.
+
+        Raises UserError when the run is being stopped, or when another run has taken the stage over.
+        """
+        self.run.require_running()
         if self.lease:
             self.lease.check()
-        self.run.screen.progress(self.name, done, total, **facts)
-        self._progress = {"done": done, "total": total, **facts}
-
-    def allowed_addresses(self, section: ImageDownload | VideoShards) -> tuple[str, ...]:
-        """Loopback or private host:port that may be fetched: the recipe's, and the demo world's, which is served from now on."""
-        world = self.inputs.get("demo-world")
-        if world is None or self.recipe.world is None:
-            return section.allow_addresses
-        self.run.serve_world(world)
-        return (*section.allow_addresses, f"127.0.0.1:{self.recipe.world.port}")
+        self.run.terminal.progress(self.name, done, total, **values)
+        self.progress = {"done": done, "total": total, **values}

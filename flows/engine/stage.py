@@ -1,11 +1,13 @@
-"""A stage: a function from artifacts to one artifact, its fingerprint, its place in the graph and in storage.
+"""Stages and their graph.
+
+A stage is a function from artifacts to one artifact, with a fingerprint that is known before it runs.
 
     @stage("image-embed", sections=("clip", "image_embed"), version=1)
     def image_embed(job: Job) -> Outcome: ...
 
-Calling the decorated stage with a `Plan` adds it to the graph; nothing runs. The plan knows every fingerprint before any work is
-done, because a fingerprint covers what a stage is told (its sections of the recipe, its version, its inputs' fingerprints, the
-identity of outside files it names), never what it makes. `flows.engine.build` then makes the artifact, or finds it.
+Calling the decorated stage with a `Graph` adds it to the graph; nothing runs. A fingerprint covers everything that goes
+into a stage (its sections of the recipe, its version, its inputs' fingerprints, the identity of outside files that it
+names) and nothing that comes out of it. `flows.engine.build` makes the artifact, or finds it.
 """
 
 from __future__ import annotations
@@ -19,17 +21,29 @@ import fsspec
 
 from mav.errors import UserError, nearest
 from mav.recipes import Recipe, digest
+from mav.storage import Folder
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage says of its artifact beside the files: balanced row counts, and measured values."""
+    """What a stage returns about its artifact besides the files: balanced row counts, and measured values."""
 
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-Body = Callable[[Any], Outcome]  # called with the stage's `flows.engine.run.Job`
+Body = Callable[[Any], Outcome]  # is called with the stage's `flows.engine.run.Job`
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How a stage that fetches rows tries the failed ones again (`mav rerun --failed`)."""
+
+    may_pass: Callable[[str], bool]  # whether a row that failed for this reason may come through another day
+    work: Callable[[Any], Any]  # from the stage's job to its work on a shard
+    again: Callable[
+        [Any, Folder, int], Any
+    ]  # from that, the finished artifact's folder and the pass, to a retry's work
 
 
 @dataclass(frozen=True)
@@ -42,29 +56,30 @@ class Stage:
     body: Body
     about: str
     gpu: bool = False  # whether it asks for `cluster.gpus_per_worker`
+    retry: Retry | None = None
 
     @property
     def tags(self) -> list[str]:
-        """What the Prefect UI filters by: images, videos, training or evaluation, and gpu."""
+        """What the Prefect UI filters by: the module of the stage, such as images or training, and gpu."""
         return [self.body.__module__.rpartition(".")[2], *(["gpu"] if self.gpu else [])]
 
-    def __call__(self, plan: Graph, *inputs: Node | None) -> Node:
-        """Adds the stage to a plan; `None` inputs (a demo world that is not there) are left out."""
-        return plan.add(self, tuple(node for node in inputs if node is not None))
+    def __call__(self, graph: Graph, *inputs: Node | None) -> Node:
+        """Adds the stage to a graph. Inputs that are None (a demo world, in a recipe without one) are left out."""
+        return graph.add(self, tuple(node for node in inputs if node is not None))
 
 
 STAGES: dict[str, Stage] = {}
 
 
 def stage(
-    name: str, *, sections: tuple[str, ...], version: int = 1, gpu: bool = False
+    name: str, *, sections: tuple[str, ...], version: int = 1, gpu: bool = False, retry: Retry | None = None
 ) -> Callable[[Body], Stage]:
-    """Registers a function as a stage. Raise `version` when its code would make other bytes of the same recipe."""
+    """Registers a function as a stage. Raise `version` when its code makes other bytes of the same recipe."""
 
     def register(body: Body) -> Stage:
         if name in STAGES and STAGES[name].body.__qualname__ != body.__qualname__:
             raise ValueError(f"two stages are called {name!r}")
-        STAGES[name] = Stage(name, version, sections, body, (body.__doc__ or name).strip().splitlines()[0], gpu)
+        STAGES[name] = Stage(name, version, sections, body, (body.__doc__ or name).strip().splitlines()[0], gpu, retry)
         return STAGES[name]
 
     return register
@@ -72,7 +87,7 @@ def stage(
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A stage in a plan: its definition, its inputs and its fingerprint."""
+    """A stage in a graph: its definition, its inputs and its fingerprint."""
 
     stage: Stage
     inputs: tuple[Node, ...]
@@ -83,7 +98,7 @@ class Node:
         return self.stage.name
 
     def upstream(self) -> Iterator[Node]:
-        """Every node this one needs, nearest first, each once."""
+        """Yields every node that this one needs, the nearest first, each once."""
         seen: set[str] = set()
         queue = list(self.inputs)
         while queue:
@@ -95,31 +110,28 @@ class Node:
 
 
 class Graph:
-    """The graph of one recipe, in the order its stages were added, with all fingerprints."""
+    """The stages of one recipe, in the order in which they were added, with all fingerprints."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.nodes: dict[str, Node] = {}
 
     def add(self, stage: Stage, inputs: tuple[Node, ...]) -> Node:
-        outside = {
-            f"{key}:{path}": file_identity(path)
-            for key, path in self.recipe.paths()
-            if key.split(".")[0] in stage.sections
-        }
-        told = {
+        """Adds a stage that is built from these inputs."""
+        paths = [(key, path) for key, path in self.recipe.paths() if key.split(".")[0] in stage.sections]
+        identity = {
             "stage": stage.name,
             "version": stage.version,
             "seed": self.recipe.seed,
             "config": self.recipe.part(stage.sections),
             "inputs": {node.name: node.fingerprint for node in inputs},
-            "outside": outside,
+            "outside": {f"{key}:{path}": file_identity(path) for key, path in paths},
         }
-        node = Node(stage, inputs, digest(told))
-        self.nodes[stage.name] = node
+        self.nodes[stage.name] = node = Node(stage, inputs, digest(identity))
         return node
 
     def node(self, name: str) -> Node:
+        """Returns the stage of this name. Raises UserError when there is none."""
         if name not in self.nodes:
             meant = nearest(name, self.nodes)
             remedy = f"did you mean {meant}?" if meant else f"its stages are {', '.join(self.nodes)}."
@@ -127,36 +139,30 @@ class Graph:
         return self.nodes[name]
 
     def until(self, name: str) -> list[Node]:
-        """The stage and all it needs, in the plan's order."""
+        """Returns the stage and all that it needs, in the graph's order."""
         last = self.node(name)
         wanted = {last.name, *(node.name for node in last.upstream())}
         return [node for node in self.nodes.values() if node.name in wanted]
 
     def downstream(self, name: str) -> list[Node]:
-        """Every stage that needs this one, in the plan's order."""
+        """Returns every stage that needs this one, in the graph's order."""
         self.node(name)
         return [node for node in self.nodes.values() if name in {up.name for up in node.upstream()}]
 
     def length_after(self, node: Node) -> int:
-        """How many stages the longest path from here to an end has: what to start first when several are ready."""
+        """Returns the number of stages on the longest path from here to an end: the longest starts first."""
         return max((1 + self.length_after(n) for n in self.nodes.values() if node in n.inputs), default=0)
 
 
 def file_identity(path: str) -> list[Any]:
-    """Size and modification mark of each file a path or glob names: what makes an outside file 'the same'."""
+    """Returns the size and modification mark of each file of a path or glob. Raises UserError without a file."""
     fs, root = fsspec.core.url_to_fs(path)
-    found = sorted(fs.glob(root)) if "*" in root else [root]
     identity = []
-    for name in found:
+    for name in sorted(fs.glob(root)) if "*" in root else [root]:
         try:
             info = fs.info(name)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: correct the path in the recipe or bring the file.") from None
-        identity.append(
-            [
-                os.path.basename(name),
-                info.get("size"),
-                str(info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""),
-            ]
-        )
+        mark = str(info.get("ETag") or info.get("mtime") or info.get("LastModified") or "")
+        identity.append([os.path.basename(name), info.get("size"), mark])
     return identity

@@ -1,39 +1,40 @@
-"""TODO-DOC flows/engine/store.py"""
-
-from __future__ import annotations
+"""Where artifacts and unfinished work are stored, and the state of each stage that follows from it."""
 
 import os
 import time
-from typing import Any, Literal
+from typing import Literal
 
 from flows.engine.lease import LEASE, held_here, top
 from flows.engine.stage import Node
 from mav.storage import MANIFEST, Artifact, Folder
 
-SILENT_SECONDS = 30.0  # without a heartbeat for so long, a run is taken for dead
-SHOWN_FINGERPRINT = 16  # hex digits of a fingerprint used in paths
+SILENT_SECONDS = 30.0  # a run without a heartbeat for this long counts as dead
+SHOWN_FINGERPRINT = 16  # hex digits of a fingerprint that are used in paths
 
 State = Literal["done", "stale", "missing", "failed", "running"]
 
 
 class Store:
-    """Where artifacts and unfinished work lie: `RUNS/artifacts/STAGE/FINGERPRINT` and `RUNS/work/STAGE/FINGERPRINT`."""
+    """The folders `RUNS/artifacts/STAGE/FINGERPRINT` and `RUNS/work/STAGE/FINGERPRINT`."""
 
     def __init__(self, url: str) -> None:
         self.root = Folder(os.path.abspath(url) if "://" not in url else url)
 
     def artifact(self, node: Node) -> Folder:
+        """Returns the folder of a stage's artifact, whether or not it exists."""
         return self.root.child(f"artifacts/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
 
     def work(self, node: Node) -> Folder:
+        """Returns the folder of a stage's unfinished work."""
         return self.root.child(f"work/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
 
     def find(self, node: Node) -> Artifact | None:
-        """The finished artifact of a node, or None; UserError when its manifest was changed."""
+        """Returns the finished artifact of a stage, or None. Raises UserError when its manifest was changed."""
         folder = self.artifact(node)
         return Artifact.open(folder) if folder.exists(MANIFEST) else None
 
     def state(self, node: Node, recipe: str) -> State:
+        """Returns the state of a stage; it is stale when only an artifact of another fingerprint is there."""
         work = self.work(node)
         if self.artifact(node).exists(MANIFEST):
             return "done"
@@ -42,25 +43,14 @@ class Store:
         if work.exists("failure.json"):
             return "failed"
         others = self.root.child(f"artifacts/{node.name}")
-        for fingerprint in others.folders():
-            manifest = read_json_or_none(others, f"{fingerprint}/{MANIFEST}")
-            if manifest and manifest.get("recipe") == recipe:
-                return "stale"
-        return "missing"
+        manifests = (others.read_json_or_none(f"{fingerprint}/{MANIFEST}") for fingerprint in others.folders())
+        return "stale" if any(manifest and manifest.get("recipe") == recipe for manifest in manifests) else "missing"
 
 
 def _running(work: Folder) -> bool:
-    """Whether somebody builds here: known of this machine; of another one as far as its clock agrees with ours (only `mav status` asks)."""
-    seat = top(work.child(LEASE))
-    if seat is None or seat.released or (here := held_here(seat)) is False:
+    """Says whether somebody builds here. For another machine this trusts that its clock agrees with ours."""
+    holder = top(work.child(LEASE))
+    if holder is None or holder.released or (here := held_here(holder)) is False:
         return False
-    beat = read_json_or_none(work, "heartbeat.json")
+    beat = work.read_json_or_none("heartbeat.json")
     return bool(here or (beat and abs(time.time() - beat["time"]) < SILENT_SECONDS))
-
-
-def read_json_or_none(folder: Folder, name: str) -> Any:
-    """A JSON file that another process may be replacing or removing right now."""
-    try:
-        return folder.read_json(name)
-    except (FileNotFoundError, ValueError):
-        return None

@@ -1,4 +1,4 @@
-"""TODO-DOC flows/services/environment.py"""
+"""The environment variables that Prefect and Ray read when they are imported."""
 
 import importlib.metadata
 import os
@@ -6,27 +6,28 @@ from contextlib import suppress
 
 from mav.errors import UserError
 
+DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_FLUSH_DRIVER_LOGS": "1",  # Ray's lines and ours appear in the order in which they happened, in a file too
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # On loopback, for one user, a token guards nothing. A cluster's own RAY_AUTH_MODE stays as its operator set it.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 
 def configure_environment() -> None:
-    """Sets what Prefect and Ray read when they are imported. Called first thing; a user's own settings win."""
-    for name, value in {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_FLUSH_DRIVER_LOGS": "1",  # Ray's lines and ours in the order they happened, in a file too
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-        "RAY_TRAIN_V2_ENABLED": "1",
-        # On loopback, for one user, a token guards nothing; a cluster's own RAY_AUTH_MODE stays as its operator set it.
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
+    """Sets what Prefect and Ray read when they are imported. It is called first; a user's own settings win.
+
+    Raises UserError when a package is installed that would break Prefect's server.
+    """
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    _refuse_dataclasses_backport()
-
-
-def _refuse_dataclasses_backport() -> None:
     with suppress(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("dataclasses")
         raise UserError(

@@ -1,16 +1,15 @@
-"""TODO-DOC flows/services/ports.py"""
+"""Ports on this machine: whether one is free, and reserving one for a server that starts later."""
 
 import socket
 from contextlib import suppress
 
-_reserved: list[socket.socket] = []  # open as long as this process lives
+_reserved: list[socket.socket] = []  # open for as long as this process lives
 
 
 def reserve_port() -> int:
-    """A loopback port for a server that starts later; the kernel gives it to nobody who asks for just any port, as Ray often does.
+    """Returns a loopback port that the kernel gives to nobody who asks for any free port, as Ray often does.
 
-    It is held by a socket that is bound and never listens. A server binds it all the same, as both set SO_REUSEADDR, which every
-    server does that can be started again at once.
+    A bound socket that never listens holds it. A server can bind it all the same, since both set SO_REUSEADDR.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -20,7 +19,7 @@ def reserve_port() -> int:
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen there now."""
+    """Says whether a server could listen on this port now."""
     with suppress(OSError), socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))

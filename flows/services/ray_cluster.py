@@ -1,8 +1,7 @@
-"""What a run stands on: a Prefect server, a Ray cluster, and the settings of both.
+"""The Ray cluster of a run: the one at `RAY_ADDRESS`, or one on this machine for as long as the run lasts.
 
-With `PREFECT_API_URL` set (or in the active Prefect profile) that server is used, otherwise one is started on loopback for as long
-as the run lasts. With `RAY_ADDRESS=host:6379` that cluster is joined, with `RAY_ADDRESS=http://host:8265` each stage is a job of it
-(`flows.engine.jobs`), otherwise Ray starts on this machine. Nothing is opened to other machines and neither sends telemetry.
+`RAY_ADDRESS=host:6379` names a cluster to join. `RAY_ADDRESS=http://host:8265` names a job server: each stage becomes a
+job of its cluster (`flows.engine.jobs`). Nothing that starts here listens to other machines or asks them anything.
 """
 
 import logging
@@ -10,25 +9,27 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mav.errors import UserError
 from mav.recipes import Cluster
 
+DASHBOARD = Path(__file__).with_name("ray_dashboard.py")
+
 
 def job_server() -> str:
-    """`RAY_ADDRESS` when it is a cluster's job server (http://head:8265); '' when it is a cluster to join, or none."""
+    """Returns `RAY_ADDRESS` when it is a cluster's job server, and '' when it is a cluster to join or unset."""
     address = os.environ.get("RAY_ADDRESS", "")
     return address.rstrip("/") if address.startswith(("http://", "https://")) else ""
 
 
 @contextmanager
 def ray_cluster(cluster: Cluster) -> Iterator[str]:
-    """Yields the address of the Ray dashboard ('' without one); joins `RAY_ADDRESS` or starts Ray on this machine.
+    """Joins or starts Ray and yields the address of its dashboard, '' without one. A job server is not joined.
 
-    A job server is not joined: its address is the dashboard's.
-
-    Raises UserError when the address does not answer.
+    Raises UserError when the address does not answer, or when Ray does not start.
     """
     import ray
 
@@ -37,41 +38,55 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
         yield address
         return
     if address:
-        _check_ray_address(address)
+        _require_answer(address)
     if ray.is_initialized():
-        yield _dashboard()
+        yield _dashboard_url()
         return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address:
-        options |= {"address": address}
-    else:
-        options |= {
-            "address": "local",  # one of its own, even where somebody else's runs on this machine
-            "num_cpus": cluster.cpus or os.cpu_count(),
-            "include_dashboard": cluster.dashboard,
-            "dashboard_host": "127.0.0.1",
-            "object_store_memory": cluster.object_store_mb * 2**20,
-        }
+    options: dict[str, Any] = {"address": address} if address else {
+        "address": "local",  # a cluster of its own, even where another runs on this machine
+        "num_cpus": cluster.cpus or os.cpu_count(),
+        "include_dashboard": cluster.dashboard,
+        "dashboard_host": "127.0.0.1",
+        "object_store_memory": cluster.object_store_mb * 2**20,
+    }  # fmt: skip
     try:
-        ray.init(**options)
+        with _quiet_dashboard():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"RAY_ADDRESS={address} cannot be joined" if address else "Ray did not start on this machine"
-        raise UserError(f"{where} ({str(error).splitlines()[0]}): check the cluster, or unset RAY_ADDRESS.") from None
+        problem = f"RAY_ADDRESS={address} cannot be joined" if address else "Ray did not start on this machine"
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{problem} ({reason}): check the cluster, or unset RAY_ADDRESS.") from None
     try:
-        yield _dashboard()
+        yield _dashboard_url()
     finally:
         ray.shutdown()
 
 
-def _dashboard() -> str:
+@contextmanager
+def _quiet_dashboard() -> Iterator[None]:
+    """Within the block, Ray starts its dashboard through `flows.services.ray_dashboard`."""
+    import ray
+    from ray._private import services
+
+    start, script = services.start_ray_process, os.path.join(os.path.dirname(ray.__file__), "dashboard", "dashboard.py")
+
+    def start_quietly(command: list[str], *arguments: Any, **options: Any) -> Any:
+        own = [str(DASHBOARD) if part == script else part for part in command]
+        return start(own, *arguments, **options)
+
+    with mock.patch.object(services, "start_ray_process", start_quietly):
+        yield
+
+
+def _dashboard_url() -> str:
     import ray
 
     url = ray._private.worker.get_dashboard_url()
     return f"http://{url}" if url else ""
 
 
-def _check_ray_address(address: str) -> None:
-    """Ray itself would try for a minute; a refused connection is told at once."""
+def _require_answer(address: str) -> None:
+    """Raises UserError when nothing listens at the address. Ray itself would try for a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if address in ("auto", "local") or not port.isdigit():
         return

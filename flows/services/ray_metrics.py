@@ -1,7 +1,7 @@
-"""What Ray's metrics say of a run, for Prometheus: every series of `infra/grafana/make-a-video.json` is named here.
+"""The metrics that a run hands to Ray for Prometheus; `infra/grafana/make-a-video.json` shows every one of them.
 
-They come out of each node's metrics port as `ray_NAME`, counters also as `ray_NAME_total`. Rates (images/s, bytes/s) are Prometheus'
-business: `rate(ray_mav_rows_total[5m])`.
+Each node's metrics port exports them as `ray_NAME`, counters also as `ray_NAME_total`. Prometheus computes rates, such
+as `rate(ray_mav_rows_total[5m])`.
 """
 
 import functools
@@ -13,7 +13,7 @@ COUNTERS = {
     "mav_rows_lost": ("Rows that were dropped or failed, by reason.", ("stage", "reason")),
     "mav_bytes": ("Bytes of finished shards.", ("stage",)),
     "mav_shards": ("Shards that were committed.", ("stage",)),
-    "mav_shard_failures": ("Executions of a shard that failed, the next try's business.", ("stage",)),
+    "mav_shard_failures": ("Attempts at a shard that failed.", ("stage",)),
 }
 GAUGES = {
     "mav_progress": ("Share of a stage that is done, 0 to 1.", ("stage",)),
@@ -23,23 +23,26 @@ GAUGES = {
     "mav_steps_per_second": ("Training speed in optimiser steps.", ("stage",)),
     "mav_memory_gb": ("The most memory a training used: of its GPU, or of its process on a CPU.", ("stage",)),
 }
-TRAINING = ("loss", "samples", "samples_per_second", "steps_per_second", "memory_gb")  # facts of a training's progress
+TRAINING = ("loss", "samples", "samples_per_second", "steps_per_second", "memory_gb")  # progress values that are gauges
 
 
 def exported() -> set[str]:
-    """Names of all series as Prometheus sees them."""
+    """Returns the names of all series as Prometheus sees them."""
     return {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
 
 
-class Tally:
-    """What a walk over shards has to tell; added up in the driver and told now and then, as a telling takes longer than a shard may."""
+class ShardMetrics:
+    """Sums the counts of finished shards in the driver and hands them to Ray when `flush` is called.
+
+    A call into Ray's metrics may take longer than a short shard, so it is not made for every shard.
+    """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self._sums: Counter[tuple[str, str]] = Counter()
 
-    def shard(self, counts: dict[str, Any], size: int) -> None:
-        """A shard was committed."""
+    def committed(self, counts: dict[str, Any], size: int) -> None:
+        """Adds a shard that was committed: its row counts and its bytes."""
         self._sums["mav_shards", ""] += 1
         self._sums["mav_bytes", ""] += size
         self._sums["mav_rows", "out"] += counts.get("rows_out", 0)
@@ -48,12 +51,12 @@ class Tally:
                 self._sums["mav_rows", fate] += number
                 self._sums["mav_rows_lost", reason] += number
 
-    def failure(self) -> None:
-        """An execution failed."""
+    def failed(self) -> None:
+        """Adds an attempt that failed."""
         self._sums["mav_shard_failures", ""] += 1
 
-    def tell(self, done: float, total: float) -> None:
-        """Hands what came together since the last time to Ray."""
+    def flush(self, done: float, total: float) -> None:
+        """Hands the sums since the last call to Ray, and the stage's progress."""
         for (name, label), number in self._sums.items():
             _, keys = COUNTERS[name]
             if number:
@@ -62,18 +65,18 @@ class Tally:
         _series("mav_progress").set(done / total if total else 1.0, {"stage": self.stage})
 
 
-def tell_training(facts: dict[str, Any]) -> None:
-    """Progress of a stage that runs as one function, from within it; does nothing outside Ray, or for facts that name no stage."""
+def report_training(progress: dict[str, Any]) -> None:
+    """Sets the gauges of a training from its progress. Does nothing outside Ray, or without "stage" in the progress."""
     import ray
 
-    if "stage" not in facts or not ray.is_initialized():
+    if "stage" not in progress or not ray.is_initialized():
         return
-    tags = {"stage": facts["stage"]}
-    if facts.get("total"):
-        _series("mav_progress").set(facts.get("samples", 0) / facts["total"], tags)
+    tags = {"stage": progress["stage"]}
+    if progress.get("total"):
+        _series("mav_progress").set(progress.get("samples", 0) / progress["total"], tags)
     for key in TRAINING:
-        if facts.get(key) is not None:
-            _series(f"mav_{key}").set(float(facts[key]), tags)
+        if progress.get(key) is not None:
+            _series(f"mav_{key}").set(float(progress[key]), tags)
 
 
 @functools.cache
@@ -81,5 +84,5 @@ def _series(name: str) -> Any:
     from ray.util import metrics
 
     kind = metrics.Counter if name in COUNTERS else metrics.Gauge
-    about, keys = (COUNTERS | GAUGES)[name]
-    return kind(name, description=about, tag_keys=keys)
+    description, keys = (COUNTERS | GAUGES)[name]
+    return kind(name, description=description, tag_keys=keys)

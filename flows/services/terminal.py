@@ -1,4 +1,4 @@
-"""What a person sees while work is done: one line when a stage starts or ends, and a moving line for each that is running."""
+"""What the terminal shows: tables, a line when a stage starts or ends, and a progress line for each running stage."""
 
 from __future__ import annotations
 
@@ -18,32 +18,42 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-)
+)  # fmt: skip
 from rich.table import Column, Table
 
-PLAIN_SECONDS = 15.0  # without a terminal: at most one progress line a stage in so many seconds
-FILE_WIDTH = 160  # columns of a table that goes to a file
-# What is told of a stage's progress; TensorBoard and Ray's metrics have the rest.
-FACTS = {
-    "loss": "loss {:.3g}",
-    "samples_per_second": "{:.3g} samples/s",
-    "rows_per_s": "{:,} rows/s",
-    "in_flight": "{} in flight",
-}
+PLAIN_SECONDS = 15.0  # without a terminal, a stage prints at most one progress line in this time
+FILE_WIDTH = 160  # columns of a table that is printed to a file
+PROGRESS = {  # what is shown of a stage's progress; TensorBoard and Ray's metrics have the rest
+    "loss": "loss {:.3g}", "samples_per_second": "{:.3g} samples/s",
+    "rows_per_s": "{:,} rows/s", "in_flight": "{} in flight",
+}  # fmt: skip
 
 
-def tables() -> Console:
-    """Where tables are printed: as wide as the terminal, and wide enough for any of ours in a file."""
+def progress_values(progress: dict[str, Any]) -> list[str]:
+    """Formats those values of a stage's progress that `PROGRESS` names."""
+    return [form.format(progress[name]) for name, form in PROGRESS.items() if progress.get(name) is not None]
+
+
+def table_console() -> Console:
+    """Returns the console that tables are printed to: as wide as the terminal, and wide enough in a file."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
-def working(what: str) -> AbstractContextManager[object]:
-    """Says on the error stream that something is worked at which has no parts to count; nothing where nobody watches."""
+def plain_table(*columns: str, right: tuple[str, ...] = (), **options: Any) -> Table:
+    """Returns a table without borders; the columns named in `right` are added at the right and aligned there."""
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False, title_justify="left", **options)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def spinner(what: str) -> AbstractContextManager[object]:
+    """Shows on the error stream that work without countable parts goes on. Shows nothing without a terminal."""
     return Console(stderr=True).status(f"{what} ...")
 
 
-class Line:
-    """One moving line on the error stream, gone when the work is done; nothing where nobody watches. Called with what, done, total."""
+class ProgressLine:
+    """One progress line on the error stream that disappears when the work is done. Called with (what, done, total)."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -56,7 +66,7 @@ class Line:
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=None)
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> ProgressLine:
         self._bar.start()
         return self
 
@@ -70,16 +80,15 @@ class Line:
 
 
 class Terminal:
-    """Progress of several stages at once; bars on a terminal, sparse plain lines elsewhere. Honours NO_COLOR."""
+    """Shows the progress of several stages: bars on a terminal, rare plain lines elsewhere. Honours NO_COLOR."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self._bars = Progress(
-            TextColumn("  {task.description:<22}"), BarColumn(bar_width=24 if self.console.width >= 100 else 8),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=self.console, transient=True, speed_estimate_period=300,
-        )  # fmt: skip
+        bar = BarColumn(bar_width=24 if self.console.width >= 100 else 8)
+        columns = TextColumn("  {task.description:<22}"), bar, TextColumn("{task.fields[note]}"), TimeElapsedColumn()
+        self._bars = Progress(*columns, console=self.console, transient=True, speed_estimate_period=300)
         self._tasks: dict[str, TaskID] = {}
-        self._spoken: dict[str, float] = {}
+        self._printed: dict[str, float] = {}  # when each stage printed its last plain line
         self._lock = threading.Lock()
 
     def __enter__(self) -> Terminal:
@@ -91,43 +100,45 @@ class Terminal:
         self._bars.stop()
 
     def start(self, stage: str) -> None:
+        """Begins a stage's progress line."""
         with self._lock:
-            self._spoken[stage] = time.monotonic()
+            self._printed[stage] = time.monotonic()
             self._tasks[stage] = self._bars.add_task(stage, total=None, note="")
         if not self.console.is_terminal:
-            self._tell(stage, "started")
+            self._print(stage, "started")
 
-    def progress(self, stage: str, done: float, total: float, **facts: Any) -> None:
-        """`done` of `total` units, and of the facts those that `FACTS` names; with them the share done and the time left."""
+    def progress(self, stage: str, done: float, total: float, **values: Any) -> None:
+        """Shows `done` of `total` units, the values that `PROGRESS` names, and the time left."""
         with self._lock:
             task = self._tasks.get(stage)
             if task is None:
                 return
             self._bars.update(task, completed=done, total=total or None)
             parts = [f"{100 * done / total:3.0f} %"] if total else []
-            parts += [form.format(facts[name]) for name, form in FACTS.items() if facts.get(name) is not None]
+            parts += progress_values(values)
             left = self._bars.tasks[self._bars.task_ids.index(task)].time_remaining
             parts += [f"{timedelta(seconds=round(left))} left"] if left else []
             note = "  ".join(parts)
             self._bars.update(task, note=note)
-            speak = not self.console.is_terminal and time.monotonic() - self._spoken[stage] > PLAIN_SECONDS
-            if speak:
-                self._spoken[stage] = time.monotonic()
-        if speak:
-            self._tell(stage, note)
+            due = not self.console.is_terminal and time.monotonic() - self._printed[stage] > PLAIN_SECONDS
+            if due:
+                self._printed[stage] = time.monotonic()
+        if due:
+            self._print(stage, note)
 
     def end(self, stage: str, text: str) -> None:
+        """Replaces a stage's progress line by a lasting one."""
         with self._lock:
             if stage in self._tasks:
                 self._bars.remove_task(self._tasks.pop(stage))
-        self._tell(stage, text)
+        self._print(stage, text)
 
     def say(self, text: str) -> None:
-        """A lasting line."""
+        """Prints a lasting line."""
         self.console.print(text, soft_wrap=True)
 
-    def _tell(self, stage: str, text: str) -> None:
-        """A lasting line about a stage; on a terminal what is too long goes on in its own column."""
+    def _print(self, stage: str, text: str) -> None:
+        """Prints a lasting line about a stage. On a terminal, long text wraps within its own column."""
         if self.console.is_terminal:
             line = Table.grid(Column(width=25), Column())
             line.add_row(f"  {stage}", text)

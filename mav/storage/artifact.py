@@ -1,8 +1,8 @@
-"""Artifacts: what a stage makes. A directory on any fsspec storage whose `manifest.json` is written last.
+"""Artifacts: what a stage makes. An artifact is a folder whose `manifest.json` is written last.
 
-Files in storage are the truth. No manifest, no artifact; a manifest names every file with its size and sha256, those of shards through
-their ledgers (`mav.storage.ledger`), so a reader can check what it reads and `verify` can find a changed byte anywhere, the manifest itself
-included (it carries its own digest and is stored in one canonical form).
+The files in storage are the truth: without a manifest there is no artifact. The manifest names every file with its size
+and sha256; the files of shards are named by the ledgers that it names (`mav.storage.ledger`). It carries its own
+digest, so that `mav verify` can find a changed byte anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from mav.errors import UserError
 from mav.storage.counts import unbalanced
-from mav.storage.folder import Folder, _canonical
+from mav.storage.folder import Folder, canonical_json
 from mav.storage.ledger import Marker, ledgers, read_ledger
 
 MANIFEST = "manifest.json"
@@ -31,7 +31,7 @@ class Manifest:
     recipe: str  # name of the recipe it was first built under
     config: dict[str, Any]  # the stage's own sections
     inputs: dict[str, str]  # input stage -> fingerprint
-    files: dict[str, dict[str, Any]]  # relative name -> {"bytes", "sha256"}, without those that its ledgers name
+    files: dict[str, dict[str, Any]]  # relative name -> {"bytes", "sha256"}, without the files that its ledgers name
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
@@ -39,10 +39,10 @@ class Manifest:
     software: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """The one stored form: sorted keys, and a digest over everything else."""
+        """Returns the stored form: canonical JSON with a digest over everything else."""
         body: dict[str, Any] = dict(self.__dict__)
-        body["digest"] = hashlib.sha256(_canonical(body)).hexdigest()
-        return _canonical(body)
+        body["digest"] = hashlib.sha256(canonical_json(body)).hexdigest()
+        return canonical_json(body)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Manifest:
@@ -58,8 +58,8 @@ class Manifest:
 
     @property
     def content(self) -> str:
-        """sha256 over the files alone, ledgers included: equal for two runs that made the same bytes, whenever they ran."""
-        return hashlib.sha256(_canonical(self.files)).hexdigest()
+        """The sha256 of the list of files, ledgers included: equal for two runs that made the same bytes."""
+        return hashlib.sha256(canonical_json(self.files)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Artifact:
 
     @classmethod
     def open(cls, url: str | Folder) -> Artifact:
-        """Raises UserError when there is none or its manifest was changed; FileNotFoundError never escapes."""
+        """Opens a finished artifact. Raises UserError when there is none, or when its manifest was changed."""
         folder = url if isinstance(url, Folder) else Folder(url)
         try:
             data = folder.read_bytes(MANIFEST)
@@ -80,10 +80,11 @@ class Artifact:
         return cls(folder, Manifest.from_bytes(data, folder.path(MANIFEST)))
 
     @classmethod
-    def publish(cls, folder: Folder, **facts: Any) -> Artifact:
-        """Digests the files of the folder, then writes the manifest: from here on the artifact exists.
+    def publish(cls, folder: Folder, **fields: Any) -> Artifact:
+        """Hashes the files of the folder, then writes the manifest: from here on the artifact exists.
 
-        What a ledger names was digested where it was written, so that terabytes of shards are not read again.
+        Files that a ledger names were hashed where they were written, so terabytes of shards are not read again.
+        `fields` are those of `Manifest` except `files`.
         """
         sizes = folder.sizes()
         sizes.pop(MANIFEST, None)
@@ -92,56 +93,56 @@ class Artifact:
                 for name in marker["files"]:
                     sizes.pop(name, None)
         files = {name: {"bytes": size, "sha256": folder.sha256(name, size)} for name, size in sorted(sizes.items())}
-        manifest = Manifest(files=files, **facts)
+        manifest = Manifest(files=files, **fields)
         folder.sync()
         folder.write_bytes(MANIFEST, manifest.to_bytes())
         folder.sync()
         return cls(folder, manifest)
 
     def shards(self, counts: bool = True) -> Iterator[Marker]:
-        """What its ledgers say of each shard, retry passes after the stage itself; nothing for a stage without shards."""
+        """Yields the ledgers' record of each shard, retry passes after the stage itself; nothing without shards."""
         for ledger in ledgers(self.manifest.files):
             yield from read_ledger(self.folder, ledger, counts)
 
-    def facts(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every file with its bytes and sha256, one at a time: the manifest's, then those of the shards."""
+    def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields every file with its {"bytes", "sha256"}: first the manifest's files, then those of the shards."""
         yield from self.manifest.files.items()
         for marker in self.shards(counts=False):
-            yield from ((name, facts) for name, facts in marker["files"].items() if name not in self.manifest.files)
+            yield from ((name, entry) for name, entry in marker["files"].items() if name not in self.manifest.files)
 
     def files(self, suffix: str = "", prefix: str = "") -> list[str]:
-        """Names of the artifact's files, sorted."""
-        return sorted(n for n, _ in self.facts() if n.endswith(suffix) and n.startswith(prefix))
+        """Lists the artifact's files, sorted."""
+        return sorted(name for name, _ in self.entries() if name.endswith(suffix) and name.startswith(prefix))
 
     def problems(self, full: bool = True) -> Iterator[str]:
-        """One sentence for each file missing, changed or unexpected, and for counts that do not add up; `full` re-reads every byte."""
+        """Yields a sentence for each file that is missing, changed or unexpected, and for counts that do not add up.
+
+        `full` reads every byte again; otherwise only sizes are compared.
+        """
         present = self.folder.sizes()
         present.pop(MANIFEST, None)
-        told = ledgers(self.manifest.files)
-        broken = [
-            problem
-            for name in told
-            for problem in self._problem(name, self.manifest.files[name], present.get(name), full=True)
-        ]  # what a changed ledger says of shards is worth nothing
+        # The ledgers first: what a changed ledger says of shards cannot be trusted.
+        own = self.manifest.files
+        ledger_names = ledgers(own)
+        broken = [text for name in ledger_names for text in self._check(name, own[name], present.get(name), full=True)]
         yield from broken
-        for name, facts in self.manifest.files.items() if broken else self.facts():
+        for name, entry in own.items() if broken else self.entries():
             size = present.pop(name, None)
-            if name not in told:
-                yield from self._problem(name, facts, size, full)
+            if name not in ledger_names:
+                yield from self._check(name, entry, size, full)
         if broken:
             return
-        for name in sorted(present):
-            yield f"{self.folder.path(name)} is not part of the artifact"
-        yield from (f"{self.folder.path(MANIFEST)}: {problem}" for problem in unbalanced(self.manifest.counts))
+        yield from (f"{self.folder.path(name)} is not part of the artifact" for name in sorted(present))
+        yield from (f"{self.folder.path(MANIFEST)}: {text}" for text in unbalanced(self.manifest.counts))
         yield from (
-            f"shard {shard['shard']}: {problem}" for shard in self.shards() for problem in unbalanced(shard["counts"])
+            f"shard {shard['shard']}: {text}" for shard in self.shards() for text in unbalanced(shard["counts"])
         )
 
-    def _problem(self, name: str, facts: Mapping[str, Any], size: int | None, full: bool) -> Iterator[str]:
+    def _check(self, name: str, entry: Mapping[str, Any], size: int | None, full: bool) -> Iterator[str]:
         path = self.folder.path(name)
         if size is None:
             yield f"{path} is missing"
-        elif size != facts["bytes"]:
-            yield f"{path} has {size} bytes instead of {facts['bytes']}"
-        elif full and self.folder.sha256(name, size) != facts["sha256"]:
+        elif size != entry["bytes"]:
+            yield f"{path} has {size} bytes instead of {entry['bytes']}"
+        elif full and self.folder.sha256(name, size) != entry["sha256"]:
             yield f"{path} was changed: its sha256 is not the one it was written with"

@@ -1,23 +1,20 @@
-"""TODO-DOC mav/storage/counts.py"""
-
-from __future__ import annotations
+"""Row counts of artifacts and of their shards: how they are added up, and how they are checked."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
 def unbalanced(counts: Mapping[str, Any]) -> Iterator[str]:
-    """Checks rows_in = rows_out + sum(dropped) + sum(failed), of an artifact or of one of its shards."""
+    """Yields a sentence when `rows_in` is not `rows_out` plus all dropped and failed rows."""
     if "rows_in" in counts:
-        accounted = (
-            counts.get("rows_out", 0) + sum(counts.get("dropped", {}).values()) + sum(counts.get("failed", {}).values())
-        )
+        lost = sum(sum(counts.get(kind, {}).values()) for kind in ("dropped", "failed"))
+        accounted = counts.get("rows_out", 0) + lost
         if counts["rows_in"] != accounted:
             yield f"{counts['rows_in']} rows came in but {accounted} are accounted for"
 
 
 def add_counts(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sums counts of shards, key by key; nested mappings are summed alike."""
+    """Sums the counts of shards key by key. Nested mappings, such as rows by reason, are summed in the same way."""
     total: dict[str, Any] = {"rows_in": 0, "rows_out": 0, "dropped": {}, "failed": {}}
     for part in parts:
         for key, value in part.items():
@@ -27,6 +24,4 @@ def add_counts(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                     bucket[reason] = bucket.get(reason, 0) + number
             else:
                 total[key] = total.get(key, 0) + value
-    for key in ("dropped", "failed"):
-        total[key] = dict(sorted(total[key].items()))
-    return total
+    return total | {kind: dict(sorted(total[kind].items())) for kind in ("dropped", "failed")}

@@ -1,4 +1,4 @@
-"""TODO-DOC mav/storage/folder.py"""
+"""Folders on any fsspec storage (local disk, S3, GCS), whose files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-TEMPORARY = ".tmp-"  # prefix of names still being written; readers ignore them, `clean` removes them
-CHUNK = 1 << 20
-OBJECT_STORES = {"s3", "gs", "abfs", "az"}  # no directories to make; each question is a request
-SMALL = 16 << 20  # bytes fetched from other storage in one request
+TEMPORARY = ".tmp-"  # prefix of files that are being written; readers ignore them, `mav clean` removes them
+CHUNK = 1 << 20  # bytes read at a time while a file is hashed
+SMALL = 16 << 20  # bytes; a smaller remote file is read in one request
+OBJECT_STORES = {"s3", "gs", "abfs", "az"}  # these have no directories to create
 
 
-def _canonical(body: Any) -> bytes:
-    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+def canonical_json(value: Any) -> bytes:
+    """Returns the one stored form of a value: sorted, indented, without NaN, so that equal values are equal bytes."""
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 class Folder:
-    """A directory on any storage, with the few operations artifacts need. Names are relative and use `/`."""
+    """A directory on any storage, with the few operations that artifacts need. File names are relative and use `/`."""
 
     def __init__(self, url: str) -> None:
-        # No listing is remembered: another process, on another machine, may have written since.
+        # Listings are not cached: a process on another machine may have written since.
         self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        self.url = self.fs.unstrip_protocol(self.root) if not isinstance(self.fs, LocalFileSystem) else self.root
+        self.url = self.root if self.local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Folder, (self.url,)
@@ -39,29 +40,33 @@ class Folder:
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
 
+    @property
+    def local(self) -> bool:
+        """Whether the folder is on a disk of this machine."""
+        return isinstance(self.fs, LocalFileSystem)
+
     def path(self, name: str) -> str:
-        """Full path on the folder's file system."""
+        """Returns the full path of a file on the folder's file system."""
         return posixpath.join(self.root, name) if name else self.root
 
     def child(self, name: str) -> Folder:
+        """Returns the folder `name` below this one."""
         return Folder(posixpath.join(self.url, name))
 
-    @property
-    def local(self) -> bool:
-        return isinstance(self.fs, LocalFileSystem)
-
     def exists(self, name: str = "") -> bool:
+        """Says whether a file exists, or the folder itself."""
         return bool(self.fs.exists(self.path(name)))
 
     def size(self, name: str) -> int:
+        """Returns the size of a file in bytes."""
         return int(self.fs.size(self.path(name)))
 
     def names(self) -> list[str]:
-        """Every finished file below, relative and sorted."""
+        """Lists every finished file below this folder, sorted."""
         return sorted(self.sizes())
 
     def sizes(self, temporary: bool = False) -> dict[str, int]:
-        """Every finished file below and its size, in one listing; with `temporary`, those half written too."""
+        """Maps every finished file below to its size, from one listing. `temporary` includes half-written files."""
         if self.local:
             found = dict(_scan(self.root, "")) if os.path.isdir(self.root) else {}
         else:
@@ -72,14 +77,10 @@ class Folder:
                 }
             except FileNotFoundError:
                 found = {}
-        return {
-            name: size
-            for name, size in found.items()
-            if temporary or not posixpath.basename(name).startswith(TEMPORARY)
-        }
+        return {n: size for n, size in found.items() if temporary or not posixpath.basename(n).startswith(TEMPORARY)}
 
     def folders(self) -> list[str]:
-        """Names of the folders directly in this one, sorted; what lies below them is not listed."""
+        """Lists the names of the folders directly in this one, sorted."""
         try:
             found = self.fs.ls(self.root, detail=True)
         except FileNotFoundError:
@@ -87,11 +88,20 @@ class Folder:
         return sorted(posixpath.basename(info["name"].rstrip("/")) for info in found if info["type"] == "directory")
 
     def read_bytes(self, name: str) -> bytes:
+        """Reads a whole file. Raises FileNotFoundError."""
         data: bytes = self.fs.cat_file(self.path(name))
         return data
 
     def read_json(self, name: str) -> Any:
+        """Reads a JSON file. Raises FileNotFoundError, and ValueError when it is not JSON."""
         return json.loads(self.read_bytes(name))
+
+    def read_json_or_none(self, name: str) -> Any:
+        """Reads a JSON file that another process may be replacing or removing; None when it cannot be read now."""
+        try:
+            return self.read_json(name)
+        except (FileNotFoundError, ValueError):
+            return None
 
     def open(self, name: str) -> IO[bytes]:
         """Opens a finished file for reading."""
@@ -100,9 +110,9 @@ class Folder:
 
     @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """Writes a file that appears whole or not at all: temporary name, then rename (one PUT on object stores).
+        """Writes a file that appears whole or not at all: a temporary name and a rename, or one PUT on object stores.
 
-        It survives a killed process at once, and a power failure after `sync`.
+        A finished file survives a killed process at once, and a power failure after `sync`.
         """
         target = self.path(name)
         parent = posixpath.dirname(target)
@@ -123,11 +133,11 @@ class Folder:
             else:
                 if hasattr(handle, "discard"):
                     handle.discard()
-                handle.closed = True  # closing, even by the garbage collector, would publish what there is of it
+                handle.closed = True  # closing it, even by the garbage collector, would publish an incomplete object
             raise
 
     def sync(self) -> None:
-        """Brings all that was written here to the disk, in one call rather than one a file: before a commit point."""
+        """Flushes everything that was written to the folder's disk, in one system call instead of one a file."""
         if self.local and os.path.isdir(self.root):
             directory = os.open(self.root, os.O_RDONLY)
             try:
@@ -136,21 +146,22 @@ class Folder:
                 os.close(directory)
 
     def write_bytes(self, name: str, data: bytes) -> None:
+        """Writes a whole file, atomically."""
         with self.create(name) as file:
             file.write(data)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Sorted, indented, NaN refused: equal values are equal bytes."""
-        self.write_bytes(name, _canonical(value))
+        """Writes a JSON file in its canonical form, atomically."""
+        self.write_bytes(name, canonical_json(value))
 
     def remove(self, name: str = "") -> None:
-        """Removes a file, or the whole folder; nothing there is fine."""
+        """Removes a file, or the whole folder. It is no error when nothing is there."""
         path = self.path(name)
         if self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
     def sha256(self, name: str, size: int = SMALL) -> str:
-        """`size`, where it is known, saves other storage a question."""
+        """Returns a file's digest. A known small `size` lets remote storage answer in one request."""
         if not self.local and size < SMALL:
             return hashlib.sha256(self.read_bytes(name)).hexdigest()
         total = hashlib.sha256()
@@ -166,5 +177,5 @@ def _scan(path: str, prefix: str) -> Iterator[tuple[str, int]]:
             if entry.is_dir():
                 yield from _scan(entry.path, f"{prefix}{entry.name}/")
             else:
-                with suppress(FileNotFoundError):  # renamed since it was listed
+                with suppress(FileNotFoundError):  # the file was renamed after it was listed
                     yield f"{prefix}{entry.name}", entry.stat().st_size

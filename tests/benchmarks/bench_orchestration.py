@@ -20,12 +20,13 @@ from typing import Any
 from harness import cost, in_turn, report
 
 from flows.engine.execute import execute
-from flows.engine.remote import _with_threads, on_ray
+from flows.engine.function import _call, run_on_ray
 from flows.engine.run import Job, Run
 from flows.engine.stage import Graph, Outcome
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
 from flows.services.environment import configure_environment
+from flows.services.prefect_artifacts import stage_artifacts
 from flows.services.prefect_server import prefect_server
 from flows.services.ray_cluster import ray_cluster
 from flows.services.terminal import Terminal
@@ -33,36 +34,43 @@ from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe
 
 
+class Silent:
+    """Reports nothing."""
+
+    def begin(self) -> None: ...
+
+
 def nothing(report: Any) -> None:
     """A stage's work, without the work."""
 
 
 def idle_stage(job: Job) -> Outcome:
-    on_ray(job, nothing)
+    run_on_ray(job, nothing)
     return Outcome()
 
 
 def empty_graph(recipe: Recipe) -> Graph:
     """The recipe's graph with every body exchanged for one that does nothing on Ray."""
-    plan = Graph(recipe)
+    graph = Graph(recipe)
     for node in make_a_video(recipe).nodes.values():
-        plan.add(dataclasses.replace(node.stage, body=idle_stage), tuple(plan.nodes[up.name] for up in node.inputs))
-    return plan
+        graph.add(dataclasses.replace(node.stage, body=idle_stage), tuple(graph.nodes[up.name] for up in node.inputs))
+    return graph
 
 
 def ours(recipe: Recipe) -> float:
     """Seconds of one flow run over the whole graph, from nothing in storage to every artifact published."""
     from prefect import flow
 
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as services, Terminal() as screen:
-        plan = empty_graph(recipe)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as services, Terminal() as terminal:
+        graph = empty_graph(recipe)
 
         @flow(name="bench-orchestration", validate_parameters=False)
         def bench() -> int:
-            return len(execute(plan, Run(recipe, Store(folder), screen, services), plan.nodes.values()))
+            run = Run(recipe, Store(folder), terminal, services)
+            return len(execute(graph, run, graph.nodes.values(), (), stage_artifacts))
 
         began = time.perf_counter()
-        assert bench() == len(plan.nodes)
+        assert bench() == len(graph.nodes)
         return time.perf_counter() - began
 
 
@@ -71,9 +79,9 @@ def plain_loop(stages: int) -> float:
     import ray
 
     began = time.perf_counter()
-    task = ray.remote(_with_threads).options(num_cpus=1, max_retries=0)
+    task = ray.remote(_call).options(num_cpus=1, max_retries=0)
     for _ in range(stages):
-        ray.get(task.remote(1, nothing, None))
+        ray.get(task.remote(1, nothing, Silent()))
     return time.perf_counter() - began
 
 

@@ -45,7 +45,7 @@ def compare(nodes: Sequence[Node], calm: Store, after: Store) -> Account:
             continue
         account.problems += list(unbalanced(two.manifest.counts))
         if (one.manifest.content, one.manifest.counts) != (two.manifest.content, two.manifest.counts):
-            was_there, is_there = dict(one.facts()), dict(two.facts())
+            was_there, is_there = dict(one.entries()), dict(two.entries())
             names = {n for n in was_there.keys() | is_there.keys() if was_there.get(n) != is_there.get(n)}
             account.differing.append(f"{node.name} ({', '.join(sorted(names)) or 'counts'})")
     return account

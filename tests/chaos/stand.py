@@ -134,7 +134,7 @@ class Flow:
         environment = (
             os.environ | {"PREFECT_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "200"} | self.environment
         )
-        return [sys.executable, "-m", "flows.cli.main", *arguments, "--runs", self.runs, *overrides], environment
+        return [sys.executable, "-m", "flows.cli", *arguments, "--runs", self.runs, *overrides], environment
 
     def start(self, *arguments: str) -> None:
         command, environment = self.command(*arguments)

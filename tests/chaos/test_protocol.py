@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows.engine import build as building
-from flows.engine import lease, markers, shard_map
-from flows.engine import shard_tasks as executions
+from flows.engine import heartbeat, lease, markers, shard_map
 from flows.engine.build import build
 from flows.engine.run import Job, Run
+from flows.engine.shard_task import ShardTask
 from flows.engine.stage import Graph, Node, Stage
 from flows.engine.store import Store
 from flows.services.terminal import Terminal
@@ -177,26 +177,26 @@ class _File:
 
 
 class Loop:
-    """In the place of the walk on Ray: the same executions, retries and books, one after the other."""
+    """Stands in for the pass on Ray: the same attempts, retries and accounts, one after the other."""
 
-    def __init__(self, job: Job, work: Any, markers: Any, done: int, floors: Any, *_: Any) -> None:
-        self.mission = executions.Mission(work, markers, fsync=False)
-        self.done, self.attempts = done, job.recipe.cluster.attempts
+    def __init__(self, job: Job, work: Any, markers: Any, todo: Sequence[str], done: int, *_: Any) -> None:
+        self.task = ShardTask(work, markers, fsync=False)
+        self.todo, self.done, self.attempts = todo, done, job.recipe.cluster.attempts
         self.job = job
 
-    def run(self, todo: Sequence[str]) -> dict[str, str]:
+    def run(self) -> dict[str, str]:
         quarantined = {}
-        for name in todo:
+        for name in self.todo:
             for _ in range(self.attempts):
-                flown = executions.run_shard(self.mission, name, 0.0)
-                if flown.stop is not None:
-                    raise flown.stop
-                if not flown.problem:
+                result = self.task.attempt(name, 0.0)
+                if result.fatal is not None:
+                    raise result.fatal
+                if not result.problem:
                     self.done += 1
                     break
             else:
-                quarantined[name] = flown.problem
-            self.job.report(self.done, len(todo))
+                quarantined[name] = result.problem
+            self.job.report(self.done, len(self.todo))
         return quarantined
 
 
@@ -232,9 +232,9 @@ def in_process() -> Iterator[None]:
         return f"{who.name}@0" if who and not who.dead else ""
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_map, "_Walk", Loop)
+        patch.setattr(shard_map, "_ShardPass", Loop)
         patch.setattr(lease, "process", process)
-        for module in (lease, building):
+        for module in (lease, heartbeat):
             patch.setattr(
                 module, "threading", SimpleNamespace(Thread=_NoThread, Event=threading.Event, Lock=threading.Lock)
             )

@@ -47,7 +47,7 @@ def test_every_parameter_is_a_field_of_the_form() -> None:
     assert list(whole) == ["recipe", "runs", "until", "only", "fresh", "overrides"]
     assert whole["until"]["enum"] == ["", *names]
     assert whole["only"]["items"]["enum"] == whole["fresh"]["items"]["enum"] == names
-    stage = parameter_schema(vars(deploy)["train_prior"]).properties
+    stage = parameter_schema(deploy.train_prior).properties
     assert list(stage) == ["recipe", "runs", "fresh", "overrides"]
     assert stage["fresh"]["type"] == "boolean"
     for schema in (whole, stage):

@@ -15,7 +15,7 @@ from mav.storage import Folder
 def test_a_training_whose_run_is_stopped_saves_before_the_run_ends(tmp_path):
     work, saved = Folder(str(tmp_path)), []
 
-    def go_on() -> None:
+    def require_running() -> None:
         raise UserError("The run is being stopped")
 
     def fit() -> None:
@@ -25,7 +25,7 @@ def test_a_training_whose_run_is_stopped_saves_before_the_run_ends(tmp_path):
         time.sleep(0.2)
         saved.append(True)
 
-    job: Any = SimpleNamespace(work=work, run=SimpleNamespace(go_on=go_on))
+    job: Any = SimpleNamespace(work=work, run=SimpleNamespace(require_running=require_running))
     with pytest.raises(UserError, match="being stopped"):
         _fit(cast(Job, job), SimpleNamespace(fit=fit))
     assert saved
@@ -35,6 +35,6 @@ def test_what_a_training_fails_of_is_raised(tmp_path):
     def fit() -> None:
         raise RuntimeError("the workers are gone")
 
-    job: Any = SimpleNamespace(work=Folder(str(tmp_path)), run=SimpleNamespace(go_on=lambda: None))
+    job: Any = SimpleNamespace(work=Folder(str(tmp_path)), run=SimpleNamespace(require_running=lambda: None))
     with pytest.raises(RuntimeError, match="are gone"):
         _fit(cast(Job, job), SimpleNamespace(fit=fit))

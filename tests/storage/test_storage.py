@@ -91,7 +91,7 @@ def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
         assert done.exit_code == expect, done.output
         return done.output
 
-    command = [sys.executable, "-m", "flows.cli.main", "run", "tiny", "--until", "image-metadata", *options]
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--until", "image-metadata", *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert mav("status", "tiny", "--json").count('"done"') == 2

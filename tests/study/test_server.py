@@ -47,7 +47,7 @@ class Server:
         self.port = reserve_port()
         self.votes = votes
         self.command = [
-            sys.executable, "-m", "flows.cli.main", "study", "serve", str(study), "--votes", str(votes),
+            sys.executable, "-m", "flows.cli", "study", "serve", str(study), "--votes", str(votes),
             "--raters", str(raters), "--port", str(self.port),
         ]  # fmt: skip
         self.starts = 0

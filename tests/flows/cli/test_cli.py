@@ -11,7 +11,8 @@ import typer
 from PIL import Image, PngImagePlugin
 
 from flows.cli.generate import _read_image
-from flows.cli.main import PANELS, _oracle, app
+from flows.cli.main import PANELS, app
+from flows.cli.status import oracle_lines
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
 from flows.services.ports import reserve_port
@@ -144,7 +145,7 @@ def test_the_oracles_figures_are_lines_for_a_person() -> None:
         "colour": 1.0, "shape": 2 / 3, "motion_ratio": 0.594, "motion_ratio_time_off": None, "chance_colour": 1 / 6, "chance_shape": 1 / 3,
         "intervals": {"colour": [1, 1], "shape": [0.458, 0.833], "motion_ratio": [0.512, 0.667], "motion_ratio_time_off": None},
     }  # fmt: skip
-    assert [" ".join(line.split()) for line in _oracle(verdict)] == [
+    assert [" ".join(line.split()) for line in oracle_lines(verdict)] == [
         "colour as asked 100% [100%, 100%], by chance 17%",
         "shape as asked 67% [46%, 83%], by chance 33%",
         "displacement over clips' 0.59 [0.51, 0.67]",

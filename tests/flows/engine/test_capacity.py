@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import ray
 
-from flows.engine import capacity as room
-from flows.engine.remote import on_ray
+from flows.engine import capacity
+from flows.engine.function import run_on_ray
 from flows.engine.run import Job, Run
 from flows.engine.shard_map import shard_map
 from flows.engine.stage import Graph, Outcome, Stage
@@ -63,7 +63,7 @@ def full(
         while not gone.exists():
             time.sleep(0.05)
 
-    monkeypatch.setattr(room, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(capacity, "SILENT_SECONDS", 0.5)
     task = ray.remote(num_cpus=1, max_retries=0)(hold)
     held = [task.remote(number) for number in range(2)]
     while not all(Path(f"{begun}{number}").exists() for number in range(2)):
@@ -81,7 +81,7 @@ def test_a_walk_says_once_what_it_waits_for(full: tuple[Job, Watched]) -> None:
 
 def test_a_stage_in_one_task_says_what_it_waits_for(full: tuple[Job, Watched]) -> None:
     job, screen = full
-    assert on_ray(job, _answer, cpus=2) == 42
+    assert run_on_ray(job, _answer, cpus=2) == 42
     assert screen.waits == ["for 2 CPU: 0 of 2 CPU free in the cluster"]
 
 
@@ -102,9 +102,9 @@ def test_what_no_node_has_is_refused(small_recipe: Recipe, tmp_path: Path, ray_s
 def test_a_cluster_that_grows_is_waited_for(
     small_recipe: Recipe, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not room.grows(), "a local Ray has the nodes it has"
-    monkeypatch.setattr(room, "grows", lambda: True)
-    monkeypatch.setattr(room, "SILENT_SECONDS", 0.5)
+    assert not capacity.grows(), "a local Ray has the nodes it has"
+    monkeypatch.setattr(capacity, "grows", lambda: True)
+    monkeypatch.setattr(capacity, "SILENT_SECONDS", 0.5)
     screen = Watched(lambda: job.run.stopping.set())
     job = _job(small_recipe, tmp_path, screen)
     with pytest.raises(UserError, match="being stopped"):

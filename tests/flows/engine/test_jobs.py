@@ -77,7 +77,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
 def asked(small_recipe: Recipe, tmp_path: Path) -> tuple[Node, Run]:
     recipe = dataclasses.replace(small_recipe, world=World())
     node = make_a_video(recipe).node("demo-world")
-    return node, Run(recipe, Store(str(tmp_path)), Terminal(), ExitStack())
+    return node, Run(recipe, Store(str(tmp_path)), Terminal(), ExitStack(), make_a_video)
 
 
 def finish(node: Node, run: Run) -> Any:
@@ -124,7 +124,7 @@ def test_of_two_flows_at_once_one_submits(
     first = jobs._submit(cluster, node, run, fresh=False)
     monkeypatch.setattr(jobs, "_jobs", lambda *_: [])  # the other flow looked a moment before
     seen = iter(["", first])
-    monkeypatch.setattr(jobs, "_attach", lambda *_: next(seen))
+    monkeypatch.setattr(jobs, "_living_job", lambda *_: next(seen))
     cluster.ending = finish(node, run)
     jobs.build_on_cluster(node, run)
     assert list(cluster.jobs) == [first]
@@ -163,6 +163,7 @@ def test_who_is_stopped_stops_the_job(cluster: FakeCluster, asked: tuple[Node, R
 def test_the_job_refuses_to_build_what_was_not_asked_for(asked: tuple[Node, Run]) -> None:
     node, run = asked
     order = {
+        "builder": "flows.make_a_video:make_a_video",
         "recipe": jobs.to_plain(run.recipe),
         "stage": node.name,
         "fingerprint": "other",

@@ -98,7 +98,7 @@ def test_passes_recover_what_can_be(downloaded: tuple[Node, Run]) -> None:
         second.manifest.counts["recovered"],
     ) == (40, 33, 8)
     assert second.manifest.fingerprint == first.manifest.fingerprint
-    told, before = dict(second.facts()), dict(first.facts())
+    told, before = dict(second.entries()), dict(first.entries())
     assert {name: told[name] for name in before} == before, "what the first pass brought is as it was"
     assert len(told) > len(before) + 1
 

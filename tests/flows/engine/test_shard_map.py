@@ -170,7 +170,7 @@ class NeedsTwo(CountsLoads):
 
 
 def test_actors_come_when_the_cluster_has_grown(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.engine.shard_map._Walk._slots", lambda walk: 2 if walk.done else 1)
+    monkeypatch.setattr("flows.engine.shard_map._ShardPass._slots", lambda shards: 2 if shards.done else 1)
     outcome = shard_map(job, NeedsTwo(job.out, str(tmp_path / "tries")), NAMES, actors=True)
     assert outcome.counts["rows_in"] == 120
 
@@ -232,7 +232,7 @@ def test_a_lone_actor_is_not_given_a_slow_shard_twice(
             return super().__call__(name)
 
     monkeypatch.setattr("flows.engine.shard_map.STRAGGLER_FLOOR_SECONDS", 0.5)
-    monkeypatch.setattr("flows.engine.shard_map._Walk._slots", lambda walk: 1)
+    monkeypatch.setattr("flows.engine.shard_map._ShardPass._slots", lambda shards: 1)
     outcome = shard_map(job, Slow(job.out, str(tmp_path / "tries")), NAMES, actors=True)
     assert outcome.counts["rows_in"] == 120
     assert len(list((tmp_path / "tries").glob("process-*"))) == 1

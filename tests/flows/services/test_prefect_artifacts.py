@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def test_progress_says_rate_and_time_left() -> None:
 
 def test_a_finished_stage_shows_counts_measures_and_its_curve(built: tuple[Node, Run, Artifact]) -> None:
     node, _, artifact = built
-    page = prefect_artifacts.page(node, artifact)
+    page = prefect_artifacts.page(node.name, artifact)
     for row in (
         "| dropped: nsfw | 1 |",
         "| failed: timeout | 1 |",
@@ -62,7 +63,7 @@ def test_many_pictures_lie_beside_their_captions(
 ) -> None:
     node, _, artifact = built
     monkeypatch.setattr(prefect_artifacts, "_images", lambda *_: [("a", "data:1"), ("b", "data:2"), ("c", "data:3")])
-    page = prefect_artifacts.page(node, artifact)
+    page = prefect_artifacts.page(node.name, artifact)
     assert page.endswith("\n\n| | |\n|---|---|\n| ![a](data:1) | a |\n| ![b](data:2) | b |\n| ![c](data:3) | c |\n")
 
 
@@ -77,16 +78,17 @@ def test_the_bar_follows_the_heartbeat_and_ends_full(
         told.append((percent, description))
         return "id"
 
-    monkeypatch.setattr(prefect_artifacts, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(prefect_artifacts, "UPDATE_SECONDS", 0.05)
     monkeypatch.setattr(prefect_artifacts, "create_progress_artifact", create)
     monkeypatch.setattr(
         prefect_artifacts,
         "update_progress_artifact",
         lambda _, percent, description: told.append((percent, description)),
     )
-    with prefect_artifacts.Bar(node, run) as bar:
-        run.store.work(node).write_json("heartbeat.json", {"time": bar.began + 1, "done": 1, "total": 4})
-        bar._stop.wait(0.5)
+    work = run.store.work(node)
+    with prefect_artifacts.stage_artifacts(node.name, node.stage.about, work):
+        work.write_json("heartbeat.json", {"time": time.time() + 1, "done": 1, "total": 4})
+        time.sleep(0.5)
     assert told[0] == (25.0, "1 of 4")
     assert told[-1][0] == 100.0
 
@@ -98,5 +100,5 @@ def test_what_cannot_be_shown_stops_nothing(built: tuple[Node, Run, Artifact], m
     monkeypatch.setattr(
         prefect_artifacts, "create_markdown_artifact", lambda key, markdown, description: told.append(markdown)
     )
-    prefect_artifacts.show(node, artifact)
+    prefect_artifacts.show(node.name, node.stage.about, artifact)
     assert "cannot be shown" in told[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.engine.remote import on_ray
+from flows.engine.function import run_on_ray
 from flows.engine.run import Job, Run
 from flows.engine.stage import Graph, Outcome, Stage
 from flows.engine.store import Store
@@ -46,5 +46,5 @@ def test_a_run_that_is_stopped_lets_a_training_save(small_recipe: Recipe, tmp_pa
     node = Stage("train", 1, (), lambda job: Outcome(), "train")(Graph(small_recipe))
     job, saved = Job(node, run, run.store.artifact(node), run.store.work(node)), tmp_path / "saved"
     with pytest.raises(UserError, match="being stopped"):
-        on_ray(job, _train, str(saved))
+        run_on_ray(job, _train, str(saved))
     assert int(saved.read_text()) > 0

@@ -1,0 +1,110 @@
+"""`mav run|rerun`: build what a recipe describes."""
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, open_graph
+from flows.engine.retry import retry_failed
+from flows.engine.run import Run
+from flows.engine.stage import Node
+from flows.engine.store import Store
+from flows.services.terminal import Terminal
+from mav.errors import UserError
+from mav.recipes import Recipe
+from mav.recipes.reader import load_recipe
+
+app = typer.Typer()
+
+Until = Annotated[
+    str, typer.Option("--until", metavar="STAGE", help="Stop when this stage is done.", autocompletion=complete_stage)
+]
+RETRY_HELP = "Of a stage that fetches: try again just the rows that failed for a passing reason."
+
+
+@app.command()
+def run(recipe: RecipeName, until: Until = "", runs: Runs = "runs", set_: Set = None) -> None:
+    """Build everything a recipe describes; what is done already is left alone."""
+    _, graph, store = open_graph(recipe, set_, runs)
+    wanted = graph.until(until) if until else list(graph.nodes.values())
+    if all(store.find(node) for node in wanted):
+        done = f"all {len(wanted)} stages of {recipe} are done in {store.root.url}"
+        print(f"Nothing to do: {done}. See `mav status {recipe}`.")
+        return
+    _run_flow(recipe, runs, set_, until=until)
+
+
+@app.command()
+def rerun(
+    recipe: RecipeName,
+    stage: StageName,
+    downstream: Annotated[bool, typer.Option("--downstream", help="Also rebuild every stage that needs it.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help=RETRY_HELP)] = False,
+    runs: Runs = "runs",
+    set_: Set = None,
+) -> None:
+    """Build one stage anew, even if it is done."""
+    loaded, graph, store = open_graph(recipe, set_, runs)
+    node = graph.node(stage)
+    for needed in node.inputs:
+        if store.find(needed) is None:
+            remedy = f"`mav run {recipe} --until {needed.name}` builds it"
+            raise UserError(f"{stage} needs {needed.name}, which is not done: {remedy}.")
+    later = [other.name for other in graph.downstream(stage)]
+    if not failed:
+        chosen = (stage, *later) if downstream else (stage,)
+        _run_flow(recipe, runs, set_, only=chosen, fresh=chosen)
+        return
+    recovered = _retry(loaded, node, store)
+    if downstream:
+        _run_flow(recipe, runs, set_, only=later, fresh=later)
+    elif recovered:
+        remedy = f"`mav rerun {recipe} {stage} --failed --downstream` builds them anew"
+        print(f"Stages after {stage} were built without them: {remedy}.")
+
+
+def _retry(recipe: Recipe, node: Node, store: Store) -> int:
+    """Makes one retry pass over the failed rows of a finished stage; returns how many came through."""
+    with ExitStack() as services, Terminal() as terminal:
+        done = retry_failed(node, Run(recipe, store, terminal, services))
+    if not done.rows:
+        reasons = "dns, timeout, reset, connection, 429, 5xx"
+        print(f"Nothing to try again: no row of {node.name} failed for a passing reason ({reasons}).")
+        return 0
+    left = ", ".join(f"{reason} {n:,}" for reason, n in done.failed.items())
+    rows = f"{done.recovered:,} of {done.rows:,} rows"
+    print(f"{rows} that had failed came through{f' (still failed: {left})' if left else ''}.")
+    return done.recovered
+
+
+def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any) -> None:
+    """Starts Prefect and Ray and runs the flow of the whole graph."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # read by the imports below; our terminal shows it all
+    from flows.deploy import make_a_video_flow
+    from flows.services.prefect_server import prefect_server
+    from flows.services.ray_cluster import ray_cluster
+
+    console = Console(stderr=True, highlight=False)
+    began = time.monotonic()
+    with ExitStack() as services:
+        console.print("Starting Prefect and Ray ...", style="dim")
+        dashboards: list[str] = []
+        cluster = ray_cluster(load_recipe(recipe, overrides or ()).cluster)
+        prefect = prefect_server(meanwhile=lambda: dashboards.append(services.enter_context(cluster)))
+        console.print(f"Prefect UI     {services.enter_context(prefect)}")
+        console.print(f"Ray dashboard  {dashboards[0] or 'off (cluster.dashboard)'}")
+        from prefect.exceptions import TerminationSignal
+
+        # Ray has set its own handler by now, and Prefect passes on what it receives.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            make_a_video_flow(recipe=recipe, runs=runs, overrides=overrides or [], **choice)
+        except TerminationSignal:  # Prefect's name for SIGTERM
+            raise KeyboardInterrupt from None
+    took = f"{recipe}: done in {time.monotonic() - began:.0f} s."
+    console.print(f"{took} `mav status {recipe}` and `mav report {recipe}` show it.", soft_wrap=True)

@@ -1,0 +1,117 @@
+"""`mav status|verify|report`: look at what is built."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.cli.options import Json, RecipeName, Runs, Set, nothing_built, open_graph
+from flows.services.terminal import ProgressLine, plain_table, spinner
+from mav.errors import UserError
+
+app = typer.Typer()
+STATE_STYLE = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow", "missing": "dim"}
+
+
+@app.command()
+def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: Set = None) -> None:
+    """Say of every stage whether it is done, stale, missing, failed or running."""
+    loaded, graph, store = open_graph(recipe, set_, runs)
+    stages: dict[str, dict[str, Any]] = {}
+    verdict: dict[str, Any] = {}
+    for node in graph.nodes.values():
+        state = store.state(node, loaded.name)
+        artifact = store.find(node) if state == "done" else None
+        manifest = artifact.manifest if artifact else None
+        stages[node.name] = {
+            "state": state,
+            "fingerprint": node.fingerprint,
+            "counts": manifest.counts if manifest else {},
+            "seconds": manifest.seconds if manifest else None,
+        }
+        if node.name == "oracle" and manifest:
+            verdict = manifest.metrics
+    if json_:
+        print(json.dumps({"recipe": loaded.name, "stages": stages, "oracle": verdict}, indent=1))
+        return
+    table = plain_table("stage", "state", right=("seconds", "rows in", "rows out"))
+    table.add_column("fingerprint")
+    for name, row in stages.items():
+        counts, state = row["counts"], row["state"]
+        numbers = [f"{counts[key]:,}" if key in counts else "" for key in ("rows_in", "rows_out")]
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+        table.add_row(name, f"[{STATE_STYLE[state]}]{state}[/]", seconds, *numbers, row["fingerprint"][:12])
+    console = Console(highlight=False)
+    console.print(table)
+    if verdict:
+        title = f"\nThe oracle on {verdict['count']} videos, 95 % intervals in brackets:"
+        console.print(title, *oracle_lines(verdict), sep="\n", markup=False)
+
+
+def oracle_lines(verdict: dict[str, Any]) -> Iterator[str]:
+    """Yields the oracle's figures, one a line."""
+
+    def figure(name: str, form: str) -> str:
+        value, interval = verdict[name], verdict["intervals"][name]
+        if value is None:
+            return "nothing to read"
+        return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+    for name in ("colour", "shape"):
+        yield f"  {name + ' as asked':<24} {figure(name, '.0%')}, by chance {verdict['chance_' + name]:.0%}"
+    for name, what in (("motion_ratio", "displacement over clips'"), ("motion_ratio_time_off", "with time layers off")):
+        yield f"  {what:<24} {figure(name, '.2f')}"
+
+
+@app.command()
+def verify(
+    recipe: RecipeName,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes only; do not re-read every byte.")] = False,
+    runs: Runs = "runs",
+    set_: Set = None,
+) -> None:
+    """Re-check every artifact: the digests of all files, the manifest, and that counts add up. Exit 1 on a difference."""
+    _, graph, store = open_graph(recipe, set_, runs)
+    problems, checked = [], 0
+    with ProgressLine() as line:
+        for number, node in enumerate(graph.nodes.values()):
+            line(node.name, number, len(graph.nodes))
+            try:
+                artifact = store.find(node)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if artifact:
+                checked += 1
+                problems += [f"{node.name}: {problem}" for problem in artifact.problems(full=not quick)]
+                if artifact.manifest.fingerprint != node.fingerprint:
+                    problems.append(f"{node.name}: {artifact.folder.url} carries another fingerprint than the recipe's")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+    if not checked:
+        raise nothing_built(recipe, store)
+    print(
+        f"{checked} of {len(graph.nodes)} stages checked: every file has the bytes its manifest says, "
+        "and all counts add up."
+    )
+
+
+@app.command()
+def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
+    """Write the HTML report of what there is so far and print where it lies."""
+    from flows.evaluation import stage_views
+    from mav.report.page import write_report
+
+    loaded, graph, store = open_graph(recipe, set_, runs)
+    views = stage_views(graph.nodes.values(), store, loaded.name)
+    if all(view.artifact is None for view in views):
+        raise nothing_built(recipe, store)
+    folder = store.root.child(f"reports/{loaded.name}")
+    with spinner("Gathering what the stages made"):
+        write_report(loaded, views, folder)
+    print(folder.path("index.html"))

@@ -1,0 +1,49 @@
+"""The stages that only the demo has: drawing its world, serving it, and the oracle, which knows the truth about it."""
+
+import time
+
+from flows.engine.function import run_on_ray
+from flows.engine.run import Job
+from flows.engine.stage import Outcome, stage
+from flows.evaluation import SAMPLING, evaluate
+from flows.services.ports import port_is_free
+from mav.recipes import ImageDownload, VideoShards
+
+
+@stage("demo-world", sections=("world",))
+def demo_world(job: Job) -> Outcome:
+    """Draws the demo world: pictures, clips, tables and their faults, with known truth."""
+    from mav.world.world import draw_world
+
+    return Outcome(metrics=run_on_ray(job, _draw, draw_world, job.recipe.world, job.recipe.seed, job.out))
+
+
+def _draw(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
+    return draw(world, seed, out)
+
+
+@stage("oracle", sections=(*SAMPLING, "evaluate"))
+def oracle(job: Job) -> Outcome:
+    """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
+    from mav.evaluation.benchmarks import evaluate_oracle
+
+    return evaluate(job, evaluate_oracle)
+
+
+def allowed_addresses(job: Job, section: ImageDownload | VideoShards) -> tuple[str, ...]:
+    """Returns the private `host:port` addresses that may be fetched: the recipe's, and the demo world's.
+
+    The demo world is served on loopback from now on until the run ends. Jobs of one cluster take turns, since each ends
+    its server when it ends.
+    """
+    world, run = job.inputs.get("demo-world"), job.run
+    if world is None or job.recipe.world is None:
+        return section.allow_addresses
+    from mav.world.server import WorldServer
+
+    port = job.recipe.world.port
+    while not (run.alone or "demo-world" in run.services or port_is_free(port)):
+        run.require_running()
+        time.sleep(1.0)
+    run.service("demo-world", lambda: WorldServer(world.child("site"), port))
+    return (*section.allow_addresses, f"127.0.0.1:{port}")

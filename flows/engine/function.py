@@ -1,0 +1,97 @@
+"""Runs one whole function on Ray and follows it: a training with one worker, an evaluation, a drawing."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from flows.engine.capacity import Capacity
+from flows.engine.heartbeat import every
+from flows.engine.pool import TaskPool
+from flows.engine.run import Job
+from flows.services.ray_metrics import report_training
+from mav.storage import Folder
+
+T = TypeVar("T")
+PROGRESS = "progress.json"
+SAVE_SECONDS = 20.0  # for a training that is being stopped
+
+
+class ProgressFile:
+    """Writes a worker's latest progress where the driver reads it, and sets Ray's gauges, at most once a second.
+
+    It is called with a mapping of "samples" (done so far), "total" and other values (loss, samples per second).
+    """
+
+    def __init__(self, work: Folder) -> None:
+        self.work = work
+        self._last = 0.0
+
+    def begin(self) -> None:
+        """Records that the work has its processors, before there is progress."""
+        self.work.write_json(PROGRESS, {})
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        if time.monotonic() - self._last > 1.0:
+            self._last = time.monotonic()
+            self.work.write_json(PROGRESS, progress)
+            report_training(progress)
+
+
+@contextmanager
+def following(job: Job, capacity: Capacity) -> Iterator[None]:
+    """Reports the worker's progress file while the block runs; until it exists, what the worker waits for."""
+    job.work.remove(PROGRESS)  # an earlier worker may have left one
+
+    def look() -> None:
+        progress = job.work.read_json_or_none(PROGRESS)
+        if job.run.stopping.is_set():
+            return
+        if progress is None:
+            capacity.report_waiting()
+        elif progress:
+            progress.pop("stage", None)
+            job.report(progress.pop("samples", 0), progress.pop("total", 0), **progress)
+
+    with every(1.0, look):
+        yield
+
+
+def run_on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> T:
+    """Runs `function(*arguments, report)` as one Ray task named after the stage and returns its result.
+
+    Exceptions arrive as themselves, so a UserError of the worker is a UserError here. Raises UserError when no node has
+    so many processors.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    capacity = Capacity(job, cpus, gpus)
+    pool = TaskPool(_call, job.name, cpus, gpus)
+    reference = pool.submit(job.name, max(1, int(cpus)), function, *arguments, ProgressFile(job.work))
+    try:
+        with following(job, capacity):
+            while not ray.wait([reference], timeout=1.0)[0]:
+                job.run.require_running()
+        result: T = ray.get(reference)
+        return result
+    except RayTaskError as error:
+        raise error.cause from None
+    except BaseException:
+        try:
+            ray.cancel(reference)  # gives a training the time to save
+            ray.wait([reference], timeout=SAVE_SECONDS)
+        finally:
+            pool.end(reference)
+        raise
+
+
+def _call(threads: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Runs in the worker. The number of torch's threads is fixed, since it may change the last bits of a sum."""
+    import torch
+
+    arguments[-1].begin()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+    return function(*arguments)
