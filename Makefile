@@ -57,8 +57,9 @@ audit: $(READY)  ## known vulnerabilities of what is locked; asks a public datab
 	  { echo "make: audit needs a network: its database of vulnerabilities is public"; exit 2; }
 	build/audit/bin/pip-audit --require-hashes --disable-pip --requirement requirements.lock
 
-loc: ## lines of code
-	@git ls-files '*.py' | xargs wc -l | tail -1
+loc:  ## lines of Python: the program's, and the tests'
+	@echo "program $$(git ls-files 'flows/*.py' 'filters/*.py' 'mav/*.py' | xargs cat | wc -l)"
+	@echo "tests   $$(git ls-files 'tests/*.py' | xargs cat | wc -l)"
 
 clean:
 	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache

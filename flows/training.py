@@ -16,8 +16,7 @@ from typing import Any
 
 from flows.engine.capacity import Capacity
 from flows.engine.function import SAVE_SECONDS, ProgressFile, following, run_on_ray
-from flows.engine.heartbeat import every
-from flows.engine.run import Job
+from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
 from mav.errors import UserError
 from mav.recipes import Recipe

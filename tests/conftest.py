@@ -1,4 +1,5 @@
-"""Shared by all tests: quiet settings for Prefect and Ray, a recipe of the smallest sizes, and the real files when there are any."""
+"""Shared by all tests: quiet settings for Prefect and Ray, a recipe of the smallest sizes, and the real files when
+there are any."""
 
 import dataclasses
 import os
@@ -13,14 +14,12 @@ from flows.services.environment import configure_environment
 from flows.services.ray_cluster import ray_cluster
 from mav.recipes import Cluster, Recipe
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # read when torch is imported: the number of threads may change the last bits of a sum
+# The variable is read when torch is imported: the number of threads may change the last bits of a sum.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 configure_environment()
-sys.path += [
-    str(Path(__file__).parent / folder) for folder in ("data", "data/fetching", "evaluation", "training")
-]  # what tests there share
+SHARED = ("chaos", "data", "data/fetching", "evaluation", "training")  # folders with modules that tests share
+sys.path += [str(Path(__file__).parent / folder) for folder in SHARED]
 
 LONG = ("test_end_to_end", "test_killed_stages", "test_deploy_live")
 

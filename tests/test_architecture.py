@@ -44,7 +44,8 @@ def test_every_part_has_a_change_to_show() -> None:
 @pytest.mark.parametrize(("title", "change", "lines"), CHANGES, ids=[title for title, _, _ in CHANGES])
 def test_change_applies_and_works(copy: Path, title: str, change: str, lines: str) -> None:
     assert tried(copy, lines).returncode != 0, "without the change it must not work"
-    # `git apply` is silent where a change finds no place inside a repository of its own, so it is told that there is none.
+    # `git apply` is silent where a change finds no place inside a repository of its own, so it is told that there is
+    # none.
     subprocess.run(
         ["git", "apply", "-p0", "--unidiff-zero", "--whitespace=error", "-"],
         cwd=copy, env=os.environ | {"GIT_CEILING_DIRECTORIES": str(copy.parent)}, input=change, text=True, check=True,

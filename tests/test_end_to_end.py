@@ -116,7 +116,8 @@ def test_the_shards_are_webdatasets(mav: Mav) -> None:
 
 
 def test_no_caption_reaches_a_video_stage(mav: Mav) -> None:
-    """The WebVid list's `name` column and every caption of the image set are looked for in the bytes of all video artifacts."""
+    """The WebVid list's `name` column and every caption of the image set are looked for in the bytes of all video
+    artifacts."""
     import csv
 
     world = mav.artifact("demo-world")
@@ -192,14 +193,15 @@ def test_the_report_is_one_page(mav: Mav) -> None:
 
 
 def hears_ctrl_c() -> None:
-    """In the child: what a shell put in the background, as perhaps these tests, is deaf to it, and so are its children."""
+    """In the child: what a shell put in the background, as perhaps these tests, is deaf to it, and so are its
+    children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(prior: Mav, tmp_path: Path) -> None:
-    """kill -9 of the whole command in the middle, then Ctrl-C as a terminal sends it, to all its processes; the third goes on to the
-    undisturbed bytes."""
+    """kill -9 of the whole command in the middle, then Ctrl-C as a terminal sends it, to all its processes; the third
+    goes on to the undisturbed bytes."""
     again = Mav(tmp_path)
     again.port = prior.port  # part of every address, so of every byte
     command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--until", "train-prior", "--runs", str(again.runs)]

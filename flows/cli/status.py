@@ -73,7 +73,7 @@ def verify(
     runs: Runs = "runs",
     set_: Set = None,
 ) -> None:
-    """Re-check every artifact: the digests of all files, the manifest, and that counts add up. Exit 1 on a difference."""
+    """Re-check every artifact: the digests of files, the manifest, and that counts add up. Exit 1 on a difference."""
     _, graph, store = open_graph(recipe, set_, runs)
     problems, checked = [], 0
     with ProgressLine() as line:

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.engine.heartbeat import heartbeat
 from flows.engine.lease import LEASE, exclusive
-from flows.engine.run import Job, Run
+from flows.engine.run import Job, Run, heartbeat
 from flows.engine.stage import Node, Outcome
 from mav.errors import UserError
 from mav.storage import MANIFEST, Artifact, Folder

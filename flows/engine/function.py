@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from flows.engine.capacity import Capacity
-from flows.engine.heartbeat import every
 from flows.engine.pool import TaskPool
-from flows.engine.run import Job
+from flows.engine.run import Job, every
 from flows.services.ray_metrics import report_training
 from mav.storage import Folder
 

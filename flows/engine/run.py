@@ -1,10 +1,13 @@
-"""One run of a graph, and the job that it gives to the body of each stage."""
+"""One run of a graph, the job that it gives to the body of each stage, and the heartbeat of that job."""
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +21,7 @@ from mav.recipes import Recipe
 from mav.storage import Folder
 
 T = TypeVar("T")
+HEARTBEAT_SECONDS = 5.0
 
 
 @dataclass
@@ -51,12 +55,12 @@ class Run:
             found: T = self.services[name]
             return found
 
-    def ray(self) -> str:
-        """Starts or joins Ray once and returns the dashboard's address. Raises UserError for a job server."""
+    def ray(self) -> None:
+        """Starts or joins Ray once. Raises UserError for a job server, and when the run is being stopped."""
         if job_server():
             problem = f"RAY_ADDRESS={job_server()} takes whole stages; this needs a cluster to join"
             raise UserError(f"{problem}: say host:6379, or unset it.")
-        return self.service("ray", lambda: ray_cluster(self.recipe.cluster))
+        self.service("ray", lambda: ray_cluster(self.recipe.cluster))
 
 
 @dataclass
@@ -98,3 +102,38 @@ class Job:
             self.lease.check()
         self.run.terminal.progress(self.name, done, total, **values)
         self.progress = {"done": done, "total": total, **values}
+
+
+@contextmanager
+def every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
+    """Calls `do` every so many seconds in a thread of its own while the block runs."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(seconds):
+            do()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def heartbeat(job: Job) -> Iterator[None]:
+    """Rewrites the stage's `heartbeat.json` while the block runs, with the latest progress in it."""
+
+    def beat(ended: bool = False) -> None:
+        record = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "ended": ended, **job.progress}
+        with suppress(Exception):  # only observers read it, so storage that fails for a moment must not stop the stage
+            job.work.write_json("heartbeat.json", record)
+
+    beat()
+    try:
+        with every(HEARTBEAT_SECONDS, beat):
+            yield
+    finally:
+        beat(ended=True)

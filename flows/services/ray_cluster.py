@@ -27,7 +27,9 @@ def job_server() -> str:
 
 @contextmanager
 def ray_cluster(cluster: Cluster) -> Iterator[str]:
-    """Joins or starts Ray and yields the address of its dashboard, '' without one. A job server is not joined.
+    """Joins or starts Ray, unless this process has, and yields the address of its dashboard, '' without one.
+
+    A job server is not joined: its address is the dashboard's.
 
     Raises UserError when the address does not answer, or when Ray does not start.
     """
@@ -40,7 +42,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
     if address:
         _require_answer(address)
     if ray.is_initialized():
-        yield _dashboard_url()
+        yield ""
         return
     options: dict[str, Any] = {"address": address} if address else {
         "address": "local",  # a cluster of its own, even where another runs on this machine
@@ -51,13 +53,13 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
     }  # fmt: skip
     try:
         with _quiet_dashboard():
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+            context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         problem = f"RAY_ADDRESS={address} cannot be joined" if address else "Ray did not start on this machine"
         reason = str(error).splitlines()[0]
         raise UserError(f"{problem} ({reason}): check the cluster, or unset RAY_ADDRESS.") from None
     try:
-        yield _dashboard_url()
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
 
@@ -76,13 +78,6 @@ def _quiet_dashboard() -> Iterator[None]:
 
     with mock.patch.object(services, "start_ray_process", start_quietly):
         yield
-
-
-def _dashboard_url() -> str:
-    import ray
-
-    url = ray._private.worker.get_dashboard_url()
-    return f"http://{url}" if url else ""
 
 
 def _require_answer(address: str) -> None:

@@ -1,4 +1,5 @@
-"""Training clips a second: our shards and sampler beside decord over the original file with full-size frames and a torch resize.
+"""Training clips a second: our shards and sampler beside decord over the original file with full-size frames and a
+torch resize.
 
 The same clips, the same frames (16 at rates drawn from the curriculum), one thread each, nothing kept decoded.
 """
@@ -26,7 +27,8 @@ FRAMES, SAMPLES, SIZES = 16, 24, (64, 256)
 
 
 def peer_clip(data: bytes, indices: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (F, 3, size, size): decord's full-size frames, the central square, torch's bilinear resize with antialiasing."""
+    """uint8 (F, 3, size, size): decord's full-size frames, the central square, torch's bilinear resize with
+    antialiasing."""
     reader = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
     frames = torch.from_numpy(reader.get_batch(indices.tolist()).asnumpy()).permute(0, 3, 1, 2)
     side = min(frames.shape[2:])

@@ -1,8 +1,10 @@
-"""`make bench-download`: pictures a second from a loopback server into resized tars, beside img2dataset's own command line.
+"""`make bench-download`: pictures a second from a loopback server into resized tars, beside img2dataset's own command
+line.
 
-Both get the same rows, sizes, quality and two processes, and write WebDataset tars of shorter side 256. Ours runs the stage's shard walk
-on Ray with every guard, the ledger, checksums and markers. A rate is pictures over the time between the server's first and
-last request, so that neither pays for its start; the whole times stand beside. img2dataset is given the best of several thread counts.
+Both get the same rows, sizes, quality and two processes, and write WebDataset tars of shorter side 256. Ours runs the
+stage's shard walk on Ray with every guard, the ledger, checksums and markers. A rate is pictures over the time between
+the server's first and last request, so that neither pays for its start; the whole times stand beside. img2dataset is
+given the best of several thread counts.
 """
 
 from __future__ import annotations
@@ -113,9 +115,10 @@ def theirs(folder: Path, table: Path, threads: int) -> None:
     """img2dataset's command line."""
     out = folder / "theirs"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-c", "from img2dataset import main; main()", f"--url_list={table}", "--input_format=parquet",
-               "--url_col=url", "--caption_col=caption", "--output_format=webdataset", f"--output_folder={out}", "--processes_count=2",
-               f"--thread_count={threads}", f"--image_size={SIDE}", "--resize_mode=keep_ratio", "--encode_quality=95",
+    command = [sys.executable, "-c", "from img2dataset import main; main()", f"--url_list={table}",
+               "--input_format=parquet", "--url_col=url", "--caption_col=caption", "--output_format=webdataset",
+               f"--output_folder={out}", "--processes_count=2", f"--thread_count={threads}",
+               f"--image_size={SIDE}", "--resize_mode=keep_ratio", "--encode_quality=95",
                f"--number_sample_per_shard={SHARD}", "--enable_wandb=False", "--compute_hash=sha256"]  # fmt: skip
     done = subprocess.run(
         command, env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}, capture_output=True, text=True, check=False
@@ -147,8 +150,8 @@ def stage(metadata: str, out: str, port: str, threads: str) -> None:
     from mav.storage import Folder
 
     configure_environment()
-    recipe = load_recipe("demo", ["cluster.cpus=2", "cluster.dashboard=false", f"image_download.threads={threads}",
-                                  f"image_download.image_size={SIDE}", f"image_download.per_host={threads}"])  # fmt: skip
+    sizes = [f"image_download.{key}" for key in (f"threads={threads}", f"image_size={SIDE}", f"per_host={threads}")]
+    recipe = load_recipe("demo", ["cluster.cpus=2", "cluster.dashboard=false", *sizes])
     rule = recipe.image_download
     rule = type(rule)(**{**rule.__dict__, "allow_addresses": (f"127.0.0.1:{port}",)})
     with ExitStack() as services:

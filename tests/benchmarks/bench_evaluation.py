@@ -1,9 +1,10 @@
 """Video metrics at work: files to features to moments with I3D, and the price of an interval.
 
-Ours takes the videos in chunks, a process of one thread for each core, as `mav evaluate` does on Ray. Peer of the first: what people do, as
-the scripts that people copy do it (the whole set decoded into memory, one video at a time through the network as published, a torch thread
-for each core, features in a list, covariance at the end), on the same random weights.
-Peer of the second: a bootstrap whose every draw takes covariances and a `scipy.linalg.sqrtm` of their product.
+Ours takes the videos in chunks, a process of one thread for each core, as `mav evaluate` does on Ray. Peer of the
+first: what people do, as the scripts that people copy do it (the whole set decoded into memory, one video at a time
+through the network as published, a torch thread for each core, features in a list, covariance at the end), on the same
+random weights. Peer of the second: a bootstrap whose every draw takes covariances and a `scipy.linalg.sqrtm` of their
+product.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def common_practice(videos: Path, folder: Path) -> float:
 
 
 def UsualI3D() -> torch.nn.Module:  # noqa: N802 - reads as a class
-    """The network as its ports are written: padding, convolution, batch norm and ReLU one after the other, pools over three axes."""
+    """The network as its ports are written: padding, convolution, batch norm and ReLU one after the other, pools over
+    three axes."""
     import torch.nn.functional as F
 
     from mav.evaluation.networks import i3d
@@ -130,13 +132,15 @@ def UsualI3D() -> torch.nn.Module:  # noqa: N802 - reads as a class
 
 
 def peak_memory(count: int) -> float:
-    """MB at most in a process of its own that takes `count` small videos through decode, the demo's sizes and moments."""
+    """MB at most in a process of its own that takes `count` small videos through decode, the demo's sizes and
+    moments."""
     out = subprocess.run([sys.executable, __file__, "--memory", str(count)], capture_output=True, text=True, check=True)
     return float(out.stdout.split()[-1])
 
 
 def memory_child(count: int) -> None:
-    """Decode, C-order features of a small fake network and moments; prints the peak. I3D's own memory does not depend on the count."""
+    """Decode, C-order features of a small fake network and moments; prints the peak. I3D's own memory does not depend
+    on the count."""
     import mav.evaluation.store as store
     from mav.evaluation.features import Networks
     from mav.evaluation.metrics import Moments

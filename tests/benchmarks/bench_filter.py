@@ -1,11 +1,13 @@
 """`make bench-filter`: a LAION-shaped table screened into shards, on one core, beside a plain copy of it by pyarrow.
 
-`pyarrow copy` reads all columns and writes all rows, on one thread, and looks at nothing. Ours reads, screens (NSFW, watermark, sizes,
-403 toxic words, duplicates), counts, and writes keyed shards and the dropped rows. `pandas` is what users do: `str.contains` with one
-expression of all words, on a part of the table. Every measure runs in a process of its own that is held to one thread.
+`pyarrow copy` reads all columns and writes all rows, on one thread, and looks at nothing. Ours reads, screens (NSFW,
+watermark, sizes, 403 toxic words, duplicates), counts, and writes keyed shards and the dropped rows. `pandas` is what
+users do: `str.contains` with one expression of all words, on a part of the table. Every measure runs in a process of
+its own that is held to one thread.
 
-The table's `hash` is, as in LAION's joined tables, MurmurHash3 of address and caption, of which screening makes use to find duplicates
-(one row in a thousand); the same is measured with the column left aside, as with tables that have none or a wrong one.
+The table's `hash` is, as in LAION's joined tables, MurmurHash3 of address and caption, of which screening makes use to
+find duplicates (one row in a thousand); the same is measured with the column left aside, as with tables that have none
+or a wrong one.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def vocabulary(rng: np.random.Generator, size: int = 30_000) -> Any:
 
 
 def rows(rng: np.random.Generator, words: Any, count: int, first: int) -> Any:
-    """Rows with the columns, lengths and shares of LAION's joined tables: captions of 57 characters, addresses of 99, 6 % beyond ASCII."""
+    """Rows with the columns, lengths and shares of LAION's joined tables: captions of 57 characters, addresses of 99, 6
+    % beyond ASCII."""
     import mmh3
     import pyarrow as pa
     import pyarrow.compute as pc

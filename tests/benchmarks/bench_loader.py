@@ -1,7 +1,7 @@
 """Training samples a second, beside plain webdataset on the same shards with the same decoding.
 
-Ours: random access in a global order, exact resume, every sample accounted for, embeddings beside the pictures. The peer: a stream with its
-usual shuffle buffer of 1,000. Nothing is kept decoded.
+Ours: random access in a global order, exact resume, every sample accounted for, embeddings beside the pictures. The
+peer: a stream with its usual shuffle buffer of 1,000. Nothing is kept decoded.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def make_clips(folder: Folder) -> None:
 
 
 def stream(folder: Folder, decode, batch: int, workers: int):
-    """Plain webdataset: shards in a shuffled order, a shuffle buffer, batches; worker processes through its own loader."""
+    """Plain webdataset: shards in a shuffled order, a shuffle buffer, batches; worker processes through its own
+    loader."""
     urls = [folder.path(name) for name in tar_names(folder)]
     split = {"nodesplitter": webdataset.split_by_node, "workersplitter": webdataset.split_by_worker}
     data = (

@@ -1,7 +1,8 @@
-"""What orchestration costs: the whole graph with stages that do nothing, through Prefect and Ray, beside its functions in a plain loop.
+"""What orchestration costs: the whole graph with stages that do nothing, through Prefect and Ray, beside its functions
+in a plain loop.
 
-Ray and a Prefect server (sqlite, loopback) are up before either is timed. `overhead_seconds` is ours minus the loop's. Then: the memory of
-every process we start, idle.
+Ray and a Prefect server (sqlite, loopback) are up before either is timed. `overhead_seconds` is ours minus the loop's.
+Then: the memory of every process we start, idle.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def unique_mb(pid: int) -> float:
 def memory() -> dict[str, float]:
     """Unique memory, MB, of each kind of process below this one."""
     rules = {
-        "prefect worker": "Prefect worker", "prefect server": "Prefect server", "uvicorn": "Prefect server", "gcs_server": "Ray GCS",
+        "prefect worker": "Prefect worker", "prefect server": "Prefect server", "uvicorn": "Prefect server",
+        "gcs_server": "Ray GCS",
         "dashboard": "Ray dashboard", "raylet/raylet": "Ray raylet", "agent": "Ray agents", "monitor": "Ray monitors",
         "ray::": "Ray workers",
     }  # fmt: skip

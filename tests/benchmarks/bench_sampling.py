@@ -2,8 +2,9 @@
 
     mav run demo && make bench-sampling
 
-unCLIP: ancestral sampling, 250 steps for the decoder, guidance in two passes (its section 2 and Table 3); 27 and 15 DDIM steps for the
-upsamplers. The comparison holds when the oracle reads both alike, so its verdict on each is printed. CPU seconds, one thread.
+unCLIP: ancestral sampling, 250 steps for the decoder, guidance in two passes (its section 2 and Table 3); 27 and 15
+DDIM steps for the upsamplers. The comparison holds when the oracle reads both alike, so its verdict on each is printed.
+CPU seconds, one thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Clips a second into shards, beside ffmpeg's command line doing the same cut, resize and encoding with the same encoder settings.
+"""Clips a second into shards, beside ffmpeg's command line doing the same cut, resize and encoding with the same
+encoder settings.
 
 Two processes each, one thread a process. Ours also hashes, checks, writes tars and the ledger.
 """

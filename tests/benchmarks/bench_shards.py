@@ -1,10 +1,11 @@
 """`make bench-shards`: the shard walk's own cost: no-op shards, one Ray task each, beside plain windowed Ray tasks.
 
-The peer submits tasks that return at once and keeps a window of them in flight: nothing is retried, written or remembered. Ours
-commits each shard with a marker and writes the ledger at the end, on a file system in memory and without fsync, as the peer has nothing
-to bring to a disk; a tenth of the shards on this machine's disk stands beside. The driver's memory is measured at a tenth of the
-shards and at all of them, for the peer as well; the resume scan, and the opening of the artifact, on a finished stage of 230,000 shards
-with two files each. Every measure in a process of its own, ours and the peer in turn.
+The peer submits tasks that return at once and keeps a window of them in flight: nothing is retried, written or
+remembered. Ours commits each shard with a marker and writes the ledger at the end, on a file system in memory and
+without fsync, as the peer has nothing to bring to a disk; a tenth of the shards on this machine's disk stands beside.
+The driver's memory is measured at a tenth of the shards and at all of them, for the peer as well; the resume scan, and
+the opening of the artifact, on a finished stage of 230,000 shards with two files each. Every measure in a process of
+its own, ours and the peer in turn.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def walk(count: int, folder: str) -> dict[str, float]:
 
 
 def resume(count: int, folder: str) -> dict[str, float]:
-    """The scan of a finished stage: every shard has a marker and two files in a listing, and the ledger is there; then its artifact."""
+    """The scan of a finished stage: every shard has a marker and two files in a listing, and the ledger is there; then
+    its artifact."""
     from flows.engine.markers import Markers
     from mav.storage import MANIFEST, Artifact, Folder
 

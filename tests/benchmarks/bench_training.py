@@ -1,8 +1,9 @@
 """Our training loop beside the same steps in a bare Python loop, one worker and two, and what a checkpoint costs.
 
-The decoder of the demo recipe on random pictures, in batches of 16; two workers also in batches of 64, as a small step has costs that do
-not divide. The bare loop has forward, loss, backward, clipping and AdamW and nothing else: no moving average, log, finite check, prefetch,
-checkpoint or resume. Loops take turns; costs are seconds of the clock, so run it on an idle machine.
+The decoder of the demo recipe on random pictures, in batches of 16; two workers also in batches of 64, as a small step
+has costs that do not divide. The bare loop has forward, loss, backward, clipping and AdamW and nothing else: no moving
+average, log, finite check, prefetch, checkpoint or resume. Loops take turns; costs are seconds of the clock, so run it
+on an idle machine.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def worker(rank: int, port: int, recipe: Recipe, o: Optimisation, answers: Any) 
 
 
 def stranger(rank: int, port: int, recipe: Recipe, o: Optimisation, answers: Any) -> None:
-    """The bare loop on half of each batch; the two begin together and never speak: what two processes can do on this machine."""
+    """The bare loop on half of each batch; the two begin together and never speak: what two processes can do on this
+    machine."""
     torch.set_num_threads(1)
     store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     store.set(f"ready {rank}", "")
@@ -130,8 +132,8 @@ def two(what: Callable[..., None], recipe: Recipe, o: Optimisation) -> float:
 
 
 def checkpoint_steps(recipe: Recipe, o: Optimisation, apart: int = 10) -> dict[str, float]:
-    """What a checkpoint costs, in steps: for how long training waits while it is copied, and by how much the writing, on the same
-    processor, slows the steps beside it. One every `apart` steps, so that none waits for the one before."""
+    """What a checkpoint costs, in steps: for how long training waits while it is copied, and by how much the writing,
+    on the same processor, slows the steps beside it. One every `apart` steps, so that none waits for the one before."""
     facts: dict[str, Any] = {}
     every = dataclasses.replace(o, checkpoint_every=apart * o.batch_size)
     with_, without = ours(recipe, every, facts), ours(recipe, o, {})

@@ -3,11 +3,11 @@
     make bench-unet                                                        # CPU, one thread, float32
     .venv/bin/python tests/benchmarks/bench_unet.py --preset gpu64 --device cuda   # bfloat16
 
-All temporal layers are on. Networks take their steps in turn, each in a process of its own, so a busy machine slows all alike; costs are
-CPU seconds of the process (on a GPU: seconds), and a ratio is the median of the rounds' own ratios. Each runs as its users run it: ours
-keeps the memory it frees, as our training does, and the peers have the C library's own setting, whose page faults are up to a tenth of a
-step; with --peers-keep-memory they are spared those too. `of_plain_convolution` is our FLOP/s over that of plain channels-last 3x3
-convolutions.
+All temporal layers are on. Networks take their steps in turn, each in a process of its own, so a busy machine slows all
+alike; costs are CPU seconds of the process (on a GPU: seconds), and a ratio is the median of the rounds' own ratios.
+Each runs as its users run it: ours keeps the memory it frees, as our training does, and the peers have the C library's
+own setting, whose page faults are up to a tenth of a step; with --peers-keep-memory they are spared those too.
+`of_plain_convolution` is our FLOP/s over that of plain channels-last 3x3 convolutions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What every benchmark shares: ours and the peer measured in turn in one run, medians, a table, and one json a benchmark.
+"""What every benchmark shares: ours and the peer measured in turn in one run, medians, a table, and one json a
+benchmark.
 
 A ratio above 1 always means that ours is better: ours over peer for rates, peer over ours for costs.
 """
@@ -44,7 +45,8 @@ def cost(name: str, ours: float, peer: float, peer_name: str, unit: str) -> Row:
 
 
 def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int = 3) -> dict[str, float]:
-    """Calls every measure once a round, in order, and gives each one's median: a machine that slows down slows all of them."""
+    """Calls every measure once a round, in order, and gives each one's median: a machine that slows down slows all of
+    them."""
     seen: dict[str, list[float]] = {name: [] for name in measures}
     for turn in range(rounds):
         for name, measure in measures.items():
@@ -54,12 +56,14 @@ def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int = 3) -> dic
 
 
 def report(name: str, rows: Sequence[Row], **facts: Any) -> None:
-    """Prints the table and writes build/bench/NAME.json: the first row is the headline, all are under `rows`, with the `facts` beside."""
+    """Prints the table and writes build/bench/NAME.json: the first row is the headline, all are under `rows`, with the
+    `facts` beside."""
     widths = max(len(row.name) for row in rows), max(len(row.peer_name) for row in rows)
     print(f"\n{'':{widths[0]}}  {'ours':>12}  {'peer':>12}  {'ratio':>7}  unit, peer")
     for row in rows:
         print(
-            f"{row.name:{widths[0]}}  {row.ours:12.5g}  {row.peer:12.5g}  {row.ratio:6.2f}x  {row.unit}, {row.peer_name}"
+            f"{row.name:{widths[0]}}  {row.ours:12.5g}  {row.peer:12.5g}  {row.ratio:6.2f}x  "
+            f"{row.unit}, {row.peer_name}"
         )
     for key, value in facts.items():
         print(f"{key}: {value}")
@@ -78,9 +82,11 @@ def report(name: str, rows: Sequence[Row], **facts: Any) -> None:
 
 
 def peer_python(name: str, *requirements: str, no_deps: Sequence[str] = ()) -> Path:
-    """The Python of a peer's own environment, build/peers/NAME, made on first use from `requirements` (`no_deps`: without theirs).
+    """The Python of a peer's own environment, build/peers/NAME, made on first use from `requirements` (`no_deps`:
+    without theirs).
 
-    What a peer shares with us (torch above all) it sees in our environment, behind its own packages: both run the same binaries.
+    What a peer shares with us (torch above all) it sees in our environment, behind its own packages: both run the same
+    binaries.
     """
     home = BUILD / "peers" / name
     python = home / "bin" / "python"

@@ -15,7 +15,8 @@ REAL = ("videos/real1.mp4", "videos/real2.mp4", "videos/real3.mp4")
 
 
 def clips() -> list[Path]:
-    """Paths of the clips: real ones of MAV_REAL_DATA, played again until 18 s are full, or drawn ones where it is not set.
+    """Paths of the clips: real ones of MAV_REAL_DATA, played again until 18 s are full, or drawn ones where it is not
+    set.
 
     Encoded as libx264 does by itself (crf 23, key frames up to 250 frames apart), like the originals of stock footage.
     """

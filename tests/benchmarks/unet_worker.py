@@ -1,9 +1,11 @@
-"""One network of bench_unet in a process of its own, in its own environment: prints its facts, then a step's cost for every line it reads.
+"""One network of bench_unet in a process of its own, in its own environment: prints its facts, then a step's cost for
+every line it reads.
 
     python unet_worker.py NETWORK PRESET DEVICE
 
-NETWORK: ours, make-a-video-pytorch, diffusers, each also with " compiled" after it; or convolution, the plain one that sets the limit.
-A step is forward and backward of the mean square of the output: CPU seconds of the process on one thread, or seconds of the GPU.
+NETWORK: ours, make-a-video-pytorch, diffusers, each also with " compiled" after it; or convolution, the plain one that
+sets the limit. A step is forward and backward of the mean square of the output: CPU seconds of the process on one
+thread, or seconds of the GPU.
 """
 
 from __future__ import annotations

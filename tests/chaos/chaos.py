@@ -1,8 +1,10 @@
-"""`make chaos`: the tiny recipe on a local Ray cluster of three nodes while everything under it is killed, starved, cut off and falsified.
+"""`make chaos`: the tiny recipe on a local Ray cluster of three nodes while everything under it is killed, starved, cut
+off and falsified.
 
-A storm of faults at seeded random moments falls upon runs of the graph; whoever dies is started again, by the same command. Then come the
-faults that need a scene of their own. In the end every artifact must have the sha256 of an undisturbed run's, every row must be
-there once, and `mav clean` must leave nothing half done. Prints a table, writes build/chaos.json, exits 1 when a figure is not 0.
+A storm of faults at seeded random moments falls upon runs of the graph; whoever dies is started again, by the same
+command. Then come the faults that need a scene of their own. In the end every artifact must have the sha256 of an
+undisturbed run's, every row must be there once, and `mav clean` must leave nothing half done. Prints a table, writes
+build/chaos.json, exits 1 when a figure is not 0.
 
     python tests/chaos/chaos.py [--seed N] [--subset]      the subset: one node, the image data alone, a dozen faults
 """
@@ -105,7 +107,8 @@ class Chaos:
         self.account.problems += account.problems
         worse = account.differing + account.problems
         self.say(
-            f"done after {struck.total()} faults: {account.lost} lost, {account.doubled} doubled, {worse or 'all as in the calm run'}"
+            f"done after {struck.total()} faults: {account.lost} lost, {account.doubled} doubled, "
+            f"{worse or 'all as in the calm run'}"
         )
 
     def quiet(self) -> None:
@@ -165,7 +168,8 @@ class Chaos:
             [
                 *lines,
                 "",
-                f"lost {self.account.lost}, doubled {self.account.doubled}, differing artifacts {len(self.account.differing)}",
+                f"lost {self.account.lost}, doubled {self.account.doubled}, "
+                f"differing artifacts {len(self.account.differing)}",
             ]
         )
 
@@ -192,7 +196,8 @@ def main() -> int:
     for problem in chaos.account.differing + chaos.account.problems:
         print(problem)
     result = {
-        "faults": chaos.landed.total(), "resumed": chaos.resumed.total(), "lost": chaos.account.lost, "doubled": chaos.account.doubled,
+        "faults": chaos.landed.total(), "resumed": chaos.resumed.total(), "lost": chaos.account.lost,
+        "doubled": chaos.account.doubled,
         "differing_artifacts": len(chaos.account.differing), "problems": chaos.account.problems, "seed": chosen.seed,
         "kinds": dict(sorted(chaos.landed.items())), "seconds": round(time.monotonic() - chaos.began),
     }  # fmt: skip

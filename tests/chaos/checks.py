@@ -1,4 +1,5 @@
-"""What must hold in the end: every artifact has the bytes of an undisturbed run, no row is lost or there twice, nothing is left behind."""
+"""What must hold in the end: every artifact has the bytes of an undisturbed run, no row is lost or there twice, nothing
+is left behind."""
 
 from collections import Counter
 from collections.abc import Sequence

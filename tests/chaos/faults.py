@@ -1,4 +1,5 @@
-"""The faults of the storm: each strikes a run that is at work, once; False when there is nothing to strike at the moment."""
+"""The faults of the storm: each strikes a run that is at work, once; False when there is nothing to strike at the
+moment."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ class Striker:
         began = time.monotonic()
         code = self.flow.wait(HEAD_PATIENCE)
         self.chaos.say(
-            f"the flow {'hung' if code == -signal.SIGKILL else 'ended'} {time.monotonic() - began:.0f} s after its cluster was back"
+            f"the flow {'hung' if code == -signal.SIGKILL else 'ended'} {time.monotonic() - began:.0f} s "
+            "after its cluster was back"
         )
         return True
 

@@ -1,4 +1,5 @@
-"""Faults that need a scene of their own: falsified and poisoned shards, a full disk, storage that fails, clocks that disagree."""
+"""Faults that need a scene of their own: falsified and poisoned shards, a full disk, storage that fails, clocks that
+disagree."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def flipped_bits(chaos: Chaos) -> None:
 
 
 def poison(chaos: Chaos) -> None:
-    """A shard that cannot be read, whoever tries: the stage says which, and goes on where it was once its input is mended."""
+    """A shard that cannot be read, whoever tries: the stage says which, and goes on where it was once its input is
+    mended."""
     store, flow = _copy(chaos, "poison")
     for stage in ("image-screen", "image-embed"):
         store.artifact(chaos.plan.node(stage)).remove()

@@ -1,4 +1,5 @@
-"""What the faults strike: a Ray cluster of several nodes, a Prefect server, a run as its own process. All on loopback, all ended by pid."""
+"""What the faults strike: a Ray cluster of several nodes, a Prefect server, a run as its own process. All on loopback,
+all ended by pid."""
 
 import os
 import signal

@@ -53,7 +53,8 @@ class FaultyS3:
     def _call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with self._lock:
             self.calls += 1
-            # The demo's web lies there too, but is no storage: a picture that does not come is a failed row, and counted.
+            # The demo's web lies there too, but is no storage: a picture that does not come is a failed row, and
+            # counted.
             drawn = self._rng.random() if "/site/" not in environ["PATH_INFO"] else 1.0
             self.failed += drawn < self.errors + self.hangs
         if drawn < self.errors:

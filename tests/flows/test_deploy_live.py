@@ -1,4 +1,5 @@
-"""On real servers: Prefect's behind a password, a worker, and a Ray cluster that takes jobs; all on loopback, ended by their ids."""
+"""On real servers: Prefect's behind a password, a worker, and a Ray cluster that takes jobs; all on loopback, ended by
+their ids."""
 
 import base64
 import json

@@ -1,4 +1,5 @@
-"""The image stages as the graph builds them, on a real Ray: real rows without a network, and duplicates across tables."""
+"""The image stages as the graph builds them, on a real Ray: real rows without a network, and duplicates across
+tables."""
 
 import dataclasses
 import socket

@@ -1,4 +1,5 @@
-"""What infra/ offers to start elsewhere is what those who start it accept: Ray's launcher, Kubernetes' schemas, bash, Prefect, Grafana."""
+"""What infra/ offers to start elsewhere is what those who start it accept: Ray's launcher, Kubernetes' schemas, bash,
+Prefect, Grafana."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""Artifacts on S3-compatible storage, over HTTP: published without a rename, read by others at once, checked as on a disk."""
+"""Artifacts on S3-compatible storage, over HTTP: published without a rename, read by others at once, checked as on a
+disk."""
 
 import gc
 import os

@@ -60,7 +60,8 @@ def any_store(request: pytest.FixtureRequest) -> Store:
 
 
 def test_old_artifacts_go_and_what_is_needed_stays(small_recipe: Recipe, store: Store) -> None:
-    # `finished` has whole seconds: equal ones are told apart by fingerprint, so the newest is not known here; the current always stays.
+    # `finished` has whole seconds: equal ones are told apart by fingerprint, so the newest is not known here; the
+    # current always stays.
     versions = [built(dataclasses.replace(small_recipe, seed=seed), store) for seed in (1, 2, 3)]
     plan, *now = versions[1]
     other = dataclasses.replace(small_recipe, name="other", seed=1)

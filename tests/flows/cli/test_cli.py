@@ -142,8 +142,11 @@ def test_every_example_of_the_help_is_a_command(example: str) -> None:
 
 def test_the_oracles_figures_are_lines_for_a_person() -> None:
     verdict = {
-        "colour": 1.0, "shape": 2 / 3, "motion_ratio": 0.594, "motion_ratio_time_off": None, "chance_colour": 1 / 6, "chance_shape": 1 / 3,
-        "intervals": {"colour": [1, 1], "shape": [0.458, 0.833], "motion_ratio": [0.512, 0.667], "motion_ratio_time_off": None},
+        "colour": 1.0, "shape": 2 / 3, "motion_ratio": 0.594, "motion_ratio_time_off": None,
+        "chance_colour": 1 / 6, "chance_shape": 1 / 3,
+        "intervals": {
+            "colour": [1, 1], "shape": [0.458, 0.833], "motion_ratio": [0.512, 0.667], "motion_ratio_time_off": None,
+        },
     }  # fmt: skip
     assert [" ".join(line.split()) for line in oracle_lines(verdict)] == [
         "colour as asked 100% [100%, 100%], by chance 17%",

@@ -1,6 +1,7 @@
 """A stage whose workers, nodes and driver are killed with -9 again and again: its set comes out as if nothing had been.
 
-The cluster is one of Ray's own for tests, several nodes on this machine; the driver is a process of its own (this file as a script).
+The cluster is one of Ray's own for tests, several nodes on this machine; the driver is a process of its own (this file
+as a script).
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""The lease: of all who want to build one artifact, one does, on any storage; the dead are followed, the living never."""
+"""The lease: of all who want to build one artifact, one does, on any storage; the dead are followed, the living
+never."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""A download stage on a real Ray and a loopback web that is down for some, then mends: only what failed in passing is tried again."""
+"""A download stage on a real Ray and a loopback web that is down for some, then mends: only what failed in passing is
+tried again."""
 
 import dataclasses
 import io
@@ -193,6 +194,7 @@ def test_joined_counts_balance() -> None:
         "retried": {"dns": 4},
     }
     after = joined_counts(before, retry)
-    assert after == {"rows_in": 10, "rows_out": 5, "dropped": {"opted_out": 2}, "failed": {"http_404": 2, "timeout": 1}, "bytes": 50,
+    assert after == {"rows_in": 10, "rows_out": 5, "dropped": {"opted_out": 2}, "failed": {"http_404": 2, "timeout": 1},
+                     "bytes": 50,
                      "recovered": 2}  # fmt: skip
     assert not list(unbalanced(after))

@@ -177,7 +177,8 @@ def test_actors_come_when_the_cluster_has_grown(job: Job, tmp_path: Path, monkey
 
 @dataclass(frozen=True)
 class Hangs(Fault):
-    """One execution of shard 00007 never ends: it is stopped, or waits for the other copy's marker, spoils its bytes, and sleeps."""
+    """One execution of shard 00007 never ends: it is stopped, or waits for the other copy's marker, spoils its bytes,
+    and sleeps."""
 
     execution: int = 0  # which of them
     markers: str = ""  # where to wait for the other copy; nothing: the process is stopped
@@ -268,18 +269,16 @@ def test_a_full_disk_is_not_tried_again(job: Job, tmp_path: Path) -> None:
 
 
 def test_a_shard_under_the_floor_is_tried_again(job: Job, tmp_path: Path) -> None:
-    """As when a killed driver takes the network with it: the orphaned worker must not commit what it could not fetch."""
+    """As when a killed driver takes the network with it: the orphaned worker must not commit what it could not
+    fetch."""
 
     @dataclass(frozen=True)
     class Offline(Fault):
         def __call__(self, name: str) -> ShardOutput:
             first = not list(Path(self.tries).glob(f"{name}.*"))
             output = super().__call__(name)
-            return (
-                ShardOutput({"rows_in": 10, "rows_out": 0, "dropped": {}, "failed": {"reset": 10}}, ())
-                if first
-                else output
-            )
+            failed = {"rows_in": 10, "rows_out": 0, "dropped": {}, "failed": {"reset": 10}}
+            return ShardOutput(failed, ()) if first else output
 
     outcome = shard_map(job, Offline(job.out, str(tmp_path / "tries")), NAMES, success_floor=0.5)
     assert outcome.counts["failed"] == {}

@@ -20,7 +20,8 @@ from mav.recipes.reader import load_recipe
 from mav.storage import MANIFEST
 
 TABLE = {
-    "image-metadata", "image-download", "clip", "image-screen", "image-embed", "video-shards", "train-prior", "train-decoder",
+    "image-metadata", "image-download", "clip", "image-screen", "image-embed", "video-shards", "train-prior",
+    "train-decoder",
     "train-sr-low", "train-sr-high", "train-decoder-video", "train-interpolation", "train-sr-low-video", "generate",
     "evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "human-study", "report",
 }  # fmt: skip
@@ -69,7 +70,8 @@ def test_the_graph_has_every_stage_and_the_papers_order() -> None:
 
 
 def test_text_never_meets_motion_in_the_graph() -> None:
-    """No video stage has an input that carries captions: they see clips, image networks and the CLIP, never the image-text shards."""
+    """No video stage has an input that carries captions: they see clips, image networks and the CLIP, never the
+    image-text shards."""
     nodes = make_a_video(load_recipe("demo")).nodes
     for name in ("video-shards", "train-decoder-video", "train-interpolation", "train-sr-low-video"):
         direct = {node.name for node in nodes[name].inputs}
