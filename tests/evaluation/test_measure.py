@@ -153,7 +153,7 @@ def test_real_features_are_kept_by_what_shapes_them(tmp_path, networks, folders)
     assert real_chunks() == 1
     provenance = [Folder(str(path)).read_json("provenance.json") for path in (tmp_path / "cache").iterdir()]
     assert len(provenance) == 3
-    assert all(p["networks"]["demo"] == networks.facts()["demo"]["sha256"] and p["videos"] == 8 for p in provenance)
+    assert all(p["networks"]["demo"] == networks.describe()["demo"]["sha256"] and p["videos"] == 8 for p in provenance)
 
 
 def test_long_features_take_the_jackknife(tmp_path, networks, folders, monkeypatch):
