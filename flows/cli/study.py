@@ -86,7 +86,7 @@ def serve(
     """Serve the rating page until Ctrl-C. Every answer is on the disk before the next question is shown."""
     import uvicorn
 
-    from mav.study.server import make_app
+    from mav.study.rating_server import make_app
 
     database, folder = _open(study, votes)
     frozen = database.study
@@ -116,7 +116,7 @@ def report(
     json_: Json = False,
 ) -> None:
     """Say who was preferred, how sure that is and how well raters agreed; write the votes and completion codes as CSV."""
-    from mav.study.report import report_study
+    from mav.study.results import report_study
 
     database, folder = _open(study, votes, make=False)
     target = out or folder

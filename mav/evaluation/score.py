@@ -54,7 +54,7 @@ class Scorer:
     # --------------------------------------------------------------------------------------------------- distances
 
     def _rows(self, features: Features, metric: str) -> np.ndarray:
-        """Returns (n, F, d) features of the readable videos: one row of a clip or, for picture metrics, of each frame."""
+        """Returns (n, F, d) features of the readable videos: one row a clip or, for picture metrics, a row a frame."""
         array = _by_clip(features.load(self.protocol.features[metric])[1], metric)
         return array[:, None] if array.ndim == 2 else array
 

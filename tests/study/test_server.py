@@ -184,7 +184,7 @@ def test_fifty_raters_on_three_hundred_pairs_through_five_kills(tmp_path):
 def client(tmp_path_factory):
     from starlette.testclient import TestClient
 
-    from mav.study.server import make_app
+    from mav.study.rating_server import make_app
 
     root = tmp_path_factory.mktemp("fuzz")
     study = make_study(root / "study", 4, 4)

@@ -25,7 +25,7 @@ from mav.study.agreement import (
     sign_test,
     wilson,
 )
-from mav.study.report import report_study
+from mav.study.results import report_study
 from mav.study.study import Pair, freeze, freeze_study, pairs_of
 from mav.study.votes import RefusedError, Study, Votes
 
