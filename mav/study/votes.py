@@ -150,7 +150,7 @@ class Votes:
     # ------------------------------------------------------------------------------------------------------- raters
 
     def invite(self, count: int) -> list[str]:
-        """Makes raters until there are `count`; returns the tokens of the new ones, which are stored only as digests."""
+        """Makes raters until there are `count`; returns the tokens of the new ones, which are stored as digests."""
         with self._transaction() as db:
             present = db.execute("SELECT COUNT(*) FROM raters").fetchone()[0]
             tokens = [secrets.token_urlsafe(18) for _ in range(count - present)]
@@ -226,7 +226,7 @@ class Votes:
     # ------------------------------------------------------------------------------------------------------ answers
 
     def vote(self, token: str, item: str, question: str, answer: str, milliseconds: int) -> dict[str, Any]:
-        """Stores an answer and returns the next question. An answer that is repeated after a lost connection is ignored.
+        """Stores an answer and returns the next question. A repeated answer, as after a lost connection, is ignored.
 
         Raises RefusedError when it is not the present question, or was answered differently before.
         """
