@@ -19,7 +19,8 @@ os.environ.setdefault(
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 configure_environment()
 sys.path += [
-    str(Path(__file__).parent / folder) for folder in ("data", "data/fetching", "evaluation", "training")
+    str(Path(__file__).parent / folder)
+    for folder in ("data", "data/fetching", "evaluation", "report", "study", "training")
 ]  # what tests there share
 
 LONG = ("test_end_to_end", "test_killed_stages", "test_deploy_live")

@@ -242,8 +242,8 @@ def test_the_table_carries_protocol_count_interval_and_weights(mav, monkeypatch,
     arguments += ["--recipe", "tiny", "--samples", "6"]
     code, out, _ = mav(*arguments)
     assert code == 0
-    for words in ("these videos", "[", "msrvtt-demo v1", "Make-A-Video", "msrvtt-paper", "0.3049", "5 of 6 readable (1 missing)",
-                  "sha256", "not with the published"):  # fmt: skip
+    for words in ("these videos", "[", "msrvtt-demo v1", "Make-A-Video", "msrvtt-paper", "0.3049",
+                  "5 of 6 readable (1 missing)", "sha256", "not with the published"):  # fmt: skip
         assert words in out, words
     code, out, _ = mav(*arguments, "--json")
     assert json.loads(out)["metrics"]["fid"]["low"] <= json.loads(out)["metrics"]["fid"]["value"]
