@@ -14,7 +14,7 @@ from mav.study.votes import Votes
 
 
 class Rater(threading.Thread):
-    """A simulated person who asks again after lost connections, sometimes sends an answer twice, and remembers replies."""
+    """A simulated person who repeats lost requests, sometimes sends an answer twice, and remembers the replies."""
 
     def __init__(self, port, token, study, seed):
         super().__init__()
