@@ -73,20 +73,15 @@ def measure(
         "notes": [*asked.notes, *departures],
         "metrics": metrics,
         "networks": weights,
-        "features": _one_line(weights),
+        "features": {  # the networks as the three fields that the report prints
+            "name": ", ".join(network["name"] for network in weights.values()),
+            "sha256": " ".join(network["sha256"] for network in weights.values()),
+            "note": "; ".join(dict.fromkeys(network["note"] for network in weights.values())),
+        },
         "comparable": all(each["comparable"] for each in weights.values()) and not departures,
     }
     out.write_json(RESULT, result)
     return result
-
-
-def _one_line(weights: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Returns the networks of a result as the three fields that the report prints."""
-    return {
-        "name": ", ".join(network["name"] for network in weights.values()),
-        "sha256": " ".join(network["sha256"] for network in weights.values()),
-        "note": "; ".join(dict.fromkeys(network["note"] for network in weights.values())),
-    }
 
 
 def flat(result: dict[str, Any]) -> dict[str, Any]:

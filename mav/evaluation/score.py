@@ -51,8 +51,6 @@ class Scorer:
                 found[name] = {"value": None, "low": None, "high": None, "reason": str(error), "network": network}
         return found
 
-    # --------------------------------------------------------------------------------------------------- distances
-
     def _rows(self, features: Features, metric: str) -> np.ndarray:
         """Returns (n, F, d) features of the readable videos: one row a clip or, for picture metrics, a row a frame."""
         array = _by_clip(features.load(self.protocol.features[metric])[1], metric)
@@ -91,8 +89,6 @@ class Scorer:
         value, error = kernel_distance(_spread(self.ours, network, metric), _spread(self._reference(), network, metric))
         low, high = value - NORMAL * error, value + NORMAL * error
         return estimate(value, low, high, interval="standard error of a U-statistic")
-
-    # ----------------------------------------------------------------------------------------- scores of each video
 
     def _inception(self, metric: str) -> dict[str, Any]:
         probabilities, splits = self._classes(self.ours, metric), self.protocol.splits

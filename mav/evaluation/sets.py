@@ -8,8 +8,9 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -46,13 +47,12 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
         return BenchmarkSet(tuple(text for text, _ in read_prompts(prompts)[: samples or None]))
     if folder is None:
         raise UserError(f"{protocol.benchmark} needs the real set's folder: name it with --real.")
-    present = _videos_by_name(folder)
     if protocol.benchmark == "ucf101":
         classes = read_ucf101(folder, protocol.split)
         note = f"sentences made from the class names: {SENTENCES} is not there"
         return BenchmarkSet(
             tuple(classes[index].sentence for index in allot(classes, samples)),
-            tuple(_place(path, present) for c in classes for path in c.clips),
+            _located(folder, [path for c in classes for path in c.clips]),
             tuple(c.sentence for c in classes for _ in c.clips),
             tuple(c.sentence for c in classes),
             () if folder.exists(SENTENCES) else (note,),
@@ -65,24 +65,17 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
         raise UserError(f"{folder.url} lists no test clip with a caption: bring one of {', '.join(MSRVTT_FILES)}.")
     return BenchmarkSet(
         tuple(texts[: samples or None]),
-        tuple(_place(clip.path, present) for clip in clips),
+        _located(folder, [clip.path for clip in clips]),
         tuple(clip.captions[0] if clip.captions else "" for clip in clips),
         notes=tuple(notes),
     )
 
 
-def _stem(path: str) -> str:
-    return posixpath.splitext(posixpath.basename(path))[0].lower()
-
-
-def _videos_by_name(folder: Folder) -> dict[str, str]:
-    """Returns lower-case stem -> path of every video below the folder, because sets are unpacked in many layouts."""
+def _located(folder: Folder, paths: Sequence[str]) -> tuple[str, ...]:
+    """Returns the listed videos where they are below the folder, because sets are unpacked in many layouts."""
     names = [name for name in folder.names() if name.lower().endswith(VIDEO_ENDINGS)]
-    return {_stem(name): name for name in reversed(names)}
-
-
-def _place(path: str, present: Mapping[str, str]) -> str:
-    return present.get(_stem(path), path)
+    present = {PurePosixPath(name).stem.lower(): name for name in reversed(names)}
+    return tuple(present.get(PurePosixPath(path).stem.lower(), path) for path in paths)
 
 
 # ---------------------------------------------------------------------------------------------------------- UCF-101

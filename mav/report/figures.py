@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
 from html import escape
 
 NODE_WIDTH, NODE_HEIGHT = 188, 46
@@ -35,7 +36,9 @@ def graph(inputs: Mapping[str, Sequence[str]], states: Mapping[str, str], second
     """Draws the stages from top to bottom, each below all that it needs. Edges that others imply are left out."""
     # Rows of boxes and lanes, and their places.
     inputs = {name: [up for up in ups if up in inputs] for name, ups in inputs.items()}
-    above = {name: _ancestors(name, inputs) for name in inputs}
+    above: dict[str, set[str]] = {}
+    for name in TopologicalSorter(inputs).static_order():
+        above[name] = set(inputs[name]).union(*(above[up] for up in inputs[name]))
     every = [(up, name, ups) for name, ups in inputs.items() for up in ups]
     edges = [(up, name) for up, name, ups in every if not any(up in above[other] for other in ups if other != up)]
     rows, segments = _layers(inputs, edges)
@@ -73,17 +76,6 @@ def graph(inputs: Mapping[str, Sequence[str]], states: Mapping[str, str], second
     return _svg("graph", f"{width:.0f} {height:.0f}", "Stages and what they need", parts)
 
 
-def _ancestors(name: str, inputs: Mapping[str, Sequence[str]]) -> set[str]:
-    found: set[str] = set()
-    pending = list(inputs.get(name, ()))
-    while pending:
-        up = pending.pop()
-        if up not in found:
-            found.add(up)
-            pending += inputs.get(up, ())
-    return found
-
-
 def _width(name: str) -> float:
     return LANE_WIDTH if "|" in name else NODE_WIDTH
 
@@ -97,14 +89,9 @@ def _layers(
     rows has a lane in each row between, named `from|row`, so that it crosses no box; the edges of one stage share it.
     """
     depth: dict[str, int] = {}
-
-    def measure(name: str) -> int:
-        if name not in depth:
-            depth[name] = 1 + max((measure(up) for up in inputs[name]), default=-1)
-        return depth[name]
-
-    levels = 1 + max((measure(name) for name in inputs), default=-1)
-    rows = [[name for name in inputs if depth[name] == level] for level in range(levels)]
+    for name in TopologicalSorter(inputs).static_order():
+        depth[name] = 1 + max((depth[up] for up in inputs[name]), default=-1)
+    rows = [[name for name in inputs if depth[name] == level] for level in sorted(set(depth.values()))]
     segments: dict[tuple[str, str], None] = {}
     for up, name in edges:
         lanes = [f"{up}|{level}" for level in range(depth[up] + 1, depth[name])]

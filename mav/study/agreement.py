@@ -84,26 +84,10 @@ def cluster_bootstrap(clusters: Sequence[tuple[float, float]], draws: int = 2000
 
 
 def connected(wins: Mapping[tuple[str, str], float]) -> bool:
-    """Says whether every system has won, directly or through others, against every other.
-
-    Otherwise no finite strengths fit.
-    """
+    """Says whether every system has won, directly or through others, against every other; else no strengths fit."""
     systems = sorted({name for pair in wins for name in pair})
-    if not systems:
-        return False
-    beats = {name: {other for (one, other), count in wins.items() if one == name and count > 0} for name in systems}
-    loses = {name: {other for other in systems if name in beats[other]} for name in systems}
-
-    def reached(edges: Mapping[str, set[str]]) -> int:
-        """Returns how many systems the first one reaches."""
-        seen, queue = {systems[0]}, [systems[0]]
-        while queue:
-            new = edges[queue.pop()] - seen
-            seen |= new
-            queue += new
-        return len(seen)
-
-    return reached(beats) == reached(loses) == len(systems)
+    beats = np.array([[a == b or wins.get((a, b), 0) > 0 for b in systems] for a in systems], np.float64)
+    return bool(systems) and bool(np.linalg.matrix_power(beats, len(systems)).all())
 
 
 def bradley_terry(wins: Mapping[tuple[str, str], float], rounds: int = 100) -> dict[str, float]:

@@ -107,8 +107,8 @@ def pairs_of(
     """Returns pairs of every two systems on the prompts of which both have a video.
 
     With a `count`, this number is drawn by seed and shared out among the systems. The videos of a system are numbered
-    as the prompts (00042.mp4), or `videos.json` says which file has which prompt. Raises UserError when two systems have
-    no prompt in common, or a video cannot be read.
+    as the prompts (00042.mp4), or `videos.json` says which file has which prompt. Raises UserError when two systems
+    have no prompt in common, or a video cannot be read.
     """
     if len(systems) < 2:
         raise UserError("A study compares systems: name at least two as --system NAME=DIR.")

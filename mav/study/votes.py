@@ -147,8 +147,6 @@ class Votes:
             db.execute("ROLLBACK")
             raise
 
-    # ------------------------------------------------------------------------------------------------------- raters
-
     def invite(self, count: int) -> list[str]:
         """Makes raters until there are `count`; returns the tokens of the new ones, which are stored as digests."""
         with self._transaction() as db:
@@ -164,8 +162,6 @@ class Votes:
         if row is None:
             raise RefusedError(401, UNKNOWN_LINK)
         return int(row[0]), str(row[1])
-
-    # ---------------------------------------------------------------------------------------------------- questions
 
     def next(self, token: str) -> dict[str, Any]:
         """Returns the present question {"state": "ask", ...}, or {"state": "end", "code"} when nothing is left."""
@@ -223,8 +219,6 @@ class Votes:
         db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row[0], rater, now + self.lease_seconds))
         return str(row[0])
 
-    # ------------------------------------------------------------------------------------------------------ answers
-
     def vote(self, token: str, item: str, question: str, answer: str, milliseconds: int) -> dict[str, Any]:
         """Stores an answer and returns the next question. A repeated answer, as after a lost connection, is ignored.
 
@@ -270,8 +264,6 @@ class Votes:
         if len(mirrored) >= SIDE_ANSWERS and same > len(mirrored) / 2:
             return f"answered {same} of {len(mirrored)} mirrored questions by side"
         return ""
-
-    # ------------------------------------------------------------------------------------------------------ reading
 
     def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Returns (votes, raters) as plain rows; a vote says whether its rating is complete."""
