@@ -93,10 +93,7 @@ def evaluate_oracle(
 
 
 def set_folder(named: str, name: str, inputs: dict[str, Folder]) -> Folder:
-    """Returns the folder of an evaluation set: the one that the recipe names, or the demo world's.
-
-    Raises UserError when there is neither.
-    """
+    """Returns an evaluation set: the recipe's folder, or the demo world's. Raises UserError when there is neither."""
     if named:
         return Folder(named)
     if "demo-world" in inputs:

@@ -38,10 +38,7 @@ class FrechetTo:
         self._gram = self._turned @ self._turned.T if len(self._x) < self._turned.shape[1] else None
 
     def __call__(self, weights: np.ndarray) -> float:
-        """Returns the distance when each video counts as often as its weight (n,) says.
-
-        Raises ValueError when fewer than two rows are left.
-        """
+        """Returns the distance when each video counts `weights` (n,) times. Raises ValueError below two rows."""
         w = np.repeat(np.asarray(weights, np.float64), self.rows)
         total = w.sum()
         if total < 2:

@@ -58,10 +58,7 @@ class Moments:
 
 
 def frechet(a: Moments, b: Moments, biased: bool = False) -> float:
-    """Returns the Frechet distance between two Gaussians.
-
-    tr (A B)^1/2 is the sum of the root eigenvalues of A^1/2 B A^1/2, which is symmetric.
-    """
+    """Returns the Frechet distance of two Gaussians; tr (A B)^1/2 comes from the symmetric A^1/2 B A^1/2."""
     first, second = a.covariance_by(biased), b.covariance_by(biased)
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
@@ -97,14 +94,11 @@ def frechet_sum(gap: np.ndarray, first: float, second: float, cross: float) -> f
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
-    """Returns exp of the mean KL divergence from class probabilities (n, k) to their mean, as a mean over splits.
-
-    A class that no video of a split shows has zero mean probability and adds nothing.
-    """
+    """Returns exp of the mean KL divergence from class probabilities (n, k) to their mean, averaged over splits."""
     p = np.asarray(probabilities, np.float64)
     scores = []
     for part in np.array_split(p, min(splits, len(p))):
-        mean = part.mean(axis=0)
+        mean = part.mean(axis=0)  # it is zero for a class that no video of the split shows, which adds nothing
         ratio = np.divide(part, mean, out=np.ones_like(part), where=(part > 0) & (mean > 0))
         scores.append(np.exp((part * np.log(ratio)).sum(axis=1).mean()))
     return float(np.mean(scores))
@@ -151,11 +145,8 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, block: int = 2048) -> tuple[fl
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the mean structural similarity of uint8 frames (F, H, W, 3), without a border of 5 pixels.
-
-    The window is Gaussian, of 11 pixels and sigma 1.5 (Wang et al. 2004).
-    """
-    radius, c1, c2 = 5, (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    """Returns the mean SSIM of uint8 frames (F, H, W, 3) with a Gaussian window of sigma 1.5 (Wang et al. 2004)."""
+    radius, c1, c2 = 5, (0.01 * 255) ** 2, (0.03 * 255) ** 2  # the window has 11 pixels; the border is left out
     if min(a.shape[1:3]) <= 2 * radius:
         raise ValueError(f"SSIM needs frames of more than {2 * radius} pixels a side, not {a.shape[1:3]}")
 

@@ -121,10 +121,7 @@ def central_indices(available: int, native: float, frames: int, fps: float) -> l
 
 
 def central_frames(video: bytes, frames: int, fps: float) -> np.ndarray:
-    """Returns uint8 frames (frames, H, W, 3) from the middle of a clip.
-
-    Raises ValueError when it cannot be read or holds fewer frames than asked for.
-    """
+    """Returns uint8 frames (frames, H, W, 3) from a clip's middle. Raises ValueError if it is broken or too short."""
     import decord
 
     reader = open_video(video)

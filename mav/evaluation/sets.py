@@ -78,9 +78,6 @@ def _located(folder: Folder, paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(present.get(PurePosixPath(path).stem.lower(), path) for path in paths)
 
 
-# ---------------------------------------------------------------------------------------------------------- UCF-101
-
-
 @dataclass(frozen=True)
 class UcfClass:
     """A class of UCF-101: its sentence and its clips of the split."""
@@ -96,7 +93,9 @@ def read_ucf101(folder: Folder, split: str = "train") -> list[UcfClass]:
     Lists may end lines in CRLF and may spell HandStandPushups in either way. Without class_prompts.txt, the sentence of
     a class is its name in words.
     """
-    names = [line.split(maxsplit=1)[-1] for line in _lines(folder, "classInd.txt")]
+    names = [
+        line.split(maxsplit=1)[-1] for line in _lines(folder, "classInd.txt")
+    ]
     if folder.exists(SENTENCES):
         sentences = _lines(folder, SENTENCES)
     else:
@@ -117,21 +116,16 @@ def read_ucf101(folder: Folder, split: str = "train") -> list[UcfClass]:
 
 
 def allot(classes: Sequence[UcfClass], samples: int) -> list[int]:
-    """Returns the class indices of `samples` videos in the proportions of the training clips.
-
-    It rounds by largest remainders; of equal ones the earlier class comes first.
-    """
+    """Returns the class indices of `samples` videos in proportion to the training clips, by largest remainders."""
     sizes = np.array([len(c.clips) for c in classes], np.float64)
     if sizes.sum() == 0:
         raise UserError("The UCF-101 training list is empty: bring trainlist01.txt and the clips it names.")
     exact = sizes / sizes.sum() * samples
     counts = np.floor(exact).astype(int)
+    # The sort is stable: of equal remainders, the earlier class comes first.
     for index in np.argsort(-(exact - counts), kind="stable")[: samples - counts.sum()]:
         counts[index] += 1
     return [index for index, count in enumerate(counts) for _ in range(count)]
-
-
-# ---------------------------------------------------------------------------------------------------------- MSR-VTT
 
 
 @dataclass(frozen=True)
@@ -178,9 +172,6 @@ def _msrvtt_csv(folder: Folder) -> list[MsrvttClip]:
     listed = json.loads(folder.read_bytes(MSRVTT_LIST)) if folder.exists(MSRVTT_LIST) else []
     names = [*captions, *(str(video) for video in listed if video not in captions)]
     return [MsrvttClip(f"videos/{video}.mp4", (captions[video],) if video in captions else ()) for video in names]
-
-
-# ---------------------------------------------------------------------------------------------------------- prompts
 
 
 def read_prompts(file: Folder) -> list[tuple[str, str]]:

@@ -135,10 +135,7 @@ def compute(
     entries: Sequence[Entry], source: Folder, preparation: Preparation, networks: Networks, keep: Folder,
     report: Callable[[int, int], None] = lambda done, total: None, run: Runner = in_process,
 ) -> Features:  # fmt: skip
-    """Returns the features of all entries and computes those that `keep` does not have yet.
-
-    report(done, total) counts videos.
-    """
+    """Returns the features of all entries and computes those that `keep` lacks. report(done, total) counts videos."""
     # The folder: its name covers everything but the place of the videos.
     listed = [[entry.index, entry.file, _identity(source, entry.file)] for entry in entries]
     shaped = {

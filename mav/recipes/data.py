@@ -66,10 +66,7 @@ class ImageDownload:
 
 @section
 class VideoShards:
-    """`video-shards` reads WebVid CSV, HD-VILA jsonl or another list of videos and writes WebDataset tars of clips.
-
-    Every clip is validated and, by default, re-encoded.
-    """
+    """`video-shards` makes WebDataset tars of validated clips from WebVid CSV, HD-VILA jsonl or another list."""
 
     sources: tuple[str, ...] = ()  # paths or globs of CSV, jsonl or parquet lists; empty: the demo world's list
     files: str = ""  # folder that holds page_dir/videoid.mp4, or what a list's `path` names; empty: fetch the URLs

@@ -62,10 +62,7 @@ class ClipSection:
 
 @section
 class FpsCurriculum:
-    """Frame rates are drawn from a Beta distribution that moves from high to low fps during training.
-
-    The paper gives the idea (section 3.2); the parameters are this project's choice.
-    """
+    """Frame rates drawn from a Beta distribution that moves from high to low (paper 3.2; the parameters are ours)."""
 
     low: float = 1.0
     high: float = 30.0

@@ -111,9 +111,6 @@ def _layers(
     return rows or [[]], list(segments)
 
 
-# ----------------------------------------------------------------------------------------------------------- charts
-
-
 def curve(points: Points, label: str, held_out: Points = ()) -> str:
     """Draws a loss over samples, with a logarithmic axis where it falls far.
 

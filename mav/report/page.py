@@ -25,15 +25,11 @@ NETWORKS = {
     "train-sr-low-video": "SR_l^t, on clips",
 }
 TITLES = {"ucf101": "UCF-101, zero-shot", "msrvtt": "MSR-VTT, zero-shot", "interpolation": "Frame interpolation"}
-METRICS = {  # name, which way is better, digits
-    "fvd": ("FVD", "lower", 1),
-    "is": ("IS", "higher", 2),
-    "fid": ("FID", "lower", 2),
-    "clipsim": ("CLIPSIM", "higher", 4),
-    "psnr": ("F^ PSNR", "higher", 2),
-    "psnr_blend": ("Blending", "", 2),
+METRICS = {  # title, which way is better, digits
+    "fvd": ("FVD", "lower", 1), "is": ("IS", "higher", 2), "fid": ("FID", "lower", 2),
+    "clipsim": ("CLIPSIM", "higher", 4), "psnr": ("F^ PSNR", "higher", 2), "psnr_blend": ("Blending", "", 2),
     "psnr_gain": ("Gain", "higher", 2),
-}
+}  # fmt: skip
 WORDS = 30  # number of toxic phrases that are shown
 YARDSTICKS = {
     "real_halves": "real clips, one half against the other",
@@ -95,16 +91,9 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": figures.duration, "number": _number, "percent": percent}
+    environment.filters |= {"duration": figures.duration, "number": lambda n: f"{n:,}".replace(",", "\u202f")}
+    environment.filters["percent"] = lambda share: "no" if share is None else f"{100 * share:.0f} %"
     return environment.get_template("page.html").render(context).encode(), len(clips)
-
-
-def percent(share: float | None) -> str:
-    return "no" if share is None else f"{100 * share:.0f} %"
-
-
-def _number(number: int) -> str:
-    return f"{number:,}".replace(",", "\u202f")
 
 
 def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:

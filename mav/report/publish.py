@@ -33,10 +33,7 @@ def write_release(
 
 
 def push(folder: Folder, repository: str, token: str) -> str:
-    """Uploads the folder to a hub repository, which is made if there is none, and returns its address.
-
-    Raises UserError when the hub refuses.
-    """
+    """Uploads the folder to a hub repository, made if needed, and returns its address. Raises UserError if refused."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -70,10 +70,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def cluster_bootstrap(clusters: Sequence[tuple[float, float]], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Returns the 95 % interval of sum(wins) / sum(count) over clusters (wins, count).
-
-    Whole clusters are resampled, because the ratings of one item are not independent.
-    """
+    """Returns the 95 % interval of sum(wins) / sum(count), resampling whole clusters (wins, count) such as items."""
     table = np.asarray(clusters, np.float64).reshape(-1, 2)
     if len(table) == 0:
         return 0.0, 1.0

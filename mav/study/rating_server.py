@@ -115,10 +115,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _headers(page: str) -> dict[str, Any]:
-    """Returns headers that isolate the page: it may use only its own script and style and the clips of this server.
-
-    It sends no referrer, which would carry the token.
-    """
+    """Returns headers that allow only this page's script, style and clips, and no referrer, which has the token."""
 
     def digests(tag: str) -> str:
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

@@ -250,10 +250,7 @@ class Votes:
             return self._next(db, rater, code)
 
     def judge(self, votes: dict[tuple[str, str], str]) -> str:
-        """Applies the rule of the study to the answers of a rater, (item, question) -> side.
-
-        Returns the reason why the rater is left out, or ''.
-        """
+        """Returns why the study's rule leaves out a rater with these answers, (item, question) -> side, or ''."""
         key, checks = self.study.key, list(votes.items())
         missed = {item for (item, _), side in checks if key[item]["kind"] == "gold" and key[item][side] != "intact"}
         if len(missed) > GOLD_MISSES:

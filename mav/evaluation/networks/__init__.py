@@ -4,10 +4,7 @@ from torch import nn
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """Merges every batch norm `bn` into the convolution beside it, `conv` or `conv3d`; for evaluation only.
-
-    The results are equal up to rounding, and much less memory is read and written.
-    """
+    """Merges every batch norm `bn` into its convolution `conv` or `conv3d`, up to rounding; for evaluation only."""
     for unit in network.eval().modules():
         if isinstance(norm := getattr(unit, "bn", None), (nn.BatchNorm2d, nn.BatchNorm3d)):
             name = "conv" if hasattr(unit, "conv") else "conv3d"

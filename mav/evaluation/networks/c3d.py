@@ -36,10 +36,7 @@ class C3D(nn.Module):
 
 
 def prepare(video: Tensor) -> Tensor:
-    """Turns uint8 RGB (16, H, W, 3) into BGR (1, 3, 16, 112, 112), 0 to 255, by bilinear resizing with aligned corners.
-
-    The original resizes in the same way. Raises ValueError for another number of frames.
-    """
+    """Turns uint8 RGB (16, H, W, 3) into BGR (1, 3, 16, 112, 112), 0 to 255, resized with aligned corners."""
     if len(video) != FRAMES:
         raise ValueError(f"C3D takes {FRAMES} frames, not {len(video)}")
     x = video.flip(-1).permute(0, 3, 1, 2).float()

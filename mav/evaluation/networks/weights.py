@@ -88,10 +88,7 @@ I3D_BRANCHES = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "bra
 
 
 def find(network: str, folder: str) -> tuple[Path, str]:
-    """Returns the file of a network's weights in the folder, and its sha256.
-
-    Raises UserError that says how to get it when there is none, or when its digest is not the published one.
-    """
+    """Returns a network's file and its sha256. Raises UserError that says how to get it when it is missing or wrong."""
     name = network.removeprefix("clip ")
     known = PUBLISHED.get(network) or Published(network, {f"{name}.pt": ""}, "its authors'", "open_clip's list")
     files = {**known.files, f"{name}.safetensors": ""}
@@ -137,10 +134,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def rename(network: str, state: Mapping[str, Tensor], extra: np.ndarray | None = None) -> dict[str, Tensor]:
-    """Translates the names of a file into ours, as in the table above.
-
-    `extra` is the mean cube of C3D (1, 3, 16, 128, 171), where the weights have none.
-    """
+    """Translates names as in the table above. `extra` is the mean cube of C3D (1, 3, 16, 128, 171) of a second file."""
     if network == "i3d":
         return {_i3d_name(name): value for name, value in state.items()}
     if network == "c3d":
@@ -172,10 +166,7 @@ def _c3d_state(state: Mapping[str, Tensor], extra: np.ndarray | None) -> dict[st
 
 
 def load_network(network: str, folder: str, device: str = "cpu") -> tuple[nn.Module, str]:
-    """Returns I3D, C3D or Inception with its weights and folded batch norms, and the sha256 of the weights.
-
-    Raises UserError as `find` does, or when the file lacks names or has other shapes.
-    """
+    """Returns a network with its weights, batch norms folded, and their sha256. Raises UserError for a wrong file."""
     # The file, under our names.
     path, digest = find(network, folder)
     extra, known = None, PUBLISHED[network]

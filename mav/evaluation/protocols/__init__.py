@@ -55,10 +55,7 @@ class Protocol:
         return tuple(dict.fromkeys(name for name in self.features.values() if name != "none"))
 
     def preparation(self, recipe: Recipe | None) -> Preparation:
-        """Returns the preparation. The demo's protocols take some values from the recipe.
-
-        Raises UserError when such a protocol is given no recipe.
-        """
+        """Returns the preparation; a demo's takes values from the recipe. Raises UserError when that is missing."""
         words: dict[str, float] = {"native": 0}
         if recipe is not None:
             words |= {"cascade.frames": recipe.cascade.frames, "generate.fps": recipe.generate.fps,
