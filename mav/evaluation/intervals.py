@@ -1,12 +1,12 @@
 """The uncertainty of a number: 95 % intervals over videos, and a Frechet distance extrapolated to endless videos."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from mav.evaluation.metrics import Moments, around, bootstrap, frechet_sum, root_eigenvalues
+from mav.evaluation.metrics import Moments, Statistic, around, bootstrap, frechet_sum, root_eigenvalues
 
 NORMAL = 1.959964  # the 97.5 % point of the normal distribution
 GROUPS = 20  # number of groups of the jackknife
@@ -117,9 +117,7 @@ def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False
     return value, max(float(value - NORMAL * error), 0.0), float(value + NORMAL * error)
 
 
-def bootstrapped(
-    statistic: Callable[[np.ndarray], float], count: int, draws: int, seed: int, of: str = "videos"
-) -> dict[str, Any]:
+def bootstrapped(statistic: Statistic, count: int, draws: int, seed: int, of: str = "videos") -> dict[str, Any]:
     """Returns `statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results store it."""
     low, high = bootstrap(statistic, count, draws, seed)
     return estimate(statistic(np.arange(count)), low, high, interval=f"bootstrap of {of}, {draws} draws")

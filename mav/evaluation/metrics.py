@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+Statistic = Callable[[np.ndarray], float]  # a number from the rows (integers) of some videos
+
 
 @dataclass
 class Moments:
@@ -163,12 +165,10 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], count: int, draws: int = 200, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap(statistic: Statistic, count: int, draws: int = 200, seed: int = 0) -> tuple[float, float]:
     """Returns the 95 % interval of `statistic(rows)` when `count` videos are resampled with replacement.
 
-    `rows` is an array of integers. Resampling repeats videos, which biases a Frechet distance upwards and would move
+    Resampling repeats videos, which biases a Frechet distance upwards and would move
     plain percentiles away from the estimate. The spread of the draws around their own median is therefore laid around
     the estimate on all videos. Draws that are not finite are left out.
     """

@@ -93,9 +93,7 @@ def read_ucf101(folder: Folder, split: str = "train") -> list[UcfClass]:
     Lists may end lines in CRLF and may spell HandStandPushups in either way. Without class_prompts.txt, the sentence of
     a class is its name in words.
     """
-    names = [
-        line.split(maxsplit=1)[-1] for line in _lines(folder, "classInd.txt")
-    ]
+    names = [line.split(maxsplit=1)[-1] for line in _lines(folder, "classInd.txt")]
     if folder.exists(SENTENCES):
         sentences = _lines(folder, SENTENCES)
     else:

@@ -1,4 +1,4 @@
-"""The benchmarks and the study on a small demo world, with a cascade that draws what it is told."""
+"""The benchmarks and the study on a small demo world, with a cascade that draws what the prompt says."""
 
 import dataclasses
 import re

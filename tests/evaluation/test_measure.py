@@ -1,4 +1,4 @@
-"""Anybody's folder of videos measured: what is wrong with one is counted, resume, the cache, and the command."""
+"""A folder of any system's videos is measured: failures are counted, runs resume, features are cached."""
 
 import dataclasses
 import json
@@ -208,7 +208,7 @@ def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nonsense", "--videos", "."], "ucf101, msrvtt"),
         (["ucf101", "--videos", "gone"], "gone is not there"),
@@ -220,11 +220,11 @@ def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_
         (["ucf101", "--videos", ".", "--metric", "lpips"], "no metric 'lpips'"),
     ],
 )
-def test_a_wrong_command_is_one_sentence(mav, monkeypatch, tmp_path, arguments, told):
+def test_a_wrong_command_is_one_sentence(mav, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, error = mav("evaluate", *arguments)
     assert code == 2
-    assert told in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
 
 

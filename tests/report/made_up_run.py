@@ -62,11 +62,11 @@ def make_run(root, videos=6, size=32, frames=8):
             tar.add(f"{i:015d}", {"jpg": buffer.getvalue(), "txt": scene.caption(i).encode(), "json": b"{}"})
     with folders["video-shards"].create("00000.tar") as file, TarWriter(file) as tar:
         for i in range(10):
-            facts = {"fps": 24.0, "frames": 12, "width": 32, "height": 32, "seconds": 0.5, "videoid": str(i)}
-            facts |= {"times": [0]} if i else {}
+            metadata = {"fps": 24.0, "frames": 12, "width": 32, "height": 32, "seconds": 0.5, "videoid": str(i)}
+            metadata |= {"times": [0]} if i else {}
             tar.add(
                 f"{i:010d}",
-                {"mp4": encode_mp4(draw_clip(scenes[i], 32, 12, 24), 24), "json": json.dumps(facts).encode()},
+                {"mp4": encode_mp4(draw_clip(scenes[i], 32, 12, 24), 24), "json": json.dumps(metadata).encode()},
             )
     ledger = [{"key": "0", "status": "failed", "fps": None, "frames": None}]
     ledger += [{"key": str(i), "status": "ok", "fps": 24.0, "frames": 12} for i in range(1, 11)]
@@ -126,14 +126,14 @@ def make_run(root, videos=6, size=32, frames=8):
     features = {"name": "demo encoder (the run's own CLIP)", "sha256": "ab" * 32, "note": note}
 
     def result(stage, protocol, values, encoder=features):
-        facts = {n: {"value": v, "low": v * 0.8, "high": v * 1.2} | more for n, v, more in values}
+        estimates = {n: {"value": v, "low": v * 0.8, "high": v * 1.2} | more for n, v, more in values}
         data = {
             "benchmark": load_protocol(protocol).benchmark,
             "protocol": vars(load_protocol(protocol)),
             "samples": 24,
             "real": 95,
         }
-        data |= {"real_failed": {"unreadable": 1}, "metrics": facts, "features": encoder, "comparable": False}
+        data |= {"real_failed": {"unreadable": 1}, "metrics": estimates, "features": encoder, "comparable": False}
         folders[stage].write_json("result.json", data)
 
     result("evaluate-ucf101", "ucf101-demo", [("fvd", 0.31, {"real_halves": 0.06}), ("is", 9.4, {"real": 17.2})])
@@ -152,7 +152,7 @@ def make_run(root, videos=6, size=32, frames=8):
 
     views = []
     for number, (name, inputs) in enumerate(GRAPH.items()):
-        facts = {
+        manifest = {
             "stage": name,
             "version": 1,
             "fingerprint": f"{number:02d}" * 32,
@@ -160,12 +160,12 @@ def make_run(root, videos=6, size=32, frames=8):
             "config": {},
             "inputs": {},
         }
-        facts |= {
+        manifest |= {
             "counts": counts.get(name, {}),
             "metrics": metrics.get(name, {}),
             "software": {"torch": "2.13.0", "ray": "2.60.0"},
         }
-        facts["seconds"] = 3.0 * (number % 7) ** 2 + 2
-        artifact = Artifact.publish(folders[name], finished="2026-01-01T00:00:00+00:00", **facts)
-        views.append(StageView(name, facts["fingerprint"], list(inputs), artifact, "done", facts["seconds"]))
+        manifest["seconds"] = 3.0 * (number % 7) ** 2 + 2
+        artifact = Artifact.publish(folders[name], finished="2026-01-01T00:00:00+00:00", **manifest)
+        views.append(StageView(name, manifest["fingerprint"], list(inputs), artifact, "done", manifest["seconds"]))
     return views

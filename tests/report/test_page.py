@@ -46,14 +46,14 @@ class Reader(HTMLParser):
 
 
 def read(views, tmp_path):
-    facts = write_report(RECIPE, views, Folder(str(tmp_path)))
+    summary = write_report(RECIPE, views, Folder(str(tmp_path)))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert facts["bytes"] == len(page.encode())
-    return page, Reader(page), facts
+    assert summary["bytes"] == len(page.encode())
+    return page, Reader(page), summary
 
 
 def test_one_file_with_everything_in_it(views, tmp_path):
-    page, reader, facts = read(views, tmp_path)
+    page, reader, summary = read(views, tmp_path)
     assert not reader.wrong
     assert not reader.open
     assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
@@ -62,7 +62,7 @@ def test_one_file_with_everything_in_it(views, tmp_path):
         for address in (attributes.get("src"), attributes.get("href")):
             assert (address or "#").startswith(("data:", "#")), (tag, address[:60])
     assert not re.search(r"url\((?!['\"]?data:)|@import|https?://", page)
-    assert facts["videos"] == 6
+    assert summary["videos"] == 6
 
 
 def test_every_part_is_there(views, tmp_path):
@@ -111,9 +111,9 @@ def test_equal_runs_make_equal_pages(views, tmp_path):
 def test_a_run_that_has_only_begun_has_a_page_too(views, tmp_path):
     begun = [StageView(v.name, v.fingerprint, v.inputs, None, "missing", 0.0) for v in views]
     begun[0] = views[0]
-    page, reader, facts = read(begun, tmp_path)
+    page, reader, summary = read(begun, tmp_path)
     assert not reader.wrong
-    assert facts["videos"] == 0
+    assert summary["videos"] == 0
     assert "1 of 20" in re.sub(r"<[^>]+>", "", page)
     assert read([], tmp_path / "none")[1].wrong == []
 
@@ -124,8 +124,8 @@ def generated(tmp_path, rows, video):
     for row in rows:
         folder.write_bytes(row["file"], video)
     folder.write_json("videos.json", rows)
-    facts = {"stage": "generate", "version": 1, "fingerprint": "ff", "recipe": "x", "config": {}, "inputs": {}}
-    return StageView("generate", "ff", [], Artifact.publish(folder, **facts), "done", 1.0)
+    manifest = {"stage": "generate", "version": 1, "fingerprint": "ff", "recipe": "x", "config": {}, "inputs": {}}
+    return StageView("generate", "ff", [], Artifact.publish(folder, **manifest), "done", 1.0)
 
 
 def test_what_people_wrote_is_escaped(views, tmp_path):

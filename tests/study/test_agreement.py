@@ -80,7 +80,7 @@ def test_bradley_terry_is_choixs():
     assert np.allclose([ours[f"s{i}"] for i in range(4)], theirs - theirs.mean(), atol=1e-6)
 
 
-def test_unconnected_comparisons_are_told():
+def test_unconnected_comparisons_are_refused():
     assert connected({("a", "b"): 1, ("b", "a"): 1})
     assert not connected({("a", "b"): 3})  # one always wins
     assert not connected({("a", "b"): 1, ("b", "a"): 1, ("c", "d"): 1, ("d", "c"): 1})

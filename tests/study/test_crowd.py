@@ -89,7 +89,7 @@ def check_crowd(study, people, votes):
         (number, *asked): side for number, person in enumerate(people, 1) for asked, side in person.acknowledged.items()
     }
     assert said.items() <= kept.items(), "an acknowledged vote is lost"
-    assert len(kept) == len(said), "a vote is there that nobody was told of"
+    assert len(kept) == len(said), "a vote is stored that was never acknowledged"
     assert not [rater for rater in raters if rater["excluded"]]
     pairs = Counter(row["item"] for row in rows if row["complete"] and study.key[row["item"]]["kind"] == "pair")
     assert set(pairs) == set(study.of_kind("pair"))

@@ -16,10 +16,10 @@ from mav.study.votes import Study
 
 def test_a_study_is_blind_balanced_and_frozen(clips, tmp_path):
     out, again = Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))
-    facts = freeze(made_up(clips, 40), out)
-    assert facts == freeze(made_up(clips, 40), again)
+    counts = freeze(made_up(clips, 40), out)
+    assert counts == freeze(made_up(clips, 40), again)
     assert {n: out.sha256(n) for n in out.names()} == {n: again.sha256(n) for n in again.names()}
-    assert freeze(made_up(clips, 40), Folder(str(tmp_path / "c")), seed=1)["study_sha256"] != facts["study_sha256"]
+    assert freeze(made_up(clips, 40), Folder(str(tmp_path / "c")), seed=1)["study_sha256"] != counts["study_sha256"]
     study = Study.load(out)
     assert Counter(entry["kind"] for entry in study.key.values()) == {"pair": 40, "mirror": 40, "gold": 6}
     shown = out.read_bytes("study.json").decode().replace(study.rule, "")

@@ -60,12 +60,12 @@ def test_a_lease_that_ran_out_gives_the_seat_away(clips, tmp_path):
     _, study = freeze_made_up(tmp_path, clips, 1, session=1)
     votes = Votes(str(tmp_path / "v.sqlite"), study, lease_seconds=0.0)
     tokens = votes.invite(7)
-    late = votes.next(tokens[0])
-    votes.vote(tokens[0], late["item"], "quality", "left", 5)
+    slow = votes.next(tokens[0])
+    votes.vote(tokens[0], slow["item"], "quality", "left", 5)
     for token in tokens[1:6]:
         assert rate(votes, token, prefers(study, "ours"))
     with pytest.raises(RefusedError, match="no longer yours"):
-        votes.vote(tokens[0], late["item"], "faithfulness", "left", 5)
+        votes.vote(tokens[0], slow["item"], "faithfulness", "left", 5)
     assert votes.next(tokens[6])["code"] is None  # nothing is left for the seventh
     rows, _ = votes.rows()
     assert Counter(row["complete"] for row in rows) == {1: 10, 0: 1}
