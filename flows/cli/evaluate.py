@@ -21,7 +21,7 @@ from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 
 if TYPE_CHECKING:
-    from mav.evaluation.store import Chunk, FeatureWork, Runner
+    from mav.evaluation.feature_store import Chunk, FeatureWork, Runner
 
 app = typer.Typer()
 
@@ -172,7 +172,7 @@ def _clip(recipe: str, runs: str) -> Folder:
 @contextmanager
 def features_on_ray(device: str) -> Iterator[Runner]:
     """Does chunks in Ray's processes, one a GPU or one a core; a handful is done here. Ray starts when the first chunk needs it."""
-    from mav.evaluation.store import in_process
+    from mav.evaluation.feature_store import in_process
 
     with ExitStack() as services:
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mav.errors import UserError
+from mav.evaluation.feature_store import Runner, compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import Entry, find_videos
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
-from mav.evaluation.store import Runner, compute, in_process
 from mav.storage import Folder
 
 RESULT = "result.json"

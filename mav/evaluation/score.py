@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mav.evaluation.feature_store import Features
 from mav.evaluation.features import Networks, describe_clips, zero_shot
 from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife
 from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, kernel_distance
 from mav.evaluation.protocols import Protocol
 from mav.evaluation.sets import BenchmarkSet
-from mav.evaluation.store import Features
 
 IN_MEMORY = 1 << 26  # most numbers of one feature array that are held at once
 LONGEST = 1024  # dimensions, or rows if there are fewer, up to which hundreds of Frechet distances are affordable

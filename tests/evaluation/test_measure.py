@@ -11,13 +11,13 @@ from small_videos import FRAMES, frames, save, write
 
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
-from mav.evaluation import store
+from mav.evaluation import feature_store
+from mav.evaluation.feature_store import compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import Settings, measure
 from mav.evaluation.protocols import Preparation, load_protocol
 from mav.evaluation.reading import find_videos
 from mav.evaluation.sets import BenchmarkSet
-from mav.evaluation.store import compute, in_process
 from mav.models.clip import ClipModel
 from mav.recipes import ClipConfig
 from mav.storage import Folder
@@ -107,7 +107,7 @@ def test_features_that_are_not_finite_are_one_sentence(tmp_path, networks, folde
 
 
 def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path, networks, folders, monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", 2)
+    monkeypatch.setattr(feature_store, "CHUNK", 2)
     ours, real = folders
     expected = evaluate(tmp_path, networks, ours, real, out="whole")["metrics"]
     done = []
@@ -162,7 +162,7 @@ def test_long_features_take_the_jackknife(tmp_path, networks, folders, monkeypat
     ours, real = folders
     usual = evaluate(tmp_path, networks, ours, real)["metrics"]["fid"]
     monkeypatch.setattr(score, "LONGEST", 8)
-    monkeypatch.setattr(store, "CHUNK", 2)
+    monkeypatch.setattr(feature_store, "CHUNK", 2)
     long = evaluate(tmp_path, networks, ours, real)["metrics"]["fid"]
     assert long["value"] == pytest.approx(usual["value"], abs=2e-7)  # an untrained network's features hardly differ
     assert "jackknife" in long["interval"]
@@ -173,7 +173,7 @@ def test_kernel_distances_take_rows_evenly_when_there_are_many(tmp_path, network
     from mav.evaluation import score
     from mav.evaluation.metrics import kernel_distance
 
-    monkeypatch.setattr(store, "CHUNK", 2)
+    monkeypatch.setattr(feature_store, "CHUNK", 2)
     ours, real = folders
     found = {}
     for most in (20_000, 8):
@@ -196,7 +196,7 @@ def test_kernel_distances_take_rows_evenly_when_there_are_many(tmp_path, network
 def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_session):
     from flows.cli.evaluate import features_on_ray
 
-    monkeypatch.setattr(store, "CHUNK", 1)
+    monkeypatch.setattr(feature_store, "CHUNK", 1)
     ours = Folder(str(tmp_path / "ours"))
     write(ours, range(6))
     entries, _ = find_videos(ours, PROMPTS, 6)
