@@ -18,7 +18,7 @@ from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 
 if TYPE_CHECKING:
-    from mav.evaluation.store import Chunk, FeatureWork, Runner
+    from mav.evaluation.feature_store import Chunk, FeatureWork, Runner
 
 app = typer.Typer()
 
@@ -138,7 +138,7 @@ def features_on_ray(device: str) -> Iterator[Runner]:
 
     A few chunks are computed in this process. Ray starts when the first chunk needs it.
     """
-    from mav.evaluation.store import in_process
+    from mav.evaluation.feature_store import in_process
 
     with ExitStack() as services:
 

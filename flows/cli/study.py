@@ -81,7 +81,7 @@ def serve(
     """Serve the rating page until Ctrl-C. Every answer is on the disk before the next question is shown."""
     import uvicorn
 
-    from mav.study.server import make_app
+    from mav.study.rating_server import make_app
 
     database, folder = _open(study, votes)
     frozen = database.study
@@ -112,7 +112,7 @@ def report(
 
     Votes and completion codes are written as CSV.
     """
-    from mav.study.report import report_study
+    from mav.study.results import report_study
 
     database, folder = _open(study, votes, make=False)
     target = out or folder

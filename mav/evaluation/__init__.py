@@ -1,1 +1,1 @@
-"""Evaluation: metrics with their protocol and interval, the demo world's oracle, and a human study."""
+"""The evaluation: metrics with their protocol and interval, on videos of any system."""

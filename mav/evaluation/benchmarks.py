@@ -1,7 +1,7 @@
-"""The benchmarks: sample what a protocol asks for, measure it, and write `result.json` with everything a reader needs to judge it.
+"""The benchmark stages: they sample what a protocol asks for, measure it and write `result.json`.
 
-Each is called with (recipe, inputs by stage name, out) and returns the flat metrics for the manifest. A cascade can be handed in; otherwise
-it is loaded from the inputs. All generated videos are kept under `videos/`.
+Each takes (recipe, inputs by stage name, out) and returns the flat metrics for the manifest. A cascade that is not
+given is loaded from the inputs. All generated videos are kept under `videos/`.
 """
 
 import contextlib
@@ -24,31 +24,25 @@ from mav.storage import Folder
 from mav.world.oracle import oracle_verdict
 
 TRAINING_CLIPS = 64  # whose motion the oracle measures: enough for a median
-FIRST_SEED = {"ucf101": 1_000_000, "msrvtt": 2_000_000}  # samples of one benchmark are not another's
+FIRST_SEED = {"ucf101": 1_000_000, "msrvtt": 2_000_000}  # no two benchmarks share a sample
 
 
 def evaluate_text_to_video(
-    benchmark: str,
-    recipe: Recipe,
-    inputs: dict[str, Folder],
-    out: Folder,
-    report: Report = lambda _: None,
-    cascade: Cascade | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Zero-shot `ucf101` (FVD, inception score) or `msrvtt` (FID over frames, CLIPSIM): generates what the protocol asks for, then
-    measures the videos as anybody's."""
+    benchmark: str, recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Report = lambda _: None,
+    cascade: Cascade | None = None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
+    """Generates the videos that a zero-shot protocol asks for and measures them like those of any other system.
+
+    The benchmark is `ucf101` (FVD, inception score) or `msrvtt` (FID over frames, CLIPSIM).
+    """
     settings = recipe.evaluate
     protocol = protocols.load_protocol(f"{benchmark}-{'demo' if settings.features == 'demo' else 'paper'}")
     networks = Networks(protocol.networks, settings.weights_dir, inputs["clip"], device)
-    networks.facts()  # weights that are missing are told before anything is generated
+    networks.describe()  # missing weights are reported before anything is generated
     folder = set_folder(getattr(settings, benchmark), benchmark, inputs)
     asked = read_set(protocol, folder, protocol.samples)
-    first_seed = FIRST_SEED[benchmark] + settings.seed
-    rows = [
-        {"prompt": prompt, "seed": first_seed + i, "file": f"videos/{i:05d}.mp4"}
-        for i, prompt in enumerate(asked.prompts)
-    ]
+    seed = FIRST_SEED[benchmark] + settings.seed
+    rows = [{"prompt": p, "seed": seed + i, "file": f"videos/{i:05d}.mp4"} for i, p in enumerate(asked.prompts)]
 
     def sample(prompts: list[str], seeds: list[int]) -> np.ndarray:
         nonlocal cascade
@@ -98,11 +92,8 @@ def evaluate_oracle(
     return {key: value for key, value in verdict.items() if key != "videos"}
 
 
-# --------------------------------------------------------------------------------------------------------------- the parts
-
-
 def set_folder(named: str, name: str, inputs: dict[str, Folder]) -> Folder:
-    """The folder of an evaluation set: the one the recipe names, else the demo world's. Raises UserError when there is neither."""
+    """Returns an evaluation set: the recipe's folder, or the demo world's. Raises UserError when there is neither."""
     if named:
         return Folder(named)
     if "demo-world" in inputs:

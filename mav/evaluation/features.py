@@ -1,7 +1,7 @@
-"""What videos are compared by: networks that turn a video into an array, each with the digest of its weights.
+"""The networks that turn a video into an array for the metrics, each with the digest of its weights.
 
-`demo` is the run's own CLIP: it makes every metric computable without downloads, and its numbers are comparable between runs of one
-world, never with published ones. `i3d`, `c3d`, `inception` and `clip NAME` load published weights from a folder.
+`demo` is the run's own CLIP. It computes every metric without downloads; its numbers can be compared between runs of
+one world, but not with published ones. `i3d`, `c3d`, `inception` and `clip NAME` load published weights from a folder.
 
 | network | array of one video | metrics |
 |---|---|---|
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mav.errors import UserError
 from mav.evaluation.networks import c3d, i3d, inception
@@ -29,15 +29,16 @@ from mav.storage import Folder
 
 DEMO_NOTE = "demo encoder: not comparable with published numbers"
 FRAMES_AT_ONCE = 256
+TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Which networks, and where their weights are. Picklable: each process loads its own on first use."""
+    """The names of networks and where their weights are. It can be pickled: each process loads its own on first use."""
 
     names: tuple[str, ...]
     weights_dir: str = ""
-    clip: Folder | None = None  # the demo encoder's artifact
+    clip: Folder | None = None  # the artifact of the demo encoder
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -46,57 +47,45 @@ class Networks:
                 "The demo encoder is a run's own CLIP: name a recipe whose `clip` stage is done with --recipe."
             )
 
-    def facts(self) -> dict[str, dict[str, Any]]:
-        """Name, sha256, licence and note of each. Raises UserError when weights are missing, saying how to get them."""
-        return {name: self._facts(name) for name in self.names}
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Returns name, sha256, licence and note of each. Raises UserError when weights are missing or wrong."""
+        return {name: self._describe(name) for name in self.names}
 
-    def _facts(self, name: str) -> dict[str, Any]:
+    def _describe(self, name: str) -> dict[str, Any]:
         if name == "demo":
             assert self.clip is not None
-            digest = hashlib.sha256(self.clip.read_bytes(WEIGHTS)).hexdigest()
-            return {
-                "name": "demo encoder (the run's own CLIP)",
-                "sha256": digest,
-                "note": DEMO_NOTE,
-                "comparable": False,
-            }
-        path, digest = find(name, self.weights_dir)
+            sha256 = hashlib.sha256(self.clip.read_bytes(WEIGHTS)).hexdigest()
+            name = "demo encoder (the run's own CLIP)"
+            return {"name": name, "sha256": sha256, "note": DEMO_NOTE, "comparable": False}
+        path, sha256 = find(name, self.weights_dir)
         known = PUBLISHED.get(name)
         title, licence = (known.title, known.licence) if known else (name, "its authors'")
-        vouched = "" if known and digest in known.files.values() else "; its digest is not one that is published"
-        return {
-            "name": title,
-            "sha256": digest,
-            "note": f"{path.name}; licence: {licence}{vouched}",
-            "comparable": True,
-        }
+        vouched = "" if known and sha256 in known.files.values() else "; its digest is not one that is published"
+        note = f"{path.name}; licence: {licence}{vouched}"
+        return {"name": title, "sha256": sha256, "note": note, "comparable": True}
 
     def __call__(self, videos: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
-        """uint8 videos (F, H, W, 3), sizes may differ, to each network's float32 array of each video.
+        """Returns, for each network, the float32 array of each uint8 video (F, H, W, 3); the sizes may differ.
 
-        Raises UserError when features come out that are not finite: then the weights are not what they should be.
+        Raises UserError when features are not finite, because the weights are then wrong.
         """
         found = {name: _encoder(self, name)(videos) for name in self.names}
         for name, arrays in found.items():
             if not all(np.isfinite(array).all() for array in arrays):
-                raise UserError(
-                    f"The features of {name} are not finite: check its weights, then remove the folder of kept features."
-                )
+                remedy = "check its weights, then remove the folder of kept features"
+                raise UserError(f"The features of {name} are not finite: {remedy}.")
         return found
 
     def texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
-        """CLIP embeddings of texts, float64 (n, d) of unit norm."""
-        clip = _clip(self, name)
+        """Returns the CLIP embeddings of texts, float64 (n, d) of unit norm."""
+        clip, size = _clip(self, name), TEXTS_AT_ONCE
         device = next(clip.parameters()).device
+        parts = [clip.tokenize(list(texts[i : i + size])) for i in range(0, len(texts), size)]
         with torch.no_grad():
-            parts = [
-                clip.encode_text(clip.tokenize(list(texts[i : i + 256])).to(device)).cpu()
-                for i in range(0, len(texts), 256)
-            ]
-        return np.asarray(torch.cat(parts).double().numpy())
+            return np.asarray(torch.cat([clip.encode_text(part.to(device)).cpu() for part in parts]).double().numpy())
 
     def temperature(self, name: str) -> float:
-        """What CLIP multiplies cosines with before a softmax."""
+        """Returns the factor by which CLIP multiplies cosines before a softmax."""
         return float(_clip(self, name).model.logit_scale.detach().exp().clamp(max=100))
 
 
@@ -105,50 +94,41 @@ Encoder = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 @functools.cache
 def _clip(networks: Networks, name: str) -> ClipModel:
+    """Loads a CLIP. Raises UserError when the file has the weights of another architecture."""
     if name == "demo":
         assert networks.clip is not None
         return ClipModel.load(networks.clip, networks.device)
     path, _ = find(name, networks.weights_dir)
     architecture = name.removeprefix("clip ")
-    if path.name in (PUBLISHED[name].files if name in PUBLISHED else ()):
+    if name in PUBLISHED and path.name in PUBLISHED[name].files:
         architecture += "-quickgelu"  # OpenAI's own weights were trained with it
-    clip = ClipModel(architecture=architecture)
-    state = {
-        n: v.float()
-        for n, v in read_state(path).items()
-        if n not in ("input_resolution", "context_length", "vocab_size")
-    }
+    clip, sizes = ClipModel(architecture=architecture), ("input_resolution", "context_length", "vocab_size")
     try:
-        clip.model.load_state_dict(state)
+        clip.model.load_state_dict({n: v.float() for n, v in read_state(path).items() if n not in sizes})
     except RuntimeError as error:
-        raise UserError(
-            f"{path} does not hold the weights of {architecture}: {' '.join(str(error).split())[:160]}..."
-        ) from None
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} does not hold the weights of {architecture}: {reason}...") from None
     return clip.eval().to(networks.device)
 
 
 @functools.cache
 def _encoder(networks: Networks, name: str) -> Encoder:
+    """Loads a network and returns the function from videos to arrays. Raises UserError for an unknown name."""
     if name == "demo" or name.startswith("clip "):
         return functools.partial(_clip_frames, _clip(networks, name))
     if name not in PUBLISHED:
-        raise UserError(
-            f"There is no network {name!r}: protocols may name demo, {', '.join(PUBLISHED)} or clip and an open_clip name."
-        )
+        known = f"demo, {', '.join(PUBLISHED)} or clip and an open_clip name"
+        raise UserError(f"There is no network {name!r}: protocols may name {known}.")
     module, _ = load_network(name, networks.weights_dir, networks.device)
     prepare = {"i3d": i3d.prepare, "c3d": c3d.prepare, "inception": inception.prepare}[name]
-    return functools.partial(_through, module, prepare, networks.device, name == "inception")
+    return functools.partial(_batched, module, prepare, networks.device, name == "inception")
 
 
 @torch.inference_mode()
-def _through(
-    module: torch.nn.Module,
-    prepare: Callable[[Tensor], Tensor],
-    device: str,
-    by_frame: bool,
-    videos: Sequence[np.ndarray],
+def _batched(
+    module: nn.Module, prepare: Callable[[Tensor], Tensor], device: str, by_frame: bool, videos: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """All videos in one batch. What a network gives for each row goes back to its video."""
+    """Runs all videos in one batch and returns the rows of each video."""
     inputs = [prepare(torch.from_numpy(np.ascontiguousarray(video))) for video in videos]
     batch = torch.cat(inputs).to(device)
     layout = torch.channels_last if batch.dim() == 4 else torch.channels_last_3d
@@ -159,24 +139,24 @@ def _through(
 
 @torch.no_grad()
 def _clip_frames(clip: ClipModel, videos: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Frame embeddings of unit norm, float32 (F, d), of each video."""
+    """Returns the frame embeddings of each video, float32 (F, d) of unit norm."""
     device = next(clip.parameters()).device
     found = []
     for video in videos:
-        flat = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2)
-        parts = [clip.encode_image(part.to(device)).float().cpu() for part in flat.split(FRAMES_AT_ONCE)]
+        frames = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2)
+        parts = [clip.encode_image(part.to(device)).float().cpu() for part in frames.split(FRAMES_AT_ONCE)]
         found.append(np.asarray(torch.cat(parts).numpy()))
     return found
 
 
 def describe_clips(frames: np.ndarray) -> np.ndarray:
-    """Frame embeddings (B, F, d) to one feature a video, (B, 2d): what is seen on average, and how much it changes."""
+    """Turns frame embeddings (B, F, d) into one feature (B, 2d) of each video: their mean and their mean change."""
     change = np.abs(np.diff(frames, axis=1)).mean(axis=1) if frames.shape[1] > 1 else np.zeros_like(frames[:, 0])
     return np.concatenate([frames.mean(axis=1), change], axis=1)
 
 
 def zero_shot(frames: np.ndarray, texts: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (B, k) of each video's class, from frame embeddings (B, F, d) and those of k class sentences (k, d)."""
+    """Returns class probabilities (B, k) from frame embeddings (B, F, d) and embeddings of k class sentences (k, d)."""
     mean = frames.mean(axis=1)
     mean = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     logits = temperature * mean @ texts.T

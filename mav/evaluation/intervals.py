@@ -1,43 +1,44 @@
-"""How sure a number is: 95 % intervals over videos, and what a Frechet distance would be with endless ones."""
+"""The uncertainty of a number: 95 % intervals over videos, and a Frechet distance extrapolated to endless videos."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from mav.evaluation.metrics import Moments, around, bootstrap
+from mav.evaluation.metrics import Moments, Statistic, around, bootstrap, frechet_sum, root_eigenvalues
 
-NORMAL = 1.959964  # 97.5 % point of the normal distribution
-GROUPS = 20  # of the jackknife
+NORMAL = 1.959964  # the 97.5 % point of the normal distribution
+GROUPS = 20  # number of groups of the jackknife
 
 
 class FrechetTo:
-    """Frechet distances from weighted subsets of one set of features to fixed reference moments, each at the price of one eigenvalue
-    problem: the reference's root is taken once, and with it the features are turned once.
+    """Frechet distances from weighted subsets of one set of features to fixed reference moments.
 
-    tr (A B)^1/2 = sum of root eigenvalues of R^T A R with B = R R^T, which is the covariance of the features times R.
+    The root of the reference is taken once and the features are multiplied by it once, so that each distance costs one
+    eigenvalue problem. With B = R R^T, tr (A B)^1/2 is the sum of the root eigenvalues of R^T A R, which is the
+    covariance of the features times R.
     """
 
     def __init__(self, features: np.ndarray, reference: Moments, biased: bool = False) -> None:
-        """features: (n, F, d), F rows a video, or (n, d)."""
+        """Takes features (n, F, d), F rows of each video, or (n, d). Raises ValueError when one is not finite."""
         x = np.asarray(features, np.float64)
         x = x[:, None] if x.ndim == 2 else x
         if not np.isfinite(x).all():
             raise ValueError(f"{np.count_nonzero(~np.isfinite(x))} features are not finite")
         self.videos, self.rows, self.biased = len(x), x.shape[1], biased
-        covariance = reference.covariance * ((reference.count - 1) / reference.count if biased else 1.0)
+        covariance = reference.covariance_by(biased)
         values, vectors = np.linalg.eigh(covariance)
         kept = values > values[-1] * 1e-14 * len(values) if values[-1] > 0 else values > 0
         self._trace = float(np.trace(covariance))
-        # Centred on the reference, so that nothing cancels.
+        # The features are centred on the reference, so that no digits cancel.
         self._x = (x - reference.mean).reshape(-1, x.shape[-1])
         self._turned = self._x @ (vectors[:, kept] * np.sqrt(values[kept]))
         self._squares = (self._x**2).sum(axis=1)
         self._gram = self._turned @ self._turned.T if len(self._x) < self._turned.shape[1] else None
 
     def __call__(self, weights: np.ndarray) -> float:
-        """weights: (n,) how often each video counts. Raises ValueError when fewer than two rows are left."""
+        """Returns the distance when each video counts `weights` (n,) times. Raises ValueError below two rows."""
         w = np.repeat(np.asarray(weights, np.float64), self.rows)
         total = w.sum()
         if total < 2:
@@ -51,26 +52,24 @@ class FrechetTo:
             centre = share @ turned
             scaled = turned * np.sqrt(w)[:, None]
             matrix = (scaled.T @ scaled - total * np.outer(centre, centre)) / divisor
-        else:  # fewer rows than dimensions: the same eigenvalues from the Gram matrix, the nuclear norm
+        else:  # with fewer rows than dimensions, the Gram matrix has the same eigenvalues (the nuclear norm)
             gram = self._gram[np.ix_(used, used)]
             along = gram @ share
             root = np.sqrt(w / divisor)
             matrix = (gram - along[:, None] - along[None] + share @ along) * root[:, None] * root[None]
-        cross = np.sqrt(np.clip(np.linalg.eigvalsh(matrix), 0, None)).sum()
-        return max(float(gap @ gap + trace + self._trace - 2 * cross), 0.0)
+        return frechet_sum(gap, trace, self._trace, root_eigenvalues(matrix))
 
     def interval(self, draws: int = 200, seed: int = 0) -> tuple[float, float, float]:
-        """(value, low, high): videos resampled with replacement."""
-        rng = np.random.default_rng([seed, self.videos])
-        value = self(np.ones(self.videos))
-        values = [
-            self(np.bincount(rng.integers(0, self.videos, self.videos), minlength=self.videos)) for _ in range(draws)
-        ]
-        return value, *around(value, values)
+        """Returns (value, low, high) from resampling the videos with replacement."""
+        rng, n = np.random.default_rng([seed, self.videos]), self.videos
+        value = self(np.ones(n))
+        return value, *around(value, [self(np.bincount(rng.integers(0, n, n), minlength=n)) for _ in range(draws)])
 
     def endless(self, points: int = 15, seed: int = 0) -> float:
-        """The distance extrapolated to endlessly many videos (Chong and Forsyth 2020): a line through the distances of random subsets of
-        a quarter to all of the videos, in 1 / n, at 0. The bias that the number of real videos brings stays. Needs 16 videos.
+        """Returns the distance extrapolated to endlessly many videos (Chong and Forsyth 2020).
+
+        It is the value at 0 of a line in 1 / n through the distances of random subsets, of a quarter to all of the
+        videos. The bias from the number of real videos stays. Raises ValueError for fewer than 16 videos.
         """
         if self.videos < 16:
             raise ValueError(f"extrapolation needs at least 16 videos, not {self.videos}")
@@ -85,7 +84,7 @@ class FrechetTo:
 
 
 def grouped(parts: Iterable[Moments]) -> list[Moments]:
-    """At most GROUPS of them, by merging in turn."""
+    """Merges the parts in turn into at most GROUPS groups."""
     groups: list[Moments] = []
     for index, part in enumerate(parts):
         if index < GROUPS:
@@ -96,21 +95,19 @@ def grouped(parts: Iterable[Moments]) -> list[Moments]:
 
 
 def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False) -> tuple[float, float, float]:
-    """(value, low, high) of a Frechet distance from the moments of groups of videos, leaving one group out at a time.
+    """Returns (value, low, high) of a Frechet distance from the moments of groups of videos, leaving out one at a time.
 
-    For sets that do not fit into memory or have features too long for hundreds of draws.
+    It is for sets that do not fit into memory, or whose features are too long for hundreds of draws.
     """
     groups = grouped(parts)
     whole = functools.reduce(Moments.merge, groups)
-    covariance = reference.covariance * ((reference.count - 1) / reference.count if biased else 1.0)
+    covariance = reference.covariance_by(biased)
     values, vectors = np.linalg.eigh(covariance)
     root, trace = vectors * np.sqrt(np.clip(values, 0, None)), float(np.trace(covariance))
 
     def distance(moments: Moments) -> float:
-        own = moments.covariance * ((moments.count - 1) / moments.count if biased else 1.0)
-        cross = np.sqrt(np.clip(np.linalg.eigvalsh(root.T @ own @ root), 0, None)).sum()
-        gap = moments.mean - reference.mean
-        return max(float(gap @ gap + np.trace(own) + trace - 2 * cross), 0.0)
+        own = moments.covariance_by(biased)
+        return frechet_sum(moments.mean - reference.mean, np.trace(own), trace, root_eigenvalues(root.T @ own @ root))
 
     value = distance(whole)
     if len(groups) < 2:
@@ -120,14 +117,12 @@ def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False
     return value, max(float(value - NORMAL * error), 0.0), float(value + NORMAL * error)
 
 
-def bootstrapped(
-    statistic: Callable[[np.ndarray], float], count: int, draws: int, seed: int, of: str = "videos"
-) -> dict[str, Any]:
-    """`statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results carry it."""
+def bootstrapped(statistic: Statistic, count: int, draws: int, seed: int, of: str = "videos") -> dict[str, Any]:
+    """Returns `statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results store it."""
     low, high = bootstrap(statistic, count, draws, seed)
-    return facts(statistic(np.arange(count)), low, high, interval=f"bootstrap of {of}, {draws} draws")
+    return estimate(statistic(np.arange(count)), low, high, interval=f"bootstrap of {of}, {draws} draws")
 
 
-def facts(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
-    """A number as results carry it."""
+def estimate(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    """Returns a number with its interval, as results store it."""
     return {"value": float(value), "low": float(low), "high": float(high), **more}

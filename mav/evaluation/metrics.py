@@ -1,4 +1,4 @@
-"""The numbers: Frechet and kernel distances, inception score, CLIPSIM, PSNR, SSIM. and the bootstrap. All in float64."""
+"""The metrics in float64: Frechet and kernel distances, inception score, CLIPSIM, PSNR, SSIM, and the bootstrap."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+Statistic = Callable[[np.ndarray], float]  # a number from the rows (integers) of some videos
+
 
 @dataclass
 class Moments:
-    """Count, mean and scatter of features seen so far; two of them merge exactly, so workers can split the videos."""
+    """Count, mean and scatter of a set of features. Two of them merge exactly, so that workers can share the videos."""
 
     count: int
     mean: np.ndarray  # (d,)
-    scatter: np.ndarray  # (d, d): sum of outer products of deviations from the mean
+    scatter: np.ndarray  # (d, d), the sum of outer products of deviations from the mean
 
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
-        """(n, d) features, any float type. Raises ValueError on NaN or infinity."""
+        """Computes the moments of features (n, d) of any float type. Raises ValueError on NaN or infinity."""
         x = np.asarray(features, np.float64)
         if x.ndim != 2 or not np.isfinite(x).all():
-            raise ValueError(
-                f"features must be finite and (n, d), not {x.shape} with {np.count_nonzero(~np.isfinite(x))} that are not finite"
-            )
+            wrong = f"{x.shape} with {np.count_nonzero(~np.isfinite(x))} that are not finite"
+            raise ValueError(f"features must be finite and (n, d), not {wrong}")
         mean = x.mean(axis=0) if len(x) else np.zeros(x.shape[1])
         deviations = x - mean
         return cls(len(x), mean, deviations.T @ deviations)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets together (Chan's update)."""
+        """Returns the moments of both sets together (Chan's update)."""
         count = self.count + other.count
         if count == 0:
             return self
@@ -39,7 +40,7 @@ class Moments:
         return Moments(count, self.mean + gap * (other.count / count), scatter)
 
     def without(self, part: Moments) -> Moments:
-        """Moments of what is left when a part that was merged in is taken out again."""
+        """Returns the moments of the rest of the set after the removal of a part that was merged in before."""
         count = self.count - part.count
         mean = (self.mean * self.count - part.mean * part.count) / max(count, 1)
         gap = part.mean - mean
@@ -48,28 +49,31 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Unbiased; needs at least two."""
+        """The unbiased covariance. Raises ValueError when there are fewer than two features."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 videos, not {self.count}")
         return self.scatter / (self.count - 1)
 
+    def covariance_by(self, biased: bool) -> np.ndarray:
+        """Returns the covariance divided by n (biased, as in StyleGAN-V) or by n - 1."""
+        return self.covariance * ((self.count - 1) / self.count if biased else 1.0)
+
 
 def frechet(a: Moments, b: Moments, biased: bool = False) -> float:
-    """Frechet distance between two Gaussians. tr (A B)^1/2 is the sum of root eigenvalues of A^1/2 B A^1/2, which is symmetric.
-
-    biased: covariances divided by n instead of n - 1, as StyleGAN-V's.
-    """
-    share = [(m.count - 1) / m.count if biased else 1.0 for m in (a, b)]
-    first, second = a.covariance * share[0], b.covariance * share[1]
+    """Returns the Frechet distance of two Gaussians; tr (A B)^1/2 comes from the symmetric A^1/2 B A^1/2."""
+    first, second = a.covariance_by(biased), b.covariance_by(biased)
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ second @ root), 0, None)).sum()
-    return _distance(a.mean - b.mean, np.trace(first), np.trace(second), float(cross))
+    cross = root_eigenvalues(root @ second @ root)
+    return frechet_sum(a.mean - b.mean, np.trace(first), np.trace(second), cross)
 
 
 def frechet_features(x: np.ndarray, y: np.ndarray) -> float:
-    """The same from features (n, d) and (m, d). With fewer videos than dimensions the trace term is the nuclear norm of
-    Xc Yc^T / sqrt((n - 1)(m - 1)), an n by m matrix instead of a d by d one."""
+    """Returns the Frechet distance between features (n, d) and (m, d).
+
+    With fewer videos than dimensions, the trace term is the nuclear norm of Xc Yc^T / sqrt((n - 1)(m - 1)), an n by m
+    matrix instead of a d by d one.
+    """
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a Frechet distance needs at least 2 videos on each side, not {len(x)} and {len(y)}")
     if max(len(x), len(y)) >= x.shape[1]:
@@ -78,45 +82,48 @@ def frechet_features(x: np.ndarray, y: np.ndarray) -> float:
     xc = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
     yc = (y - y.mean(axis=0)) / np.sqrt(len(y) - 1)
     cross = float(np.linalg.svd(xc @ yc.T, compute_uv=False).sum())
-    return _distance(x.mean(axis=0) - y.mean(axis=0), float((xc**2).sum()), float((yc**2).sum()), cross)
+    return frechet_sum(x.mean(axis=0) - y.mean(axis=0), float((xc**2).sum()), float((yc**2).sum()), cross)
 
 
-def _distance(gap: np.ndarray, first: float, second: float, cross: float) -> float:
+def root_eigenvalues(matrix: np.ndarray) -> float:
+    """Returns the sum of the roots of a symmetric matrix's eigenvalues; negative ones are rounding and count as 0."""
+    return float(np.sqrt(np.clip(np.linalg.eigvalsh(matrix), 0, None)).sum())
+
+
+def frechet_sum(gap: np.ndarray, first: float, second: float, cross: float) -> float:
+    """Returns the distance from the gap of the means (d,), the traces of both covariances and the cross term."""
     return max(float(gap @ gap + first + second - 2 * cross), 0.0)
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> float:
-    """exp of the mean KL from each video's class probabilities (n, k) to their mean; the mean over contiguous splits.
-
-    A class that no video of a split shows has zero mean probability and adds nothing.
-    """
+    """Returns exp of the mean KL divergence from class probabilities (n, k) to their mean, averaged over splits."""
     p = np.asarray(probabilities, np.float64)
     scores = []
     for part in np.array_split(p, min(splits, len(p))):
-        mean = part.mean(axis=0)
+        mean = part.mean(axis=0)  # it is zero for a class that no video of the split shows, which adds nothing
         ratio = np.divide(part, mean, out=np.ones_like(part), where=(part > 0) & (mean > 0))
         scores.append(np.exp((part * np.log(ratio)).sum(axis=1).mean()))
     return float(np.mean(scores))
 
 
 def clipsim(frames: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Mean cosine of each video's frames with its text: (n, f, d) and (n, d), both of unit norm, to (n,)."""
-    return np.asarray(
-        np.einsum("nfd,nd->nf", np.asarray(frames, np.float64), np.asarray(text, np.float64)).mean(axis=1)
-    )
+    """Returns the mean cosine (n,) of the frames of each video (n, f, d) with its text (n, d), all of unit norm."""
+    cosines = np.einsum("nfd,nd->nf", np.asarray(frames, np.float64), np.asarray(text, np.float64))
+    return np.asarray(cosines.mean(axis=1))
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 arrays in dB; equal arrays give 99."""
+    """Returns the peak signal-to-noise ratio of two uint8 arrays in dB; equal arrays give 99."""
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return 99.0 if error == 0 else min(99.0, 10 * np.log10(255.0**2 / error))
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray, block: int = 2048) -> tuple[float, float]:
-    """(unbiased MMD^2, its standard error) under KID's kernel (x . y / d + 1)^3: the kernel inception or video distance.
+    """Returns (unbiased MMD^2, its standard error) under KID's kernel (x . y / d + 1)^3.
 
-    x, y: features (n, d) and (m, d), at least two each. All pairs are used, a block of rows at a time. The error is that of a
-    U-statistic to first order in the rows of x, the generated ones; those of y are what the protocol fixes.
+    It is the kernel inception or video distance of features (n, d) and (m, d), with at least two rows each. All pairs
+    are used, one block of rows at a time. The error is that of a U-statistic to first order in the rows of x, which are
+    the generated ones; the protocol fixes those of y.
     """
     n, m = len(x), len(y)
     if min(n, m) < 2:
@@ -124,7 +131,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, block: int = 2048) -> tuple[fl
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
 
     def means(a: np.ndarray, b: np.ndarray, same: bool) -> np.ndarray:
-        """Mean kernel of each row of a with the rows of b, itself left out when they are the same set."""
+        """Returns the mean kernel of each row of a with the rows of b, without itself when they are the same set."""
         sums = np.zeros(len(a))
         for start in range(0, len(a), block):
             part = a[start : start + block]
@@ -140,8 +147,8 @@ def kernel_distance(x: np.ndarray, y: np.ndarray, block: int = 2048) -> tuple[fl
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean structural similarity (Wang et al. 2004: Gaussian window of 11, sigma 1.5) of uint8 frames (F, H, W, 3), away from borders."""
-    radius, constants = 5, ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
+    """Returns the mean SSIM of uint8 frames (F, H, W, 3) with a Gaussian window of sigma 1.5 (Wang et al. 2004)."""
+    radius, c1, c2 = 5, (0.01 * 255) ** 2, (0.03 * 255) ** 2  # the window has 11 pixels; the border is left out
     if min(a.shape[1:3]) <= 2 * radius:
         raise ValueError(f"SSIM needs frames of more than {2 * radius} pixels a side, not {a.shape[1:3]}")
 
@@ -149,25 +156,21 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
         return cv2.GaussianBlur(x, (11, 11), 1.5)[radius:-radius, radius:-radius]
 
     values = []
-    for one, other in zip(a.astype(np.float64), b.astype(np.float64), strict=True):
-        mean, mean_b = blur(one), blur(other)
-        variance, variance_b, covariance = (
-            blur(one**2) - mean**2,
-            blur(other**2) - mean_b**2,
-            blur(one * other) - mean * mean_b,
-        )
-        top = (2 * mean * mean_b + constants[0]) * (2 * covariance + constants[1])
-        values.append((top / ((mean**2 + mean_b**2 + constants[0]) * (variance + variance_b + constants[1]))).mean())
+    for x, y in zip(a.astype(np.float64), b.astype(np.float64), strict=True):
+        mean_x, mean_y = blur(x), blur(y)
+        variances = (blur(x**2) - mean_x**2) + (blur(y**2) - mean_y**2)
+        covariance = blur(x * y) - mean_x * mean_y
+        top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+        values.append((top / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))).mean())
     return float(np.mean(values))
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], count: int, draws: int = 200, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of `statistic(rows)` under resampling `count` videos with replacement; rows is an int array.
+def bootstrap(statistic: Statistic, count: int, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+    """Returns the 95 % interval of `statistic(rows)` when `count` videos are resampled with replacement.
 
-    Resampling repeats videos, which biases a Frechet distance upwards and would push plain percentiles off the estimate. So the
-    spread of the draws around their own median is laid around the estimate on all videos. Draws that are not finite are left out.
+    Resampling repeats videos, which biases a Frechet distance upwards and would move
+    plain percentiles away from the estimate. The spread of the draws around their own median is therefore laid around
+    the estimate on all videos. Draws that are not finite are left out.
     """
     rng = np.random.default_rng([seed, count])
     values = [statistic(rng.integers(0, count, count)) for _ in range(draws)]
@@ -175,7 +178,7 @@ def bootstrap(
 
 
 def around(estimate: float, draws: Sequence[float]) -> tuple[float, float]:
-    """The spread of the draws around their median, laid around the estimate."""
+    """Returns the spread of the draws around their median, laid around the estimate."""
     values = np.asarray(draws, np.float64)
     values = values[np.isfinite(values)]
     if len(values) == 0:

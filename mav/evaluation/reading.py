@@ -1,7 +1,7 @@
-"""Videos of any system, as people keep them: mp4 and other containers, GIF, folders of PNG or JPEG frames, tensors in npy or pt files.
+"""Reads videos of any system: mp4 and other containers, GIF, folders of PNG or JPEG frames, tensors in npy or pt files.
 
-A folder's videos are put in the order of the prompts they were made for: by `videos.json` ([{"file", "prompt"}, ...]), else by the number
-that is their name (00042.mp4 belongs to prompt 42, counting from 0), else by name.
+The videos of a folder are assigned to the prompts they were made for: by `videos.json` ([{"file", "prompt"}, ...]),
+else by the number that is their name (00042.mp4 belongs to prompt 42, counted from 0), else they are sorted by name.
 """
 
 import io
@@ -22,44 +22,49 @@ from mav.storage import Folder
 PICTURES = (".png", ".jpg", ".jpeg")
 TENSORS = (".npy", ".pt")
 LIST = "videos.json"
-FLOAT_RANGES = "floats must lie in 0 to 1 or -1 to 1"
+# The reasons why a video cannot be used that are counted by their own name; all others count as "unreadable".
+TOO_FEW, SIZES, BAD_FRAME, NOT_FINITE = "too few frames", "frames of several sizes", "an unreadable frame", "not finite"
+BAD_TENSOR, BAD_SHAPE = "not a readable tensor", "not of the shape (F, H, W, 3) or (F, 3, H, W)"
+BAD_TYPE, BAD_RANGE = "neither bytes nor floats", "floats must lie in 0 to 1 or -1 to 1"
+BAD_GIF = "not a readable GIF"
+COUNTED = {TOO_FEW, SIZES, BAD_FRAME, NOT_FINITE, BAD_TENSOR, BAD_SHAPE, BAD_TYPE, BAD_RANGE, BAD_GIF}
+PICTURE_ERRORS = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One expected video: where it should be, and the prompt it was made for. file: '' = missing."""
+    """One expected video."""
 
     index: int
-    file: str
-    prompt: str = ""
+    file: str  # path in its folder; '' = missing
+    prompt: str = ""  # the prompt that it was made for
 
 
 def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple[list[Entry], int]:
-    """One entry for each of the `samples` expected videos, missing ones too, and how many files belong to none of them.
+    """Returns one entry for each of the `samples` expected videos, and how many files belong to none of them.
 
     Raises UserError when the folder holds no video, or its list names files outside of it.
     """
     names = _names(folder)
     if not names:
-        raise UserError(
-            f"{folder.url} holds no video: give a folder of mp4, GIF, npy or pt files, or of folders of frames."
-        )
+        remedy = "give a folder of mp4, GIF, npy or pt files, or of folders of frames"
+        raise UserError(f"{folder.url} holds no video: {remedy}.")
     if folder.exists(LIST):
         return _listed(folder, set(names), samples)
     stems = {name: posixpath.splitext(posixpath.basename(name))[0] for name in names}
     if all(stem.isdecimal() and stem.isascii() for stem in stems.values()):
         by_number = {int(stem): name for name, stem in stems.items()}
-        slots = [by_number.get(index, "") for index in range(samples)]
+        files = [by_number.get(index, "") for index in range(samples)]
         texts: tuple[str, ...] = prompts
     else:
-        slots = [*names[:samples], *[""] * (samples - len(names))]
-        texts = ()  # nothing says which prompt a file was made for
-    found = sum(bool(name) for name in slots)
-    entries = [Entry(i, name, texts[i] if i < len(texts) else "") for i, name in enumerate(slots)]
-    return entries, len(names) - found
+        files = [*names[:samples], *[""] * (samples - len(names))]
+        texts = ()  # the prompt of a file is unknown
+    entries = [Entry(i, name, texts[i] if i < len(texts) else "") for i, name in enumerate(files)]
+    return entries, len(names) - sum(bool(name) for name in files)
 
 
 def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry], int]:
+    """Does the work of `find_videos` for a folder with `videos.json`."""
     path = folder.path(LIST)
     try:
         rows = [(str(row["file"]), str(row.get("prompt", ""))) for row in folder.read_json(LIST)]
@@ -70,13 +75,11 @@ def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry],
             raise UserError(f"{path} names {file!r}, which lies outside of its folder: name files below it.")
     kept = [(file if file in names else "", prompt) for file, prompt in rows[:samples]]
     kept += [("", "")] * (samples - len(kept))
-    entries = [Entry(i, file, prompt) for i, (file, prompt) in enumerate(kept)]
-    used = {entry.file for entry in entries}
-    return entries, len(names - used)
+    return [Entry(i, *pair) for i, pair in enumerate(kept)], len(names - {file for file, _ in kept})
 
 
 def _names(folder: Folder) -> list[str]:
-    """Videos below a folder, sorted; a folder of pictures is one video."""
+    """Returns the videos below a folder, sorted; a folder of pictures is one video."""
     found = set()
     for name in folder.names():
         ending = posixpath.splitext(name)[1].lower()
@@ -88,7 +91,7 @@ def _names(folder: Folder) -> list[str]:
 
 
 def read_video(folder: Folder, name: str, preparation: Preparation) -> np.ndarray:
-    """uint8 (frames, H, W, 3) from the middle of a video, prepared as the protocol says.
+    """Returns uint8 frames (frames, H, W, 3) from the middle of a video, prepared as the protocol says.
 
     Raises FileNotFoundError, or ValueError with a reason that can be counted.
     """
@@ -96,7 +99,8 @@ def read_video(folder: Folder, name: str, preparation: Preparation) -> np.ndarra
     if ending in VIDEO_ENDINGS:
         frames = central_frames(folder.read_bytes(name), preparation.frames, preparation.fps)
     elif ending in TENSORS:
-        frames = _middle(_tensor(folder.read_bytes(name), ending), preparation.frames)
+        frames = _tensor(folder.read_bytes(name), ending)
+        frames = frames[central_indices(len(frames), 0.0, preparation.frames, 0.0)]
     elif ending == ".gif":
         frames = _gif(folder.read_bytes(name), preparation)
     else:
@@ -105,16 +109,19 @@ def read_video(folder: Folder, name: str, preparation: Preparation) -> np.ndarra
 
 
 def central_indices(available: int, native: float, frames: int, fps: float) -> list[int]:
-    """Which of a clip's frames are its middle as if filmed at `fps` (0 = its own rate); a clip too short gives its frames more densely."""
+    """Returns the indices of a clip's middle at `fps` instead of its native rate; 0 = the native rate.
+
+    A clip that is too short gives its frames more densely. Raises ValueError when it has fewer frames than asked for.
+    """
     if available < frames:
-        raise ValueError("too few frames")
+        raise ValueError(TOO_FEW)
     step = min(max(native / fps, 1.0), (available - 1) / max(frames - 1, 1)) if fps else 1.0
     start = (available - 1 - step * (frames - 1)) / 2
     return [min(int(np.floor(start + step * i + 0.5)), available - 1) for i in range(frames)]
 
 
 def central_frames(video: bytes, frames: int, fps: float) -> np.ndarray:
-    """uint8 (frames, H, W, 3) from the middle of a clip. Raises ValueError when it cannot be read or holds fewer frames than asked for."""
+    """Returns uint8 frames (frames, H, W, 3) from a clip's middle. Raises ValueError if it is broken or too short."""
     import decord
 
     reader = open_video(video)
@@ -126,7 +133,7 @@ def central_frames(video: bytes, frames: int, fps: float) -> np.ndarray:
 
 
 def whole_video(data: bytes) -> np.ndarray:
-    """Every frame, uint8 (F, H, W, 3), of sizes too small for decord too. Raises ValueError when it cannot be read."""
+    """Returns every frame, uint8 (F, H, W, 3), also of sizes too small for decord. Raises ValueError if unreadable."""
     try:
         with av.open(io.BytesIO(data), mode="r") as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -134,12 +141,8 @@ def whole_video(data: bytes) -> np.ndarray:
         raise ValueError("unreadable") from None
 
 
-def _middle(frames: np.ndarray, count: int) -> np.ndarray:
-    return frames[central_indices(len(frames), 0.0, count, 0.0)]
-
-
 def _tensor(data: bytes, ending: str) -> np.ndarray:
-    """(F, H, W, 3) or (F, 3, H, W), bytes or floats."""
+    """Returns uint8 frames (F, H, W, 3) of a stored array (F, H, W, 3) or (F, 3, H, W) of bytes or floats."""
     try:
         if ending == ".npy":
             x = np.load(io.BytesIO(data), allow_pickle=False)
@@ -147,17 +150,19 @@ def _tensor(data: bytes, ending: str) -> np.ndarray:
             import torch
 
             x = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True).numpy()
-    except Exception:  # a file that is not what its name says fails in many ways
-        raise ValueError("not a readable tensor") from None
+    except Exception:  # a file of another format fails in many ways
+        raise ValueError(BAD_TENSOR) from None
     if x.ndim != 4 or 3 not in (x.shape[-1], x.shape[1]) or 0 in x.shape:
-        raise ValueError("not of the shape (F, H, W, 3) or (F, 3, H, W)")
+        raise ValueError(BAD_SHAPE)
     x = x if x.shape[-1] == 3 else x.transpose(0, 2, 3, 1)
     if x.dtype == np.uint8:
         return np.asarray(x)
-    if not np.issubdtype(x.dtype, np.floating) or not np.isfinite(x).all():
-        raise ValueError("not finite" if np.issubdtype(x.dtype, np.floating) else "neither bytes nor floats")
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(BAD_TYPE)
+    if not np.isfinite(x).all():
+        raise ValueError(NOT_FINITE)
     if x.min() < -1 or x.max() > 1:
-        raise ValueError(FLOAT_RANGES)
+        raise ValueError(BAD_RANGE)
     unit = (x + 1) / 2 if x.min() < 0 else x
     return np.asarray((unit * 255 + 0.5).astype(np.uint8))
 
@@ -167,21 +172,16 @@ def _gif(data: bytes, preparation: Preparation) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
             milliseconds = float(image.info.get("duration") or 0)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError, EOFError):
-        raise ValueError("not a readable GIF") from None
-    native = 1000 / milliseconds if milliseconds else 0.0
-    return np.stack(
-        [
-            frames[i]
-            for i in central_indices(len(frames), native, preparation.frames, preparation.fps if native else 0.0)
-        ]
-    )
+    except (*PICTURE_ERRORS, ValueError, EOFError):
+        raise ValueError(BAD_GIF) from None
+    native, fps = (1000 / milliseconds, preparation.fps) if milliseconds else (0.0, 0.0)
+    return np.stack([frames[i] for i in central_indices(len(frames), native, preparation.frames, fps)])
 
 
 def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.ndarray:
     inside = folder.child(name)
     pictures = [file for file in inside.names() if file.lower().endswith(PICTURES) and "/" not in file]
-    pictures.sort(key=lambda file: (len(file), file))  # frame2 before frame10
+    pictures.sort(key=lambda file: (len(file), file))  # frame2 comes before frame10
     if not pictures:
         raise FileNotFoundError(name)
     frames = []
@@ -189,15 +189,15 @@ def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.nda
         try:
             with Image.open(io.BytesIO(inside.read_bytes(pictures[index]))) as image:
                 frames.append(np.asarray(image.convert("RGB")))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError):
-            raise ValueError("an unreadable frame") from None
+        except PICTURE_ERRORS:
+            raise ValueError(BAD_FRAME) from None
     if len({frame.shape for frame in frames}) > 1:
-        raise ValueError("frames of several sizes")
+        raise ValueError(SIZES)
     return np.stack(frames)
 
 
 def prepare(frames: np.ndarray, preparation: Preparation) -> np.ndarray:
-    """Shorter side to the protocol's size, then the central square; nothing when the size is 0."""
+    """Resizes the shorter side to the protocol's size and crops the central square; a size of 0 changes nothing."""
     size = preparation.size
     height, width = frames.shape[1:3]
     if size == 0 or (height, width) == (size, size):

@@ -1,6 +1,6 @@
-"""Readers of the evaluation sets as they are distributed: UCF-101's folders and lists, MSR-VTT's captions and clips, lists of prompts.
+"""Reads the evaluation sets as they are distributed: UCF-101, MSR-VTT and lists of prompts.
 
-Each gives a `BenchmarkSet`: what to ask a model for, in order, and the real clips, present or not.
+Each becomes a `BenchmarkSet`: the prompts of the videos to generate, in order, and the real clips, present or not.
 """
 
 import csv
@@ -8,8 +8,9 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -20,23 +21,25 @@ from mav.storage import Folder
 VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 MSRVTT_JSON = ("captions.json", "test_videodatainfo.json", "MSRVTT_data.json")
 MSRVTT_CSV, MSRVTT_LIST = "MSRVTT_JSFUSION_test.csv", "msrvtt_test.list"
+MSRVTT_FILES = (*MSRVTT_JSON, MSRVTT_CSV)
+SENTENCES = "class_prompts.txt"
 
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """What a benchmark asks for and compares with."""
+    """The prompts and the real clips of a benchmark."""
 
-    prompts: tuple[str, ...]  # one a video to generate, in order
-    real: tuple[str, ...] = ()  # clips, as paths below the folder or as the list names them when they are not there
-    real_texts: tuple[str, ...] = ()  # a caption of each real clip, where there is one
-    sentences: tuple[str, ...] = ()  # one a class
-    notes: tuple[str, ...] = ()  # what a reader should know about the lists
+    prompts: tuple[str, ...]  # one for each video to generate, in order
+    real: tuple[str, ...] = ()  # paths of clips below the folder; a missing clip has the path of the list
+    real_texts: tuple[str, ...] = ()  # a caption of each real clip, '' where there is none
+    sentences: tuple[str, ...] = ()  # one for each class
+    notes: tuple[str, ...] = ()  # remarks about the lists for the reader of a result
 
 
 def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: Folder | None = None) -> BenchmarkSet:
-    """The set of a protocol's benchmark. samples: how many prompts to allot; 0 = all there are.
+    """Reads the set of a protocol's benchmark with `samples` prompts; 0 = all of them.
 
-    prompts: the folder or file of DrawBench's list or of one's own. Raises UserError when a list is missing or malformed.
+    `prompts` is the file of DrawBench's list or of another one. Raises UserError when a list is missing or malformed.
     """
     if protocol.benchmark in ("drawbench", "prompts"):
         if prompts is None:
@@ -44,50 +47,35 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
         return BenchmarkSet(tuple(text for text, _ in read_prompts(prompts)[: samples or None]))
     if folder is None:
         raise UserError(f"{protocol.benchmark} needs the real set's folder: name it with --real.")
-    present = _videos_by_name(folder)
     if protocol.benchmark == "ucf101":
         classes = read_ucf101(folder, protocol.split)
-        chosen = [classes[index] for index in allot(classes, samples)]
-        listed = [clip for c in classes for clip in c.clips]
-        notes = (
-            ()
-            if folder.exists("class_prompts.txt")
-            else ("sentences made from the class names: class_prompts.txt is not there",)
-        )
+        note = f"sentences made from the class names: {SENTENCES} is not there"
         return BenchmarkSet(
-            tuple(c.sentence for c in chosen),
-            tuple(_place(path, present) for path in listed),
+            tuple(classes[index].sentence for index in allot(classes, samples)),
+            _located(folder, [path for c in classes for path in c.clips]),
             tuple(c.sentence for c in classes for _ in c.clips),
             tuple(c.sentence for c in classes),
-            notes,
+            () if folder.exists(SENTENCES) else (note,),
         )
-    clips, told = read_msrvtt(folder, protocol)
+    clips, notes = read_msrvtt(folder, protocol)
     texts = [text for clip in clips for text in clip.captions]
     if protocol.prompts.startswith("the first caption"):
         texts = [clip.captions[0] for clip in clips if clip.captions]
     if not texts:
-        raise UserError(
-            f"{folder.url} lists no test clip with a caption: bring one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}."
-        )
+        raise UserError(f"{folder.url} lists no test clip with a caption: bring one of {', '.join(MSRVTT_FILES)}.")
     return BenchmarkSet(
         tuple(texts[: samples or None]),
-        tuple(_place(clip.path, present) for clip in clips),
+        _located(folder, [clip.path for clip in clips]),
         tuple(clip.captions[0] if clip.captions else "" for clip in clips),
-        notes=tuple(told),
+        notes=tuple(notes),
     )
 
 
-def _videos_by_name(folder: Folder) -> dict[str, str]:
-    """Base name in lower case, ending left out -> path, of every video below: sets are unpacked in many layouts."""
+def _located(folder: Folder, paths: Sequence[str]) -> tuple[str, ...]:
+    """Returns the listed videos where they are below the folder, because sets are unpacked in many layouts."""
     names = [name for name in folder.names() if name.lower().endswith(VIDEO_ENDINGS)]
-    return {posixpath.splitext(posixpath.basename(name))[0].lower(): name for name in reversed(names)}
-
-
-def _place(path: str, present: Mapping[str, str]) -> str:
-    return present.get(posixpath.splitext(posixpath.basename(path))[0].lower(), path)
-
-
-# ---------------------------------------------------------------------------------------------------------------- UCF-101
+    present = {PurePosixPath(name).stem.lower(): name for name in reversed(names)}
+    return tuple(present.get(PurePosixPath(path).stem.lower(), path) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -100,84 +88,75 @@ class UcfClass:
 
 
 def read_ucf101(folder: Folder, split: str = "train") -> list[UcfClass]:
-    """Classes in the order of classInd.txt. Lists may end lines in CRLF and spell HandStandPushups either way.
+    """Returns the classes in the order of classInd.txt.
 
-    Without class_prompts.txt a class's sentence is its name in words.
+    Lists may end lines in CRLF and may spell HandStandPushups in either way. Without class_prompts.txt, the sentence of
+    a class is its name in words.
     """
     names = [line.split(maxsplit=1)[-1] for line in _lines(folder, "classInd.txt")]
-    if folder.exists("class_prompts.txt"):
-        sentences = _lines(folder, "class_prompts.txt")
+    if folder.exists(SENTENCES):
+        sentences = _lines(folder, SENTENCES)
     else:
         sentences = [" ".join(re.findall(r"[A-Z][a-z]*|[a-z]+|\d+", name)).lower() for name in names]
     if len(sentences) != len(names):
-        raise UserError(
-            f"{folder.path('class_prompts.txt')} has {len(sentences)} sentences for {len(names)} classes: give one a class, in order."
-        )
+        counts = f"{len(sentences)} sentences for {len(names)} classes"
+        raise UserError(f"{folder.path(SENTENCES)} has {counts}: give one a class, in order.")
     clips: dict[str, list[str]] = {name.lower(): [] for name in names}
-    for line in _lines(folder, f"{split}list01.txt"):
+    listing = f"{split}list01.txt"
+    for line in _lines(folder, listing):
         path = line.split()[0]
-        name = posixpath.dirname(path).lower()
-        if name not in clips:
-            raise UserError(
-                f"{folder.path(f'{split}list01.txt')} names the class {posixpath.dirname(path)!r}, which classInd.txt does not."
-            )
-        clips[name].append(path)
-    return [
-        UcfClass(name, sentence, tuple(sorted(clips[name.lower()])))
-        for name, sentence in zip(names, sentences, strict=True)
-    ]
+        name = posixpath.dirname(path)
+        if name.lower() not in clips:
+            raise UserError(f"{folder.path(listing)} names the class {name!r}, which classInd.txt does not.")
+        clips[name.lower()].append(path)
+    pairs = zip(names, sentences, strict=True)
+    return [UcfClass(name, sentence, tuple(sorted(clips[name.lower()]))) for name, sentence in pairs]
 
 
 def allot(classes: Sequence[UcfClass], samples: int) -> list[int]:
-    """Class indices of `samples` videos in the proportions of the training clips (largest remainders, ties to the earlier class)."""
+    """Returns the class indices of `samples` videos in proportion to the training clips, by largest remainders."""
     sizes = np.array([len(c.clips) for c in classes], np.float64)
     if sizes.sum() == 0:
         raise UserError("The UCF-101 training list is empty: bring trainlist01.txt and the clips it names.")
     exact = sizes / sizes.sum() * samples
     counts = np.floor(exact).astype(int)
+    # The sort is stable: of equal remainders, the earlier class comes first.
     for index in np.argsort(-(exact - counts), kind="stable")[: samples - counts.sum()]:
         counts[index] += 1
     return [index for index, count in enumerate(counts) for _ in range(count)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- MSR-VTT
-
-
 @dataclass(frozen=True)
 class MsrvttClip:
-    """A test clip of MSR-VTT and its captions, in the file's order."""
+    """A test clip of MSR-VTT and its captions, in the order of the file."""
 
     path: str
     captions: tuple[str, ...]
 
 
 def read_msrvtt(folder: Folder, protocol: Protocol | None = None) -> tuple[list[MsrvttClip], list[str]]:
-    """Test clips and what there is to say about the list: MSR-VTT's JSON, or the 1k-A CSV with the list of all test clips.
+    """Returns the test clips, from MSR-VTT's JSON or from the 1k-A CSV and the list of all test clips, and notes.
 
-    Raises UserError when there is neither, or it is not in its layout.
+    Raises UserError when there is neither, or the file has another layout.
     """
-    name = next((name for name in (*MSRVTT_JSON, MSRVTT_CSV) if folder.exists(name)), None)
+    name = next((name for name in MSRVTT_FILES if folder.exists(name)), None)
     if name is None:
-        raise UserError(
-            f"{folder.path(MSRVTT_JSON[0])} is missing: name a folder with one of {', '.join((*MSRVTT_JSON, MSRVTT_CSV))}."
-        )
+        remedy = f"name a folder with one of {', '.join(MSRVTT_FILES)}"
+        raise UserError(f"{folder.path(MSRVTT_JSON[0])} is missing: {remedy}.")
     try:
         clips = _msrvtt_csv(folder) if name == MSRVTT_CSV else _msrvtt_json(folder, name)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder.path(name)} is not in MSR-VTT's layout ({error!r}).") from None
     captions = sum(len(clip.captions) for clip in clips)
     whole = protocol.samples if protocol else 0
-    notes = [f"{name} holds {captions:,} captions of {len(clips):,} clips"]
-    if whole > captions:
-        notes[0] += f", {captions:,} of the protocol's {whole:,} prompts"
-    return clips, notes
+    part = f", {captions:,} of the protocol's {whole:,} prompts" if whole > captions else ""
+    return clips, [f"{name} holds {captions:,} captions of {len(clips):,} clips{part}"]
 
 
 def _msrvtt_json(folder: Folder, name: str) -> list[MsrvttClip]:
     data = folder.read_json(name)
-    captions: dict[str, list[str]] = {
-        video["video_id"]: [] for video in data["videos"] if video.get("split", "test") == "test"
-    }
+    tests = [video["video_id"] for video in data["videos"] if video.get("split", "test") == "test"]
+    captions: dict[str, list[str]] = {video: [] for video in tests}
     for sentence in data["sentences"]:
         if sentence["video_id"] in captions:
             captions[sentence["video_id"]].append(sentence["caption"])
@@ -185,31 +164,25 @@ def _msrvtt_json(folder: Folder, name: str) -> list[MsrvttClip]:
 
 
 def _msrvtt_csv(folder: Folder) -> list[MsrvttClip]:
-    """The 1k-A list has one caption of each of its 1,000 clips; the other test clips come without, as real ones."""
-    captions = {
-        row["video_id"]: row["sentence"]
-        for row in csv.DictReader(io.StringIO(folder.read_bytes(MSRVTT_CSV).decode("utf-8")))
-    }
+    """The 1k-A list has one caption of each of its 1,000 clips. The other test clips have none and are real ones."""
+    rows = csv.DictReader(io.StringIO(folder.read_bytes(MSRVTT_CSV).decode("utf-8")))
+    captions = {row["video_id"]: row["sentence"] for row in rows}
     listed = json.loads(folder.read_bytes(MSRVTT_LIST)) if folder.exists(MSRVTT_LIST) else []
     names = [*captions, *(str(video) for video in listed if video not in captions)]
     return [MsrvttClip(f"videos/{video}.mp4", (captions[video],) if video in captions else ()) for video in names]
 
 
-# ---------------------------------------------------------------------------------------------------------------- prompts
-
-
 def read_prompts(file: Folder) -> list[tuple[str, str]]:
-    """(prompt, category) of a CSV with a Prompt column (DrawBench's), a JSON list of {"prompt", "category"}, or one prompt a line.
+    """Returns (prompt, category) of each prompt of a file; the category may be ''.
 
-    Raises UserError when the file is missing, malformed or empty.
+    The file is a CSV with a Prompt column (DrawBench's), a JSON list of {"prompt", "category"}, or one prompt a line.
+    Raises UserError when it is missing, malformed or empty.
     """
     try:
         text = file.read_bytes("").decode("utf-8-sig")
         if file.url.endswith(".csv"):
-            rows = [
-                {key.strip().lower(): value for key, value in row.items() if key}
-                for row in csv.DictReader(io.StringIO(text))
-            ]
+            table = csv.DictReader(io.StringIO(text))
+            rows = [{key.strip().lower(): value for key, value in row.items() if key} for row in table]
         elif file.url.endswith(".json"):
             rows = json.loads(text)
         else:
@@ -218,9 +191,8 @@ def read_prompts(file: Folder) -> list[tuple[str, str]]:
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{file.url} is not there: name a file of prompts.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file.url} cannot be read as prompts ({error!r}): give one a line, or a CSV with a Prompt column."
-        ) from None
+        remedy = "give one a line, or a CSV with a Prompt column"
+        raise UserError(f"{file.url} cannot be read as prompts ({error!r}): {remedy}.") from None
     pairs = [(prompt, category) for prompt, category in pairs if prompt]
     if not pairs:
         raise UserError(f"{file.url} holds no prompt: write one a line.")
@@ -228,6 +200,7 @@ def read_prompts(file: Folder) -> list[tuple[str, str]]:
 
 
 def _lines(folder: Folder, name: str) -> list[str]:
+    """Returns the stripped lines of a list of UCF-101, without empty ones."""
     try:
         text = folder.read_bytes(name).decode("utf-8")
     except FileNotFoundError:

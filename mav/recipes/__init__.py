@@ -1,12 +1,13 @@
 """Recipes: every size, threshold and rate of a run, as typed sections, and the YAML files that fill them.
 
-The sections are plain frozen dataclasses of the standard library, so that networks and training can import them on a
-machine that has torch and nothing else. `mav.recipes.reader` reads a file; pydantic checks it there.
+The sections are frozen dataclasses of the standard library, so that networks and training can import them on a
+machine that has only torch. `mav.recipes.reader` reads a file and checks it with pydantic.
 """
 
 from mav.recipes.cluster import Cluster, Expect
 from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoShards, World
-from mav.recipes.generation import CascadeSizes, Evaluate, Generate, Sampling
+from mav.recipes.evaluation import Evaluate
+from mav.recipes.generation import CascadeSizes, Generate, Sampling
 from mav.recipes.networks import ClipConfig, Level, PriorConfig, UNetConfig
 from mav.recipes.recipe import Recipe
 from mav.recipes.sections import digest, to_plain

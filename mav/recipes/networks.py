@@ -1,8 +1,6 @@
-"""TODO-DOC mav/recipes/networks.py"""
+"""The configurations of the networks: U-Net, prior and CLIP."""
 
 from mav.recipes.sections import section
-
-# ------------------------------------------------------------------------------------------------------------ networks
 
 
 @section
@@ -16,27 +14,27 @@ class Level:
 
 @section
 class UNetConfig:
-    """A pixel U-Net; with `time` it is the space-time network, without it the image network."""
+    """A pixel U-Net: the image network, or with `max_frames` the space-time network."""
 
     levels: tuple[Level, ...]
     in_channels: int = 3  # noisy RGB; SR adds 3 (low-resolution input), F^ adds 4 (masked RGB + mask)
     out_channels: int = 3  # 6 with learned sigma
-    embedding_dim: int = 0  # CLIP image embedding condition; 0 = none
-    context_tokens: int = 4  # tokens the embedding becomes for attention
+    embedding_dim: int = 0  # of the CLIP image embedding that conditions it; 0 = no such condition
+    context_tokens: int = 4  # number of tokens that the embedding becomes for attention
     head_channels: int = 64
-    low_resolution: bool = False  # an SR network: conditions on the upsampled input and on its noise level
-    masked_frames: bool = False  # F^: conditions on given frames
-    max_frames: int = 0  # 0 = image network; else the longest clip its frame embedding covers
+    low_resolution: bool = False  # an SR network, conditioned on the upsampled input and on its noise level
+    masked_frames: bool = False  # F^, conditioned on the given frames
+    max_frames: int = 0  # longest clip that the frame embedding covers; 0 = image network
     dropout: float = 0.0
     checkpoint_levels: int = 0  # activation checkpointing on this many of the highest resolutions
 
 
 @section
 class PriorConfig:
-    """The prior P: a causal transformer from text to CLIP image embedding (unCLIP section 2.2)."""
+    """The prior P, a causal transformer from text to CLIP image embedding (unCLIP section 2.2)."""
 
     embedding_dim: int
-    vocabulary: int = 49_408  # CLIP's BPE
+    vocabulary: int = 49_408  # of CLIP's BPE
     text_context: int = 77
     width: int = 2048
     depth: int = 24
@@ -46,14 +44,14 @@ class PriorConfig:
 
 @section
 class ClipConfig:
-    """A CLIP built by open_clip from these sizes, trained in the `clip` stage (demo), or described by name (pretrained).
+    """The sizes of a small CLIP that open_clip builds and the `clip` stage trains; a pretrained one is given by name.
 
-    Its image tower is CLIP's ResNet: on a few hundred steps it learns shapes that a transformer of the same cost does not.
+    The image tower is CLIP's ResNet, which learns shapes in a few hundred steps; a transformer of equal cost does not.
     """
 
     embedding_dim: int = 64
     image_size: int = 32  # a multiple of 32
-    vision_width: int = 8  # channels of the stem; the last level has 32 times as many
+    vision_width: int = 8  # channels of the stem; the last level has 32 times this number
     vision_blocks: int = 1  # bottleneck blocks in each of the four levels
     text_width: int = 64
     text_heads: int = 4

@@ -1,7 +1,7 @@
-"""What a recipe's data will take: rows, shards, bytes, hours and days, by arithmetic on rates that are measured, given or assumed.
+"""An estimate of what a recipe's data needs: rows, shards, bytes, hours and days.
 
-Nothing here measures; `mav plan` does, and says of every rate where it comes from. The training stages are not planned: their time
-is samples over samples/s, which `mav run` shows from the first minute on.
+It is arithmetic on rates that `mav plan` measures, that the user gives, or that are assumed. The training stages are
+not part of it: their time is samples over samples/s, which `mav run` shows from its first minute on.
 """
 
 import math
@@ -15,7 +15,7 @@ Origin = Literal["assumed", "measured", "given"]
 
 @dataclass(frozen=True)
 class Rate:
-    """One number the plan rests on."""
+    """One number that the estimate depends on."""
 
     value: float
     unit: str
@@ -43,7 +43,7 @@ RATES = {
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: rows, shards, what it leaves, and what it takes."""
+    """The estimate of one stage: its rows, its shards, the bytes it stores and the time it takes."""
 
     stage: str
     rows_in: int
@@ -56,66 +56,48 @@ class StagePlan:
 
 
 def with_rates(given: dict[str, float], measured: dict[str, float]) -> dict[str, Rate]:
-    """All rates: what was given before what was measured before what is assumed."""
-    rates = dict(RATES)
-    for values, origin in ((measured, "measured"), (given, "given")):
-        for name, value in values.items():
-            rates[name] = replace(rates[name], value=value, origin=origin)  # type: ignore[arg-type] # the two words above
-    return rates
+    """Returns all rates. A given value replaces a measured one, and a measured value replaces an assumed one."""
+    rates = {name: replace(RATES[name], value=value, origin="measured") for name, value in measured.items()}
+    rates |= {name: replace(RATES[name], value=value, origin="given") for name, value in given.items()}
+    return RATES | rates
 
 
 def plan_stages(recipe: Recipe, rates: dict[str, Rate], image_rows: int, clips: int) -> list[StagePlan]:
-    """The data stages of a recipe for so many rows of its tables and clips of its lists."""
+    """Returns the estimate of every data stage for this number of table rows and of listed clips."""
     rate = {name: rate.value for name, rate in rates.items()}
-    cluster, size = recipe.cluster, recipe.image_download.image_size
+    cluster, size, clip = recipe.cluster, recipe.image_download.image_size, recipe.clip
     cpus = max(cluster.cpus, cluster.workers * cluster.cpus_per_worker, 1)
     gpus = cluster.workers * cluster.gpus_per_worker
-    line = cluster.workers * rate["bandwidth"]
-    dim = recipe.clip.network.embedding_dim if not recipe.clip.architecture else 768
-    context = recipe.clip.network.text_context if not recipe.clip.architecture else 77
+    dim, context = (768, 77) if clip.architecture else (clip.network.embedding_dim, clip.network.text_context)
 
     def stage(
-        name: str, rows: float, out: float, shards: int, size: float, cpu: float, gpu: float = 0.0, fetched: float = 0.0
+        name: str, rows: float, out: float, shards: int, stored: float, cpu: float, gpu: float = 0, web: float = 0
     ) -> StagePlan:
-        """cpu, gpu: seconds of one; fetched: bytes through the line."""
-        days = max(cpu / cpus, gpu / gpus if gpus else 0.0, fetched / line) / 86_400
-        return StagePlan(name, int(rows), int(out), shards, int(size), cpu / 3600, gpu / 3600, days)
+        """Makes one estimate from seconds of one CPU, seconds of one GPU, and bytes fetched from the web."""
+        fetching = web / (cluster.workers * rate["bandwidth"])
+        days = max(cpu / cpus, gpu / gpus if gpus else 0.0, fetching) / 86_400
+        return StagePlan(name, int(rows), int(out), shards, int(stored), cpu / 3600, gpu / 3600, days)
 
-    def network(seconds_of_gpu: float) -> tuple[float, float]:
-        """(CPU, GPU) seconds of work for a GPU; where there is none a core does it at a thirtieth of the speed."""
-        return (0.0, seconds_of_gpu) if gpus else (30 * seconds_of_gpu, 0.0)
+    def network(seconds: float) -> tuple[float, float]:
+        """Returns (CPU, GPU) seconds of work for a GPU. Without GPUs, a core does it at a thirtieth of the speed."""
+        return (0.0, seconds) if gpus else (30 * seconds, 0.0)
 
+    # Images: what screening keeps, what the web still has, and what the scorers keep.
     kept = image_rows * rate["kept"]
     images = kept * rate["reached"]
-    shards = math.ceil(image_rows / recipe.image_metadata.rows_per_shard)
-    picture = size * size * 4 / 3 * rate["pixel_bytes"]
-    embedding_cpu, embedding_gpu = network(images / rate["embedded"])
-    text_cpu, text_gpu = network(images / rate["texts"])
     useful = images * (1 - rate["unknown"] * 0.15)
-    clips_out = clips * rate["clip_reached"]
-    seconds = rate["clip_seconds"] if recipe.world is None else recipe.world.clip_frames / recipe.world.clip_fps
+    parts = math.ceil(image_rows / recipe.image_metadata.rows_per_shard)
+    stored = images * (size * size * 4 / 3 * rate["pixel_bytes"] + 1500)
+    embedding, text = network(images / rate["embedded"]), network(images / rate["texts"])
+    # Videos: the seconds of the clips that the web still has.
+    found = clips * rate["clip_reached"]
+    seconds = found * (recipe.world.clip_frames / recipe.world.clip_fps if recipe.world else rate["clip_seconds"])
+    bytes_, shards = seconds * rate["clip_bytes"], math.ceil(clips / recipe.video_shards.clips_per_shard)
+    fetched = kept / rate["fetched"]
     return [
-        stage("image-metadata", image_rows, kept, shards, image_rows * 190, image_rows / rate["screened"]),
-        stage(
-            "image-download",
-            kept,
-            images,
-            shards,
-            images * (picture + 1500),
-            kept / rate["fetched"],
-            0.0,
-            images * rate["source_bytes"],
-        ),
-        stage("image-screen", images, useful, shards, images * (2 * dim + 30), embedding_cpu, embedding_gpu),
-        stage("image-embed", useful, useful, shards, useful * (4 * dim + 2 * context), text_cpu, text_gpu),
-        stage(
-            "video-shards",
-            clips,
-            clips_out,
-            math.ceil(clips / recipe.video_shards.clips_per_shard),
-            clips_out * seconds * rate["clip_bytes"],
-            clips_out * seconds / rate["encoded"],
-            0.0,
-            clips_out * seconds * rate["clip_bytes"] * 2,
-        ),
+        stage("image-metadata", image_rows, kept, parts, image_rows * 190, image_rows / rate["screened"]),
+        stage("image-download", kept, images, parts, stored, fetched, web=images * rate["source_bytes"]),
+        stage("image-screen", images, useful, parts, images * (2 * dim + 30), *embedding),
+        stage("image-embed", useful, useful, parts, useful * (4 * dim + 2 * context), *text),
+        stage("video-shards", clips, found, shards, bytes_, seconds / rate["encoded"], web=bytes_ * 2),
     ]

@@ -1,32 +1,36 @@
 """The recipe: every choice of a run, typed, in one place.
 
-A recipe is a YAML file (or the name of one shipped in `mav/recipes`). Each section below is one part of it and belongs to
-the stages that name it; a stage's fingerprint covers its own sections only, so changing `generate` never retrains a network.
-`cluster` says where a run happens and enters no fingerprint.
-
-The sections are plain frozen dataclasses of the standard library, so that networks and training can import them on a
-machine that has torch and nothing else. pydantic checks them when a file is loaded.
+A recipe is a YAML file or the name of one that is shipped in `mav/recipes`. A stage's fingerprint covers only the
+sections that the stage names, so a change of `generate` never retrains a network.
 """
 
+import operator
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
 from mav.recipes.cluster import Cluster, Expect
 from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoShards, World
-from mav.recipes.generation import CascadeSizes, Evaluate, Generate
+from mav.recipes.evaluation import Evaluate
+from mav.recipes.generation import CascadeSizes, Generate
 from mav.recipes.sections import section, to_plain
 from mav.recipes.training import ClipSection, TrainImage, TrainPrior, TrainVideo
+
+PATHS = (  # keys whose value is the path of an outside file or folder
+    "clip.pretrained", "clip.nsfw_head", "clip.watermark_head", "train_prior.start", "train_decoder.start",
+    "train_sr_low.start", "train_sr_high.start", "video_shards.files", "generate.prompts", "evaluate.weights_dir",
+    "evaluate.ucf101", "evaluate.msrvtt",
+)  # fmt: skip
 
 
 @section
 class Recipe:
-    """Everything a run needs to know; see the sections."""
+    """All values of a run, by section."""
 
     name: str
     about: str = ""
     seed: int = 0
-    world: World | None = None  # the demo world, drawn and served by the run itself
+    world: World | None = None  # the demo world, which the run draws and serves itself
     screening: Screening = field(default_factory=Screening)
     image_metadata: ImageMetadata = field(default_factory=ImageMetadata)
     image_download: ImageDownload = field(default_factory=ImageDownload)
@@ -47,30 +51,17 @@ class Recipe:
     expect: Expect = field(default_factory=Expect)
 
     def paths(self) -> list[tuple[str, str]]:
-        """Every outside file or folder the recipe names, with its key."""
-        named = [
-            ("clip.pretrained", self.clip.pretrained),
-            ("clip.nsfw_head", self.clip.nsfw_head),
-            ("clip.watermark_head", self.clip.watermark_head),
-            ("train_prior.start", self.train_prior.start),
-            ("train_decoder.start", self.train_decoder.start),
-            ("train_sr_low.start", self.train_sr_low.start),
-            ("train_sr_high.start", self.train_sr_high.start),
-            ("video_shards.files", self.video_shards.files),
-            ("generate.prompts", self.generate.prompts),
-            ("evaluate.weights_dir", self.evaluate.weights_dir),
-            ("evaluate.ucf101", self.evaluate.ucf101),
-            ("evaluate.msrvtt", self.evaluate.msrvtt),
-        ]
+        """Returns (key, path) of every outside file or folder that the recipe names."""
+        named = [(key, operator.attrgetter(key)(self)) for key in PATHS]
         named += [("image_metadata.sources", path) for path in self.image_metadata.sources]
         named += [("video_shards.sources", path) for path in self.video_shards.sources]
         named += [("screening.word_lists", path) for path in self.screening.word_lists if "/" in path or "." in path]
         return [(key, path) for key, path in named if path]
 
     def section_of(self, stage: str) -> Any:
-        """The section of a training stage."""
+        """Returns the section of a training stage."""
         return getattr(self, stage.replace("-", "_"))
 
     def part(self, names: Iterable[str]) -> dict[str, Any]:
-        """The named sections as plain data, for a stage's fingerprint and manifest."""
+        """Returns the named sections as plain data, for a stage's fingerprint and manifest."""
         return {name: to_plain(getattr(self, name)) for name in sorted(names)}

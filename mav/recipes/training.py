@@ -1,4 +1,4 @@
-"""TODO-DOC mav/recipes/training.py"""
+"""The sections of the training stages: objective, optimisation, and one section for each kind of network."""
 
 from dataclasses import field
 from typing import Literal
@@ -9,30 +9,31 @@ from mav.recipes.sections import section
 
 @section
 class Objective:
-    """What a diffusion network predicts and how the loss is weighted."""
+    """What a diffusion network predicts and how its loss is weighted."""
 
     schedule: Literal["cosine", "linear"] = "cosine"
     steps: int = 1000
     zero_terminal_snr: bool = False
-    shift: float = 1.0  # > 1 moves the schedule towards noise (larger images, more frames)
+    shift: float = 1.0  # above 1 the schedule has more noise (for larger images and more frames)
     prediction: Literal["x0", "eps", "v", "eps_learned_sigma"] = "v"
     min_snr_gamma: float = 5.0  # 0 = unweighted
     condition_dropout: float = 0.1
-    shared_noise: float = 0.0  # share of the noise's variance that all frames of a clip have in common (PYoCo's mixed noise; paper: silent)
+    # Share of the noise variance that all frames of a clip have in common (PYoCo's mixed noise; not in the paper).
+    shared_noise: float = 0.0
 
 
 @section
 class Optimisation:
-    """The training loop's values. Samples seen is the one counter: everything else is in samples."""
+    """The values of the training loop. Every interval and length is counted in samples, not in steps."""
 
     samples: int
-    batch_size: int  # over all workers and accumulation steps
+    batch_size: int  # summed over all workers and accumulation steps
     learning_rate: float = 1.2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     warmup_samples: int = 0
-    cooldown_samples: int = 0  # linear to zero over the last so many samples
+    cooldown_samples: int = 0  # length of the linear decay to zero at the end
     gradient_clip: float = 1.0
     accumulation: int = 1
     ema_decay: float = 0.9999
@@ -40,44 +41,45 @@ class Optimisation:
     log_every: int = 1024
     checkpoint_every: int = 16384
     compile: bool = False
-    corrupted_share: float = 0.01  # of the stage's samples: more unreadable ones stop it
-    held_out: int = 0  # samples kept out of the training to measure the loss on, at every checkpoint; 0 = none
-    # What is handed on: the last moving average, that of the lowest loss on held-out samples, or of all widths of a power-function average
-    # the one of the lowest (rebuilt when the training is over; takes two more copies of the network).
+    corrupted_share: float = 0.01  # share of unreadable samples above which the stage stops
+    held_out: int = 0  # samples kept out of the training, on which every checkpoint measures the loss; 0 = none
+    # The exported weights: the last moving average, the one with the lowest loss on the held-out samples, or the best
+    # width of a power-function average, which is rebuilt after the training and needs two more copies of the network.
     export: Literal["last", "best", "post_hoc"] = "last"
 
 
 @section
 class ClipSection:
-    """`clip`: pretrained weights from paths, or (when `pretrained` is empty) a tiny CLIP trained on the demo's captions."""
+    """`clip` loads pretrained weights, or trains a tiny CLIP on the captions where `pretrained` is empty."""
 
     pretrained: str = ""  # path of an open_clip state dict
-    architecture: str = ""  # its open_clip model name, e.g. ViT-L-14
-    nsfw_head: str = ""  # path of LAION's head
-    watermark_head: str = ""  # path of a linear head on the embeddings, or LAION's classifier
+    architecture: str = ""  # its open_clip model name, for example ViT-L-14
+    nsfw_head: str = ""  # path of LAION's NSFW head
+    watermark_head: str = ""  # path of a linear head on the embeddings, or of LAION's classifier
     network: ClipConfig = field(default_factory=ClipConfig)
     optimisation: Optimisation = field(default_factory=lambda: Optimisation(samples=0, batch_size=64))
 
 
 @section
 class FpsCurriculum:
-    """Frame rates drawn through a Beta distribution that slides from high to low fps (paper 3.2; parameters: our choice)."""
+    """Frame rates drawn from a Beta distribution that moves from high to low (paper 3.2; the parameters are ours)."""
 
     low: float = 1.0
     high: float = 30.0
     start: tuple[float, float] = (4.0, 1.5)  # Beta(a, b) over [low, high] at the first sample
-    end: tuple[float, float] = (1.5, 4.0)  # and at the last
-    short_clips: Literal["clamp", "skip"] = (
-        "clamp"  # too short for the rate drawn: shown at the slowest rate they allow, or passed over
-    )
+    end: tuple[float, float] = (1.5, 4.0)  # Beta(a, b) at the last sample
+    # A clip that is too short for the drawn rate is used at the slowest rate that it allows, or skipped.
+    short_clips: Literal["clamp", "skip"] = "clamp"
 
 
 @section
 class TrainPrior:
+    """P on pairs of text and CLIP image embedding."""
+
     network: PriorConfig
     objective: Objective = field(default_factory=lambda: Objective(prediction="x0", min_snr_gamma=0.0))
     optimisation: Optimisation
-    start: str = ""  # path of open unCLIP weights (Karlo's, or as diffusers stores them) to begin from
+    start: str = ""  # path of unCLIP weights (Karlo's, or in the format of diffusers) to start from
 
 
 @section
@@ -87,22 +89,22 @@ class TrainImage:
     network: UNetConfig
     objective: Objective = field(default_factory=Objective)
     optimisation: Optimisation
-    start: str = ""  # as `train_prior`'s, for D
+    start: str = ""  # as in `train_prior`, for D
     crop: float = 1.0  # side of the training crop over the side of the image (unCLIP: 0.25 for upsamplers)
-    noise_augmentation: float = 0.0  # strongest noise put on the low-resolution input (share of the schedule)
+    noise_augmentation: float = 0.0  # strongest noise added to the low-resolution input (share of the schedule)
     blur_sigma: float = 0.0  # Gaussian blur of the low-resolution input (unCLIP: 0.6)
 
 
 @section
 class TrainVideo:
-    """D^t, SR_l^t or F^: the image network inflated, then trained on clips without text."""
+    """D^t, SR_l^t or F^: the image network gets temporal layers and is trained on clips without text."""
 
     objective: Objective = field(default_factory=Objective)
     optimisation: Optimisation
-    trainable: Literal["all", "temporal"] = "all"  # the paper says both (3.2.2, 3.4); default jointly
-    temporal_first_samples: int = 0  # train only the new layers for so many samples, then as `trainable` says
+    trainable: Literal["all", "temporal"] = "all"  # the paper says both (sections 3.2.2 and 3.4)
+    temporal_first_samples: int = 0  # samples for which only the new layers are trained, before `trainable` applies
     fps: FpsCurriculum = field(default_factory=FpsCurriculum)
-    frames: int = 0  # frames a training clip; 0 = cascade.frames
+    frames: int = 0  # frames of a training clip; 0 = cascade.frames
     crop: float = 1.0
     noise_augmentation: float = 0.0
     blur_sigma: float = 0.0

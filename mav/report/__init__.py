@@ -1,1 +1,1 @@
-"""The report: one self-contained page about a run."""
+"""The report of a run as one self-contained page, and the release of its networks."""

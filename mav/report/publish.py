@@ -1,4 +1,4 @@
-"""A release: trained networks as safetensors and json with a model card, in a folder that can be pushed to a hub repository as it is."""
+"""A release: trained networks as safetensors and json with a model card, in a folder ready for a hub repository."""
 
 import json
 from collections.abc import Mapping
@@ -9,16 +9,17 @@ from mav.recipes import Recipe, to_plain
 from mav.storage import Artifact, Folder
 
 CARD = "README.md"
-LEFT_OUT = ("start.json",)  # names the operator's files
-SHOWN_POINTS = 6  # of each curve, in the card
+LEFT_OUT = ("start.json",)  # it names files of the operator
+SHOWN_POINTS = 6  # points of each curve in the card
 
 
 def write_release(
     recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Artifact], folder: Folder
 ) -> dict[str, int]:
-    """Writes a release anew into the folder: STAGE/network.safetensors and so on, and the card. Returns bytes by file name.
+    """Replaces the folder by a release: STAGE/network.safetensors and so on, and the card.
 
-    networks: by stage. data: the artifacts that they were trained on. Raises UserError when a file is not what its manifest says.
+    Returns bytes by file name. `networks` are by stage, and `data` are the artifacts that they were trained on. Raises
+    UserError when a file differs from its manifest.
     """
     folder.remove()
     for stage, artifact in networks.items():
@@ -32,7 +33,7 @@ def write_release(
 
 
 def push(folder: Folder, repository: str, token: str) -> str:
-    """Uploads the folder to a hub repository, made if there is none; returns its address. Raises UserError when the hub refuses."""
+    """Uploads the folder to a hub repository, made if needed, and returns its address. Raises UserError if refused."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -46,59 +47,48 @@ def push(folder: Folder, repository: str, token: str) -> str:
 
 
 def card(recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Artifact]) -> str:
-    """The model card: what it is, what it was trained on, how, what it cost, and how it went. A function of the artifacts alone."""
-    lines = [
-        "---",
-        "library_name: make-a-video-system",
-        "pipeline_tag: text-to-video",
-        "tags: [make-a-video, text-to-video]",
-        "---",
-        "",
+    """Returns the model card from the artifacts alone: what the networks are, their data, training, cost and losses."""
+    trained = {stage: artifact.manifest for stage, artifact in networks.items()}
+    sources = {name: artifact.manifest for name, artifact in data.items()}
+    # The head that the hub reads, and the title.
+    tags = ["library_name: make-a-video-system", "pipeline_tag: text-to-video", "tags: [make-a-video, text-to-video]"]
+    about = "Networks of Make-A-Video (Singer et al. 2022), the average weights of each training stage."
+    lines = ["---", *tags, "---", "", f"# {recipe.name}", "", recipe.about, "", about, ""]
+    # One row for each network, and one for each artifact of data.
+    rows = [
+        [stage, *_numbers(m.metrics, "parameters", "samples", "loss"), f"{m.seconds / 3600:.3g}", _code(m.fingerprint)]
+        for stage, m in trained.items()
     ]
-    lines += [f"# {recipe.name}", "", recipe.about, ""]
-    lines += ["Networks of Make-A-Video (Singer et al. 2022), the average weights of each training stage.", ""]
-
-    lines += [
-        "## Networks and their cost",
-        "",
-        "| stage | parameters | samples | loss | hours | fingerprint |",
-        "|---|---|---|---|---|---|",
-    ]
-    for stage, artifact in networks.items():
-        m, metrics = artifact.manifest, artifact.manifest.metrics
-        numbers = (_number(metrics.get("parameters")), _number(metrics.get("samples")), _number(metrics.get("loss")))
-        lines.append(f"| {stage} | {' | '.join(numbers)} | {m.seconds / 3600:.3g} | `{m.fingerprint[:16]}` |")
-    seconds = sum(artifact.manifest.seconds for artifact in networks.values())
-    cluster = recipe.cluster
+    columns = ["stage", "parameters", "samples", "loss", "hours", "fingerprint"]
+    lines += _table("Networks and their cost", columns, rows)
+    hours, cluster = sum(m.seconds for m in trained.values()) / 3600, recipe.cluster
     where = f"{cluster.workers} worker(s) of {cluster.cpus_per_worker} CPU(s) and {cluster.gpus_per_worker:g} GPU(s)"
-    lines += ["", f"{seconds / 3600:.3g} hours in all, each stage on {where}.", ""]
-
-    lines += [
-        "## Data",
-        "",
-        "| artifact | rows in | rows kept | fingerprint | sha256 of its files |",
-        "|---|---|---|---|---|",
+    lines += ["", f"{hours:.3g} hours in all, each stage on {where}.", ""]
+    rows = [
+        [name, *_numbers(m.counts, "rows_in", "rows_out"), _code(m.fingerprint), _code(m.content)]
+        for name, m in sources.items()
     ]
-    for name, artifact in data.items():
-        m, counts = artifact.manifest, artifact.manifest.counts
-        rows = " | ".join(_number(counts.get(key)) for key in ("rows_in", "rows_out"))
-        lines.append(f"| {name} | {rows} | `{m.fingerprint[:16]}` | `{m.content[:16]}` |")
+    lines += _table("Data", ["artifact", "rows in", "rows kept", "fingerprint", "sha256 of its files"], rows)
     lines += ["", "Nobody's pictures or clips are in this repository but for the sample sheets.", ""]
-
-    lines += ["## Curves", ""]
-    for stage, artifact in networks.items():
-        lines += _curve(stage, artifact)
+    # Curves, recipe and software.
+    lines += ["## Curves", "", *(line for stage, artifact in networks.items() for line in _curve(stage, artifact))]
     lines += ["", "All points are in each stage's `curves.jsonl`.", ""]
-
     lines += ["## Recipe", "", f"Seed {recipe.seed}. Sections of the stages, as they were trained:", "", "```json"]
-    sections = {name: value for artifact in networks.values() for name, value in artifact.manifest.config.items()}
+    sections = {name: value for m in trained.values() for name, value in m.config.items()}
     lines += [json.dumps(_without_paths(sections), indent=1, sort_keys=True), "```", ""]
-    software = next(iter(networks.values())).manifest.software
+    software = next(iter(trained.values())).software
     lines += ["## Software", "", ", ".join(f"{name} {version}" for name, version in sorted(software.items())), ""]
     return "\n".join(lines)
 
 
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Returns the lines of a markdown section with a table."""
+    head, *body = (f"| {' | '.join(row)} |" for row in (columns, *rows))
+    return [f"## {title}", "", head, "|" + "---|" * len(columns), *body]
+
+
 def _curve(stage: str, artifact: Artifact) -> list[str]:
+    """Returns a line of markdown for each loss of a stage."""
     if "curves.jsonl" not in artifact.manifest.files:
         return []
     points = [json.loads(line) for line in artifact.folder.read_bytes("curves.jsonl").splitlines()]
@@ -111,14 +101,22 @@ def _curve(stage: str, artifact: Artifact) -> list[str]:
     return rows
 
 
+def _code(digest: str) -> str:
+    return f"`{digest[:16]}`"
+
+
 def _number(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
+def _numbers(values: Mapping[str, Any], *names: str) -> list[str]:
+    return [_number(values.get(name)) for name in names]
+
+
 def _without_paths(value: Any) -> Any:
-    """Plain data with paths cut to the file's name: where the operator keeps files is nobody's business."""
+    """Returns plain data in which a path is only the name of its file, because the operator's folders are private."""
     if isinstance(value, dict):
         return {key: _without_paths(v) for key, v in value.items()}
     if isinstance(value, list):

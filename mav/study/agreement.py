@@ -7,18 +7,20 @@ import numpy as np
 
 from mav.evaluation.intervals import NORMAL
 
-Units = Sequence[Sequence[float]]  # the ratings of each item, by whoever gave one
+Units = Sequence[Sequence[float]]  # the ratings of each item, from all raters that gave one
 
 
 def fleiss_kappa(units: Units) -> float:
-    """Agreement beyond chance on unordered categories, for any number of raters an item (Fleiss 1971, averaged over items with two or
-    more ratings); 1 = perfect, 0 = chance, nan when all ratings are of one category.
+    """Returns the agreement beyond chance on unordered categories; 1 = perfect, 0 = chance.
+
+    It is Fleiss's kappa (1971) for any number of raters, averaged over the items with two or more ratings. It is nan
+    when all ratings are of one category.
     """
-    rated = [unit for unit in units if len(unit) > 1]
+    rated = [list(unit) for unit in units if len(unit) > 1]
     categories = sorted({value for unit in rated for value in unit})
     if len(categories) < 2:
         return math.nan
-    counts = np.array([[unit.count(c) for c in categories] for unit in map(list, rated)], np.float64)
+    counts = np.array([[unit.count(c) for c in categories] for unit in rated], np.float64)
     each = counts.sum(axis=1)
     observed = ((counts**2).sum(axis=1) - each) / (each * (each - 1))
     chance = ((counts.sum(axis=0) / counts.sum()) ** 2).sum()
@@ -26,9 +28,9 @@ def fleiss_kappa(units: Units) -> float:
 
 
 def krippendorff_alpha(units: Units, level: str = "nominal") -> float:
-    """1 - observed over expected disagreement (Krippendorff 2011), nominal or ordinal; items with one rating say nothing.
+    """Returns 1 - observed over expected disagreement (Krippendorff 2011) for `level` nominal or ordinal.
 
-    nan when all ratings are of one category.
+    Items with one rating do not count. It is nan when all ratings are of one category.
     """
     rated = [list(unit) for unit in units if len(unit) > 1]
     values = sorted({value for unit in rated for value in unit})
@@ -41,7 +43,7 @@ def krippendorff_alpha(units: Units, level: str = "nominal") -> float:
         coincidences += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
     totals = coincidences.sum(axis=0)
     if level == "ordinal":
-        # The squared number of ratings between two categories, half of each end's.
+        # The squared number of ratings between two categories, with half of those at each end.
         below = np.cumsum(totals) - totals / 2
         difference = (below[:, None] - below[None]) ** 2
     else:
@@ -51,26 +53,24 @@ def krippendorff_alpha(units: Units, level: str = "nominal") -> float:
 
 
 def wilson(wins: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) of nothing."""
+    """Returns the 95 % interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
     if count == 0:
         return 0.0, 1.0
     share, z = wins / count, NORMAL**2 / count
-    middle, half = (
-        (share + z / 2) / (1 + z),
-        NORMAL * math.sqrt(share * (1 - share) / count + z / (4 * count)) / (1 + z),
-    )
+    middle = (share + z / 2) / (1 + z)
+    half = NORMAL * math.sqrt(share * (1 - share) / count + z / (4 * count)) / (1 + z)
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact probability of a split at least so uneven when both sides are as likely."""
+    """Returns the exact two-sided probability of a split at least this uneven when both sides are equally likely."""
     count, rarer = wins + losses, min(wins, losses)
     tail = sum(math.comb(count, k) for k in range(rarer + 1))
     return min(1.0, 2 * tail / 2**count)
 
 
 def cluster_bootstrap(clusters: Sequence[tuple[float, float]], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of sum(wins) / sum(count) over clusters (wins, count) resampled whole: ratings of one item are not independent."""
+    """Returns the 95 % interval of sum(wins) / sum(count), resampling whole clusters (wins, count) such as items."""
     table = np.asarray(clusters, np.float64).reshape(-1, 2)
     if len(table) == 0:
         return 0.0, 1.0
@@ -81,28 +81,17 @@ def cluster_bootstrap(clusters: Sequence[tuple[float, float]], draws: int = 2000
 
 
 def connected(wins: Mapping[tuple[str, str], float]) -> bool:
-    """Whether every system has won, directly or through others, against every other: else no finite strengths fit."""
+    """Says whether every system has won, directly or through others, against every other; else no strengths fit."""
     systems = sorted({name for pair in wins for name in pair})
-    beats = {name: {other for (one, other), count in wins.items() if one == name and count > 0} for name in systems}
-
-    def reached(start: str, edges: Mapping[str, set[str]]) -> set[str]:
-        seen, queue = {start}, [start]
-        while queue:
-            for other in edges[queue.pop()] - seen:
-                seen.add(other)
-                queue.append(other)
-        return seen
-
-    if not systems:
-        return False
-    loses = {name: {other for other in systems if name in beats[other]} for name in systems}
-    return len(reached(systems[0], beats)) == len(reached(systems[0], loses)) == len(systems)
+    beats = np.array([[a == b or wins.get((a, b), 0) > 0 for b in systems] for a in systems], np.float64)
+    return bool(systems) and bool(np.linalg.matrix_power(beats, len(systems)).all())
 
 
 def bradley_terry(wins: Mapping[tuple[str, str], float], rounds: int = 100) -> dict[str, float]:
-    """Log strengths of maximum likelihood, their mean 0: P(a beats b) = 1 / (1 + exp(b - a)). wins: (winner, loser) -> how often.
+    """Returns log strengths of maximum likelihood with mean 0, where P(a beats b) = 1 / (1 + exp(b - a)).
 
-    By Newton's method. Raises ValueError when the comparisons do not connect the systems.
+    `wins` maps (winner, loser) to how often. The method is Newton's. Raises ValueError when the comparisons do not
+    connect the systems.
     """
     if not connected(wins):
         raise ValueError(

@@ -1,8 +1,9 @@
-"""Freezes a study: which pairs are shown, on which side, before anybody has looked at them.
+"""Freezes a study: it fixes which pairs are shown, and on which side, before anybody has looked at them.
 
-`study.json` names no system: video names are digests, sides are drawn by seed. Which side is whose stays in `key.json`, which is never
-served. Beside the pairs there are checks: gold pairs (a video against a ruined copy of itself, whose answer is known) and a mirrored
-copy of each pair, to measure left bias and consistency. The rule by which a rater is left out is fixed here, in advance.
+`study.json` names no system: video names are digests, and sides are drawn by seed. `key.json`, which is never served,
+says which side belongs to which system. Two kinds of checks are added to the pairs: gold pairs (a video against a
+degraded copy of itself, with a known answer) and a mirrored copy of each pair, for left bias and consistency. The rule
+by which a rater is left out is fixed here, in advance.
 """
 
 import hashlib
@@ -27,21 +28,21 @@ QUESTIONS = (
     {"id": "quality", "text": "Which video looks better?", "prompt": False},
     {"id": "faithfulness", "text": "Which video shows this text better?", "prompt": True},
 )
-RATERS = 5  # a pair; the paper takes their majority
-SESSION = 24  # pairs a rater is asked for, beside the checks
+RATERS = 5  # raters of a pair; the paper takes their majority
+SESSION = 24  # pairs that one rater is asked for, without the checks
 GOLD_EVERY, MIRROR_EVERY = 8, 6  # pairs between two checks of a kind
 GOLD = 6  # gold pairs of a study
-BLOCK = 8  # pixels of a ruined copy's blocks
-GOLD_MISSES, SIDE_ANSWERS = 1, 4  # what the rule allows, and from how many mirrored questions on it judges
+BLOCK = 8  # pixels of the blocks of a degraded copy
+GOLD_MISSES, SIDE_ANSWERS = 1, 4  # misses that the rule allows, and mirrored questions from which on it judges
 RULE = (
-    "A rater who misses more than one gold pair, or answers more than half of at least four mirrored questions by side, "
-    "is left out, and others rate in their place."
+    "A rater who misses more than one gold pair, or answers more than half of at least four mirrored questions by side,"
+    " is left out, and others rate in their place."
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two systems' videos of one prompt, as bytes of mp4."""
+    """The videos of two systems for one prompt, as mp4 bytes."""
 
     prompt: str
     category: str
@@ -50,7 +51,7 @@ class Pair:
 
 
 def freeze(pairs: Sequence[Pair], out: Folder, seed: int = 0, session: int = SESSION) -> dict[str, Any]:
-    """Pairs and their checks into study.json, key.json and videos/. The same pairs and seed give the same bytes.
+    """Writes study.json, key.json and videos/ of pairs and their checks. Equal pairs and seeds give equal bytes.
 
     Returns {"pairs", "items", "raters", "study_sha256"}.
     """
@@ -58,32 +59,28 @@ def freeze(pairs: Sequence[Pair], out: Folder, seed: int = 0, session: int = SES
     items: list[dict[str, Any]] = []
     key: dict[str, dict[str, Any]] = {}
 
-    def add(kind: str, pair: Pair, names: tuple[str, str], swapped: bool, of: str = "") -> str:
+    def add(kind: str, pair: Pair, names: tuple[str, ...], swapped: bool, of: str = "") -> str:
+        """Adds an item and returns its name, which does not say what it is."""
         left, right = (1, 0) if swapped else (0, 1)
         name = hashlib.sha256(f"{seed} {len(items)} {names}".encode()).hexdigest()[:12]
-        items.append(
-            {"id": name, "prompt": pair.prompt, "category": pair.category, "left": names[left], "right": names[right]}
-        )
+        shown = {"prompt": pair.prompt, "category": pair.category, "left": names[left], "right": names[right]}
+        items.append({"id": name, **shown})
         key[name] = {"kind": kind, "left": pair.systems[left], "right": pair.systems[right], "of": of}
         return name
 
+    # Every pair with its mirrored copy.
     for pair in pairs:
-        names = (_store(pair.videos[0], out), _store(pair.videos[1], out))
-        swapped = bool(rng.integers(2))
+        names, swapped = _store(pair, out), bool(rng.integers(2))
         of = add("pair", pair, names, swapped)
         add("mirror", pair, names, not swapped, of)
+    # Gold pairs, from the whole list.
     for pair in pairs[:: max(1, len(pairs) // GOLD)][:GOLD]:
-        ruined = Pair(pair.prompt, pair.category, ("intact", "ruined"), (pair.videos[0], _ruin(pair.videos[0], rng)))
-        add("gold", ruined, (_store(ruined.videos[0], out), _store(ruined.videos[1], out)), bool(rng.integers(2)))
-    study = {
-        "version": 2,
-        "questions": list(QUESTIONS),
-        "raters": RATERS,
-        "session": session,
-        "rule": RULE,
-        "items": [items[i] for i in rng.permutation(len(items))],
-    }
-    out.write_json(STUDY, study)
+        intact = pair.videos[0]
+        gold = Pair(pair.prompt, pair.category, ("intact", "ruined"), (intact, _degrade(intact, rng)))
+        add("gold", gold, _store(gold, out), bool(rng.integers(2)))
+    order = rng.permutation(len(items))
+    study = {"version": 2, "questions": list(QUESTIONS), "raters": RATERS, "session": session, "rule": RULE}
+    out.write_json(STUDY, study | {"items": [items[i] for i in order]})
     digest = out.sha256(STUDY)
     systems = list(dict.fromkeys(name for pair in pairs for name in pair.systems))
     out.write_json(KEY, {"study_sha256": digest, "systems": systems, "items": key})
@@ -93,64 +90,55 @@ def freeze(pairs: Sequence[Pair], out: Folder, seed: int = 0, session: int = SES
 def freeze_study(
     recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Callable[[dict[str, Any]], None] = lambda _: None
 ) -> dict[str, Any]:
-    """The pipeline's study: generated videos against their time-off twins. Without twins it is empty."""
+    """Freezes the study of the pipeline: generated videos against their time-off twins. Without twins it is empty."""
     settings, source = recipe.evaluate, inputs["generate"]
     rows = [row for row in source.read_json(LIST) if row.get("twin")]
     order = np.random.default_rng([settings.seed, 6]).permutation(len(rows))[: settings.study_pairs]
-    systems = ("time layers on", "time layers off")
-    pairs = [
-        Pair(rows[i]["prompt"], "", systems, (source.read_bytes(rows[i]["file"]), source.read_bytes(rows[i]["twin"])))
-        for i in sorted(order)
-    ]
+    pairs = []
+    for row in (rows[i] for i in sorted(order)):
+        videos = (source.read_bytes(row["file"]), source.read_bytes(row["twin"]))
+        pairs.append(Pair(row["prompt"], "", ("time layers on", "time layers off"), videos))
     return freeze(pairs, out, settings.seed)
 
 
 def pairs_of(
     systems: Mapping[str, Folder], prompts: Sequence[tuple[str, str]], count: int = 0, seed: int = 0
 ) -> list[Pair]:
-    """Pairs of every two systems on every prompt that both have a video of; `count` of them, drawn by seed and shared out; 0 = all.
+    """Returns pairs of every two systems on the prompts of which both have a video.
 
-    A system's videos are numbered as the prompts (00042.mp4), or `videos.json` says which file has which prompt. Raises UserError when
-    two systems have no prompt in common, or a video cannot be read.
+    With a `count`, this number is drawn by seed and shared out among the systems. The videos of a system are numbered
+    as the prompts (00042.mp4), or `videos.json` says which file has which prompt. Raises UserError when two systems
+    have no prompt in common, or a video cannot be read.
     """
     if len(systems) < 2:
         raise UserError("A study compares systems: name at least two as --system NAME=DIR.")
     files = {name: _by_prompt(folder, [text for text, _ in prompts]) for name, folder in systems.items()}
-    categories = dict(prompts)
-    matches = list(itertools.combinations(systems, 2))
-    share = -(-count // len(matches)) if count else 0
+    categories, matches = dict(prompts), list(itertools.combinations(systems, 2))
+    share = -(-count // len(matches)) if count else None
     pairs: list[Pair] = []
     for number, (one, other) in enumerate(matches):
-        common = [
-            text for text in dict.fromkeys(text for text, _ in prompts) if text in files[one] and text in files[other]
-        ]
+        common = [text for text in categories if text in files[one] and text in files[other]]
         if not common:
-            raise UserError(
-                f"{one} and {other} have no video of the same prompt: number files as the prompts, or list them in {LIST}."
-            )
-        order = np.random.default_rng([seed, 7, number]).permutation(len(common))[: share or None]
-        for i in sorted(order):
-            text = common[i]
-            videos = tuple(_mp4(systems[name], files[name][text]) for name in (one, other))
-            pairs.append(Pair(text, categories.get(text, ""), (one, other), (videos[0], videos[1])))
+            remedy = f"number files as the prompts, or list them in {LIST}"
+            raise UserError(f"{one} and {other} have no video of the same prompt: {remedy}.")
+        for i in sorted(np.random.default_rng([seed, 7, number]).permutation(len(common))[:share]):
+            first, second = (_mp4(systems[name], files[name][common[i]]) for name in (one, other))
+            pairs.append(Pair(common[i], categories[common[i]], (one, other), (first, second)))
     return pairs[: count or None]
 
 
 def _by_prompt(folder: Folder, prompts: Sequence[str]) -> dict[str, str]:
-    """Prompt -> file of a system's folder."""
-    entries, _ = find_videos(folder, tuple(prompts), len(prompts))
-    if folder.exists(LIST):
-        return {entry.prompt: entry.file for entry in entries if entry.file}
-    stems = [posixpath.splitext(posixpath.basename(entry.file))[0] for entry in entries if entry.file]
-    if not all(stem.isdecimal() for stem in stems):
-        raise UserError(
-            f"Nothing says which prompt each video of {folder.url} was made for: number the files as the prompts."
-        )
-    return {entry.prompt: entry.file for entry in entries if entry.file}
+    """Returns prompt -> file of a system's folder."""
+    entries = [entry for entry in find_videos(folder, tuple(prompts), len(prompts))[0] if entry.file]
+    stems = [posixpath.splitext(posixpath.basename(entry.file))[0] for entry in entries]
+    if not folder.exists(LIST) and not all(stem.isdecimal() for stem in stems):
+        problem = f"Nothing says which prompt each video of {folder.url} was made for"
+        raise UserError(f"{problem}: number the files as the prompts.")
+    return {entry.prompt: entry.file for entry in entries}
 
 
 def _mp4(folder: Folder, file: str) -> bytes:
-    """Encoded anew at high quality, so that neither codec nor container tells the systems apart."""
+    """Encodes a video again at high quality, so that neither codec nor container reveals the system."""
     data = folder.read_bytes(file)
     try:
         return encode_mp4(whole_video(data), _rate(data), crf=10)
@@ -158,15 +146,16 @@ def _mp4(folder: Folder, file: str) -> bytes:
         raise UserError(f"{folder.path(file)} cannot be shown ({error}): give mp4, webm, mov, avi or GIF.") from None
 
 
-def _store(data: bytes, out: Folder) -> str:
-    """Stores a video under a name that says nothing; the same video has the same name."""
-    name = f"videos/{hashlib.sha256(data).hexdigest()[:16]}.mp4"
-    out.write_bytes(name, data)
-    return name
+def _store(pair: Pair, out: Folder) -> tuple[str, ...]:
+    """Stores both videos under their digests and returns their paths."""
+    names = tuple(f"videos/{hashlib.sha256(video).hexdigest()[:16]}.mp4" for video in pair.videos)
+    for name, video in zip(names, pair.videos, strict=True):
+        out.write_bytes(name, video)
+    return names
 
 
-def _ruin(data: bytes, rng: np.random.Generator) -> bytes:
-    """The video in coarse blocks with frames out of order: nobody who looks can prefer it."""
+def _degrade(data: bytes, rng: np.random.Generator) -> bytes:
+    """Returns the video in coarse blocks with shuffled frames, which no attentive rater prefers."""
     frames = whole_video(data)
     block = max(2, min(BLOCK, min(frames.shape[1:3]) // 4))
     middles = [np.minimum(np.arange(side) // block * block + block // 2, side - 1) for side in frames.shape[1:3]]
@@ -175,6 +164,6 @@ def _ruin(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _rate(data: bytes) -> float:
-    """Frames a second; 8 where the file does not say."""
+    """Returns the frame rate of a video; 8 where the file does not say it."""
     with av.open(io.BytesIO(data), mode="r") as container:
         return float(container.streams.video[0].average_rate or 8)

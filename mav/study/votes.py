@@ -1,8 +1,9 @@
-"""Votes in SQLite: who rates which pair next, and what they said. Append only, safe under many raters at once and under kill -9.
+"""The votes of a study in SQLite: which rater is asked what, and the answers. Rows of answers are only ever added.
 
-Every call is one transaction that holds the write lock from its start, and is on the disk before it is answered. A pair's seats are its
-complete ratings by raters who are not left out, plus the leases of those who are at it; a pair with `raters` seats taken is given to
-nobody else, so it gets exactly so many. A lease runs out, and a rater who comes back after that keeps the seat only if it is still free.
+It is safe under many raters at once and under kill -9: every call is one transaction that holds the write lock from its
+start, and is on the disk before it is answered. The seats of a pair are its complete ratings by raters who are not left
+out, plus the leases of raters who are rating it. A pair with `raters` taken seats is given to nobody else, so it gets
+exactly this number of ratings. A lease expires; a rater who returns later keeps the seat only if it is still free.
 """
 
 from __future__ import annotations
@@ -22,24 +23,47 @@ from mav.storage import Folder
 from mav.study.study import GOLD_EVERY, GOLD_MISSES, KEY, MIRROR_EVERY, SIDE_ANSWERS, STUDY
 
 LEASE_SECONDS = 600.0
+UNKNOWN_LINK = "This link is not known. Open the link you were sent."
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (sha256 TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS raters (
-    id INTEGER PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, code TEXT NOT NULL, excluded TEXT NOT NULL DEFAULT '', finished REAL);
+    id INTEGER PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, code TEXT NOT NULL, excluded TEXT NOT NULL DEFAULT '',
+    finished REAL);
 CREATE TABLE IF NOT EXISTS pairs (item TEXT PRIMARY KEY, place INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS leases (item TEXT NOT NULL, rater INTEGER NOT NULL, expires REAL NOT NULL, PRIMARY KEY (item, rater));
-CREATE TABLE IF NOT EXISTS ratings (item TEXT NOT NULL, rater INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (item, rater));
+CREATE TABLE IF NOT EXISTS leases (
+    item TEXT NOT NULL, rater INTEGER NOT NULL, expires REAL NOT NULL, PRIMARY KEY (item, rater));
+CREATE TABLE IF NOT EXISTS ratings (
+    item TEXT NOT NULL, rater INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (item, rater));
 CREATE TABLE IF NOT EXISTS votes (
     id INTEGER PRIMARY KEY, item TEXT NOT NULL, question TEXT NOT NULL, rater INTEGER NOT NULL REFERENCES raters,
     answer TEXT NOT NULL CHECK (answer IN ('left', 'right')), milliseconds INTEGER NOT NULL, at REAL NOT NULL,
     UNIQUE (item, question, rater));
-CREATE TRIGGER IF NOT EXISTS votes_stay BEFORE UPDATE ON votes BEGIN SELECT RAISE(ABORT, 'votes are append only'); END;
-CREATE TRIGGER IF NOT EXISTS votes_remain BEFORE DELETE ON votes BEGIN SELECT RAISE(ABORT, 'votes are append only'); END;
+CREATE TRIGGER IF NOT EXISTS votes_stay BEFORE UPDATE ON votes
+    BEGIN SELECT RAISE(ABORT, 'votes are append only'); END;
+CREATE TRIGGER IF NOT EXISTS votes_remain BEFORE DELETE ON votes
+    BEGIN SELECT RAISE(ABORT, 'votes are append only'); END;
+"""
+# The pair that the rater has a lease of, or the one with the fewest taken seats.
+NEXT_PAIR = """
+SELECT item, taken FROM (
+    SELECT p.item, p.place, (SELECT COUNT(*) FROM leases WHERE item = p.item AND rater = :rater) AS mine,
+        (SELECT COUNT(*) FROM ratings g JOIN raters r ON r.id = g.rater WHERE g.item = p.item AND r.excluded = '')
+        + (SELECT COUNT(*) FROM leases WHERE item = p.item AND expires > :now AND rater <> :rater) AS taken
+    FROM pairs p WHERE NOT EXISTS (SELECT 1 FROM ratings WHERE item = p.item AND rater = :rater))
+WHERE taken < :seats ORDER BY mine DESC, taken, (place * 7919 + :rater * 104729) % 10007, place LIMIT 1
+"""
+ALL_VOTES = """
+SELECT v.item, v.question, v.rater, v.answer, v.milliseconds, v.at,
+    EXISTS (SELECT 1 FROM ratings WHERE item = v.item AND rater = v.rater) AS complete FROM votes v ORDER BY v.id
+"""
+ALL_RATERS = """
+SELECT id AS rater, code, excluded, finished, (SELECT COUNT(*) FROM ratings WHERE rater = raters.id) AS ratings
+FROM raters ORDER BY id
 """
 
 
 class RefusedError(Exception):
-    """A request that cannot be granted; `status` is HTTP's."""
+    """A request that cannot be granted; `status` is that of HTTP."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -52,7 +76,7 @@ class Study:
 
     items: dict[str, dict[str, Any]]
     key: dict[str, dict[str, Any]]
-    systems: list[str]  # as they were named, ours first
+    systems: list[str]  # in the order in which they were named, ours first
     questions: list[dict[str, Any]]
     raters: int
     session: int
@@ -61,7 +85,7 @@ class Study:
 
     @classmethod
     def load(cls, folder: Folder) -> Study:
-        """Raises UserError when there is none, or it was changed after it was frozen."""
+        """Reads a study. Raises UserError when there is none, or it was changed after it was frozen."""
         try:
             study, key = folder.read_json(STUDY), folder.read_json(KEY)
             items = {item["id"]: item for item in study["items"]}
@@ -77,7 +101,7 @@ class Study:
         return cls(items, entries, systems, **fields, sha256=digest)
 
     def of_kind(self, kind: str) -> list[str]:
-        """Items of a kind, in the study's order."""
+        """Returns the items of a kind, in the order of the study."""
         return [name for name in self.items if self.key[name]["kind"] == kind]
 
 
@@ -85,27 +109,24 @@ class Votes:
     """The database of one study."""
 
     def __init__(self, path: str, study: Study, lease_seconds: float = LEASE_SECONDS) -> None:
-        """Opens or makes it. Raises UserError when it belongs to another study."""
+        """Opens or makes the database. Raises UserError when it belongs to another study."""
         self.path, self.study, self.lease_seconds = path, study, lease_seconds
         self._local = threading.local()
+        pairs, self._gold = study.of_kind("pair"), study.of_kind("gold")
         self._mirror_of = {study.key[name]["of"]: name for name in study.of_kind("mirror")}
-        self._gold = study.of_kind("gold")
-        self._pairs = frozenset(study.of_kind("pair"))
-        connection = self._connection()
-        connection.executescript(SCHEMA)
+        self._pairs = frozenset(pairs)
+        self._connection().executescript(SCHEMA)
         with self._transaction() as db:
             known = db.execute("SELECT sha256 FROM study").fetchone()
             if known is None:
                 db.execute("INSERT INTO study VALUES (?)", (study.sha256,))
-                db.executemany(
-                    "INSERT INTO pairs VALUES (?, ?)", [(name, i) for i, name in enumerate(study.of_kind("pair"))]
-                )
+                db.executemany("INSERT INTO pairs VALUES (?, ?)", [(name, i) for i, name in enumerate(pairs)])
             elif known[0] != study.sha256:
-                raise UserError(
-                    f"{path} holds the votes of another study ({known[0][:12]}): name another folder with --votes."
-                )
+                other = f"{path} holds the votes of another study ({known[0][:12]})"
+                raise UserError(f"{other}: name another folder with --votes.")
 
     def _connection(self) -> sqlite3.Connection:
+        """Returns the connection of this thread."""
         if not hasattr(self._local, "connection"):
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             connection.row_factory = sqlite3.Row
@@ -126,10 +147,8 @@ class Votes:
             db.execute("ROLLBACK")
             raise
 
-    # ----------------------------------------------------------------------------------------------------------- raters
-
     def invite(self, count: int) -> list[str]:
-        """Makes raters until there are `count`; returns the new ones' tokens, which are kept nowhere but by digest."""
+        """Makes raters until there are `count`; returns the tokens of the new ones, which are stored as digests."""
         with self._transaction() as db:
             present = db.execute("SELECT COUNT(*) FROM raters").fetchone()[0]
             tokens = [secrets.token_urlsafe(18) for _ in range(count - present)]
@@ -138,20 +157,19 @@ class Votes:
         return tokens
 
     def _rater(self, db: sqlite3.Connection, token: str) -> tuple[int, str]:
+        """Returns (id, completion code) of a rater. Raises RefusedError for an unknown token."""
         row = db.execute("SELECT id, code FROM raters WHERE token_sha256 = ?", (_digest(token),)).fetchone()
         if row is None:
-            raise RefusedError(401, "This link is not known. Open the link you were sent.")
+            raise RefusedError(401, UNKNOWN_LINK)
         return int(row[0]), str(row[1])
 
-    # ------------------------------------------------------------------------------------------------------------ asking
-
     def next(self, token: str) -> dict[str, Any]:
-        """What the rater is asked now: {"state": "ask", ...}, or {"state": "end", "code"} when there is nothing more."""
+        """Returns the present question {"state": "ask", ...}, or {"state": "end", "code"} when nothing is left."""
         with self._transaction() as db:
-            rater, code = self._rater(db, token)
-            return self._next(db, rater, code)
+            return self._next(db, *self._rater(db, token))
 
     def _next(self, db: sqlite3.Connection, rater: int, code: str) -> dict[str, Any]:
+        # The item: a check that is due, or else a pair.
         rated = [row[0] for row in db.execute("SELECT item FROM ratings WHERE rater = ? ORDER BY at, rowid", (rater,))]
         pairs = [item for item in rated if item in self._pairs]
         item = self._check(rated, pairs)
@@ -160,11 +178,10 @@ class Votes:
         if item is None:
             db.execute("UPDATE raters SET finished = COALESCE(finished, ?) WHERE id = ?", (time.time(), rater))
             return {"state": "end", "code": code if rated else None, "rated": len(rated)}
-        answered = {
-            row[0] for row in db.execute("SELECT question FROM votes WHERE item = ? AND rater = ?", (item, rater))
-        }
-        question = next(q for q in self.study.questions if q["id"] not in answered)
-        shown = self.study.items[item]
+        # Its first question without an answer.
+        answers = db.execute("SELECT question FROM votes WHERE item = ? AND rater = ?", (item, rater))
+        answered, questions, shown = {row[0] for row in answers}, self.study.questions, self.study.items[item]
+        question = next(q for q in questions if q["id"] not in answered)
         return {
             "state": "ask",
             "item": item,
@@ -172,123 +189,87 @@ class Votes:
             "prompt": shown["prompt"] if question["prompt"] else None,
             "left": f"/{shown['left']}",
             "right": f"/{shown['right']}",
-            "done": len(rated) * len(self.study.questions) + len(answered),
-            "total": self._total() * len(self.study.questions),
+            "done": len(rated) * len(questions) + len(answered),
+            "total": self._total() * len(questions),
         }
 
     def _total(self) -> int:
-        """Items of a whole session, checks included."""
+        """Returns the number of items of a whole session, with the checks."""
         pairs = min(self.study.session, len(self._pairs))
         return pairs + min(_due_gold(pairs), len(self._gold)) + pairs // MIRROR_EVERY
 
     def _check(self, rated: list[str], pairs: list[str]) -> str | None:
-        """The check that is due, if any: a gold pair, or the mirror of a pair rated a while ago."""
+        """Returns the check that is due, if any: a gold pair, or the mirrored copy of a pair that was rated earlier."""
         seen = set(rated)
-        gold = [name for name in self._gold if name in seen]
-        if len(gold) < min(_due_gold(len(pairs)), len(self._gold)):
-            return next(name for name in self._gold if name not in seen)
+        unseen = [name for name in self._gold if name not in seen]
+        if unseen and len(self._gold) - len(unseen) < _due_gold(len(pairs)):
+            return unseen[0]
         mirrored = sum(self.study.key[name]["kind"] == "mirror" for name in rated)
         if mirrored < len(pairs) // MIRROR_EVERY:
             return self._mirror_of[pairs[mirrored * MIRROR_EVERY]]
         return None
 
     def _seat(self, db: sqlite3.Connection, rater: int) -> str | None:
-        """The pair the rater is at, or the one with the fewest seats taken, now leased."""
+        """Takes or renews a lease of the rater's next pair and returns the pair; None when no seat is free."""
         now = time.time()
-        row = db.execute(
-            """
-            SELECT item, taken FROM (
-                SELECT p.item, p.place, (SELECT COUNT(*) FROM leases WHERE item = p.item AND rater = :rater) AS mine,
-                    (SELECT COUNT(*) FROM ratings g JOIN raters r ON r.id = g.rater WHERE g.item = p.item AND r.excluded = '')
-                    + (SELECT COUNT(*) FROM leases WHERE item = p.item AND expires > :now AND rater <> :rater) AS taken
-                FROM pairs p WHERE NOT EXISTS (SELECT 1 FROM ratings WHERE item = p.item AND rater = :rater))
-            WHERE taken < :seats ORDER BY mine DESC, taken, (place * 7919 + :rater * 104729) % 10007, place LIMIT 1
-            """,
-            {"rater": rater, "now": now, "seats": self.study.raters},
-        ).fetchone()
+        row = db.execute(NEXT_PAIR, {"rater": rater, "now": now, "seats": self.study.raters}).fetchone()
         if row is None:
             return None
         db.execute("DELETE FROM leases WHERE rater = ? AND item <> ?", (rater, row[0]))
         db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row[0], rater, now + self.lease_seconds))
         return str(row[0])
 
-    # --------------------------------------------------------------------------------------------------------- answering
-
     def vote(self, token: str, item: str, question: str, answer: str, milliseconds: int) -> dict[str, Any]:
-        """Keeps an answer and returns what is asked next. The same answer again, after a lost connection say, changes nothing.
+        """Stores an answer and returns the next question. A repeated answer, as after a lost connection, is ignored.
 
-        Raises RefusedError when it is not what was asked, or was answered otherwise before.
+        Raises RefusedError when it is not the present question, or was answered differently before.
         """
         with self._transaction() as db:
             rater, code = self._rater(db, token)
-            known = db.execute(
-                "SELECT answer FROM votes WHERE item = ? AND question = ? AND rater = ?", (item, question, rater)
-            ).fetchone()
-            if known is not None:
-                if known[0] != answer:
-                    raise RefusedError(409, "This question was answered before; an answer cannot be changed.")
-                return self._next(db, rater, code)
+            # An answer that is there already is only compared.
+            same = "SELECT answer FROM votes WHERE item = ? AND question = ? AND rater = ?"
+            known = db.execute(same, (item, question, rater)).fetchone()
+            if known is not None and known[0] != answer:
+                raise RefusedError(409, "This question was answered before; an answer cannot be changed.")
             asked = self._next(db, rater, code)
+            if known is not None:
+                return asked
             if asked["state"] != "ask" or (asked["item"], asked["question"]["id"]) != (item, question):
                 raise RefusedError(409, "This pair is no longer yours to answer. Here is the next one.")
-            now = time.time()
+            # The answer; with the last one of an item, its rating is complete and the rater may be left out.
+            now, columns = time.time(), "item, question, rater, answer, milliseconds, at"
             row = (item, question, rater, answer, milliseconds, now)
-            db.execute(
-                "INSERT INTO votes (item, question, rater, answer, milliseconds, at) VALUES (?, ?, ?, ?, ?, ?)", row
-            )
-            answered = db.execute("SELECT COUNT(*) FROM votes WHERE item = ? AND rater = ?", (item, rater)).fetchone()[
-                0
-            ]
-            if answered == len(self.study.questions):
+            db.execute(f"INSERT INTO votes ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+            votes = db.execute("SELECT item, question, answer FROM votes WHERE rater = ?", (rater,)).fetchall()
+            if sum(vote[0] == item for vote in votes) == len(self.study.questions):
                 db.execute("INSERT INTO ratings VALUES (?, ?, ?)", (item, rater, now))
                 db.execute("DELETE FROM leases WHERE rater = ?", (rater,))
-                if self.study.key[item]["kind"] != "pair":
-                    self._judge(db, rater)
+                check = self.study.key[item]["kind"] != "pair"
+                if check and (reason := self.judge({(vote[0], vote[1]): vote[2] for vote in votes})):
+                    db.execute("UPDATE raters SET excluded = ? WHERE id = ? AND excluded = ''", (reason, rater))
             return self._next(db, rater, code)
 
-    def _judge(self, db: sqlite3.Connection, rater: int) -> None:
-        """Applies the rule that was fixed when the study was frozen."""
-        votes = {
-            (row[0], row[1]): row[2]
-            for row in db.execute("SELECT item, question, answer FROM votes WHERE rater = ?", (rater,))
-        }
-        reason = self.judge(votes)
-        if reason:
-            db.execute("UPDATE raters SET excluded = ? WHERE id = ? AND excluded = ''", (reason, rater))
-
     def judge(self, votes: dict[tuple[str, str], str]) -> str:
-        """Why a rater with these answers, (item, question) -> side, is left out; '' when they are not."""
-        key = self.study.key
-        missed = {
-            item for (item, _), side in votes.items() if key[item]["kind"] == "gold" and key[item][side] != "intact"
-        }
+        """Returns why the study's rule leaves out a rater with these answers, (item, question) -> side, or ''."""
+        key, checks = self.study.key, list(votes.items())
+        missed = {item for (item, _), side in checks if key[item]["kind"] == "gold" and key[item][side] != "intact"}
         if len(missed) > GOLD_MISSES:
             return f"missed {len(missed)} gold pairs"
-        again = [
-            (votes[(key[item]["of"], q)], side) for (item, q), side in votes.items() if key[item]["kind"] == "mirror"
-        ]
-        same = sum(first == second for first, second in again)  # the same side of swapped videos: by side, not by sight
-        if len(again) >= SIDE_ANSWERS and same > len(again) / 2:
-            return f"answered {same} of {len(again)} mirrored questions by side"
+        mirrored = [(item, question, side) for (item, question), side in checks if key[item]["kind"] == "mirror"]
+        # The videos of a mirrored pair are swapped, so an equal side means that the rater did not look.
+        same = sum(votes[(key[item]["of"], question)] == side for item, question, side in mirrored)
+        if len(mirrored) >= SIDE_ANSWERS and same > len(mirrored) / 2:
+            return f"answered {same} of {len(mirrored)} mirrored questions by side"
         return ""
 
-    # ------------------------------------------------------------------------------------------------------------ reading
-
     def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """(votes, raters) as plain rows; a vote says whether its rating is complete."""
-        db = self._connection()
-        votes = db.execute(
-            """SELECT v.item, v.question, v.rater, v.answer, v.milliseconds, v.at,
-               EXISTS (SELECT 1 FROM ratings WHERE item = v.item AND rater = v.rater) AS complete FROM votes v ORDER BY v.id"""
-        )
-        raters = db.execute(
-            """SELECT id AS rater, code, excluded, finished, (SELECT COUNT(*) FROM ratings WHERE rater = raters.id) AS ratings
-               FROM raters ORDER BY id"""
-        )
+        """Returns (votes, raters) as plain rows; a vote says whether its rating is complete."""
+        votes, raters = (self._connection().execute(query) for query in (ALL_VOTES, ALL_RATERS))
         return [dict(row) for row in votes], [dict(row) for row in raters]
 
 
 def _due_gold(pairs: int) -> int:
+    """Returns how many gold pairs are due to a rater of this number of pairs."""
     return (pairs + GOLD_EVERY - 3) // GOLD_EVERY
 
 

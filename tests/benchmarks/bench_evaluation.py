@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from harness import cost, in_turn, rate, report
 
-from mav.evaluation.store import CHUNK
+from mav.evaluation.feature_store import CHUNK
 
 FRAMES, SIZE, FPS = 16, 256, 25
 DIMENSIONS, VIDEOS, DRAWS = 400, 2048, 200
@@ -62,11 +62,11 @@ def load(folder: str) -> None:
 
 def ours(videos: Path, folder: Path, pool: ProcessPoolExecutor) -> float:
     """Seconds from files to moments, through the same code as `mav evaluate`."""
+    from mav.evaluation.feature_store import compute
     from mav.evaluation.features import Networks
     from mav.evaluation.metrics import Moments
     from mav.evaluation.protocols import Preparation
     from mav.evaluation.reading import find_videos
-    from mav.evaluation.store import compute
     from mav.storage import Folder
 
     networks = Networks(("i3d",), str(folder))
@@ -141,7 +141,7 @@ def peak_memory(count: int) -> float:
 def memory_child(count: int) -> None:
     """Decode, C-order features of a small fake network and moments; prints the peak. I3D's own memory does not depend
     on the count."""
-    import mav.evaluation.store as store
+    import mav.evaluation.feature_store as store
     from mav.evaluation.features import Networks
     from mav.evaluation.metrics import Moments
     from mav.evaluation.protocols import Preparation

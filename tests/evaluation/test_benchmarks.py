@@ -1,4 +1,4 @@
-"""The benchmarks and the study on a small demo world, with a cascade that draws what it is told."""
+"""The benchmarks and the study on a small demo world, with a cascade that draws what the prompt says."""
 
 import dataclasses
 import re
@@ -208,7 +208,7 @@ def test_no_set_is_one_sentence(inputs, tmp_path):
         )
 
 
-# ------------------------------------------------------------------------------------------------------------ sets, protocols
+# ----------------------------------------------------------------------------------------------------- sets, protocols
 
 
 def test_readers_take_the_layouts_as_distributed(inputs):

@@ -1,4 +1,4 @@
-"""Anybody's folder of videos measured: what is wrong with one is counted, resume, the cache, and the command."""
+"""A folder of any system's videos is measured: failures are counted, runs resume, features are cached."""
 
 import dataclasses
 import json
@@ -11,13 +11,13 @@ from small_videos import FRAMES, frames, save, write
 
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
-from mav.evaluation import store
+from mav.evaluation import feature_store
+from mav.evaluation.feature_store import compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import Settings, measure
 from mav.evaluation.protocols import Preparation, load_protocol
 from mav.evaluation.reading import find_videos
 from mav.evaluation.sets import BenchmarkSet
-from mav.evaluation.store import compute, in_process
 from mav.models.clip import ClipModel
 from mav.recipes import ClipConfig
 from mav.storage import Folder
@@ -107,7 +107,7 @@ def test_features_that_are_not_finite_are_one_sentence(tmp_path, networks, folde
 
 
 def test_a_killed_evaluation_goes_on_and_ends_the_same(tmp_path, networks, folders, monkeypatch):
-    monkeypatch.setattr(store, "CHUNK", 2)
+    monkeypatch.setattr(feature_store, "CHUNK", 2)
     ours, real = folders
     expected = evaluate(tmp_path, networks, ours, real, out="whole")["metrics"]
     done = []
@@ -153,7 +153,7 @@ def test_real_features_are_kept_by_what_shapes_them(tmp_path, networks, folders)
     assert real_chunks() == 1
     provenance = [Folder(str(path)).read_json("provenance.json") for path in (tmp_path / "cache").iterdir()]
     assert len(provenance) == 3
-    assert all(p["networks"]["demo"] == networks.facts()["demo"]["sha256"] and p["videos"] == 8 for p in provenance)
+    assert all(p["networks"]["demo"] == networks.describe()["demo"]["sha256"] and p["videos"] == 8 for p in provenance)
 
 
 def test_long_features_take_the_jackknife(tmp_path, networks, folders, monkeypatch):
@@ -162,7 +162,7 @@ def test_long_features_take_the_jackknife(tmp_path, networks, folders, monkeypat
     ours, real = folders
     usual = evaluate(tmp_path, networks, ours, real)["metrics"]["fid"]
     monkeypatch.setattr(score, "LONGEST", 8)
-    monkeypatch.setattr(store, "CHUNK", 2)
+    monkeypatch.setattr(feature_store, "CHUNK", 2)
     long = evaluate(tmp_path, networks, ours, real)["metrics"]["fid"]
     assert long["value"] == pytest.approx(usual["value"], abs=2e-7)  # an untrained network's features hardly differ
     assert "jackknife" in long["interval"]
@@ -173,7 +173,7 @@ def test_kernel_distances_take_rows_evenly_when_there_are_many(tmp_path, network
     from mav.evaluation import score
     from mav.evaluation.metrics import kernel_distance
 
-    monkeypatch.setattr(store, "CHUNK", 2)
+    monkeypatch.setattr(feature_store, "CHUNK", 2)
     ours, real = folders
     found = {}
     for most in (20_000, 8):
@@ -196,7 +196,7 @@ def test_kernel_distances_take_rows_evenly_when_there_are_many(tmp_path, network
 def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_session):
     from flows.cli.evaluate import features_on_ray
 
-    monkeypatch.setattr(store, "CHUNK", 1)
+    monkeypatch.setattr(feature_store, "CHUNK", 1)
     ours = Folder(str(tmp_path / "ours"))
     write(ours, range(6))
     entries, _ = find_videos(ours, PROMPTS, 6)
@@ -208,7 +208,7 @@ def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nonsense", "--videos", "."], "ucf101, msrvtt"),
         (["ucf101", "--videos", "gone"], "gone is not there"),
@@ -220,11 +220,11 @@ def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_
         (["ucf101", "--videos", ".", "--metric", "lpips"], "no metric 'lpips'"),
     ],
 )
-def test_a_wrong_command_is_one_sentence(mav, monkeypatch, tmp_path, arguments, told):
+def test_a_wrong_command_is_one_sentence(mav, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, error = mav("evaluate", *arguments)
     assert code == 2
-    assert told in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
 
 
@@ -242,8 +242,8 @@ def test_the_table_carries_protocol_count_interval_and_weights(mav, monkeypatch,
     arguments += ["--recipe", "tiny", "--samples", "6"]
     code, out, _ = mav(*arguments)
     assert code == 0
-    for words in ("these videos", "[", "msrvtt-demo v1", "Make-A-Video", "msrvtt-paper", "0.3049", "5 of 6 readable (1 missing)",
-                  "sha256", "not with the published"):  # fmt: skip
+    for words in ("these videos", "[", "msrvtt-demo v1", "Make-A-Video", "msrvtt-paper", "0.3049",
+                  "5 of 6 readable (1 missing)", "sha256", "not with the published"):  # fmt: skip
         assert words in out, words
     code, out, _ = mav(*arguments, "--json")
     assert json.loads(out)["metrics"]["fid"]["low"] <= json.loads(out)["metrics"]["fid"]["value"]

@@ -1,4 +1,4 @@
-"""Metrics against other routes to the same number."""
+"""The metrics against other ways to compute the same number."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The networks against library references where there are any, and against plain loops; weights of made-up numbers under real names."""
+"""The networks against library references or plain loops, with made-up weights under the real names."""
 
 import hashlib
 
@@ -26,7 +26,7 @@ def shake(module, seed=0):
     return module.eval()
 
 
-# -------------------------------------------------------------------------------------------------------------------- I3D
+# ----------------------------------------------------------------------------------------------------------------- I3D
 
 
 def tensorflow_same(x, weight, stride):
@@ -101,7 +101,7 @@ def test_i3d_input_is_bilinear_without_antialiasing():
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------- C3D
+# ----------------------------------------------------------------------------------------------------------------- C3D
 
 
 def test_c3d_equals_its_layers_by_hand():
@@ -135,7 +135,7 @@ def test_c3d_input_is_bgr_with_corners_that_coincide():
         c3d.prepare(video[:8])
 
 
-# -------------------------------------------------------------------------------------------------------------- Inception
+# ----------------------------------------------------------------------------------------------------------- Inception
 
 
 def reference_inception():
@@ -174,7 +174,7 @@ def test_clean_resize_is_clean_fids_to_a_grey_level(side):
     assert np.abs(inception.clean_resize(frame) - build_resizer("clean")(frame)).max() <= 1
 
 
-# ---------------------------------------------------------------------------------------------------------------- weights
+# ------------------------------------------------------------------------------------------------------------- weights
 
 
 def hassonys(name):

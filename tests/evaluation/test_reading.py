@@ -1,4 +1,4 @@
-"""Videos in every format people keep them in, and the lists of prompts and clips as they are distributed."""
+"""Videos in every usual format, and the lists of prompts and clips as they are distributed."""
 
 import numpy as np
 import pytest

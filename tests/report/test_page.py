@@ -1,178 +1,16 @@
-"""The report over a whole made-up run: complete, self-contained, honest about what is missing."""
+"""The report over a whole made-up run: complete, self-contained, and clear about what is missing."""
 
 import base64
-import io
-import json
-import math
 import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from PIL import Image
+from made_up_run import RECIPE, make_run
 
-from flows.make_a_video import make_a_video
-from mav.data.shards import TarWriter, write_ledger, write_table
 from mav.data.videos.video_io import encode_mp4
-from mav.evaluation.protocols import load_protocol
-from mav.recipes.reader import load_recipe
-from mav.report import figures
 from mav.report.page import StageView, write_report
 from mav.storage import Artifact, Folder
-from mav.study.study import freeze_study
-from mav.world.drawing import PALETTE, SHAPES, draw, draw_clip, random_scene
-
-SIZES = "cascade={frames: 8, frame_skip: 2, base_size: 16, low_size: 32, high_size: 64}"
-RECIPE = load_recipe("tiny", ("name=made-up", SIZES))
-GRAPH = {
-    node.name: [up.name for up in node.inputs] for node in make_a_video(RECIPE).nodes.values() if node.name != "report"
-}
-
-
-def make_run(root, videos=6, size=32, frames=8):
-    """Artifacts of every stage, with plausible contents."""
-    rng = np.random.default_rng(0)
-    scenes = [random_scene(rng, tuple(PALETTE), SHAPES) for _ in range(max(videos, 20))]
-    folders = {name: Folder(f"{root}/{name}") for name in GRAPH}
-    counts, metrics = {}, {}
-
-    def rows_of(stage, rows_in, dropped=None, failed=None):
-        lost = sum((dropped or {}).values()) + sum((failed or {}).values())
-        counts[stage] = {
-            "rows_in": rows_in,
-            "rows_out": rows_in - lost,
-            "dropped": dropped or {},
-            "failed": failed or {},
-        }
-
-    rows_of("image-metadata", 1502, {"nsfw": 98, "watermark": 71, "toxic": 84, "no_caption": 9})
-    edges = [f"{edge / 20:.2f}" for edge in range(20)] + ["unknown"]
-    spread = dict(
-        zip(edges, [700, 300, 150, 80, 40, 20, 10, 10, 10, 10, 20, 20, 20, 10, 10, 5, 5, 5, 5, 5, 72], strict=True)
-    )
-    counts["image-metadata"] |= {
-        "toxic_words": {"first": 50, "second": 34},
-        "punsafe_histogram": spread,
-        "pwatermark_histogram": spread,
-    }
-    rows_of("image-download", 1240, {"opt_out": 12}, {"http_404": 22, "truncated": 18, "time_out": 15})
-    rows_of("image-screen", 1173, {"nsfw": 24, "watermark": 18})
-    rows_of("image-embed", 1131)
-    rows_of("video-shards", 251, {"duplicate": 1}, {"not_a_video": 10})
-
-    with folders["image-download"].create("00000-00000.tar") as file, TarWriter(file) as tar:
-        for i, scene in enumerate(scenes[:20]):
-            buffer = io.BytesIO()
-            Image.fromarray(draw(scene, 64)).save(buffer, "JPEG")
-            tar.add(f"{i:015d}", {"jpg": buffer.getvalue(), "txt": scene.caption(i).encode(), "json": b"{}"})
-    with folders["video-shards"].create("00000.tar") as file, TarWriter(file) as tar:
-        for i in range(10):
-            facts = {"fps": 24.0, "frames": 12, "width": 32, "height": 32, "seconds": 0.5, "videoid": str(i)}
-            facts |= {"times": [0]} if i else {}
-            tar.add(
-                f"{i:010d}",
-                {"mp4": encode_mp4(draw_clip(scenes[i], 32, 12, 24), 24), "json": json.dumps(facts).encode()},
-            )
-    ledger = [{"key": "0", "status": "failed", "fps": None, "frames": None}]
-    ledger += [{"key": str(i), "status": "ok", "fps": 24.0, "frames": 12} for i in range(1, 11)]
-    columns = {"key": "string", "status": "string", "fps": "double", "frames": "int32"}
-    write_ledger(folders["video-shards"], "00000.parquet", columns, ledger)
-    kept = pa.table({"key": [f"{i:015d}" for i in range(20)], "kept": [i != 0 for i in range(20)]})
-    write_table(folders["image-screen"], "00000-00000.parquet", kept)
-
-    for number, name in enumerate(n for n in GRAPH if n == "clip" or n.startswith("train-")):
-        steps = np.arange(1, 121) * 128
-        losses = (
-            0.05 * (number + 1) + 1.5 * np.exp(-steps / 3000) + rng.normal(0, 0.02, len(steps)) * np.exp(-steps / 20000)
-        )
-        rows = [{"samples": int(s), "loss": float(v)} for s, v in zip(steps, losses, strict=True)]
-        for row in rows[29::30] if name == "train-prior" else []:
-            row["validation"] = row["loss"] + 0.1
-        folders[name].write_bytes("curves.jsonl", "\n".join(map(json.dumps, rows)).encode())
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate([draw(scene, 16) for scene in scenes[:16]], axis=1)).save(buffer, "PNG")
-    folders["train-decoder"].write_bytes("samples.png", buffer.getvalue())
-
-    rows, seen = [], []
-    for i, scene in enumerate(scenes[:videos]):
-        row = {
-            "index": i,
-            "prompt": scene.caption(i),
-            "seed": i,
-            "fps": 16.0,
-            "colour": scene.colour,
-            "shape": scene.shape,
-        }
-        row |= {"file": f"videos/{i:05d}.mp4", "twin": f"time-off/{i:05d}.mp4"}
-        rows.append(row)
-        folders["generate"].write_bytes(row["file"], encode_mp4(draw_clip(scene, size, frames, 16), 16, crf=8))
-        jumping = np.stack([draw(s, size) for s in rng.permutation(np.array(scenes, object))[:frames]])
-        folders["generate"].write_bytes(row["twin"], encode_mp4(jumping, 16, crf=8))
-        seen.append(
-            {
-                "file": row["file"],
-                "prompt": row["prompt"],
-                "colour": True,
-                "shape": i % 3 != 2,
-                "frames_without_object": 0,
-            }
-        )
-    folders["generate"].write_json("videos.json", rows)
-    verdict = {
-        "colour": 0.958, "shape": 0.667, "motion_ratio": 1.24, "motion_ratio_time_off": 7.1, "chance_colour": 1 / 6, "chance_shape": 0.25,
-        "intervals": {"colour": [0.875, 1.0], "shape": [0.48, 0.83], "motion_ratio": [0.98, 1.51], "motion_ratio_time_off": [5.9, 8.3]},
-        "videos": seen, "training_displacement": 0.021, "count": videos,
-    }  # fmt: skip
-    folders["oracle"].write_json("result.json", verdict)
-
-    note = "demo encoder: not comparable with published numbers"
-    features = {"name": "demo encoder (the run's own CLIP)", "sha256": "ab" * 32, "note": note}
-
-    def result(stage, protocol, values, encoder=features):
-        facts = {n: {"value": v, "low": v * 0.8, "high": v * 1.2} | more for n, v, more in values}
-        data = {
-            "benchmark": load_protocol(protocol).benchmark,
-            "protocol": vars(load_protocol(protocol)),
-            "samples": 24,
-            "real": 95,
-        }
-        data |= {"real_failed": {"unreadable": 1}, "metrics": facts, "features": encoder, "comparable": False}
-        folders[stage].write_json("result.json", data)
-
-    result("evaluate-ucf101", "ucf101-demo", [("fvd", 0.31, {"real_halves": 0.06}), ("is", 9.4, {"real": 17.2})])
-    result(
-        "evaluate-msrvtt",
-        "msrvtt-demo",
-        [("fid", 0.21, {"real_halves": 0.03}), ("clipsim", 0.61, {"real": 0.7, "shuffled": 0.11})],
-    )
-    result(
-        "evaluate-interpolation",
-        "interpolation-demo",
-        [("psnr", 27.1, {}), ("psnr_blend", 24.3, {}), ("psnr_gain", 2.8, {})],
-        None,
-    )
-    metrics["human-study"] = freeze_study(RECIPE, {"generate": folders["generate"]}, folders["human-study"])
-
-    views = []
-    for number, (name, inputs) in enumerate(GRAPH.items()):
-        facts = {
-            "stage": name,
-            "version": 1,
-            "fingerprint": f"{number:02d}" * 32,
-            "recipe": "made-up",
-            "config": {},
-            "inputs": {},
-        }
-        facts |= {
-            "counts": counts.get(name, {}),
-            "metrics": metrics.get(name, {}),
-            "software": {"torch": "2.13.0", "ray": "2.60.0"},
-        }
-        facts["seconds"] = 3.0 * (number % 7) ** 2 + 2
-        artifact = Artifact.publish(folders[name], finished="2026-01-01T00:00:00+00:00", **facts)
-        views.append(StageView(name, facts["fingerprint"], list(inputs), artifact, "done", facts["seconds"]))
-    return views
 
 
 @pytest.fixture(scope="module")
@@ -208,14 +46,14 @@ class Reader(HTMLParser):
 
 
 def read(views, tmp_path):
-    facts = write_report(RECIPE, views, Folder(str(tmp_path)))
+    summary = write_report(RECIPE, views, Folder(str(tmp_path)))
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert facts["bytes"] == len(page.encode())
-    return page, Reader(page), facts
+    assert summary["bytes"] == len(page.encode())
+    return page, Reader(page), summary
 
 
 def test_one_file_with_everything_in_it(views, tmp_path):
-    page, reader, facts = read(views, tmp_path)
+    page, reader, summary = read(views, tmp_path)
     assert not reader.wrong
     assert not reader.open
     assert [p.name for p in tmp_path.iterdir()] == ["index.html"]
@@ -224,7 +62,7 @@ def test_one_file_with_everything_in_it(views, tmp_path):
         for address in (attributes.get("src"), attributes.get("href")):
             assert (address or "#").startswith(("data:", "#")), (tag, address[:60])
     assert not re.search(r"url\((?!['\"]?data:)|@import|https?://", page)
-    assert facts["videos"] == 6
+    assert summary["videos"] == 6
 
 
 def test_every_part_is_there(views, tmp_path):
@@ -233,7 +71,8 @@ def test_every_part_is_there(views, tmp_path):
     for view in views:
         assert view.name in text
         assert view.fingerprint[:12] in text
-    for words in ("96 %", "1.24 times", "chance 17 %", "367.23", "ucf101-paper", "ucf101-demo v1", "msrvtt-demo v1", "0.3049",
+    for words in ("96 %", "1.24 times", "chance 17 %", "367.23", "ucf101-paper", "ucf101-demo v1", "msrvtt-demo v1",
+                  "0.3049",
                   "do not compare", "not comparable with published numbers", "22 http 404", "98 nsfw", "1 240",
                   "Toxic words and phrases found: 2", "first 50",
                   "A blind study is frozen",
@@ -272,9 +111,9 @@ def test_equal_runs_make_equal_pages(views, tmp_path):
 def test_a_run_that_has_only_begun_has_a_page_too(views, tmp_path):
     begun = [StageView(v.name, v.fingerprint, v.inputs, None, "missing", 0.0) for v in views]
     begun[0] = views[0]
-    page, reader, facts = read(begun, tmp_path)
+    page, reader, summary = read(begun, tmp_path)
     assert not reader.wrong
-    assert facts["videos"] == 0
+    assert summary["videos"] == 0
     assert "1 of 20" in re.sub(r"<[^>]+>", "", page)
     assert read([], tmp_path / "none")[1].wrong == []
 
@@ -285,8 +124,8 @@ def generated(tmp_path, rows, video):
     for row in rows:
         folder.write_bytes(row["file"], video)
     folder.write_json("videos.json", rows)
-    facts = {"stage": "generate", "version": 1, "fingerprint": "ff", "recipe": "x", "config": {}, "inputs": {}}
-    return StageView("generate", "ff", [], Artifact.publish(folder, **facts), "done", 1.0)
+    manifest = {"stage": "generate", "version": 1, "fingerprint": "ff", "recipe": "x", "config": {}, "inputs": {}}
+    return StageView("generate", "ff", [], Artifact.publish(folder, **manifest), "done", 1.0)
 
 
 def test_what_people_wrote_is_escaped(views, tmp_path):
@@ -304,24 +143,3 @@ def test_the_page_stays_light_whatever_the_videos_weigh(tmp_path):
     assert len(page) < 8_000_000
     assert 0 < seen["videos"] < 12
     assert f"The first {seen['videos']} of 12" in " ".join(page.split())
-
-
-def test_implied_edges_are_left_out():
-    drawing = figures.graph(
-        {"a": [], "b": ["a"], "c": ["a", "b"]}, dict.fromkeys("abc", "done"), {"a": 1.0, "b": 100.0, "c": 4000.0}
-    )
-    assert drawing.count('class="edge"') == 2
-    assert drawing.count('class="node done"') == 3
-    assert "1 min 40 s" in drawing
-    assert "1 h 06 min" in drawing
-
-
-def test_curves_survive_what_training_can_log():
-    assert figures.curve([], "nothing") == ""
-    assert figures.curve([(1, 2.0)], "one") == ""
-    flat = figures.curve([(1, 0.5), (2, 0.5)], "flat")
-    wild = figures.curve([(i, v) for i, v in enumerate([1e3, math.nan, 1.0, math.inf, 1e-3, 0.5])], 'a "quoted" label')
-    for drawing in (flat, wild):
-        assert "nan" not in drawing
-        assert "inf" not in drawing
-    assert "&quot;quoted&quot;" in wild

@@ -1,13 +1,10 @@
-"""The networks that published video metrics are measured with, as plain torch modules that load the published weights."""
+"""The networks of the published video metrics, as torch modules that load the published weights."""
 
 from torch import nn
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """Merges every batch norm `bn` into the convolution beside it, `conv` or `conv3d`; for evaluation only.
-
-    The same numbers to rounding, for a good part less memory traffic.
-    """
+    """Merges every batch norm `bn` into its convolution `conv` or `conv3d`, up to rounding; for evaluation only."""
     for unit in network.eval().modules():
         if isinstance(norm := getattr(unit, "bn", None), (nn.BatchNorm2d, nn.BatchNorm3d)):
             name = "conv" if hasattr(unit, "conv") else "conv3d"

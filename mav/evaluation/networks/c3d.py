@@ -14,7 +14,7 @@ POOL_AFTER = {"conv1a": (1, 2, 2), "conv2a": (2, 2, 2), "conv3b": (2, 2, 2), "co
 
 
 class C3D(nn.Module):
-    """(B, 3, 16, 112, 112) BGR pixels 0 to 255 to class probabilities (B, 101). The mean cube is subtracted here."""
+    """Maps BGR pixels 0 to 255 (B, 3, 16, 112, 112) to class probabilities (B, 101). It subtracts the mean."""
 
     mean: Tensor
 
@@ -30,13 +30,13 @@ class C3D(nn.Module):
         for name in CONVOLUTIONS:
             x = F.relu(self.get_submodule(name)(x))
             if name in POOL_AFTER:
-                x = F.max_pool3d(x, POOL_AFTER[name], ceil_mode=True)  # Caffe's pools cover the border: 7 becomes 4
+                x = F.max_pool3d(x, POOL_AFTER[name], ceil_mode=True)  # as in Caffe, 7 becomes 4
         x = F.relu(self.fc7(F.relu(self.fc6(x.flatten(1)))))
         return torch.softmax(self.fc8(x), dim=1)
 
 
 def prepare(video: Tensor) -> Tensor:
-    """uint8 (16, H, W, 3) RGB to (1, 3, 16, 112, 112) BGR, 0 to 255: bilinear whose corners coincide, as the original's resize."""
+    """Turns uint8 RGB (16, H, W, 3) into BGR (1, 3, 16, 112, 112), 0 to 255, resized with aligned corners."""
     if len(video) != FRAMES:
         raise ValueError(f"C3D takes {FRAMES} frames, not {len(video)}")
     x = video.flip(-1).permute(0, 3, 1, 2).float()

@@ -1,7 +1,7 @@
 """Inception v3 as TensorFlow shipped it on 2015-12-05: the network of the Frechet inception distance.
 
-It is torchvision's but for its pools: averages leave the padding out, and the last block pools by maximum. Pixels come
-through the clean resize (Parmar et al. 2022): Pillow's antialiased bicubic on float channels, without rounding.
+It differs from torchvision's in its pools: averages leave the padding out, and the last block pools by maximum. Frames
+are resized as in clean-fid (Parmar et al. 2022), by Pillow's antialiased bicubic filter on float channels.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ class BlockC(torchvisions.InceptionC):
 
 
 class BlockE(torchvisions.InceptionE):
-    maximum = False  # of the last block: what is pooled
+    maximum = False  # the last block pools by maximum
 
     def _forward(self, x: Tensor) -> list[Tensor]:
         single = self.branch3x3_1(x)
@@ -44,26 +44,24 @@ class BlockE(torchvisions.InceptionE):
 
 
 class Inception(torchvisions.Inception3):
-    """(B, 3, 299, 299) in [-1, 1] to pooled features (B, 2048)."""
+    """Maps frames (B, 3, 299, 299) in [-1, 1] to pooled features (B, 2048)."""
 
     def __init__(self) -> None:
         t = torchvisions
         blocks = [t.BasicConv2d, BlockA, t.InceptionB, BlockC, t.InceptionD, BlockE, t.InceptionAux]
         super().__init__(aux_logits=False, inception_blocks=blocks, init_weights=False)
         self.Mixed_7c.maximum = True
-        self.fc = nn.Identity()  # classes are of no use here
+        self.fc = nn.Identity()  # the classes are not needed
 
 
 def clean_resize(frame: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) to float32 (299, 299, 3), 0 to 255."""
-    channels = [
-        Image.fromarray(frame[..., c].astype(np.float32)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-        for c in range(3)
-    ]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 255)
+    """Resizes a uint8 frame (H, W, 3) to float32 (299, 299, 3), 0 to 255, without rounding."""
+    channels = [Image.fromarray(frame[..., c].astype(np.float32)) for c in range(3)]
+    resized = [np.asarray(c.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for c in channels]
+    return np.stack(resized, axis=-1).clip(0, 255)
 
 
 def prepare(video: Tensor) -> Tensor:
-    """uint8 (F, H, W, 3) to (F, 3, 299, 299) in [-1, 1] as TensorFlow scales it, (x - 128) / 128."""
+    """Turns uint8 (F, H, W, 3) into (F, 3, 299, 299) in [-1, 1], scaled as in TensorFlow by (x - 128) / 128."""
     frames = np.stack([clean_resize(frame) for frame in video.numpy()])
     return (torch.from_numpy(frames).permute(0, 3, 1, 2) - 128) / 128

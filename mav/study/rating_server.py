@@ -1,11 +1,11 @@
-"""The rating page and its few requests. It shows a rater their own session and nothing else: no system, no other rater, no check is named.
+"""The rating page and its requests. A rater sees only the own session: no system, other rater or check is named.
 
 | request | answer |
 |---|---|
 | `GET /r/TOKEN` | the page, one file without outside assets |
-| `GET /videos/NAME.mp4` | a clip, by the digest that is its name |
-| `GET /api/next`, `Authorization: Bearer TOKEN` | what is asked now, or the end with a completion code |
-| `POST /api/vote` {item, question, answer, milliseconds, played} | keeps the answer, then as `/api/next` |
+| `GET /videos/NAME.mp4` | a clip, named by its digest |
+| `GET /api/next`, `Authorization: Bearer TOKEN` | the present question, or the end with a completion code |
+| `POST /api/vote` {item, question, answer, milliseconds, played} | stores the answer, then answers as `/api/next` |
 """
 
 import base64
@@ -23,11 +23,13 @@ from starlette.exceptions import HTTPException
 
 from mav.errors import UserError
 from mav.storage import Folder
-from mav.study.votes import RefusedError, Votes
+from mav.study.votes import UNKNOWN_LINK, RefusedError, Votes
 
 LONGEST_BODY = 4096  # bytes
 DAY = 86_400_000  # milliseconds
 VIDEO_NAME = re.compile(r"[0-9a-f]{16}\.mp4")
+NO_STORE = {"Cache-Control": "no-store"}
+ONE_DAY = {"Cache-Control": "private, max-age=86400, immutable"}
 
 
 class Vote(BaseModel):
@@ -39,11 +41,11 @@ class Vote(BaseModel):
     question: Annotated[str, Field(max_length=64)]
     answer: Literal["left", "right"]
     milliseconds: Annotated[int, Field(ge=0, le=DAY)]
-    played: Literal[True]  # both clips, to their end
+    played: Literal[True]  # both clips have played to their end
 
 
 def make_app(votes: Votes, folder: Folder) -> FastAPI:
-    """The application. Raises UserError when the study is not on this machine's disk."""
+    """Returns the application. Raises UserError when the study is not on a disk of this machine."""
     if not folder.local:
         raise UserError(f"{folder.url} is not on this machine: copy the study to a disk to serve it.")
     app = FastAPI(title="Video comparison", openapi_url=None, docs_url=None, redoc_url=None)
@@ -59,28 +61,26 @@ def make_app(votes: Votes, folder: Folder) -> FastAPI:
 
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=error.status, headers={"Cache-Control": "no-store"})
+        return JSONResponse({"error": str(error)}, error.status, NO_STORE)
 
     @app.exception_handler(HTTPException)
     async def not_served(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, status_code=error.status_code, headers=error.headers)
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     @app.get("/r/{token}")
     async def show(token: str) -> HTMLResponse:
-        return HTMLResponse(page, headers={"Cache-Control": "no-store"})
+        return HTMLResponse(page, headers=NO_STORE)
 
     @app.get("/videos/{name}")
     async def video(name: str) -> FileResponse:
         path = folder.path(f"videos/{name}")
         if not VIDEO_NAME.fullmatch(name) or not folder.exists(f"videos/{name}"):
             raise RefusedError(404, "There is no such video.")
-        return FileResponse(
-            path, media_type="video/mp4", headers={"Cache-Control": "private, max-age=86400, immutable"}
-        )
+        return FileResponse(path, media_type="video/mp4", headers=ONE_DAY)
 
     @app.get("/api/next")
     async def ask(request: Request) -> JSONResponse:
-        return _answer(await run_in_threadpool(votes.next, _token(request)))
+        return JSONResponse(await run_in_threadpool(votes.next, _token(request)), headers=NO_STORE)
 
     @app.post("/api/vote")
     async def answer(request: Request) -> JSONResponse:
@@ -91,26 +91,21 @@ def make_app(votes: Votes, folder: Folder) -> FastAPI:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "the answer"
             raise RefusedError(422, f"{place}: {first['msg']}.") from None
-        return _answer(
-            await run_in_threadpool(votes.vote, token, vote.item, vote.question, vote.answer, vote.milliseconds)
-        )
+        fields = (vote.item, vote.question, vote.answer, vote.milliseconds)
+        return JSONResponse(await run_in_threadpool(votes.vote, token, *fields), headers=NO_STORE)
 
     return app
-
-
-def _answer(content: dict[str, Any]) -> JSONResponse:
-    return JSONResponse(content, headers={"Cache-Control": "no-store"})
 
 
 def _token(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
-        raise RefusedError(401, "This link is not known. Open the link you were sent.")
+        raise RefusedError(401, UNKNOWN_LINK)
     return token
 
 
 async def _body(request: Request) -> bytes:
-    """The request's body, refused as soon as it is longer than any answer."""
+    """Returns the body of a request, which is refused as soon as it is longer than any answer."""
     data = b""
     async for part in request.stream():
         data += part
@@ -119,18 +114,17 @@ async def _body(request: Request) -> bytes:
     return data
 
 
-def _headers(page: str) -> dict[str, str]:
-    """What keeps the page to itself: only its own script and style, only this server's clips, no referrer that would carry the token."""
+def _headers(page: str) -> dict[str, Any]:
+    """Returns headers that allow only this page's script, style and clips, and no referrer, which has the token."""
 
     def digests(tag: str) -> str:
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts
-        )
+        hashes = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
+        return " ".join(f"'sha256-{digest}'" for digest in hashes)
 
     policy = (
-        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; media-src 'self'; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; media-src 'self'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return {
         "Content-Security-Policy": policy,

@@ -1,0 +1,175 @@
+"""Computes the features of any number of videos in bounded memory, one chunk of videos at a time, and stores them.
+
+The file of a chunk appears whole or not at all, so a killed evaluation continues with the missing chunks. The folder is
+named by the digest of everything that determines the features: the list of videos, their preparation and the weights of
+the networks. A change of any of them therefore leads to another folder.
+"""
+
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mav.evaluation.features import Networks
+from mav.evaluation.protocols import Preparation
+from mav.evaluation.reading import COUNTED, Entry, read_video
+from mav.recipes import digest
+from mav.storage import Folder
+
+CHUNK = 32  # videos of one file
+BATCH = 4  # videos of one forward pass; this is enough for a CPU
+LAYOUT = 1  # version of the files; another one leads to another folder
+PROVENANCE = "provenance.json"
+Chunk = tuple[int, tuple[Entry, ...]]
+
+
+@dataclass(frozen=True)
+class FeatureWork:
+    """Makes the file of one chunk. It can be pickled, so that other processes can do it."""
+
+    source: Folder
+    preparation: Preparation
+    networks: Networks
+    out: Folder
+
+    def __call__(self, chunk: Chunk) -> int:
+        """Writes the file and returns the chunk's number. An unreadable video is stored as a reason."""
+        number, entries = chunk
+        arrays: dict[str, list[np.ndarray]] = {name: [] for name in self.networks.names}
+        failed: dict[str, str] = {}
+        kept: list[int] = []
+        videos = self._read(entries, failed)
+        while batch := list(itertools.islice(videos, BATCH)):
+            for name, found in self.networks([video for _, video in batch]).items():
+                arrays[name] += found
+            kept += [index for index, _ in batch]
+        data = {f"array{i}": np.stack(arrays[name]) for i, name in enumerate(self.networks.names) if kept}
+        reasons = np.frombuffer(json.dumps(failed).encode(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, kept=np.array(kept, np.int64), failed=reasons, **data)
+        self.out.write_bytes(f"{number:06d}.npz", buffer.getvalue())
+        return number
+
+    def _read(self, entries: Sequence[Entry], failed: dict[str, str]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (index, video) of the readable entries and records why the others failed.
+
+        A thread decodes ahead while the networks work; at most two batches wait.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            submitted = ((entry.index, pool.submit(self._read_one, entry)) for entry in entries)
+            waiting = list(itertools.islice(submitted, 2 * BATCH))
+            while waiting:
+                index, future = waiting.pop(0)
+                waiting += itertools.islice(submitted, 1)
+                video = future.result()
+                if isinstance(video, str):
+                    failed[str(index)] = video
+                else:
+                    yield index, video
+
+    def _read_one(self, entry: Entry) -> np.ndarray | str:
+        """Returns the video, or the reason why it cannot be used."""
+        try:
+            return read_video(self.source, entry.file, self.preparation) if entry.file else "missing"
+        except FileNotFoundError:
+            return "missing"
+        except ValueError as error:
+            return str(error) if str(error) in COUNTED else "unreadable"
+
+
+Runner = Callable[[FeatureWork, Sequence[Chunk]], Iterable[int]]  # does chunks in any order and yields their numbers
+
+
+def in_process(work: FeatureWork, chunks: Sequence[Chunk]) -> Iterator[int]:
+    """Does one chunk after the other in this process."""
+    yield from map(work, chunks)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The stored features of a list of videos."""
+
+    folder: Folder
+    entries: tuple[Entry, ...]
+    names: tuple[str, ...]
+
+    def _chunks(self) -> Iterator[Any]:
+        for number in range(-(-len(self.entries) // CHUNK)):
+            # From an open file, numpy reads only the array that is asked for.
+            with self.folder.open(f"{number:06d}.npz") as file, np.load(file, allow_pickle=False) as arrays:
+                yield arrays
+
+    def stream(self, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (indices, arrays) of the readable videos, one chunk at a time."""
+        key = f"array{self.names.index(name)}"
+        for arrays in self._chunks():
+            if len(arrays["kept"]):
+                yield arrays["kept"], arrays[key]
+
+    def load(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (indices, arrays) of all readable videos; both are empty when no video could be read."""
+        parts = list(self.stream(name)) or [(np.zeros(0, np.int64), np.zeros((0, 1, 1), np.float32))]
+        return np.concatenate([indices for indices, _ in parts]), np.concatenate([array for _, array in parts])
+
+    @cached_property
+    def failed(self) -> dict[str, int]:
+        """The number of videos that could not be used, by reason."""
+        reasons: Counter[str] = Counter()
+        for arrays in self._chunks():
+            reasons.update(json.loads(arrays["failed"].tobytes().decode()).values())
+        return dict(sorted(reasons.items()))
+
+    @property
+    def readable(self) -> int:
+        return len(self.entries) - sum(self.failed.values())
+
+
+def compute(
+    entries: Sequence[Entry], source: Folder, preparation: Preparation, networks: Networks, keep: Folder,
+    report: Callable[[int, int], None] = lambda done, total: None, run: Runner = in_process,
+) -> Features:  # fmt: skip
+    """Returns the features of all entries and computes those that `keep` lacks. report(done, total) counts videos."""
+    # The folder: its name covers everything but the place of the videos.
+    listed = [[entry.index, entry.file, _identity(source, entry.file)] for entry in entries]
+    shaped = {
+        "layout": LAYOUT,
+        "list": digest(listed),
+        "videos": len(entries),
+        "preparation": asdict(preparation),
+        "networks": {name: each["sha256"] for name, each in networks.describe().items()},
+    }
+    out = keep.child(digest(shaped)[:24])
+    if not out.exists(PROVENANCE):
+        out.write_json(PROVENANCE, shaped | {"source": source.url})
+    # The chunks that are not there. Those of which no file exists need no network and no other process.
+    present = set(out.names())
+    chunks = [(n, tuple(entries[start : start + CHUNK])) for n, start in enumerate(range(0, len(entries), CHUNK))]
+    todo = [chunk for chunk in chunks if f"{chunk[0]:06d}.npz" not in present]
+    work = FeatureWork(source, preparation, networks, out)
+    existing = {index for index, _, identity in listed if identity}
+    empty = [chunk for chunk in todo if not any(entry.index in existing for entry in chunk[1])]
+    for chunk in empty:
+        work(chunk)
+    todo = [chunk for chunk in todo if chunk not in empty]
+    done = len(entries) - sum(len(part) for _, part in todo)
+    report(done, len(entries))
+    for number in run(work, todo):
+        done += len(chunks[number][1])
+        report(done, len(entries))
+    return Features(out, tuple(entries), networks.names)
+
+
+def _identity(source: Folder, file: str) -> list[Any]:
+    """Returns what distinguishes a file from one that replaced it: its size and time; [] when it does not exist."""
+    try:
+        info = source.fs.info(source.path(file)) if file else {}
+    except FileNotFoundError:
+        info = {}
+    return [info.get("size"), info.get("mtime") or str(info.get("ETag") or "")] if info else []

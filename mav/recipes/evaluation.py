@@ -1,0 +1,18 @@
+"""The section of the benchmarks and of the human study."""
+
+from typing import Literal
+
+from mav.recipes.sections import section
+
+
+@section
+class Evaluate:
+    """Which features, evaluation sets and numbers of draws the evaluation stages use."""
+
+    features: Literal["demo", "published"] = "demo"  # the run's own CLIP, or I3D / C3D / Inception from weights_dir
+    weights_dir: str = ""
+    ucf101: str = ""  # folder of UCF-101 as distributed; empty: the demo world's set
+    msrvtt: str = ""  # folder of MSR-VTT; empty: the demo world's set
+    bootstrap: int = 200  # draws of the 95 % intervals
+    study_pairs: int = 24
+    seed: int = 0

@@ -1,0 +1,147 @@
+"""The results of a study: which system was preferred, how sure that is, and how well the raters agreed.
+
+Raters are left out only by the rule that was fixed when the study was frozen.
+"""
+
+import csv
+import io
+import itertools
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from mav.errors import UserError
+from mav.storage import Folder
+from mav.study import agreement
+from mav.study.agreement import cluster_bootstrap, wilson
+from mav.study.votes import Study, Votes
+
+REPORT, VOTES_CSV, RATERS_CSV = "report.json", "votes.csv", "raters.csv"
+VOTE_COLUMNS = ("rater", "item", "kind", "question", "answer", "preferred", "left", "right", "category",
+                "milliseconds", "at", "complete")  # fmt: skip
+RATER_COLUMNS = ("rater", "code", "ratings", "finished", "excluded")
+UNCONNECTED = "the comparisons do not connect all systems by wins and losses: no finite strengths"
+
+Row = dict[str, Any]
+
+
+def report_study(study: Study, votes: Votes, out: Folder) -> dict[str, Any]:
+    """Writes report.json, votes.csv and raters.csv (with completion codes, for crowd platforms); returns the report.
+
+    Raises UserError when nobody has rated a pair yet.
+    """
+    rows, raters = votes.rows()
+    for row in rows:
+        item = study.key[row["item"]]
+        shown = {name: item[name] for name in ("kind", "left", "right")}
+        row |= {**shown, "preferred": item[row["answer"]], "category": study.items[row["item"]]["category"]}
+    excluded = {rater["rater"]: rater["excluded"] for rater in raters if rater["excluded"]}
+    kept = [row for row in rows if row["complete"] and row["rater"] not in excluded and row["kind"] == "pair"]
+    if not kept:
+        raise UserError("Nobody has rated a pair yet: send out the links of links.csv.")
+    ratings = Counter(row["item"] for row in kept if row["question"] == study.questions[0]["id"])
+    report: dict[str, Any] = {
+        "study_sha256": study.sha256,
+        "rule": study.rule,
+        "raters": {
+            "invited": len(raters),
+            "rated": sum(rater["ratings"] > 0 for rater in raters),
+            "finished": sum(rater["finished"] is not None and rater["ratings"] > 0 for rater in raters),
+            "left_out": {f"rater {number}": reason for number, reason in sorted(excluded.items())},
+        },
+        "pairs": {
+            "total": len(study.of_kind("pair")),
+            "complete": sum(count >= study.raters for count in ratings.values()),
+            "ratings": sum(ratings.values()),
+        },
+        "votes": {
+            "kept": len(kept),
+            "of_raters_left_out": sum(row["rater"] in excluded for row in rows),
+            "of_checks": sum(row["kind"] != "pair" for row in rows),
+            "incomplete": sum(not row["complete"] for row in rows),
+            "median_seconds": statistics.median(row["milliseconds"] for row in kept) / 1000,
+        },
+        "checks": _checks(study, [row for row in rows if row["rater"] not in excluded]),
+        "questions": {
+            q["id"]: _question(study.systems, [row for row in kept if row["question"] == q["id"]])
+            for q in study.questions
+        },
+    }
+    out.write_json(REPORT, report)
+    out.write_bytes(VOTES_CSV, _csv(VOTE_COLUMNS, rows))
+    out.write_bytes(RATERS_CSV, _csv(RATER_COLUMNS, raters))
+    return report
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _checks(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns how often gold pairs were answered right, and mirrored pairs by the same video."""
+    preferred = {(row["rater"], row["item"], row["question"]): row["preferred"] for row in rows}
+    gold = [row["preferred"] == "intact" for row in rows if row["kind"] == "gold"]
+    mirrored = []
+    for row in rows:
+        first = (row["rater"], study.key[row["item"]]["of"], row["question"])
+        if row["kind"] == "mirror" and first in preferred:
+            mirrored.append(preferred[first] == row["preferred"])
+    return {
+        "gold_right": sum(gold), "gold": len(gold), "mirrored_same_video": sum(mirrored), "mirrored": len(mirrored),
+    }  # fmt: skip
+
+
+def _question(systems: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns all statistics of one question."""
+    count, lefts, pairs = len(rows), sum(row["answer"] == "left" for row in rows), {}
+    wins: Counter[tuple[str, str]] = Counter()
+    for one, other in itertools.combinations(systems, 2):
+        between = [row for row in rows if {row["left"], row["right"]} == {one, other}]
+        if between:
+            categories = sorted({row["category"] for row in between if row["category"]})
+            parts = {name: [row for row in between if row["category"] == name] for name in categories}
+            by_category = {name: _preference(part, one) for name, part in parts.items()}
+            pairs[f"{one} over {other}"] = {**_preference(between, one), "categories": by_category}
+            first = sum(row["preferred"] == one for row in between)
+            wins[one, other], wins[other, one] = first, len(between) - first
+    left = {"votes": lefts, "of": count, "share": lefts / max(count, 1), "interval": wilson(lefts, count)}
+    found: dict[str, Any] = {"left": left, "agreement": _agreement(rows), "pairs": pairs}
+    if len(systems) > 2:
+        found["bradley_terry"] = agreement.bradley_terry(wins) if agreement.connected(wins) else UNCONNECTED
+    return found
+
+
+def _preference(rows: Sequence[Row], system: str) -> dict[str, Any]:
+    """Returns how often a system won the majority of an item's raters, and how often it won single votes."""
+    by_item: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        by_item[row["item"]].append(row["preferred"] == system)
+    votes = [(float(sum(won)), float(len(won))) for won in by_item.values()]
+    majority = [1.0 if 2 * wins > count else 0.0 for wins, count in votes if 2 * wins != count]
+    wins, count = int(sum(majority)), len(majority)
+    return {
+        "items": len(by_item),
+        "ties": len(by_item) - count,  # an even number of raters was split in two halves
+        "majority_wins": wins,
+        "majority_share": wins / count if count else None,
+        "majority_wilson": wilson(wins, count),
+        "majority_bootstrap": cluster_bootstrap([(won, 1.0) for won in majority]),
+        "sign_test_p": agreement.sign_test(wins, count - wins),
+        "vote_share": sum(w for w, _ in votes) / max(sum(c for _, c in votes), 1),
+        "vote_bootstrap": cluster_bootstrap(votes),
+    }
+
+
+def _agreement(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Returns the agreement on which video was better, with items as units; None when it is not defined."""
+    units: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        units[row["item"]].append(float(row["answer"] == "left"))
+    table = list(units.values())
+    kappa, alpha = agreement.fleiss_kappa(table), agreement.krippendorff_alpha(table)
+    return {"fleiss_kappa": kappa if kappa == kappa else None, "krippendorff_alpha": alpha if alpha == alpha else None}

@@ -1,0 +1,26 @@
+"""The figures: the graph of stages and the curves."""
+
+import math
+
+from mav.report import figures
+
+
+def test_implied_edges_are_left_out():
+    drawing = figures.graph(
+        {"a": [], "b": ["a"], "c": ["a", "b"]}, dict.fromkeys("abc", "done"), {"a": 1.0, "b": 100.0, "c": 4000.0}
+    )
+    assert drawing.count('class="edge"') == 2
+    assert drawing.count('class="node done"') == 3
+    assert "1 min 40 s" in drawing
+    assert "1 h 06 min" in drawing
+
+
+def test_curves_survive_what_training_can_log():
+    assert figures.curve([], "nothing") == ""
+    assert figures.curve([(1, 2.0)], "one") == ""
+    flat = figures.curve([(1, 0.5), (2, 0.5)], "flat")
+    wild = figures.curve([(i, v) for i, v in enumerate([1e3, math.nan, 1.0, math.inf, 1e-3, 0.5])], 'a "quoted" label')
+    for drawing in (flat, wild):
+        assert "nan" not in drawing
+        assert "inf" not in drawing
+    assert "&quot;quoted&quot;" in wild
