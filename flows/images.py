@@ -52,7 +52,7 @@ def _repeats(job: Job, screening: MetadataWork) -> Folder:
         name: dataclasses.replace(job, out=job.work.child(name), work=job.work.child(f"{name}-walk"))
         for name in ("hashes", "repeats")
     }
-    shard_map(walks["hashes"], HashWork(screening, walks["hashes"].out), screening.names())
+    shard_map(walks["hashes"], HashWork(screening.kept_rows, walks["hashes"].out), screening.names())
     repeats = RepeatWork(tuple(screening.names()), walks["hashes"].out, walks["repeats"].out)
     shard_map(walks["repeats"], repeats, repeats.names())
     return walks["repeats"].out

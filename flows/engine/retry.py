@@ -17,13 +17,13 @@ from flows.engine.lease import exclusive
 from flows.engine.run import Job, Run
 from flows.engine.shard_map import shard_map
 from flows.engine.stage import Node
-from mav.data.fetching.failed_rows import RetryWork, base_shard, retry_number, retry_shard
+from mav.data.fetching.failed_rows import RetryWork
 from mav.data.fetching.rules import is_transient
 from mav.data.images.download import DownloadWork
 from mav.data.videos.video_shards import VideoWork
 from mav.errors import UserError
 from mav.storage import Artifact, Folder
-from mav.storage.ledger import LEDGER, ledgers, read_ledger, retry_ledger
+from mav.storage.ledger import LEDGER, base_shard, ledgers, read_ledger, retry_ledger, retry_number, retry_shard
 
 FETCHING: dict[str, Callable[[Job], DownloadWork | VideoWork]] = {
     "image-download": images.download_work,

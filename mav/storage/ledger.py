@@ -1,8 +1,8 @@
 """Ledgers: which shards a stage made, with their counts, their files and the digests of those files. One row a shard.
 
-A stage of 230,000 shards has half a million files. Its manifest names its ledgers, and they name the shards' files: so a manifest is read
-in a moment however large the stage, and nobody has to hold the names of all files at once. `shards.parquet` is of the stage itself,
-`shards-retryP.parquet` of retry pass P over it.
+A stage of 230,000 shards has half a million files. Its manifest names its ledgers, and they name the shards' files: so
+a manifest is read in a moment however large the stage, and nobody has to hold the names of all files at once.
+`shards.parquet` is of the stage itself, `shards-retryP.parquet` of retry pass P over it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,21 @@ Marker = dict[str, Any]  # {"shard", "counts", "files": {name: {"bytes", "sha256
 def retry_ledger(number: int) -> str:
     """The ledger of retry pass `number` (from 1)."""
     return f"shards-retry{number}.parquet"
+
+
+def retry_shard(base: str, number: int) -> str:
+    """Returns the name of the supplementary shard that retry pass `number` (from 1) makes of shard `base`."""
+    return f"{base}-retry{number}"
+
+
+def base_shard(name: str) -> str:
+    """Returns the name of the shard whose rows a supplementary shard fetched again; other names stay as they are."""
+    return name.partition("-retry")[0]
+
+
+def retry_number(name: str) -> int:
+    """Returns the number of the retry pass that made a shard; 0: the stage's first pass."""
+    return int(name.partition("-retry")[2] or 0)
 
 
 def ledgers(names: Iterable[str]) -> list[str]:

@@ -11,9 +11,7 @@ import pytest
 
 from filters import screen as screen_module
 from filters.duplicates import HashWork, RepeatWork, SeenRows, pair_hashes
-from filters.nsfw import is_unsafe
-from filters.screen import MetadataWork, Screen
-from filters.watermark import is_watermarked
+from filters.screen import MetadataWork, Screen, reaches
 from mav.data.images.laion import TYPES, read_part, source_parts
 from mav.errors import UserError
 from mav.recipes import Screening
@@ -40,8 +38,7 @@ def reasons(screening: Screening, *changes: dict) -> list[str]:
 
 def test_thresholds_drop_the_boundary():
     scores = pa.array([0.49, 0.5, 0.51, None], pa.float32())
-    assert is_unsafe(scores, 0.5).to_pylist() == [False, True, True, False]
-    assert is_watermarked(scores, 0.5).to_pylist() == [False, True, True, False]
+    assert reaches(scores, 0.5).to_pylist() == [False, True, True, False]
 
 
 def test_each_reason_and_the_order_of_first_reasons():
@@ -160,7 +157,7 @@ def test_duplicates_across_parts(tmp_path):
         )
     work = MetadataWork(tuple(parts), Screening(duplicates="all"), 100, Folder(str(tmp_path / "out")))
     hashes, found = Folder(str(tmp_path / "hashes")), Folder(str(tmp_path / "repeats"))
-    sizes = [HashWork(work, hashes)(name).counts["hashes"] for name in work.names()]
+    sizes = [HashWork(work.kept_rows, hashes)(name).counts["hashes"] for name in work.names()]
     assert sizes == [7, 8, 8]
     repeats = RepeatWork(tuple(work.names()), hashes, found)
     assert sum(repeats(name).counts["repeats"] for name in repeats.names()) == 7

@@ -18,8 +18,8 @@ from PIL import Image
 
 from filters.screen import MetadataWork
 from flows.services.ports import reserve_port
-from mav.data.images.download import DownloadWork, shard_names
-from mav.data.images.pictures import guarded_resizer, look
+from mav.data.images.download import DownloadWork
+from mav.data.images.resize import guarded_resizer, look
 from mav.data.shards import TarWriter, read_tar
 from mav.recipes import ImageDownload, Screening, World
 from mav.storage import Folder
@@ -69,9 +69,8 @@ def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
     work, outputs = run(metadata, rule, Folder(str(tmp_path / "one")))
     counts = add_counts([o.counts for o in outputs])
     assert not list(unbalanced(counts))
-    assert counts["rows_in"] == sum(
-        pq.read_metadata(metadata.path(f"shards/{n}.parquet")).num_rows for n in shard_names(metadata)
-    )
+    tables = [pq.read_metadata(metadata.path(f"shards/{n}.parquet")) for n in work.names()]
+    assert counts["rows_in"] == sum(table.num_rows for table in tables)
     assert set(counts["dropped"]) == {"opted_out"}
     faults = {
         "http_404",
@@ -111,9 +110,9 @@ def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
 
 def test_loopback_is_refused_unless_allowed(world, tmp_path):
     _, metadata, _ = world
-    name = shard_names(metadata)[-1]
-    rows = pq.read_metadata(metadata.path(f"shards/{name}.parquet")).num_rows
     refusing = DownloadWork(metadata, ImageDownload(threads=4), Folder(str(tmp_path)))
+    name = refusing.names()[-1]
+    rows = pq.read_metadata(metadata.path(f"shards/{name}.parquet")).num_rows
     assert refusing(name).counts["failed"] == {"private_address": rows}
     assert list(read_tar(refusing.out, f"{name}.tar")) == []
 
@@ -127,7 +126,7 @@ def test_a_full_disk_ends_the_shard_and_leaves_nothing(world, tmp_path, monkeypa
     monkeypatch.setattr(TarWriter, "add", full)
     work = DownloadWork(metadata, rule, Folder(str(tmp_path)))
     with pytest.raises(OSError, match="No space left"):
-        work(shard_names(metadata)[-1])
+        work(work.names()[-1])
     assert os.listdir(tmp_path) == []
 
 
