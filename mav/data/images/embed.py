@@ -91,7 +91,7 @@ class ScreenWork:
         return ShardOutput(counts | {"scored": int(scored.sum())}, (f"{name}.image.npy", f"{name}.parquet"))
 
     def _reason(self, score: np.ndarray) -> str | None:
-        """Returns why a row is dropped, or None. A score that is still unknown drops it too, unless the recipe forbids."""
+        """Returns why a row is dropped, or None. An unknown score drops it too, unless `unknown_scores` is `keep`."""
         thresholds = (self.screening.punsafe_threshold, self.screening.pwatermark_threshold)
         for head, value, threshold in zip(HEADS, score, thresholds, strict=True):
             if value >= threshold:

@@ -53,7 +53,7 @@ PAGE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Schema:
-    """A recognised form. columns: our column -> the table's; tag, digest: the columns of NSFW tags and of digests, or empty."""
+    """A recognised form. columns: our column -> the table's; tag, digest: names of such columns, or empty."""
 
     name: str
     columns: Mapping[str, str]
@@ -62,27 +62,24 @@ class Schema:
 
 
 def recognise(columns: Sequence[str], path: str) -> Schema:
-    """Returns the form of a table. Raises UserError that lists the columns found and expected when it has none of them."""
+    """Returns the form of a table. Raises UserError that lists the columns, found and expected, when it has none."""
     have = set(columns)
     scored = {"punsafe", "pwatermark"} <= have
     if {"URL", "TEXT"} <= have:
         named = {"url": "URL", "caption": "TEXT", "width": "WIDTH", "height": "HEIGHT"}
         named |= {name: name for name in ("punsafe", "pwatermark", "hash")}
-        if {"SAMPLE_ID", "NSFW"} <= have and "punsafe" not in have:
-            swapped = {
-                ours: theirs
-                for ours, theirs in (named | {"width": "HEIGHT", "height": "WIDTH"}).items()
-                if theirs in have
-            }
-            return Schema("plain LAION-2B-en, width and height put right", swapped, tag="NSFW")
         found = {ours: theirs for ours, theirs in named.items() if theirs in have}
+        if {"SAMPLE_ID", "NSFW"} <= have and "punsafe" not in have:
+            swapped = {ours: theirs for ours, theirs in (("width", "HEIGHT"), ("height", "WIDTH")) if theirs in have}
+            return Schema("plain LAION-2B-en, width and height put right", found | swapped, tag="NSFW")
         aesthetic = any(column.lower().startswith("aesthetic") for column in have)
         return Schema("aesthetic" if scored and aesthetic else "joined" if scored else "URL and TEXT", found)
     if {"url", "caption"} <= have:
         return Schema("Re-LAION" if scored else "url and caption", {name: name for name in TYPES if name in have})
     raise UserError(
-        f"{path} is no LAION-style table: it has the columns {', '.join(columns) or 'none'}, and expected are URL, TEXT "
-        "(with WIDTH, HEIGHT, punsafe, pwatermark where known) or url, caption (with width, height, punsafe, pwatermark)."
+        f"{path} is no LAION-style table: it has the columns {', '.join(columns) or 'none'}, and expected are URL, "
+        "TEXT (with WIDTH, HEIGHT, punsafe, pwatermark where known) or url, caption (with width, height, punsafe, "
+        "pwatermark)."
     )
 
 
@@ -137,7 +134,7 @@ def hash_column(path: str) -> np.ndarray | None:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
-    """Opens the `pyarrow.parquet.ParquetFile` at a path. Its errors become UserErrors, also those raised while rows are read."""
+    """Opens the `pyarrow.parquet.ParquetFile` at a path. Its errors, also of later reads, become UserErrors."""
     try:
         # A local file is opened by its path, which parquet reads best; any other through its storage.
         with open(path, "rb") if "://" not in path else fsspec.open(path, "rb") as file:
