@@ -14,7 +14,7 @@ from mav.data.fetching.addresses import system_resolver
 from mav.data.shards import read_tar
 from mav.data.videos.clip_files import ClipFiles
 from mav.data.videos.clip_list import ListedClip, split_lists
-from mav.data.videos.transcode import ClipError
+from mav.data.videos.probe import ClipError
 from mav.data.videos.video_io import encode_mp4
 from mav.data.videos.video_shards import VideoWork
 from mav.errors import UserError

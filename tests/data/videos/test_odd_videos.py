@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mav.data.videos.transcode import ClipError, convert
+from mav.data.videos.probe import ClipError
+from mav.data.videos.transcode import convert
 from mav.data.videos.video_io import open_video, read_frames, read_squares
 from mav.recipes import VideoShards
 
@@ -327,7 +328,7 @@ def test_handled(name):
     if name == "theora ogg" and "libtheora" not in av.codecs_available:
         pytest.skip("this build of FFmpeg does not write theora")
     clip = convert(make(), RULE)
-    facts = clip.facts
+    facts = clip.metadata
     plain = {"fps": float(RATE), "frames": FRAMES, "width": 42, "height": 32}
     for fact, value in (plain | expected).items():
         if fact in facts and value not in (None, True):
@@ -364,10 +365,10 @@ def test_kept_as_they_are():
             continue
         kept.add(name)
         assert clip.data == data
-        ours = convert(data, RULE).facts
-        assert clip.facts | {n: ours[n] for n in ("width", "height")} == ours
-        squares = read_squares(data, range(clip.facts["frames"]), 16)
-        assert len(squares) == clip.facts["frames"]
+        ours = convert(data, RULE).metadata
+        assert clip.metadata | {n: ours[n] for n in ("width", "height")} == ours
+        squares = read_squares(data, range(clip.metadata["frames"]), 16)
+        assert len(squares) == clip.metadata["frames"]
         if expected.get("colours", True):
             check_colours(read_frames(data, [0])[0], expected.get("left", (200, 0, 0)))
     assert len(kept) >= 45
@@ -384,8 +385,8 @@ def check_numbers(frames: np.ndarray, first: int = 0) -> None:
 def test_every_frame_keeps_its_time():
     times = [0.1 * i if i < 10 else 0.9 + 0.2 * (i - 9) for i in range(20)]  # ten frames a second, then five
     clip = convert(video(times=times, frames=20), RULE)
-    assert clip.facts["times"] == pytest.approx(times, abs=1e-3)
-    assert clip.facts["fps"] == pytest.approx(19 / times[-1], abs=0.01)
+    assert clip.metadata["times"] == pytest.approx(times, abs=1e-3)
+    assert clip.metadata["fps"] == pytest.approx(19 / times[-1], abs=0.01)
     shown = open_video(clip.data)
     assert shown.get_frame_timestamp(range(20))[:, 0] == pytest.approx(times, abs=1e-3)
     check_numbers(shown.get_batch(range(20)).asnumpy())
@@ -394,7 +395,7 @@ def test_every_frame_keeps_its_time():
 def test_spans_of_a_kept_video():
     data = video(frames=40, rate=10)
     clip = convert(data, KEPT, start=1.0, end=2.5)
-    assert (clip.facts["first"], clip.facts["frames"], clip.data) == (10, 15, data)
+    assert (clip.metadata["first"], clip.metadata["frames"], clip.data) == (10, 15, data)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,7 @@ def test_a_list_tells_what_was_cut_off():
     """Matroska and transport streams do not say how long they are; a list does."""
     for container in ("matroska", "mpegts"):
         data = video(container, frames=60, options={"bf": "0"})
-        assert convert(data, RULE, listed=6.0).facts["frames"] == 60
+        assert convert(data, RULE, listed=6.0).metadata["frames"] == 60
         with pytest.raises(ClipError, match="truncated"):
             convert(data[: len(data) // 3], RULE, listed=6.0)
 
@@ -421,7 +422,7 @@ def test_a_list_tells_what_was_cut_off():
 def test_damaged_in_the_middle(share, container):
     """Either refused, or every frame is there at its time: the decoder hides small damage."""
     try:
-        facts = convert(flipped(video(container, frames=30, options={"bf": "0"}), share), RULE).facts
+        facts = convert(flipped(video(container, frames=30, options={"bf": "0"}), share), RULE).metadata
         outcome = 8 <= facts["frames"] <= 30
     except ClipError as error:
         outcome = str(error)

@@ -32,7 +32,7 @@ def scene_clip(frames=24, size=64, fps=24.0, seed=0) -> bytes:
 def test_convert_keeps_frames_and_places_key_frames():
     source = scene_clip(frames=21)
     clip = convert(source, RULE)
-    video, facts = clip.data, clip.facts
+    video, facts = clip.data, clip.metadata
     assert facts == {"fps": 24.0, "frames": 21, "width": 32, "height": 32, "seconds": 0.875}
     reader = open_video(video)
     assert len(reader) == 21
@@ -44,12 +44,12 @@ def test_convert_keeps_frames_and_places_key_frames():
 
 def test_sides_stay_even_and_are_never_enlarged():
     wide = np.zeros((10, 50, 91, 3), np.uint8)
-    assert convert(encode_mp4(wide, 10), RULE).facts["width"] == 58
-    assert convert(encode_mp4(wide, 10), dataclasses.replace(RULE, short_side=300)).facts["height"] == 50
+    assert convert(encode_mp4(wide, 10), RULE).metadata["width"] == 58
+    assert convert(encode_mp4(wide, 10), dataclasses.replace(RULE, short_side=300)).metadata["height"] == 50
 
 
 def test_long_clips_are_cut():
-    assert convert(scene_clip(frames=48), dataclasses.replace(RULE, max_seconds=1.0)).facts["frames"] == 24
+    assert convert(scene_clip(frames=48), dataclasses.replace(RULE, max_seconds=1.0)).metadata["frames"] == 24
 
 
 @pytest.fixture(scope="module")
