@@ -23,7 +23,7 @@ def generate(job: Job) -> Outcome:
 @stage("oracle", sections=(*TOLD, "evaluate"))
 def oracle(job: Job) -> Outcome:
     """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
-    from mav.evaluation.benchmarks import evaluate_oracle
+    from mav.world.verdict import evaluate_oracle
 
     return _evaluate(job, evaluate_oracle)
 

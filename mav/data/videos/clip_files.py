@@ -59,7 +59,7 @@ class ClipFiles:
                 yield done, future.result()
 
     def _where(self, clip: ListedClip) -> str:
-        """Returns the clip's file or address. A folder comes before addresses; it holds page_dir/videoid.mp4 (WebVid)."""
+        """Returns the clip's file or address. A folder comes before addresses; it holds page_dir/videoid.mp4."""
         if self._files:
             return clip.path or (f"{clip.page_dir}/{clip.videoid}.mp4" if clip.page_dir else f"{clip.videoid}.mp4")
         return clip.url or clip.path

@@ -108,7 +108,7 @@ class TimedFrames:
         yield from container.decode(stream)
 
     def _increasing(self, frames: Iterable[av.VideoFrame]) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Yields the container's times, corrected: one that is missing, or not after the one before, is a tick later."""
+        """Yields the container's times, corrected: one that is missing or not after the last is a tick later."""
         start, base = self._stream.start_time, self._stream.time_base
         shift = -float(start * base) if start is not None and base else None
         timed = corrected = 0
