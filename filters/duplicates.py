@@ -1,17 +1,10 @@
 """Exact duplicates: rows whose address and caption both occurred before, found by 64-bit hashes of the pair.
 
-Hashes are computed for whole columns at once and kept as sorted arrays of 8 bytes a row: 20 million rows take 160 MB.
-Among 2.3 billion rows, the chance that any two different rows share a hash is about one in seven; a collision costs one
-row.
-
-LAION's joined tables already have such a hash (the column `hash`: MurmurHash3 of address and caption). Where it exists,
-only the rows whose value occurs twice in the part are hashed (`Repeats`), and the same rows are found. A few rows of
-each batch are compared with the column; if any differs, the part is screened again without it. A wrong column could at
-worst let some duplicates pass, since only our own hash decides that a row is dropped.
-
-Across parts (`screening.duplicates: all`) three passes on Ray do the same: `HashWork` writes each part's hashes in
-buckets by their highest bits, `RepeatWork` finds in each bucket what an earlier part had, and the screening then drops
-those rows.
+Hashes are sorted arrays, 8 bytes a row. Among 2.3 billion rows the chance that any two different rows share a hash is
+one in seven. LAION's joined tables have a hash of address and caption (`hash`, MurmurHash3). Where it exists, only rows
+whose value occurs twice in the part are hashed (`Repeats`); a sample of each batch verifies the column. Across parts
+(`screening.duplicates: all`), `HashWork` writes each part's hashes in buckets by their highest bits, and `RepeatWork`
+finds in each bucket what an earlier part had.
 """
 
 from __future__ import annotations

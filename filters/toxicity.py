@@ -1,13 +1,10 @@
 """Toxic captions: whole words and phrases of word lists, found in columns of millions of rows.
 
 Only whole words match, so Essex and Scunthorpe stay; phrases match across any run of blanks, hyphens or underscores.
-Texts and lists are folded alike (NFKC, case, invisible characters), so full-width or zero-width disguises do not help.
-Hyperscan searches the bytes of a whole column for all phrases at once; texts for which folding changes more than case
-are searched folded too. The few rows it finds are checked again one by one, to be exact, to apply the exceptions and to
-name the word.
-
-The shipped lists are those of the package glin-profanity (MIT): 24 languages, of which the English list continues the
-usual LDNOOBW list. Any file with one phrase a line can be named instead or in addition.
+Texts and lists are folded alike (NFKC, case, invisible characters). Hyperscan searches the bytes of a whole column for
+all phrases at once; the few rows that it finds are checked again one by one, to be exact, to apply the exceptions and
+to name the word. The shipped lists are those of the package glin-profanity (MIT), whose English list continues the
+usual LDNOOBW list.
 """
 
 import functools

@@ -1,14 +1,9 @@
-"""Draws the demo world: a small web with known truth.
+"""Draws the demo world: a small web with known truth, and with everything that the real web does to a downloader.
 
-It has an image-text side (captioned pictures, listed in LAION-style tables) and a motion side (uncaptioned clips,
-listed WebVid-style), with everything that the real web does to a downloader: missing, slow, cut and oversized answers,
-redirects to private addresses, opt-outs, absent scores, rude captions. Held-out clips form UCF-101-style and
-MSR-VTT-style evaluation sets.
-
-An unsafe picture has a black-and-white checkered band, a watermarked one white diagonal lines, each of a strength in
-0..1. The table's probability grows with the cube of that strength, plus a little noise. Rows under the threshold
-therefore still show the sign, so a scorer fitted on the rows that pass the table's screening can find the sign in rows
-whose scores are null.
+Captioned pictures are listed in LAION-style tables, uncaptioned clips WebVid-style; held-out clips form evaluation
+sets. An unsafe picture has a checkered band, a watermarked one white diagonal lines, each of a strength in 0..1. The
+table's probability grows with the cube of that strength, so rows under the threshold still show the sign, and a scorer
+fitted on them can find it in rows without scores.
 """
 
 import hashlib

@@ -1,15 +1,11 @@
 """Fetching from the open web without harm to us, to the hosts, or to those who opted out.
 
-`GuardedOpener` takes the place of `urllib.request`'s opener, so that img2dataset's own downloader runs behind it:
-
-- Only http and https are allowed. Every hop's host is resolved here; private, loopback, link-local and reserved
-  addresses are refused before any connection. The connection goes to the address that was checked, so that a second DNS
-  answer cannot lead it elsewhere.
-- One deadline covers the whole of a URL, redirects and retries included, however slowly bytes arrive. Bytes are limited
-  as sent and as unpacked.
-- A body shorter than announced is an error, not a picture.
-- X-Robots-Tag and TDM-Reservation are honoured. A host gets few connections. Its Retry-After holds for all of its URLs:
-  they wait as far as their deadline allows, and otherwise are not requested. The user agent names the operator.
+- Only http and https are allowed. Every hop's host is resolved here, private addresses are refused before any
+  connection, and the connection goes to the address that was checked: a second DNS answer cannot lead it elsewhere.
+- One deadline covers the whole of a URL, redirects and retries included. Bytes are limited as sent and as unpacked. A
+  short body is an error.
+- X-Robots-Tag and TDM-Reservation are honoured. A host gets few connections, and its Retry-After holds for all of its
+  URLs: they wait as far as their deadline allows, and otherwise are not requested. The user agent names the operator.
 """
 
 from __future__ import annotations

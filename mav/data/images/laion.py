@@ -1,16 +1,10 @@
 """LAION-style tables: recognises what their columns mean and reads them row group by row group from any storage.
 
-Four published forms are known, and any table that at least pairs addresses with captions:
-
-- plain LAION-2B-en (SAMPLE_ID, URL, TEXT, HEIGHT, WIDTH, LICENSE, NSFW, similarity): its WIDTH and HEIGHT are swapped,
-  and corrected here; NSFW is a tag (UNLIKELY, UNSURE, NSFW), of which only NSFW is certain;
-- joined with scores (URL, TEXT, WIDTH, HEIGHT, similarity, hash, punsafe, pwatermark), and aesthetic, which adds a
-  column;
-- Re-LAION (url, caption, width, height, punsafe, pwatermark).
-
-A digest of the picture itself, where a table has one (columns md5, sha256 or sha512, or a textual `hash`), is kept and
-checked when the picture is fetched. LAION's numeric `hash` is of address and caption and says nothing about the
-picture.
+These forms are known, and any table that pairs addresses with captions: plain LAION-2B-en (SAMPLE_ID, URL, TEXT,
+HEIGHT, WIDTH, LICENSE, NSFW, similarity), whose WIDTH and HEIGHT are swapped and whose NSFW is a tag; joined with
+scores (URL, TEXT, WIDTH, HEIGHT, similarity, hash, punsafe, pwatermark), and aesthetic, which adds a column; Re-LAION
+(url, caption, width, height, punsafe, pwatermark). A digest of the picture (md5, sha256, sha512 or a textual `hash`) is
+kept and checked when the picture is fetched.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,9 +1,8 @@
 """Turns fetched pictures into stored ones: inspected before decoding, resized, encoded as JPEG.
 
-This is img2dataset's Resizer with its own sizes, filters and quality, but safe to use in many threads (its own
-redirects the whole process's output around every picture), bounded in memory, and faster with large JPEGs: one that is
-at least twice as large as wanted is decoded at a half, a quarter or an eighth of its size, which the format offers for
-a fraction of the work.
+This is img2dataset's Resizer with its own sizes, filters and quality, but thread-safe (its own redirects the whole
+process's output around every picture), bounded in memory, and faster with large JPEGs, which it decodes at a half, a
+quarter or an eighth of their size.
 """
 
 import contextlib

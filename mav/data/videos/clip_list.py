@@ -1,12 +1,9 @@
 """Lists of clips: WebVid, HD-VILA, or any table with a path or an address. Names and captions of clips are never read.
 
 One pass over a list, of ten million rows for example, records where each shard's rows begin and which rows repeat an
-earlier id; a worker then reads the rows of its shard alone. These lists are understood:
-
-- WebVid CSV, 10M form (videoid, contentUrl, duration, page_dir, name) and 2M form (in another order, with page_idx);
-- HD-VILA-100M jsonl, {video_id, url, clip: [{clip_id, span: [start, end]}]} a line: three spans of each video, drawn by
-  seed, are the paper's 10M clips (section 4.1);
-- any other CSV or parquet with a column url or path, and videoid, duration, start and end where it has them.
+earlier id. WebVid's CSV has a 10M form (videoid, contentUrl, duration, page_dir, name) and a 2M form (another order,
+with page_idx). HD-VILA-100M has one {video_id, url, clip: [{clip_id, span: [start, end]}]} a line: three spans of each
+video, drawn by seed, are the paper's 10M clips (section 4.1).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One clip: decoded frame by frame, corrected where possible, cut, resized and encoded again for random access.
 
-Every frame keeps its own time. These oddities are corrected: turned and interlaced pictures, pixels that are not
-square, transparency, high dynamic range, other colour matrices, odd sizes, sizes that change, clocks that stand still
-or are reset. A clip that cannot be used raises ClipError with a reason: error_page, truncated, no_video_stream,
-zero_frames, undecodable, too_short, too_many_pixels, wild_timestamps, wild_frame_rate, needs_reencoding.
+Every frame keeps its own time. Corrected are turned and interlaced pictures, pixels that are not square, transparency,
+high dynamic range, other colour matrices, odd and changing sizes, clocks that stand still or are reset. The reasons of
+ClipError are: error_page, truncated, no_video_stream, zero_frames, undecodable, too_short, too_many_pixels,
+wild_timestamps, wild_frame_rate, needs_reencoding.
 """
 
 import io
