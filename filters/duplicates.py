@@ -73,13 +73,12 @@ def _mix(state: np.ndarray, word: np.ndarray) -> None:
 
 def _buffers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Returns all bytes as padded little-endian uint64, and int64 (rows + 1,), the byte at which each row begins."""
-    chunks = [chunk if chunk.null_count == 0 else pc.fill_null(chunk, "") for chunk in column.chunks]
-    if not chunks:
+    array = column.combine_chunks()
+    if not len(array):
         return np.zeros(2, np.uint64), np.zeros(1, np.int64)
-    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+    array = pc.fill_null(array, "") if array.null_count else array
     _, ends, data = array.buffers()
-    width = np.int64 if pa.types.is_large_string(array.type) else np.int32
-    offsets = np.frombuffer(ends, width)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+    offsets = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
     first, last = int(offsets[0]), int(offsets[-1])
     words = np.zeros((last - first) // 8 + 3, np.uint64)
     if last > first:

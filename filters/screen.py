@@ -82,14 +82,10 @@ class Screen:
         """Returns the rows in and out, by reason and by word, and histograms of the scores by the bins' lower edges."""
         edges = [f"{edge / BINS:.2f}" for edge in range(BINS)] + ["unknown"]
         histograms = {f"{score}_histogram": bins.tolist() for score, bins in self.histograms.items()}
-        return {
-            "rows_in": self.rows_in,
-            "rows_out": self.rows_out,
-            "dropped": dict(sorted(self.reasons.items())),
-            "failed": {},
-            "toxic_words": dict(sorted(self.words.items())),
-            "unknown_scores": self.unknown,
-        } | {name: dict(zip(edges, bins, strict=True)) for name, bins in histograms.items()}
+        dropped, words = dict(sorted(self.reasons.items())), dict(sorted(self.words.items()))
+        counts = {"rows_in": self.rows_in, "rows_out": self.rows_out, "dropped": dropped, "failed": {}}
+        counts |= {name: dict(zip(edges, bins, strict=True)) for name, bins in histograms.items()}
+        return counts | {"toxic_words": words, "unknown_scores": self.unknown}
 
     def _count(self, table: pa.Table, kept: pa.Table, code: np.ndarray, words: list[str]) -> None:
         self.rows_in, self.rows_out = self.rows_in + len(table), self.rows_out + len(kept)

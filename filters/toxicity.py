@@ -220,14 +220,10 @@ def _boundless(word: str) -> bool:
 def _pattern(phrase: str, obfuscations: bool) -> str:
     """Returns the expression of one folded phrase, in the syntax that Hyperscan and Python's re have in common."""
     if obfuscations and len(phrase) >= 4 and phrase.isascii() and phrase.isalpha():
-        return _obfuscated(phrase)
+        # Look-alike or masking signs may replace inner letters. The first letter stays, or numbers would match.
+        inner = "".join(f"[{re.escape(LOOKALIKE.get(c, c) + MASKS)}]" for c in phrase[1:-1])
+        return f"{re.escape(phrase[0])}{inner}[{re.escape(LOOKALIKE.get(phrase[-1], phrase[-1]))}]"
     return BETWEEN.join(re.escape(part) for part in [part for part in re.split(BETWEEN, phrase) if part] or [phrase])
-
-
-def _obfuscated(word: str) -> str:
-    """Allows look-alike or masking signs in place of inner letters. The first letter stays, or numbers would match."""
-    inner = "".join(f"[{re.escape(LOOKALIKE.get(c, c) + MASKS)}]" for c in word[1:-1])
-    return f"{re.escape(word[0])}{inner}[{re.escape(LOOKALIKE.get(word[-1], word[-1]))}]"
 
 
 def _loose(word: str, pattern: str) -> bytes:

@@ -7,6 +7,7 @@ webdataset library reads them as they are: `webdataset.WebDataset(folder.path(na
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
@@ -36,15 +37,12 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-class TarWriter:
+class TarWriter(contextlib.AbstractContextManager["TarWriter"]):
     """Writes samples in key order with fixed headers (USTAR, mode 0644, owner 0, time 0)."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed by __exit__)
         self._last = ""
-
-    def __enter__(self) -> TarWriter:
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         self._tar.close()

@@ -14,12 +14,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross")
 GROUNDS = ("smooth", "striped", "cloudy", "speckled")
-SENTENCES = (
-    "a {colour} {shape} on a {ground} ground",
-    "a photo of a {colour} {shape}",
-    "a {colour} {shape}",
-    "one {shape}, {colour}, before a {ground} wall",
-)
+SENTENCES = ("a {colour} {shape} on a {ground} ground", "a photo of a {colour} {shape}", "a {colour} {shape}",
+             "one {shape}, {colour}, before a {ground} wall")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,15 +50,9 @@ def random_scene(rng: np.random.Generator, colours: tuple[str, ...], shapes: tup
     radius = float(rng.uniform(0.25, 0.32))
     angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.7)
     x, y = rng.uniform(radius, 1 - radius, size=2)
-    return Scene(
-        colour=str(rng.choice(list(colours))),
-        shape=str(rng.choice(list(shapes))),
-        ground=str(rng.choice(list(GROUNDS))),
-        centre=(float(x), float(y)),
-        radius=radius,
-        velocity=(float(speed * np.cos(angle)), float(speed * np.sin(angle))),
-        ground_seed=int(rng.integers(2**31)),
-    )
+    colour, shape, ground = (str(rng.choice(list(names))) for names in (colours, shapes, GROUNDS))
+    velocity = (float(speed * np.cos(angle)), float(speed * np.sin(angle)))
+    return Scene(colour, shape, ground, (float(x), float(y)), radius, velocity, int(rng.integers(2**31)))
 
 
 def draw(scene: Scene, size: int, seconds: float = 0.0) -> np.ndarray:

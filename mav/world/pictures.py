@@ -15,28 +15,16 @@ from mav.storage import Folder
 from mav.world.drawing import SENTENCES, Scene, draw_ground, draw_object, random_scene
 
 # Mild insults, all of them on the default word list.
-RUDE = (
-    "{caption}, and it sucks",
-    "a god damn {colour} {shape}",
-    "bollocks: {caption}",
-    "{caption}, the bastard",
-    "wtf, {caption}",
-)
-FAULTS = (  # how the server answers for a faulty picture; see mav.world.server
-    {"kind": "status", "status": 404},
-    {"kind": "slow"},
-    {"kind": "truncated"},
-    {"kind": "oversized"},
-    {"kind": "html"},
-    {"kind": "opt_out", "header": "noai, noimageai"},
-    {"kind": "redirect", "to": "http://10.11.12.13/private.jpg"},
-    {"kind": "redirect_loop"},
-    {"kind": "redirect_ok"},
-    {"kind": "status", "status": 429, "retry_after": 0},
-    {"kind": "flaky", "status": 503},
-    {"kind": "redirect", "to": "http://192.168.7.7:8080/router.png"},
+RUDE = ("{caption}, and it sucks", "a god damn {colour} {shape}", "bollocks: {caption}", "{caption}, the bastard",
+        "wtf, {caption}")  # fmt: skip
+# How the server (mav.world.server) answers for a faulty picture.
+FAULTS = (
+    {"kind": "status", "status": 404}, {"kind": "slow"}, {"kind": "truncated"}, {"kind": "oversized"}, {"kind": "html"},
+    {"kind": "opt_out", "header": "noai, noimageai"}, {"kind": "redirect", "to": "http://10.11.12.13/private.jpg"},
+    {"kind": "redirect_loop"}, {"kind": "redirect_ok"}, {"kind": "status", "status": 429, "retry_after": 0},
+    {"kind": "flaky", "status": 503}, {"kind": "redirect", "to": "http://192.168.7.7:8080/router.png"},
     {"kind": "opt_out", "header": "somebody-else: noindex"},
-)
+)  # fmt: skip
 SIGNS = ((0.08, 0.86, 1.0, "unsafe"), (0.05, 0.55, 0.77, "unsafe"),  # share of pictures, lowest and highest strength
          (0.08, 0.86, 1.0, "marked"), (0.05, 0.55, 0.77, "marked"))  # fmt: skip
 

@@ -56,14 +56,9 @@ def evaluate_oracle(
 
 
 def oracle_verdict(
-    videos: Sequence[np.ndarray],
-    truths: Sequence[Mapping[str, Any]],
-    training: Sequence[np.ndarray],
-    time_off: Sequence[np.ndarray] = (),
-    draws: int = 200,
-    seed: int = 0,
-    shapes: tuple[str, ...] = SHAPES,
-) -> dict[str, Any]:
+    videos: Sequence[np.ndarray], truths: Sequence[Mapping[str, Any]], training: Sequence[np.ndarray],
+    time_off: Sequence[np.ndarray] = (), draws: int = 200, seed: int = 0, shapes: tuple[str, ...] = SHAPES,
+) -> dict[str, Any]:  # fmt: skip
     """Returns how often the text was obeyed, and whether things move as they do in the training clips.
 
     videos: generated, uint8 (F, H, W, 3) each; truths: {"colour", "shape"} of each. training: clips at the same
@@ -96,14 +91,11 @@ def oracle_verdict(
         "motion_ratio_time_off": measured(twins, ratio),
     }
     seen = [{"colour": r.colour_right, "shape": r.shape_right, "frames_without_object": r.unreadable} for r in ours]
-    return {name: value for name, (value, _) in measures.items()} | {
-        "chance_colour": 1 / len({truth["colour"] for truth in truths}),
-        "chance_shape": 1 / len(shapes),
-        "intervals": {name: interval for name, (_, interval) in measures.items()},
-        "videos": seen,
-        "training_displacement": reference if np.isfinite(reference) else None,
-        "count": len(ours),
-    }
+    chances = {"chance_colour": 1 / len({truth["colour"] for truth in truths}), "chance_shape": 1 / len(shapes)}
+    displacement = {"training_displacement": reference if np.isfinite(reference) else None}
+    verdict = {name: value for name, (value, _) in measures.items()} | chances | displacement
+    intervals = {name: interval for name, (_, interval) in measures.items()}
+    return verdict | {"intervals": intervals, "videos": seen, "count": len(ours)}
 
 
 def _median_step(readings: Sequence[VideoReading]) -> float:

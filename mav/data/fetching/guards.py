@@ -50,14 +50,8 @@ class Fetched:
 
 def opener_settings(rule: ImageDownload | VideoShards, resolver: Resolver) -> dict[str, Any]:
     """Returns the settings of a recipe's section as arguments of GuardedOpener."""
-    return {
-        "timeout": rule.timeout_seconds,
-        "deadline": rule.deadline_seconds,
-        "max_bytes": rule.max_bytes,
-        "contact": rule.contact,
-        "allow_addresses": rule.allow_addresses,
-        "resolver": resolver,
-    }
+    limits = {"timeout": rule.timeout_seconds, "deadline": rule.deadline_seconds, "max_bytes": rule.max_bytes}
+    return {**limits, "contact": rule.contact, "allow_addresses": rule.allow_addresses, "resolver": resolver}
 
 
 @dataclass
@@ -171,10 +165,10 @@ class GuardedOpener:
             time.sleep(max(until - time.monotonic(), 0.0))
 
     def _refused(self, headers: email.message.Message) -> bool:
+        if rules.opted_out(headers.get_all("X-Robots-Tag", []), self.refuse):
+            return True
         reserved = any(value.strip() == "1" for value in headers.get_all(rules.TDM_RESERVATION, []))
-        return rules.opted_out(headers.get_all("X-Robots-Tag", []), self.refuse) or (
-            reserved and rules.TDM_RESERVATION in self.refuse
-        )
+        return reserved and rules.TDM_RESERVATION in self.refuse
 
     def _headers(self) -> dict[str, str]:
         agent = f"{rules.AGENT}/0.1 (+{self.contact})" if self.contact else f"{rules.AGENT}/0.1"

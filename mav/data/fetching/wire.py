@@ -11,11 +11,18 @@ from typing import Any
 BLOCK = 1 << 16
 
 
-class _DeadlineReader(io.RawIOBase):
-    """Reads a socket; every single read is bounded by the time left until the deadline."""
+class _DeadlineSocket(io.RawIOBase):
+    """The part of a socket that http.client uses; every single read is bounded by the time left until the deadline."""
 
     def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
         self._sock, self._timeout, self._end = sock, timeout, end
+        self.sendall = sock.sendall
+
+    def makefile(self, mode: str) -> io.BufferedIOBase:
+        return io.BufferedReader(self, BLOCK)
+
+    def close(self) -> None:
+        """Does nothing, since http.client closes the socket before the response is read; `hang_up` closes it."""
 
     def readable(self) -> bool:
         return True
@@ -49,20 +56,6 @@ class Connection(http.client.HTTPConnection):
 
     def hang_up(self) -> None:
         self._raw.close()
-
-
-class _DeadlineSocket:
-    """The part of a socket that http.client uses, under the deadline. Only `hang_up` closes it, not http.client."""
-
-    def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
-        self.sendall = sock.sendall
-        self._reader = io.BufferedReader(_DeadlineReader(sock, timeout, end), BLOCK)
-
-    def makefile(self, mode: str) -> io.BufferedIOBase:
-        return self._reader
-
-    def close(self) -> None:
-        """Does nothing, since the response is still being read."""
 
 
 @functools.cache

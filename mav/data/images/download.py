@@ -6,7 +6,6 @@ the writer: samples are written in the order of their keys, whichever finished f
 with a status and a reason.
 """
 
-import functools
 import hashlib
 import os
 import tempfile
@@ -60,9 +59,8 @@ class DownloadWork:
         settings = opener_settings(rule, self.resolver)
         settings |= {"per_host": rule.per_host, "refuse": rule.refuse_directives}
         opener = PreparingOpener(resizer=guarded_resizer(rule), algorithms=_algorithms(table), **settings)
-        ledger: list[dict[str, Any]] = []
         with self.out.create(f"{name}.tar") as file, TarWriter(file) as tar:
-            _download(table, rule, opener, tar, ledger)
+            ledger = _download(table, rule, opener, tar)
         write_ledger(self.out, f"{name}.parquet", IMAGE_LEDGER, ledger)
         counts = count(ledger, bytes=sum(row.get("bytes", 0) for row in ledger))
         return ShardOutput(counts, (f"{name}.tar", f"{name}.parquet"))
@@ -105,45 +103,33 @@ def _algorithms(table: pa.Table) -> dict[str, set[str]]:
     return wanted
 
 
-def _download(
-    table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar: TarWriter, ledger: list[dict[str, Any]]
-) -> None:
-    """Runs img2dataset's Downloader over a table. Its input file and its statistics file lie in a temporary folder."""
+def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar: TarWriter) -> list[dict[str, Any]]:
+    """Runs img2dataset's Downloader over a table and returns the ledger. Its own files lie in a temporary folder."""
     from img2dataset.downloader import Downloader
 
     rows = table.select(["url", "caption", "punsafe", "pwatermark", "digest"])
     rows = rows.append_column("row_key", table.column("key"))
     rows = rows.append_column("position", pa.array(range(len(table)), pa.int64()))
-    errors: list[Exception] = []
+    writer = _Writer(tar, opener)
     with tempfile.TemporaryDirectory(prefix="mav-download-") as folder:
         path = os.path.join(folder, "rows.arrow")
-        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
-            writer.write_table(rows)
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, rows.schema) as file:
+            file.write_table(rows)
         # The opener does what is switched off here: digests in its threads, retries, the user agent and opt-outs.
         downloader = Downloader(
-            sample_writer_class=functools.partial(_Writer, tar, opener, ledger, errors),
-            resizer=opener.resizer,
-            thread_count=rule.threads,
-            save_caption=True,
-            extract_exif=False,
-            output_folder=folder,
-            column_list=rows.column_names,
-            timeout=rule.timeout_seconds,
-            number_sample_per_shard=max(len(table), 2),
-            oom_shard_count=5,
-            compute_hash=None,
-            verify_hash_type=None,
-            encode_format="jpg",
-            retries=0,
-            user_agent_token=None,
+            sample_writer_class=lambda *_: writer, resizer=opener.resizer, thread_count=rule.threads,
+            output_folder=folder, column_list=rows.column_names, timeout=rule.timeout_seconds, oom_shard_count=5,
+            number_sample_per_shard=max(len(table), 2), save_caption=True, encode_format="jpg", extract_exif=False,
+            compute_hash=None, verify_hash_type=None, retries=0, user_agent_token=None,
             disallowed_header_directives=None,
-        )
+        )  # fmt: skip
         with installed(opener):
             downloader.download_shard((0, path))
-    if errors:
-        raise errors[0]
-    if len(ledger) != len(table):
-        raise RuntimeError(f"{len(table)} rows went in and {len(ledger)} are in the ledger")
+    if writer.error is not None:
+        raise writer.error
+    if len(writer.ledger) != len(table):
+        raise RuntimeError(f"{len(table)} rows went in and {len(writer.ledger)} are in the ledger")
+    return writer.ledger
 
 
 class _Writer:
@@ -153,20 +139,19 @@ class _Writer:
     ends the shard.
     """
 
-    def __init__(
-        self, tar: TarWriter, opener: PreparingOpener, ledger: list[dict[str, Any]], errors: list[Exception], *_: Any
-    ) -> None:
-        self._tar, self._opener, self._ledger, self._errors = tar, opener, ledger, errors
+    def __init__(self, tar: TarWriter, opener: PreparingOpener) -> None:
+        self._tar, self._opener = tar, opener
+        self.ledger: list[dict[str, Any]] = []
+        self.error: Exception | None = None
         self._waiting: dict[int, tuple[str, dict[str, bytes] | None]] = {}
         self._next = 0
 
     def write(self, picture: bytes | None, _key: str, caption: str | None, meta: dict[str, Any]) -> None:
-        if self._errors:
-            return
         try:
-            self._add(picture, caption, meta)
+            if self.error is None:
+                self._add(picture, caption, meta)
         except Exception as error:
-            self._errors.append(error)
+            self.error = error
 
     def close(self) -> None:
         """Does nothing: all rows have arrived, so none waits."""
@@ -187,7 +172,7 @@ class _Writer:
             row |= {"status": "ok", "reason": "", "width": meta["width"], "height": meta["height"]}
             metadata = {"key": key, "sha256": row["sha256"]} | {name: meta[name] for name in FIELDS}
             files = {"jpg": picture, "json": json_bytes(metadata), "txt": (caption or "").encode()}
-        self._ledger.append(row)
+        self.ledger.append(row)
         self._waiting[meta["position"]] = (key, files)
         while self._next in self._waiting:
             key, files = self._waiting.pop(self._next)

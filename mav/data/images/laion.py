@@ -21,27 +21,15 @@ import pyarrow.parquet as pq
 from mav.data.list_files import matching
 from mav.errors import UserError
 
+# digest: lower-case hex of the picture's bytes before any change: md5, sha256 or sha512 by its length.
 TYPES = {
-    "url": "string",
-    "caption": "string",
-    "width": "int32",
-    "height": "int32",
-    "punsafe": "float",
-    "pwatermark": "float",
-    "hash": "int64",
-    "digest": "string",  # lower-case hex of the picture's bytes before any change: md5, sha256 or sha512 by its length
-}
-DIGESTS = (
-    "sha256",
-    "sha512",
-    "md5",
-    "hash",
-)  # columns, in any case, that may hold a digest; the first one present counts
+    "url": "string", "caption": "string", "width": "int32", "height": "int32", "punsafe": "float",
+    "pwatermark": "float", "hash": "int64", "digest": "string",
+}  # fmt: skip
+DIGESTS = ("sha256", "sha512", "md5", "hash")  # columns, in any case, that may hold digests; the first counts
 HEX = r"^(?:[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{128})$"
 BATCH_ROWS = 65_536
-LARGE_GROUP = (
-    256 << 20
-)  # row groups of more bytes are read by PAGE_BYTES at a time, smaller ones whole, which is faster
+LARGE_GROUP = 256 << 20  # bytes; larger row groups are read in pages, smaller ones whole, which is faster
 PAGE_BYTES = 4 << 20
 
 

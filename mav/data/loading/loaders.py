@@ -70,11 +70,8 @@ class ImageSource(SampleSource):
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
         keys, arrays = self._shard(self._names[shard])
-        sample = {
-            "image_embedding": arrays["image"][row].astype(np.float32),
-            "text_embedding": arrays["text"][row].astype(np.float32),
-            "tokens": arrays["tokens"][row].astype(np.int64),
-        }
+        sample = {f"{kind}_embedding": arrays[kind][row].astype(np.float32) for kind in ("image", "text")}
+        sample["tokens"] = arrays["tokens"][row].astype(np.int64)
         if self._pixels is not None:
             sample["pixels"] = self._pixels.get(index, self._names[shard], keys[row])
         return sample
