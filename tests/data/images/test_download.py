@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from loopback import Quiet, served
-from nasties import encoded, png
+from nasty_pictures import encoded, png
 from PIL import Image
 
 from filters.screen import MetadataWork
@@ -29,7 +29,7 @@ from mav.world.world import draw_world
 
 
 def their_resizer(size):
-    """img2dataset's own; imported late, after the setting that keeps its resizing library from asking the package index for news."""
+    """Returns img2dataset's own. It is imported after the setting that keeps its resizing library offline."""
     from img2dataset.resizer import Resizer
 
     return Resizer(
@@ -92,14 +92,14 @@ def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
     samples = dict(read_tar(work.out, f"{name}.tar"))
     assert set(samples) == {key for key, row in ledger.items() if row["status"] == "ok"}
     for key, files in samples.items():
-        facts = json.loads(files["json"])
-        assert facts["key"] == key
-        assert facts["sha256"] == ledger[key]["sha256"]
-        assert (facts["punsafe"], facts["pwatermark"]) == (rows[key]["punsafe"], rows[key]["pwatermark"])
+        written = json.loads(files["json"])
+        assert written["key"] == key
+        assert written["sha256"] == ledger[key]["sha256"]
+        assert (written["punsafe"], written["pwatermark"]) == (rows[key]["punsafe"], rows[key]["pwatermark"])
         assert files["txt"].decode() == rows[key]["caption"]
         picture = Image.open(io.BytesIO(files["jpg"]))
         assert min(picture.size) == 64
-        assert picture.size == (facts["width"], facts["height"])
+        assert picture.size == (written["width"], written["height"])
     redirected = [r for r in ledger.values() if r["status"] == "ok" and r["final_url"] != r["url"]]
     assert redirected
     assert all(r["final_url"].endswith("?direct") for r in redirected)
