@@ -24,8 +24,8 @@ from mav.recipes import Screening
 from mav.storage import Folder
 
 REASONS = (
-    "no_url", "no_caption", "nsfw", "watermark", "unknown_score", "too_small", "aspect", "caption_length", "toxic",
-    "duplicate",
+    "no_url", "no_caption", "nsfw", "watermark", "unknown_score", "too_small", "aspect", "caption_length",
+    "toxic", "duplicate",
 )  # fmt: skip
 SCORES = ("punsafe", "pwatermark")
 BINS = 20  # of a score's histogram
