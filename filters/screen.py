@@ -1,7 +1,6 @@
 """Screening: which rows of a table may enter the image-text set, and why the others may not.
 
-The checks run in one fixed order, from cheap to expensive, and a dropped row carries the reason of the first check it
-fails (`REASONS`).
+The checks run in a fixed order, the cheap ones first, and a dropped row carries the reason of the first one it fails.
 """
 
 from collections import Counter
@@ -124,8 +123,7 @@ class Screen:
 
 
 def _lengths(captions: pa.ChunkedArray, least: int, most: int) -> np.ndarray:
-    """Returns the characters of each caption without the blanks at its ends, or its bytes where those prove that it
-    keeps both limits.
+    """Returns the characters of each caption without blanks at its ends, or its bytes if those keep both limits.
 
     A character is one to four bytes, and few captions begin or end with a byte that may be a blank, so few are counted.
     """
@@ -148,10 +146,9 @@ def _unscored(table: pa.Table) -> np.ndarray:
 
 
 def write_plain(table: pa.Table, file: IO[bytes]) -> None:
-    """Writes parquet the way that is fastest to write and to read: no compression, and no dictionaries, since texts
-    hardly repeat.
+    """Writes parquet the way that is fastest to write and to read: without compression and without dictionaries.
 
-    The tables are a thousandth of the size of the pictures they lead to.
+    Texts hardly repeat, and the tables are a thousandth of the size of the pictures they lead to.
     """
     buffer = pa.BufferOutputStream()  # pages go to the file at once, not each through Python
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "data_page_size": PAGE_BYTES}

@@ -1,10 +1,9 @@
 """Toxic captions: whole words and phrases of word lists, found in columns of millions of rows.
 
-Only whole words match, so Essex and Scunthorpe stay; phrases match across any run of blanks, hyphens or underscores.
-Texts and lists are folded alike (NFKC, case, invisible characters). Hyperscan searches the bytes of a whole column for
-all phrases at once; the few rows that it finds are checked again one by one, to be exact, to apply the exceptions and
-to name the word. The shipped lists are those of the package glin-profanity (MIT), whose English list continues the
-usual LDNOOBW list.
+Only whole words match, so Essex and Scunthorpe stay; phrases match across blanks, hyphens and underscores. Texts and
+lists are folded alike (NFKC, case, invisible characters). Hyperscan searches the bytes of a whole column for all
+phrases at once; its few matches are checked again one by one, to be exact, to apply the exceptions and to name the
+word. The shipped lists are those of the package glin-profanity (MIT), whose English list continues LDNOOBW.
 """
 
 import functools
@@ -120,11 +119,9 @@ class ToxicWords:
         return np.array([position for position, _ in found], dtype=np.int64), [word for _, word in found]
 
     def _suspects(self, texts: pa.Array) -> tuple[np.ndarray, ...]:
-        """Returns the positions of texts that seem to hold a phrase, and of texts with characters beyond ASCII,
-        ascending.
+        """Returns the positions of texts that seem to hold a phrase, and of texts beyond ASCII, ascending.
 
-        All texts are searched as one, a line each. A match across two lines makes a suspect and hides nothing, since
-        every match is reported.
+        All texts are searched as one, a line each. A match across two lines makes a suspect and hides no other match.
         """
         lines = _join(texts, "\n").buffers()[2]
         whole = b"".join((b"\n", lines, b"\n"))
@@ -161,11 +158,9 @@ def _join(texts: pa.Array, separator: str) -> Any:
 
 @functools.cache
 def unsettled() -> str:
-    """Returns a class of the characters that `fold` changes in more than their case: texts without them are searched
-    unfolded.
+    """Returns a class of the characters that `fold` changes in more than their case. Other texts need no folding.
 
-    They are those that vanish, that become others or several (full width, ligatures, the dotted capital I), and that
-    join a neighbour.
+    They vanish, become others or several (full width, ligatures, the dotted capital I), or join a neighbour.
     """
     characters = [chr(code) for first, end in FOLDABLE for code in range(first, end)]
     # `fold`, applied to all of them at once.
@@ -229,8 +224,7 @@ def _pattern(phrase: str, obfuscations: bool) -> str:
 def _loose(word: str, pattern: str) -> bytes:
     """Returns the expression that Hyperscan looks for in bytes. It may find too much, never too little.
 
-    Any byte that is no ASCII letter or digit counts as an edge or a blank. Words with characters beyond ASCII have no
-    edges.
+    Any byte but an ASCII letter or digit is an edge or a blank. Words with characters beyond ASCII have no edges.
     """
     inner = pattern.replace(BETWEEN, "[^a-z0-9]+").encode()
     return b"[^a-z0-9](?:" + inner + b")[^a-z0-9]" if word.isascii() else inner

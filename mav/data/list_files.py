@@ -66,11 +66,9 @@ def _header(reader: Iterator[list[str]]) -> tuple[str, ...]:
 
 
 def rows(path: str, columns: Sequence[str], place: int = -1) -> Iterator[tuple[int, Row]]:
-    """Yields place and row from `place` on; -1 is the first row. A place is a byte of CSV and jsonl, and a row number
-    of parquet.
+    """Yields place and row from `place` on (-1: the first). A place is a byte of CSV and jsonl, a row of parquet.
 
-    Rows hold the given columns as text, "" where a row has none. jsonl has no columns; its objects are yielded as they
-    are.
+    Rows hold the given columns as text, "" where a row has none. jsonl has no columns: its objects stay as they are.
     """
     with _opened(path) as file:
         if path.endswith(".parquet"):

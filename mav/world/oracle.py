@@ -27,8 +27,7 @@ TEMPLATE_SHIFTS = np.linspace(-0.2, 0.2, 7)
 
 @dataclass(frozen=True)
 class Reading:
-    """The object seen in one frame; colour, shape and centre (x, y as fractions of the side) are None without a clear
-    one.
+    """The object seen in one frame. colour, shape and centre (x, y as fractions of the side) are None if none is clear.
 
     overlap: intersection over union with the best template.
     """

@@ -58,7 +58,9 @@ def main() -> None:
         for size in SIZES:
             source = ClipSource(shards, FRAMES, size, 0, FpsCurriculum(), SAMPLES)
             drawn = [(source.index(*divmod(n, len(source))), n) for n in range(SAMPLES)]
-            jobs = [(originals[index], source._draw(source._clips.metadata(index), number)[0]) for index, number in drawn]
+            jobs = [
+                (originals[index], source._draw(source._clips.metadata(index), number)[0]) for index, number in drawn
+            ]
 
             def ours(source: ClipSource = source) -> float:
                 began = time.perf_counter()

@@ -56,11 +56,10 @@ def opener_settings(rule: ImageDownload | VideoShards, resolver: Resolver) -> di
 
 @dataclass
 class GuardedOpener:
-    """Fetches URLs under the guards; one is made for each shard. It is thread-safe.
+    """Fetches URLs under the guards; one is made for each shard. It is thread-safe and raises only FetchError.
 
     timeout: seconds for connecting and for each read; deadline: seconds for the whole URL. allow_addresses: `host:port`
-    pairs that may be private. refuse: X-Robots-Tag directives that forbid use, and `tdm-reservation`. Raises FetchError
-    and nothing else.
+    pairs that may be private. refuse: X-Robots-Tag directives that forbid use, and `tdm-reservation`.
     """
 
     timeout: float = 10.0

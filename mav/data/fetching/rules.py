@@ -37,8 +37,7 @@ class AskAgainError(FetchError):
 def opted_out(values: Sequence[str], refuse: Sequence[str]) -> bool:
     """Says whether X-Robots-Tag headers forbid use by a directive in `refuse`, for everyone or for `AGENT`.
 
-    An agent's name before a colon applies to the directives after it, up to the next name. Some directives hold a colon
-    of their own.
+    An agent's name before a colon applies up to the next name. Some directives hold a colon of their own (`VALUED`).
     """
     refused = {directive.lower() for directive in refuse}
     if "noindex" in refused:

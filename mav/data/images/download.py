@@ -135,8 +135,7 @@ def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar
 class _Writer:
     """img2dataset's sample writer: it receives samples in completion order and writes them in key order.
 
-    img2dataset prints and forgets what a writer raises (a full disk, for example), so the first error is kept here and
-    ends the shard.
+    img2dataset ignores what a writer raises (a full disk, for example): the first error is kept here to end the shard.
     """
 
     def __init__(self, tar: TarWriter, opener: PreparingOpener) -> None:

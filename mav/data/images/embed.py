@@ -1,8 +1,7 @@
 """`image-screen` and `image-embed`: CLIP over downloaded images, one shard a call.
 
-`image-screen` embeds every downloaded picture once, estimates the scores that its table did not have, and screens again
-with them. `image-embed` keeps the image embeddings of the rows that pass and adds what the prior reads: tokens and text
-embeddings.
+`image-screen` embeds every picture once, estimates the scores that its table lacks, and screens again with them.
+`image-embed` keeps the embeddings of the rows that pass and adds what the prior reads: tokens and text embeddings.
 """
 
 import functools
@@ -103,8 +102,8 @@ class ScreenWork:
 class EmbedWork:
     """The shard work of `image-embed`, on kept rows only, in the tar's order.
 
-    It writes NAME.parquet (key), NAME.image.npy and NAME.text.npy (float16 (n, d), unit norm) and NAME.tokens.npy
-    (uint16 (n, context)).
+    NAME.parquet holds the keys, NAME.image.npy and NAME.text.npy are float16 (n, d) of unit norm, NAME.tokens.npy is
+    uint16 (n, context).
     """
 
     images: Folder

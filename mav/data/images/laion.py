@@ -74,11 +74,9 @@ def source_parts(sources: Sequence[str]) -> list[str]:
 
 
 def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator[pa.Table]]:
-    """Returns the form of a part, and its rows in batches with the columns of `TYPES`; missing columns and NaN become
-    null.
+    """Returns the form of a part, and its rows in batches with the columns of `TYPES`, null where there is none or NaN.
 
-    Row groups are read one by one, a few pages at a time. Raises UserError when the file is absent, is not parquet, or
-    has other columns.
+    Row groups are read one by one, a few pages at a time. Raises UserError for a file that is no such table.
     """
     with _opened(path) as parquet:
         schema = recognise(parquet.schema_arrow.names, path)

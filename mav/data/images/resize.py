@@ -104,8 +104,7 @@ def unpack(data: bytes, seen: Look, side: int) -> np.ndarray | None:
 def guarded_resizer(rule: ImageDownload) -> Any:
     """Returns an img2dataset Resizer to a shorter side of `image_size`. Its error messages are the reasons of `look`.
 
-    `ahead(data)` prepares a picture in any thread; calling the resizer with the same bytes object then returns the
-    result.
+    `ahead(data)` prepares a picture in any thread; the resizer then returns the result for the same bytes object.
     """
     from img2dataset.resizer import Resizer
 

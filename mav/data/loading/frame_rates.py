@@ -6,8 +6,7 @@ from mav.recipes import FpsCurriculum
 
 
 def draw_fps(curriculum: FpsCurriculum, progress: float, rng: np.random.Generator) -> float:
-    """Draws a frame rate in [low, high] from a Beta distribution that moves from `start` to `end` as progress goes from
-    0 to 1.
+    """Draws a frame rate in [low, high] from a Beta distribution that moves from `start` to `end` with progress, 0..1.
 
     Paper 3.2: each clip is seen at a random rate between 1 and 30 fps, drawn so that training begins with little motion
     (high rates) and moves to more (low rates).

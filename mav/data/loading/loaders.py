@@ -80,8 +80,7 @@ class ImageSource(SampleSource):
 class CaptionedImages(SampleSource):
     """Downloaded images with their captions and the table's scores: the training set of the demo's CLIP.
 
-    A batch holds pixels uint8 (B, 3, S, S), tokens int64 (B, L), punsafe and pwatermark float32 (B,), NaN where the
-    table has none.
+    A batch holds pixels uint8 (B, 3, S, S), tokens int64 (B, L), punsafe and pwatermark float32 (B,), NaN if unknown.
     """
 
     def __init__(
@@ -114,9 +113,8 @@ class CaptionedImages(SampleSource):
 class ClipSource(SampleSource):
     """Uncaptioned clips at frame rates drawn from the curriculum.
 
-    A batch holds pixels uint8 (B, F, 3, S, S) and fps float32 (B,), the real rate of the frames. `counts` says how many
-    of the samples read so far were clamped (too short for the rate drawn), slower (filmed below it), or passed over as
-    too short.
+    A batch holds pixels uint8 (B, F, 3, S, S) and fps float32 (B,), the real rate. `counts` says how many samples were
+    clamped (too short for the rate drawn), slower (filmed below it), or passed over as too_short.
     """
 
     def __init__(

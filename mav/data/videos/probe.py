@@ -134,8 +134,7 @@ class TimedFrames:
 
 
 def clip_metadata(times: list[float], width: int, height: int, claimed: float) -> dict[str, Any]:
-    """Returns fps, frames, width, height, seconds of a clip with frames at these times (s), and times unless the rate
-    is constant.
+    """Returns fps, frames, width, height, seconds of a clip with frames at these times (s), and uneven times.
 
     claimed: frames a second, as the container says. Raises ClipError: too_short, wild_frame_rate.
     """

@@ -47,8 +47,7 @@ class Converted:
 
 
 def convert(data: bytes, rule: VideoShards, start: float = 0.0, end: float = 0.0, listed: float = 0.0) -> Converted:
-    """Converts a span of a video, in seconds (end 0: to the end): re-encoded, or its bytes kept when `rule.reencode` is
-    off.
+    """Converts a span of a video, in seconds (end 0: to the end). Without `rule.reencode` its bytes are kept.
 
     Longer clips are cut at `rule.max_seconds`. listed: seconds that a list claims of the whole video, 0 = unknown; a
     video of less than half of them was cut off. Raises ClipError.

@@ -25,8 +25,7 @@ DROPPED = ("duplicate", "opted_out")  # reasons that are no failure
 class VideoWork:
     """The shard work of `video-shards`: writes `NNNNN.tar` (key.mp4, key.json) and the ledger `NNNNN.parquet`.
 
-    parts: the rows of each shard. Clips come from `rule.files` (page_dir/videoid.mp4) when given, otherwise from their
-    addresses.
+    parts: the rows of each shard. Clips come from `rule.files` when given, otherwise from their addresses.
     """
 
     parts: tuple[Part, ...]
