@@ -2,7 +2,7 @@
 
 A tar is a WebDataset shard: the files of a sample stand together and share a key (`000000000000017.jpg`, `.json`). Keys
 are sorted and all header fields that could differ between runs are fixed, so equal samples make equal bytes. The
-webdataset library reads them as they are: `webdataset.WebDataset(folder.path(name), shardshuffle=False).decode("rgb8")`.
+webdataset library reads them as they are: `webdataset.WebDataset(path, shardshuffle=False).decode("rgb8")`.
 """
 
 from __future__ import annotations
