@@ -1,21 +1,16 @@
-"""Exact duplicates: rows whose address and caption both came before, found by 64-bit hashes of the pair.
+"""Exact duplicates: rows whose address and caption both occurred before, found by 64-bit hashes of the pair.
 
-Hashes are computed for whole columns at once and remembered as sorted arrays, 8 bytes a row: a part of 20 million rows takes 160 MB.
-At 2.3 billion rows the chance that any two different rows share a hash is about one in seven; it costs one row.
-
-LAION's joined tables carry such a hash already (`hash`: MurmurHash3 of address and caption). Where it is, only the rows whose value
-occurs twice in the part are hashed (`Repeats`), and the same rows are found. The column is read ahead of the rows, and a few rows of
-each batch are held against it: if any differs, the part is screened once more without it. A column that were wrong in other rows could
-at worst let some duplicates pass, since what decides on dropping a row is never the column but our own hash.
-
-Across parts (`screening.duplicates: all`) the same is done in three walks on Ray: `HashWork` leaves each part's hashes in buckets of
-their highest bits, `RepeatWork` finds in each bucket what an earlier part had, and the screening then drops those rows.
+Hashes are sorted arrays, 8 bytes a row. Among 2.3 billion rows the chance that any two different rows share a hash is
+one in seven. LAION's joined tables have a hash of address and caption (`hash`, MurmurHash3). Where it exists, only rows
+whose value occurs twice in the part are hashed (`Repeats`); a sample of each batch verifies the column. Across parts
+(`screening.duplicates: all`), `HashWork` writes each part's hashes in buckets by their highest bits, and `RepeatWork`
+finds in each bucket what an earlier part had.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +18,6 @@ import pyarrow.compute as pc
 
 from mav.data.shards import ShardOutput, read_array, write_array
 from mav.storage import Folder
-
-if TYPE_CHECKING:
-    from filters.screen import MetadataWork
 
 BUCKET_BITS = 7
 END_BITS = 20
@@ -38,31 +30,30 @@ NO_HASHES = np.zeros(0, np.uint64)
 
 
 def pair_hashes(table: pa.Table) -> np.ndarray:
-    """uint64 (rows,): one hash of `url` and `caption` together for each row; nulls count as empty."""
+    """Returns uint64 (rows,): one hash of `url` and `caption` together for each row. Nulls count as empty."""
     state = np.full(len(table), SEED)
     for name in ("url", "caption"):
-        words, places = _buffers(table.column(name))
+        words, offsets = _buffers(table.column(name))
         for at in range(0, len(table), BLOCK):
-            state[at : at + BLOCK] = _take_in(words, places[at : at + BLOCK + 1], state[at : at + BLOCK])
+            state[at : at + BLOCK] = _mix_strings(words, offsets[at : at + BLOCK + 1], state[at : at + BLOCK])
     return state
 
 
-def _take_in(words: np.ndarray, places: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """Mixes a string column (`_buffers`) into the state of each row: its length, then its bytes, eight at a time.
+def _mix_strings(words: np.ndarray, offsets: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Mixes a string column (`_buffers`) into each row's state: its length, then its bytes, eight at a time.
 
-    Rows are walked longest first, so that those with bytes left are always the first so many: whole arrays, no masks.
+    Rows are sorted longest first, so that the rows with bytes left are always a prefix: whole arrays and no masks.
     """
-    left = np.diff(places)
+    left = np.diff(offsets)
     longest = int(left.max(initial=0))
     order = np.argsort((longest - left).astype(np.uint16 if longest < 1 << 16 else np.int64), kind="stable")
-    left, start, state = left[order], places[:-1][order], state[order]
+    left, start, state = left[order], offsets[:-1][order], state[order]
     _mix(state, left.astype(np.uint64))
     at, shift = start >> 3, ((start & 7) << 3).astype(np.uint64)  # a row's words straddle two of the buffer's
     back, low = np.uint64(63) - shift, words[at]
     steps, tails = left >> 3, ((left & 7) << 3).astype(np.uint64)
-    for count in (
-        len(left) - np.cumsum(np.bincount(steps))[:-1]
-    ).tolist():  # rows that have a first, a second, ... whole word
+    # The counts are of the rows that have a first, a second, ... whole word.
+    for count in (len(left) - np.cumsum(np.bincount(steps))[:-1]).tolist():
         at[:count] += 1
         high = words[at[:count]]
         _mix(state[:count], (low[:count] >> shift[:count]) | ((high << ONE) << back[:count]))
@@ -81,27 +72,26 @@ def _mix(state: np.ndarray, word: np.ndarray) -> None:
 
 
 def _buffers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(all bytes as little-endian uint64 with some to spare, int64 (rows + 1,) the byte where each row begins)."""
-    chunks = [chunk if chunk.null_count == 0 else pc.fill_null(chunk, "") for chunk in column.chunks]
-    if not chunks:
+    """Returns all bytes as padded little-endian uint64, and int64 (rows + 1,), the byte at which each row begins."""
+    array = column.combine_chunks()
+    if not len(array):
         return np.zeros(2, np.uint64), np.zeros(1, np.int64)
-    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
-    _, offsets, data = array.buffers()
-    width = np.int64 if pa.types.is_large_string(array.type) else np.int32
-    places = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1].astype(np.int64)
-    first, last = int(places[0]), int(places[-1])
+    array = pc.fill_null(array, "") if array.null_count else array
+    _, ends, data = array.buffers()
+    offsets = np.frombuffer(ends, np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
+    first, last = int(offsets[0]), int(offsets[-1])
     words = np.zeros((last - first) // 8 + 3, np.uint64)
     if last > first:
         words.view(np.uint8)[: last - first] = np.frombuffer(data, np.uint8)[first:last]
-    return words, places - first
+    return words, offsets - first
 
 
 class WrongHashError(Exception):
-    """A table's `hash` is not that of its addresses and captions."""
+    """A table's `hash` is not the hash of its addresses and captions."""
 
 
 class Repeats:
-    """Which rows of one part can be duplicates, by its `hash` column.
+    """Says which rows of one part can be duplicates, by its `hash` column.
 
     hashes: int64 (rows,), the whole column, without gaps; it is sorted in place.
     """
@@ -113,11 +103,12 @@ class Repeats:
         self._ends[self._values & ((1 << END_BITS) - 1)] = True
 
     def __call__(self, table: pa.Table) -> np.ndarray:
-        """bool (rows,): True where the value occurs again in the part. Raises WrongHashError when a row of the sample has another hash."""
+        """Returns bool (rows,), True where the value occurs again in the part.
+
+        Raises WrongHashError when a row of the sample has another hash.
+        """
         hashes = table.column("hash").to_numpy()
-        rows = (
-            np.unique(np.linspace(0, len(table) - 1, SAMPLE, dtype=np.int64)) if len(table) else np.zeros(0, np.int64)
-        )
+        rows = np.unique(np.linspace(0, len(table) - 1, min(SAMPLE, len(table)), dtype=np.int64))
         if not np.array_equal(hashes[rows], _murmur(table.select(["url", "caption"]).take(rows))):
             raise WrongHashError
         again = self._ends[hashes & ((1 << END_BITS) - 1)]
@@ -128,20 +119,18 @@ class Repeats:
 def _murmur(table: pa.Table) -> np.ndarray:
     import mmh3
 
-    urls, captions = (
-        pc.fill_null(pc.cast(table.column(name), "binary"), b"").to_pylist() for name in ("url", "caption")
-    )
-    return np.array([mmh3.hash64(url + caption)[0] for url, caption in zip(urls, captions, strict=True)], np.int64)
+    pairs = (pc.fill_null(pc.cast(table[name], "binary"), b"").to_pylist() for name in ("url", "caption"))
+    return np.array([mmh3.hash64(url + caption)[0] for url, caption in zip(*pairs, strict=True)], np.int64)
 
 
 class SeenRows:
-    """A set of hashes in sorted arrays, each at least twice as long as the next: few of them, and each row moves few times."""
+    """A set of hashes in few sorted arrays, each at least twice as long as the next: each row moves few times."""
 
     def __init__(self, hashes: np.ndarray = NO_HASHES) -> None:
         self._runs = [np.sort(hashes)] if len(hashes) else []
 
     def repeated(self, hashes: np.ndarray) -> np.ndarray:
-        """bool (rows,): True where a hash was seen before, here or in an earlier row of `hashes`; all of them are seen from now on."""
+        """Adds the hashes. Returns bool (rows,), True where a hash was in the set or in an earlier row of `hashes`."""
         values = np.sort(hashes)
         new = np.ones(len(values), bool)
         new[1:] = values[1:] != values[:-1]
@@ -154,37 +143,35 @@ class SeenRows:
         again = np.zeros(len(hashes), bool)
         if known.any():
             again |= _among(hashes, values[known])
-        if len(twice):  # of rows that repeat here only, the first is none
+        if len(twice):  # the first of several equal rows is no repetition
             rows = np.flatnonzero(_among(hashes, twice))
             _, first = np.unique(hashes[rows], return_index=True)
             again[np.delete(rows, first)] = True
         return again
 
     def _add(self, values: np.ndarray) -> None:
-        if not len(values):
-            return
-        self._runs.append(values)
+        if len(values):
+            self._runs.append(values)
         while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
-            self._runs[-2:] = [_merged(*self._runs[-2:])]
+            self._merge_last()
+
+    def _merge_last(self) -> None:
+        both = np.concatenate(self._runs[-2:])
+        both.sort(kind="stable")  # a merge, since both runs are sorted
+        self._runs[-2:] = [both]
 
     def sorted(self) -> np.ndarray:
-        """All hashes seen, in order."""
+        """Returns all hashes of the set in order."""
         while len(self._runs) > 1:
-            self._runs[-2:] = [_merged(*self._runs[-2:])]
+            self._merge_last()
         return self._runs[0] if self._runs else NO_HASHES
 
 
 def _among(values: np.ndarray, run: np.ndarray) -> np.ndarray:
+    """Says for each value whether the sorted run holds it."""
     if not len(values):
         return np.zeros(0, bool)
-    places = np.minimum(np.searchsorted(run, values), len(run) - 1)
-    return np.asarray(run[places] == values)
-
-
-def _merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    both = np.concatenate([one, other])
-    both.sort(kind="stable")  # two sorted runs: a merge
-    return both
+    return np.asarray(run[np.minimum(np.searchsorted(run, values), len(run) - 1)] == values)
 
 
 # --------------------------------------------------------------------------------------------------------- across parts
@@ -192,15 +179,18 @@ def _merged(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class HashWork:
-    """Shard work: the hashes of what one part would keep, sorted, in `PPPPP/BB.npy`, BB being the bucket."""
+    """Shard work: writes the sorted hashes of the rows that one part would keep as `PPPPP/BB.npy`, BB being the bucket.
 
-    screening: MetadataWork
+    kept: yields the tables of the rows that are kept of the part with this name.
+    """
+
+    kept: Callable[[str], Iterator[pa.Table]]
     out: Folder
 
     def __call__(self, name: str) -> ShardOutput:
         seen = SeenRows()
-        for kept, _ in self.screening.batches(name):
-            seen.repeated(pair_hashes(kept))
+        for table in self.kept(name):
+            seen.repeated(pair_hashes(table))
         hashes = seen.sorted()
         edges = np.searchsorted(hashes, np.arange(1, 1 << BUCKET_BITS, dtype=np.uint64) << np.uint64(64 - BUCKET_BITS))
         files = {_file(name, bucket): part for bucket, part in enumerate(np.split(hashes, edges))}
@@ -211,7 +201,7 @@ class HashWork:
 
 @dataclass(frozen=True)
 class RepeatWork:
-    """Shard work, one bucket a call: for each part the hashes that an earlier part had, in `PPPPP/BB.npy`."""
+    """Shard work, one bucket a call: writes for each part the hashes that an earlier part had as `PPPPP/BB.npy`."""
 
     parts: tuple[str, ...]
     hashes: Folder
@@ -221,19 +211,18 @@ class RepeatWork:
         return [f"{bucket:02x}" for bucket in range(1 << BUCKET_BITS)]
 
     def __call__(self, name: str) -> ShardOutput:
-        seen, files, repeats = SeenRows(), [], 0
-        for part in self.parts:
-            file = _file(part, int(name, 16))
+        seen, repeats = SeenRows(), 0
+        files = tuple(_file(part, int(name, 16)) for part in self.parts)
+        for file in files:
             hashes = read_array(self.hashes, file)
             again = hashes[seen.repeated(hashes)]
             repeats += len(again)
             write_array(self.out, file, again)
-            files.append(file)
-        return ShardOutput({"repeats": repeats}, tuple(files))
+        return ShardOutput({"repeats": repeats}, files)
 
 
 def repeats_of(folder: Folder, part: str) -> np.ndarray:
-    """What `RepeatWork` found for one part."""
+    """Returns the hashes of one part that `RepeatWork` found in earlier parts."""
     return np.concatenate([read_array(folder, _file(part, bucket)) for bucket in range(1 << BUCKET_BITS)])
 
 

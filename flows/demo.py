@@ -25,7 +25,7 @@ def _draw(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
 @stage("oracle", sections=(*SAMPLING, "evaluate"))
 def oracle(job: Job) -> Outcome:
     """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
-    from mav.evaluation.benchmarks import evaluate_oracle
+    from mav.world.verdict import evaluate_oracle
 
     return evaluate(job, evaluate_oracle)
 

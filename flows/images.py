@@ -44,7 +44,7 @@ def _find_repeats(job: Job, screening: MetadataWork) -> Folder:
         return dataclasses.replace(job, out=job.work.child(name), work=job.work.child(f"{name}-walk"))
 
     hashes, repeats = part("hashes"), part("repeats")
-    shard_map(hashes, HashWork(screening, hashes.out), screening.names())
+    shard_map(hashes, HashWork(screening.kept_rows, hashes.out), screening.names())
     work = RepeatWork(tuple(screening.names()), hashes.out, repeats.out)
     shard_map(repeats, work, work.names())
     return repeats.out

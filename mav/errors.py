@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input or a missing prerequisite: one sentence that says what is wrong and how to mend it. Exit 2, no traceback."""
+    """Bad input or a missing prerequisite. The message is one sentence: what is wrong, and the remedy. Exit 2."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

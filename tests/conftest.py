@@ -18,7 +18,15 @@ from mav.recipes import Cluster, Recipe
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 configure_environment()
-SHARED = ("chaos", "data", "data/fetching", "evaluation", "report", "study", "training")  # folders with modules that tests share
+SHARED = (
+    "chaos",
+    "data",
+    "data/fetching",
+    "evaluation",
+    "report",
+    "study",
+    "training",
+)  # folders with modules that tests share
 sys.path += [str(Path(__file__).parent / folder) for folder in SHARED]
 
 LONG = ("test_end_to_end", "test_killed_stages", "test_deploy_live")

@@ -169,10 +169,9 @@ def private_names(tree: ast.AST) -> Iterator[str]:
     roots = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            roots |= {
-                (name.asname or name.name.split(".")[0]): name.asname and name.name or name.name.split(".")[0]
-                for name in node.names
-            }
+            for name in node.names:
+                top = name.name.split(".")[0]
+                roots |= {name.asname: name.name} if name.asname else {top: top}
         elif isinstance(node, ast.ImportFrom) and node.module:
             roots |= {(name.asname or name.name): f"{node.module}.{name.name}" for name in node.names}
     roots = {name: full for name, full in roots.items() if full.split(".")[0] not in (*PACKAGES, "__future__")}

@@ -168,7 +168,7 @@ def _prepared_pictures(recipe: Recipe) -> float:
     import cv2
     import numpy as np
 
-    from mav.data.images.pictures import guarded_resizer
+    from mav.data.images.resize import guarded_resizer
 
     small = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     data = cv2.imencode(".jpg", cv2.resize(small, (800, 600), interpolation=cv2.INTER_CUBIC))[1].tobytes()

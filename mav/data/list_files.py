@@ -1,4 +1,4 @@
-"""Streams the rows of CSV, jsonl and parquet files from any storage, each with the place from which reading can begin again."""
+"""Streams the rows of CSV, jsonl and parquet files from any storage, with the place at which reading can resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Row = dict[str, Any]
 
 
 def matching(sources: Sequence[str], key: str) -> list[str]:
-    """The files that paths and globs name, in order; the matches of a glob are sorted. One without a match is a UserError naming `key`."""
+    """Returns the files that paths and globs name, in order; the matches of a glob are sorted.
+
+    Raises UserError naming the recipe's `key` for a glob without a match.
+    """
     paths: list[str] = []
     for source in sources:
         if "*" not in source:
@@ -33,10 +36,11 @@ def matching(sources: Sequence[str], key: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def readable(path: str) -> Iterator[None]:
-    """Errors of reading a list become UserErrors that name it."""
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """Opens a list. Errors of opening and reading it become UserErrors that name it."""
     try:
-        yield
+        with fsspec.open(path, "rb") as file:
+            yield file
     except FileNotFoundError:
         raise UserError(f"There is no file {path}: correct `video_shards.sources`.") from None
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowException, OSError) as error:
@@ -47,22 +51,26 @@ def readable(path: str) -> Iterator[None]:
 
 
 def columns_of(path: str) -> tuple[str, ...]:
-    """Column names of a CSV or parquet file. Raises UserError for an empty file."""
-    with readable(path), fsspec.open(path, "rb") as file:
+    """Returns the column names of a CSV or parquet file. Raises UserError for an empty file."""
+    with _opened(path) as file:
         if path.endswith(".parquet"):
             return tuple(pq.ParquetFile(file).schema_arrow.names)
-        header = next(csv.reader(_Lines(file)), None)
-    if not header:
+        columns = _header(csv.reader(_Lines(file)))
+    if not columns:
         raise UserError(f"{path} is empty: expected is a CSV whose first line names its columns.")
-    return tuple(column.strip().lstrip("\ufeff") for column in header)
+    return columns
+
+
+def _header(reader: Iterator[list[str]]) -> tuple[str, ...]:
+    return tuple(column.strip().lstrip("\ufeff") for column in next(reader, []))
 
 
 def rows(path: str, columns: Sequence[str], place: int = -1) -> Iterator[tuple[int, Row]]:
-    """(place, row) of each row from `place` on, -1 = the first. A place is a byte of CSV and jsonl, and a row's number of parquet.
+    """Yields place and row from `place` on (-1: the first). A place is a byte of CSV and jsonl, a row of parquet.
 
-    Rows hold the given columns as text, "" where a row has none; the objects of jsonl, which has no columns, as they are.
+    Rows hold the given columns as text, "" where a row has none. jsonl has no columns: its objects stay as they are.
     """
-    with readable(path), fsspec.open(path, "rb") as file:
+    with _opened(path) as file:
         if path.endswith(".parquet"):
             yield from _parquet_rows(file, columns, max(place, 0))
         elif columns:
@@ -74,10 +82,10 @@ def rows(path: str, columns: Sequence[str], place: int = -1) -> Iterator[tuple[i
 def _csv_rows(file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
     lines = _Lines(file)
     reader = csv.reader(lines)
-    columns = [column.strip().lstrip("\ufeff") for column in next(reader, [])]
+    columns = _header(reader)
     if place >= 0:
         lines.seek(place)
-    for begin, record in _placed(lines, reader):
+    for begin, record in lines.places_of(reader):
         if record:
             yield begin, dict.fromkeys(columns, "") | dict(zip(columns, record, strict=False))
 
@@ -85,49 +93,40 @@ def _csv_rows(file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
 def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
     lines = _Lines(file)
     lines.seek(place)
-    for begin, line in _placed(lines, lines):
-        if not line.strip():
+    for begin, line in lines.places_of(lines):
+        if not (text := line.strip()):
             continue
         value = json.loads(line)
         if not isinstance(value, dict):
             raise UserError(
-                f"{path} is no list of clips: a line of it holds {line.strip()[:40]!r} where an object is expected."
+                f"{path} is no list of clips: a line of it holds {text[:40]!r} where an object is expected."
             )
         yield begin, value
-
-
-def _placed(lines: _Lines, records: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-    """Each record with the byte at which it begins."""
-    begin = lines.offset
-    for record in records:
-        yield begin, record
-        begin = lines.offset
 
 
 def _parquet_rows(file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
     parquet = pq.ParquetFile(file)
     first = 0
     for group in range(parquet.num_row_groups):
-        count = parquet.metadata.row_group(group).num_rows
-        if first + count > place:
-            number = first
-            for batch in parquet.iter_batches(1024, row_groups=[group], columns=list(columns)):
-                for row in batch.to_pylist():
-                    if number >= place:
-                        yield number, {name: "" if value is None else str(value) for name, value in row.items()}
-                    number += 1
-        first += count
+        number, first = first, first + parquet.metadata.row_group(group).num_rows
+        if first <= place:
+            continue
+        for batch in parquet.iter_batches(1024, row_groups=[group], columns=list(columns)):
+            for row in batch.to_pylist():
+                if number >= place:
+                    yield number, {name: "" if value is None else str(value) for name, value in row.items()}
+                number += 1
 
 
 class _Lines:
-    """Decoded lines of a binary file that know the byte at which the next one begins. A record may hold several."""
+    """Decoded lines of a binary file, with the byte at which the next one begins."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.offset = file, file.tell()
+        self._file, self._offset = file, file.tell()
 
     def seek(self, offset: int) -> None:
         self._file.seek(offset)
-        self.offset = offset
+        self._offset = offset
 
     def __iter__(self) -> _Lines:
         return self
@@ -136,5 +135,12 @@ class _Lines:
         line = self._file.readline()
         if not line:
             raise StopIteration
-        self.offset += len(line)
+        self._offset += len(line)
         return line.decode()
+
+    def places_of(self, records: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+        """Yields records read from these lines with the byte at which each begins. A record may span lines."""
+        begin = self._offset
+        for record in records:
+            yield begin, record
+            begin = self._offset

@@ -4,26 +4,20 @@ Each takes (recipe, inputs by stage name, out) and returns the flat metrics for 
 given is loaded from the inputs. All generated videos are kept under `videos/`.
 """
 
-import contextlib
 from typing import Any
 
 import numpy as np
 
-from mav.data.shards import read_tar, tar_names
-from mav.data.videos.video_io import read_frames
 from mav.errors import UserError
 from mav.evaluation import protocols
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import RESULT, Report, Settings, flat, measure
-from mav.evaluation.reading import central_frames
 from mav.evaluation.sets import read_set
 from mav.generation.cascade import Cascade
 from mav.generation.write import write_videos
 from mav.recipes import Recipe
 from mav.storage import Folder
-from mav.world.oracle import oracle_verdict
 
-TRAINING_CLIPS = 64  # whose motion the oracle measures: enough for a median
 FIRST_SEED = {"ucf101": 1_000_000, "msrvtt": 2_000_000}  # no two benchmarks share a sample
 
 
@@ -57,39 +51,6 @@ def evaluate_text_to_video(
     out.write_json(RESULT, result)
     work.remove()
     return flat(result)
-
-
-def evaluate_oracle(
-    recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Report = lambda _: None
-) -> dict[str, Any]:
-    """The oracle's verdict on the generated videos of a demo world; inputs: generate, video-shards, demo-world.
-
-    Motion is compared between the frames D^t made (every frame_skip-th) and training clips at the same frame rate.
-    """
-    rows = [row for row in inputs["generate"].read_json("videos.json") if "colour" in row and "shape" in row]
-    if not rows:
-        raise UserError(
-            "No generated prompt says which colour and shape it asks for: the oracle knows the demo world's prompts only."
-        )
-    skip, fps, frames = recipe.cascade.frame_skip, recipe.generate.fps, recipe.cascade.frames
-
-    def read(name: str) -> np.ndarray:
-        return read_frames(inputs["generate"].read_bytes(name))[::skip]
-
-    training: list[np.ndarray] = []
-    for shard in tar_names(inputs["video-shards"]):
-        for _, files in read_tar(inputs["video-shards"], shard):
-            if len(training) < TRAINING_CLIPS:
-                with contextlib.suppress(ValueError):  # too short for a training sample, so it taught no motion either
-                    training.append(central_frames(files["mp4"], frames, fps))
-    twins = [read(row["twin"]) for row in rows if row.get("twin")]
-    settings = recipe.evaluate
-    videos, shapes = [read(row["file"]) for row in rows], tuple(inputs["demo-world"].read_json("truth.json")["shapes"])
-    verdict = oracle_verdict(videos, rows, training, twins, settings.bootstrap, settings.seed, shapes)
-    for row, seen in zip(rows, verdict["videos"], strict=True):
-        seen |= {"file": row["file"], "prompt": row["prompt"]}
-    out.write_json(RESULT, verdict)
-    return {key: value for key, value in verdict.items() if key != "videos"}
 
 
 def set_folder(named: str, name: str, inputs: dict[str, Folder]) -> Folder:

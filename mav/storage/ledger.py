@@ -28,17 +28,17 @@ def retry_ledger(number: int) -> str:
 
 
 def retry_shard(base: str, number: int) -> str:
-    """Returns the name of a shard's supplementary shard in retry pass `number` (from 1)."""
+    """Returns the name of the supplementary shard that retry pass `number` (from 1) makes of shard `base`."""
     return f"{base}-retry{number}"
 
 
 def base_shard(name: str) -> str:
-    """Returns the shard that a supplementary shard belongs to."""
+    """Returns the name of the shard whose rows a supplementary shard fetched again; other names stay as they are."""
     return name.partition("-retry")[0]
 
 
 def retry_number(name: str) -> int:
-    """Returns the retry pass that a shard comes from; 0 for the stage's own pass."""
+    """Returns the number of the retry pass that made a shard; 0: the stage's first pass."""
     return int(name.partition("-retry")[2] or 0)
 
 

@@ -1,7 +1,7 @@
-"""The demo world's hand: coloured shapes over grey textured grounds, and the sentences that describe them.
+"""Draws the demo world's pictures: coloured shapes over grey textured grounds, and the sentences that describe them.
 
-Everything is a pure function of its arguments, so the truth about a picture is known: the oracle of `mav.evaluation` reads it
-back from generated pixels. Lengths are in units of the picture's side, so the same scene can be drawn at any size.
+Everything is a pure function of its arguments, so the truth about a picture is known: `mav.world.oracle` reads it back
+from generated pixels. Lengths are in units of the picture's side, so that one scene can be drawn at any size.
 """
 
 from dataclasses import dataclass
@@ -9,102 +9,77 @@ from dataclasses import dataclass
 import numpy as np
 
 PALETTE: dict[str, tuple[int, int, int]] = {
-    "red": (225, 30, 30),
-    "green": (30, 190, 40),
-    "blue": (40, 70, 235),
-    "yellow": (235, 220, 30),
-    "cyan": (30, 215, 225),
-    "magenta": (220, 40, 215),
-}
+    "red": (225, 30, 30), "green": (30, 190, 40), "blue": (40, 70, 235), "yellow": (235, 220, 30),
+    "cyan": (30, 215, 225), "magenta": (220, 40, 215),
+}  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross")
 GROUNDS = ("smooth", "striped", "cloudy", "speckled")
-SENTENCES = (
-    "a {colour} {shape} on a {ground} ground",
-    "a photo of a {colour} {shape}",
-    "a {colour} {shape}",
-    "one {shape}, {colour}, before a {ground} wall",
-)
+SENTENCES = ("a {colour} {shape} on a {ground} ground", "a photo of a {colour} {shape}", "a {colour} {shape}",
+             "one {shape}, {colour}, before a {ground} wall")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One object over one ground. `velocity` is in sides per second; the object bounces off the borders."""
+    """One object over one ground. centre: x, y; velocity: sides per second; the object bounces off the borders."""
 
     colour: str
     shape: str
     ground: str
-    centre: tuple[float, float]  # x, y
+    centre: tuple[float, float]
     radius: float
     velocity: tuple[float, float]
     ground_seed: int
 
     def caption(self, sentence: int) -> str:
-        """What a photographer would have written under it."""
+        """Returns the description by the sentence of this number."""
         return SENTENCES[sentence % len(SENTENCES)].format(colour=self.colour, shape=self.shape, ground=self.ground)
 
     def centre_at(self, seconds: float) -> tuple[float, float]:
-        """Where the object is after so many seconds, reflected so that it stays inside the picture."""
-        low, high = self.radius, 1.0 - self.radius
-        return tuple(_bounce(c + v * seconds, low, high) for c, v in zip(self.centre, self.velocity, strict=True))  # type: ignore[return-value]
+        """Returns the object's centre after this time, reflected so that the object stays inside the picture."""
+        (x, y), (right, down) = self.centre, self.velocity
+        return self._bounce(x + right * seconds), self._bounce(y + down * seconds)
 
-
-def _bounce(x: float, low: float, high: float) -> float:
-    span = high - low
-    phase = (x - low) % (2 * span)
-    return low + (phase if phase <= span else 2 * span - phase)
+    def _bounce(self, position: float) -> float:
+        low, span = self.radius, (1.0 - self.radius) - self.radius
+        phase = (position - low) % (2 * span)
+        return low + (phase if phase <= span else 2 * span - phase)
 
 
 def random_scene(rng: np.random.Generator, colours: tuple[str, ...], shapes: tuple[str, ...]) -> Scene:
-    """A scene drawn uniformly; all of it comes from `rng`."""
+    """Returns a scene drawn uniformly; all of it comes from `rng`."""
     radius = float(rng.uniform(0.25, 0.32))
     angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.7)
     x, y = rng.uniform(radius, 1 - radius, size=2)
-    return Scene(
-        colour=str(rng.choice(list(colours))),
-        shape=str(rng.choice(list(shapes))),
-        ground=str(rng.choice(list(GROUNDS))),
-        centre=(float(x), float(y)),
-        radius=radius,
-        velocity=(float(speed * np.cos(angle)), float(speed * np.sin(angle))),
-        ground_seed=int(rng.integers(2**31)),
-    )
+    colour, shape, ground = (str(rng.choice(list(names))) for names in (colours, shapes, GROUNDS))
+    velocity = (float(speed * np.cos(angle)), float(speed * np.sin(angle)))
+    return Scene(colour, shape, ground, (float(x), float(y)), radius, velocity, int(rng.integers(2**31)))
 
 
 def draw(scene: Scene, size: int, seconds: float = 0.0) -> np.ndarray:
-    """The scene as uint8 (size, size, 3) RGB after so many seconds."""
+    """Returns the scene after this time as uint8 (size, size, 3) RGB."""
     return draw_object(draw_ground(scene.ground, scene.ground_seed, size), scene, scene.centre_at(seconds))
 
 
 def draw_clip(scene: Scene, size: int, frames: int, fps: float) -> np.ndarray:
-    """uint8 (frames, size, size, 3): the ground stays, the object moves."""
+    """Returns uint8 (frames, size, size, 3): the ground stays, the object moves."""
     ground = _to_bytes(draw_ground(scene.ground, scene.ground_seed, size))
     return np.stack([draw_object(ground, scene, scene.centre_at(i / fps)) for i in range(frames)])
 
 
 def draw_ground(kind: str, seed: int, size: int) -> np.ndarray:
-    """A grey texture, float (size, size, 3) in 0..255, between 25 and 130 so that no object colour appears in it."""
+    """Returns a grey texture, float (size, size, 3), in 25..130 of 255 so that no object colour appears in it."""
     rng = np.random.default_rng(seed)
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / size
-    base, depth = (
-        rng.uniform(50, 100),
-        rng.uniform(6, 14),
-    )  # quiet, so that a short training spends itself on the objects
-    angle = rng.uniform(0, np.pi)
+    # Grounds have little contrast, so that a short training is spent on the objects.
+    base, depth, angle = rng.uniform(50, 100), rng.uniform(6, 14), rng.uniform(0, np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
     if kind == "smooth":
         texture = 2 * along - 1
     elif kind == "striped":
         texture = np.sign(np.sin(2 * np.pi * rng.uniform(2, 3.5) * along + rng.uniform(0, 6)))
     elif kind == "cloudy":
-        texture = (
-            sum(
-                np.cos(2 * np.pi * (fx * x + fy * y) + phase)
-                for fx, fy, phase in zip(
-                    rng.uniform(-2, 2, 4), rng.uniform(-2, 2, 4), rng.uniform(0, 6, 4), strict=True
-                )
-            )
-            / 2.5
-        )
+        waves = zip(rng.uniform(-2, 2, 4), rng.uniform(-2, 2, 4), rng.uniform(0, 6, 4), strict=True)
+        texture = sum(np.cos(2 * np.pi * (fx * x + fy * y) + phase) for fx, fy, phase in waves) / 2.5
     elif kind == "speckled":
         cells = 6
         grid = rng.uniform(-1.5, 1.5, (cells, cells))
@@ -115,20 +90,16 @@ def draw_ground(kind: str, seed: int, size: int) -> np.ndarray:
 
 
 def draw_object(ground: np.ndarray, scene: Scene, centre: tuple[float, float]) -> np.ndarray:
-    """Lays the object over a square ground (float or uint8) with antialiased edges; returns a new uint8 picture."""
-    size = ground.shape[0]
+    """Returns a new uint8 picture: the object with antialiased edges over a square ground (float or uint8)."""
+    size, radius = ground.shape[0], scene.radius
     picture = ground.copy() if ground.dtype == np.uint8 else _to_bytes(ground)
-    reach = 1.1 * scene.radius * size + 1  # no shape's outline is farther out, so only this box is touched
-    (left, right), (top, bottom) = (
-        (max(int(c * size - reach), 0), min(int(c * size + reach) + 1, size)) for c in centre
-    )
+    # No shape's outline is farther out than this, so only this box changes.
+    reach = 1.1 * radius * size + 1
+    bounds = ((max(int(c * size - reach), 0), min(int(c * size + reach) + 1, size)) for c in centre)
+    (left, right), (top, bottom) = bounds
     x = (np.arange(left, right) + 0.5)[None, :] / size
     y = (np.arange(top, bottom) + 0.5)[:, None] / size
-    distance = (
-        signed_distance(scene.shape, (x - centre[0]) / scene.radius, (y - centre[1]) / scene.radius)
-        * scene.radius
-        * size
-    )
+    distance = signed_distance(scene.shape, (x - centre[0]) / radius, (y - centre[1]) / radius) * radius * size
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
     box = picture[top:bottom, left:right]
     box[:] = _to_bytes(box * (1 - cover) + np.array(PALETTE[scene.colour]) * cover)
@@ -140,15 +111,14 @@ def _to_bytes(picture: np.ndarray) -> np.ndarray:
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Distance to the outline of a shape of radius 1 at the origin; negative inside. y points down."""
+    """Returns the distance to the outline of a shape of radius 1 at the origin, negative inside. y points down."""
     if shape == "circle":
         return np.hypot(x, y) - 0.95
     if shape == "square":
         return np.maximum(np.abs(x), np.abs(y)) - 0.82
-    if shape == "triangle":  # point up
+    if shape == "triangle":  # it points up
         return np.maximum(0.866 * np.abs(x) - 0.5 * y - 0.52, y - 0.78)
     if shape == "cross":
-        return np.minimum(
-            np.maximum(np.abs(x) - 0.95, np.abs(y) - 0.32), np.maximum(np.abs(y) - 0.95, np.abs(x) - 0.32)
-        )
+        lying = np.maximum(np.abs(x) - 0.95, np.abs(y) - 0.32)
+        return np.minimum(lying, np.maximum(np.abs(y) - 0.95, np.abs(x) - 0.32))
     raise ValueError(f"unknown shape {shape!r}: one of {', '.join(SHAPES)}")

@@ -1,47 +1,48 @@
 """The oracle: reads colour, shape and place of the object back from frames of the demo world, whose truth is known.
 
-It looks at pixels only and knows nothing of the networks, so its verdict on generated videos is independent of the CLIP they were
-conditioned on. A frame in which it finds no clear object counts as wrong; nothing is dropped.
+It looks at pixels only and knows nothing about the networks, so its verdict on generated videos is independent of the
+CLIP that conditioned them.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
-from mav.evaluation.metrics import bootstrap
 from mav.world.drawing import PALETTE, SHAPES, signed_distance
 
-SATURATION = (
-    60  # least difference between the largest and smallest channel of a coloured pixel, of 255 (grounds are grey)
-)
+# Least difference between the largest and smallest channel of a coloured pixel, of 255; grounds are grey.
+SATURATION = 60
 LEAST_AREA = 0.015  # of the frame; the smallest object drawn covers about 0.06
 LEAST_OVERLAP = 0.45  # with the best template; below it there is no clear object
 LARGEST = 96  # pixels; larger frames are read at this size
-WINDOW = 24  # side of the square the object is resampled to before it is compared
+WINDOW = 24  # side of the square to which the object is resampled before it is compared
 TEMPLATE_RADII = np.linspace(0.66, 1.08, 11)  # of half the window
 TEMPLATE_SHIFTS = np.linspace(-0.2, 0.2, 7)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was seen in one frame; colour and shape are None when there was no clear object."""
+    """The object seen in one frame. colour, shape and centre (x, y as fractions of the side) are None if none is clear.
+
+    overlap: intersection over union with the best template.
+    """
 
     colour: str | None
     shape: str | None
-    centre: tuple[float, float] | None  # x, y as fractions of the side
-    overlap: float  # intersection over union with the best template
+    centre: tuple[float, float] | None
+    overlap: float
 
 
 NOTHING = Reading(None, None, None, 0.0)
 
 
 def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
-    """uint8 (H, W, 3) RGB, H and W >= 16, to what is in it, in a world of these shapes."""
+    """Reads a frame, uint8 (H, W, 3) RGB, H and W >= 16, of a world with these shapes."""
     height, width = frame.shape[:2]
     if frame.ndim != 3 or frame.shape[2] != 3 or min(height, width) < 16:
         raise ValueError(f"a frame must be (H, W, 3) of at least 16 pixels a side, not {frame.shape}")
@@ -49,9 +50,9 @@ def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
         scale = max(LARGEST / max(height, width), 16 / min(height, width))
         frame = cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
         height, width = frame.shape[:2]
+    # Find the colour of most coloured pixels, and the largest connected part of that colour.
     pixels = frame.astype(np.float32)
-    spread = pixels.max(axis=2) - pixels.min(axis=2)
-    coloured = spread >= SATURATION
+    coloured = pixels.max(axis=2) - pixels.min(axis=2) >= SATURATION
     if coloured.mean() < LEAST_AREA:
         return NOTHING
     colour = _colour(pixels[coloured])
@@ -61,6 +62,7 @@ def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
     area = float(weight.sum())
     if area < LEAST_AREA * height * width:
         return NOTHING
+    # Compare it with the shapes, around its centre of gravity.
     y, x = np.mgrid[0:height, 0:width] + 0.5
     centre = (float((weight * x).sum() / area), float((weight * y).sum() / area))
     shape, overlap = _shape(weight, centre, shapes)
@@ -70,7 +72,7 @@ def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
 
 
 def _colour(pixels: np.ndarray) -> str:
-    """The palette's name nearest in hue to most of the coloured pixels, each counting by its saturation."""
+    """Returns the palette's name nearest in hue to most of the coloured pixels, each weighted by its saturation."""
     names = list(PALETTE)
     chroma = pixels - pixels.mean(axis=1, keepdims=True)
     strength = np.linalg.norm(chroma, axis=1)
@@ -87,9 +89,9 @@ def _hues() -> np.ndarray:
 
 
 def _cover(pixels: np.ndarray, colour: str) -> np.ndarray:
-    """How much of each pixel the object covers, 0..1: its chroma along the colour's, over the object's own strength.
+    """Returns the share of each pixel that the object covers: its chroma along the colour's, relative to the object's.
 
-    Grounds are grey, so a border pixel that is half object has half the object's chroma: edges are read below the pixel.
+    Grounds are grey, so a border pixel that is half object has half the object's chroma: edges have subpixel accuracy.
     """
     hue = _hues()[list(PALETTE).index(colour)]
     chroma = pixels - pixels.mean(axis=2, keepdims=True)
@@ -100,28 +102,24 @@ def _cover(pixels: np.ndarray, colour: str) -> np.ndarray:
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count <= 2:
-        return mask
-    return np.asarray(labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
+    return mask if count <= 2 else np.asarray(labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
 
 
 def _shape(cover: np.ndarray, centre: tuple[float, float], shapes: tuple[str, ...]) -> tuple[str, float]:
-    """The shape whose template, over a few sizes and shifts, overlaps most with the object; and that overlap."""
-    # The window's half side is a few times the radius of gyration, so every object fills it alike, whatever its size.
+    """Returns the shape whose template, of a few sizes and shifts, overlaps most with the object, and the overlap."""
+    # The window's half side is twice the radius of gyration, so that objects of any size fill it alike.
     height, width = cover.shape
     y, x = np.mgrid[0:height, 0:width] + 0.5
     spread = np.sqrt((cover * ((x - centre[0]) ** 2 + (y - centre[1]) ** 2)).sum() / cover.sum())
     half = max(2.0 * float(spread), 2.0)
     scale = 2 * half / WINDOW
-    # Output pixel (u, v) samples the input at centre - half + (u + 0.5) * scale, in coordinates whose pixel centres are at .5.
+    # Output pixel (u, v) samples the input at centre - half + (u + 0.5) * scale, where pixel centres are at .5.
     matrix = np.array(
         [[scale, 0, centre[0] - half + 0.5 * scale - 0.5], [0, scale, centre[1] - half + 0.5 * scale - 0.5]]
     )
     source = cv2.GaussianBlur(cover.astype(np.float32), (0, 0), scale / 2) if scale > 1.5 else cover.astype(np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    window = cv2.warpAffine(
-        source, matrix, (WINDOW, WINDOW), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0.0
-    ).ravel()
+    window = cv2.warpAffine(source, matrix, (WINDOW, WINDOW), flags=flags).ravel()  # zero outside the frame
     templates, owners = _templates(shapes)
     both = templates @ window
     overlap = both / (templates.sum(axis=1) + window.sum() - both)
@@ -131,30 +129,30 @@ def _shape(cover: np.ndarray, centre: tuple[float, float], shapes: tuple[str, ..
 
 @functools.cache
 def _templates(shapes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Soft masks (templates, WINDOW^2) of each shape over radii and shifts, and the index of each one's shape."""
+    """Returns soft masks (templates, WINDOW^2) of the shapes over radii and shifts, and the index of each shape."""
     v, u = (np.mgrid[0:WINDOW, 0:WINDOW] + 0.5) / WINDOW * 2 - 1
     masks, owners = [], []
-    for owner, shape in enumerate(shapes):
-        for radius in TEMPLATE_RADII:
-            for dx in TEMPLATE_SHIFTS:
-                for dy in TEMPLATE_SHIFTS:
-                    distance = signed_distance(shape, (u - dx) / radius, (v - dy) / radius) * radius * WINDOW / 2
-                    masks.append(np.clip(0.5 - distance / 1.5, 0, 1).ravel())
-                    owners.append(owner)
+    for owner, radius, dx, dy in itertools.product(
+        range(len(shapes)), TEMPLATE_RADII, TEMPLATE_SHIFTS, TEMPLATE_SHIFTS
+    ):
+        distance = signed_distance(shapes[owner], (u - dx) / radius, (v - dy) / radius) * radius * WINDOW / 2
+        masks.append(np.clip(0.5 - distance / 1.5, 0, 1).ravel())
+        owners.append(owner)
     return np.array(masks, np.float32), np.array(owners)
-
-
-# ---------------------------------------------------------------------------------------------------------------- verdict
 
 
 @dataclass(frozen=True)
 class VideoReading:
-    """One video against what was asked for: share of frames with the right colour and shape, and displacements per frame."""
+    """One video compared with its truth.
+
+    colour, shape: shares of frames with the right one. steps: displacements between consecutive frames that both show
+    an object, in sides. unreadable: frames without a clear object.
+    """
 
     colour: float
     shape: float
-    steps: tuple[float, ...]  # between consecutive frames that both show an object, in sides
-    unreadable: int  # frames without a clear object
+    steps: tuple[float, ...]
+    unreadable: int
 
     @property
     def colour_right(self) -> bool:
@@ -168,80 +166,12 @@ class VideoReading:
 def read_video(
     frames: np.ndarray, truth: Mapping[str, Any] | None = None, shapes: tuple[str, ...] = SHAPES
 ) -> VideoReading:
-    """uint8 (F, H, W, 3), and the colour and shape it should show (absent: only motion is of interest)."""
-    readings = [read_frame(frame, shapes) for frame in frames]
-    truth = truth or {}
-    steps = tuple(
-        float(np.hypot(b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]))
-        for a, b in itertools.pairwise(readings)
-        if a.centre and b.centre
-    )
+    """Reads uint8 (F, H, W, 3) and compares it with the colour and shape of `truth`, which motion does not need."""
+    readings, truth = [read_frame(frame, shapes) for frame in frames], truth or {}
+    pairs = [(a.centre, b.centre) for a, b in itertools.pairwise(readings) if a.centre and b.centre]
     return VideoReading(
         colour=float(np.mean([r.colour is not None and r.colour == truth.get("colour") for r in readings])),
         shape=float(np.mean([r.shape is not None and r.shape == truth.get("shape") for r in readings])),
-        steps=steps,
+        steps=tuple(float(np.hypot(b[0] - a[0], b[1] - a[1])) for a, b in pairs),
         unreadable=sum(r.centre is None for r in readings),
     )
-
-
-def oracle_verdict(
-    videos: Sequence[np.ndarray],
-    truths: Sequence[Mapping[str, Any]],
-    training: Sequence[np.ndarray],
-    time_off: Sequence[np.ndarray] = (),
-    draws: int = 200,
-    seed: int = 0,
-    shapes: tuple[str, ...] = SHAPES,
-) -> dict[str, Any]:
-    """How often the text was obeyed, and whether things move as they do in the training clips.
-
-    videos: generated, uint8 (F, H, W, 3) each; truths: {"colour", "shape"} of each. training: clips at the same interval between frames;
-    time_off: the same cascade's with its time layers off. A video is right when more than half of its frames are, frames without
-    a clear object being wrong. motion_ratio is the median displacement per frame over that of the training clips (None when nothing
-    can be followed). Intervals are 95 %, by resampling videos. shapes: those that exist in this world, among which the reading chooses.
-    """
-    if len(videos) != len(truths) or not videos:
-        raise ValueError(f"{len(videos)} videos and {len(truths)} truths: there must be as many, and at least one")
-    ours = [read_video(frames, truth, shapes) for frames, truth in zip(videos, truths, strict=True)]
-    twins = [read_video(frames) for frames in time_off]
-    reference = _median_step([read_video(frames) for frames in training])
-
-    def measure(
-        readings: list[VideoReading], statistic: Callable[[list[VideoReading]], float]
-    ) -> tuple[float | None, list[float] | None]:
-        value = statistic(readings) if readings else float("nan")
-        if not np.isfinite(value):
-            return None, None
-        return value, list(bootstrap(lambda rows: statistic([readings[i] for i in rows]), len(readings), draws, seed))
-
-    def ratio(readings: list[VideoReading]) -> float:
-        return _median_step(readings) / reference if reference > 0 else float("nan")
-
-    colour, colour_interval = measure(ours, lambda readings: float(np.mean([r.colour_right for r in readings])))
-    shape, shape_interval = measure(ours, lambda readings: float(np.mean([r.shape_right for r in readings])))
-    motion, motion_interval = measure(ours, ratio)
-    off, off_interval = measure(twins, ratio)
-    return {
-        "colour": colour,
-        "shape": shape,
-        "motion_ratio": motion,
-        "motion_ratio_time_off": off,
-        "chance_colour": 1 / len({truth["colour"] for truth in truths}),
-        "chance_shape": 1 / len(shapes),
-        "intervals": {
-            "colour": colour_interval,
-            "shape": shape_interval,
-            "motion_ratio": motion_interval,
-            "motion_ratio_time_off": off_interval,
-        },
-        "videos": [
-            {"colour": r.colour_right, "shape": r.shape_right, "frames_without_object": r.unreadable} for r in ours
-        ],
-        "training_displacement": reference if np.isfinite(reference) else None,
-        "count": len(ours),
-    }
-
-
-def _median_step(readings: Sequence[VideoReading]) -> float:
-    steps = [step for reading in readings for step in reading.steps]
-    return float(np.median(steps)) if steps else float("nan")

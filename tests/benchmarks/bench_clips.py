@@ -54,13 +54,15 @@ def main() -> None:
         with shards.create("00000.tar") as file, TarWriter(file) as tar:
             for number, data in enumerate(originals):
                 clip = convert(data, VideoShards())
-                tar.add(f"{number:010d}", {"mp4": clip.data, "json": json_bytes(clip.facts)})
+                tar.add(f"{number:010d}", {"mp4": clip.data, "json": json_bytes(clip.metadata)})
         stored = sum(size for _, size in (place["mp4"] for place in loaders.index_tar(shards, "00000.tar").values()))
         rows, fidelity = [], {}
         for size in SIZES:
             source = ClipSource(shards, FRAMES, size, 0, FpsCurriculum(), SAMPLES)
             drawn = [(source.index(*divmod(n, len(source))), n) for n in range(SAMPLES)]
-            jobs = [(originals[index], source._draw(source._clips.facts(index), number)[0]) for index, number in drawn]
+            jobs = [
+                (originals[index], source._draw(source._clips.metadata(index), number)[0]) for index, number in drawn
+            ]
 
             def ours(source: ClipSource = source) -> float:
                 began = time.perf_counter()

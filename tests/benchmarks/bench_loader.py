@@ -62,7 +62,7 @@ def make_clips(folder: Folder) -> None:
         with folder.create(f"{shard:05d}.tar") as file, TarWriter(file) as tar:
             for row in range(CLIPS // 4):
                 clip = converted[row % len(converted)]
-                tar.add(f"{shard:05d}{row:05d}", {"mp4": clip.data, "json": json_bytes(clip.facts)})
+                tar.add(f"{shard:05d}{row:05d}", {"mp4": clip.data, "json": json_bytes(clip.metadata)})
 
 
 def stream(folder: Folder, decode, batch: int, workers: int):

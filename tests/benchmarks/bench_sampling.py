@@ -24,7 +24,7 @@ from mav.diffusion.guidance import Denoiser
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.recipes import Generate, Sampling
 from mav.world.drawing import PALETTE
-from mav.world.oracle import oracle_verdict
+from mav.world.verdict import oracle_verdict
 
 
 @dataclasses.dataclass(frozen=True)

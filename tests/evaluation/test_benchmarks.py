@@ -21,6 +21,7 @@ from mav.recipes import ClipConfig, Evaluate, Generate, World
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 from mav.world.drawing import PALETTE, SHAPES, Scene, draw_clip, random_scene
+from mav.world.verdict import evaluate_oracle
 from mav.world.world import draw_world
 
 FRAMES, SKIP = 4, 3
@@ -183,7 +184,7 @@ def test_blend():
 
 def test_oracle_stage_judges_the_generated_videos(inputs, tmp_path):
     out = Folder(str(tmp_path))
-    metrics = benchmarks.evaluate_oracle(make_recipe(), inputs, out)
+    metrics = evaluate_oracle(make_recipe(), inputs, out)
     assert metrics["colour"] == 1
     assert metrics["shape"] == 1
     assert metrics["count"] == 8

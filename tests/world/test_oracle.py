@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mav.world.drawing import GROUNDS, PALETTE, SHAPES, draw, draw_clip, draw_ground, random_scene
-from mav.world.oracle import NOTHING, oracle_verdict, read_frame, read_video
+from mav.world.oracle import NOTHING, read_frame, read_video
+from mav.world.verdict import oracle_verdict
 
 
 def scenes(count, seed=1):

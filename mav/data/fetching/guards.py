@@ -1,24 +1,19 @@
-"""Fetching from the open web without harm: to us, to the hosts, and to those who opted out.
+"""Fetching from the open web without harm to us, to the hosts, or to those who opted out.
 
-`GuardedOpener` stands where `urllib.request` looks for an opener, so that img2dataset's own downloader runs behind it:
-
-- only http and https; every hop's host is resolved here, private, loopback, link-local and reserved addresses are refused before
-  any connection, and the connection goes to the address that was checked (a name that changes its mind cannot lead it home);
-- a deadline for the whole of a URL, redirects and retries included, that no trickle of bytes outlives; a cap on bytes, as sent and
-  as unpacked;
-- a body shorter than announced is an error, not a picture;
-- X-Robots-Tag and TDM-Reservation are honoured; few connections a host; Retry-After holds for all of its host's URLs, which wait as
-  far as their deadline allows and are not asked for where it does not; the user agent says who asks.
+- Only http and https are allowed. Every hop's host is resolved here, private addresses are refused before any
+  connection, and the connection goes to the address that was checked: a second DNS answer cannot lead it elsewhere.
+- One deadline covers the whole of a URL, redirects and retries included. Bytes are limited as sent and as unpacked. A
+  short body is an error.
+- X-Robots-Tag and TDM-Reservation are honoured. A host gets few connections, and its Retry-After holds for all of its
+  URLs: they wait as far as their deadline allows, and otherwise are not requested. The user agent names the operator.
 """
 
 from __future__ import annotations
 
 import contextlib
 import email.message
-import email.utils
 import http.client
 import io
-import queue
 import ssl
 import threading
 import time
@@ -29,17 +24,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mav.data.fetching.addresses import _DNS, DNS_ENTRIES, DNS_SECONDS, Resolver, _look_up, is_public, system_resolver
-from mav.data.fetching.rules import (
-    AGENT,
-    TDM_RESERVATION,
-    FetchError,
-    _AskAgainError,
-    _seconds,
-    _split,
-    _target,
-    opted_out,
-)
+from mav.data.fetching import rules
+from mav.data.fetching.addresses import Resolver, is_public, resolve, system_resolver
+from mav.data.fetching.rules import AskAgainError, FetchError
 from mav.data.fetching.wire import BLOCK, Connection
 from mav.recipes import ImageDownload, VideoShards
 
@@ -50,7 +37,7 @@ RETRIED = frozenset({429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Fetched:
-    """A body and where it came from."""
+    """A body with its headers and its URL after redirects."""
 
     body: bytes
     headers: email.message.Message
@@ -62,23 +49,17 @@ class Fetched:
 
 
 def opener_settings(rule: ImageDownload | VideoShards, resolver: Resolver) -> dict[str, Any]:
-    """A section's rules as a GuardedOpener takes them."""
-    return {
-        "timeout": rule.timeout_seconds,
-        "deadline": rule.deadline_seconds,
-        "max_bytes": rule.max_bytes,
-        "contact": rule.contact,
-        "allow_addresses": rule.allow_addresses,
-        "resolver": resolver,
-    }
+    """Returns the settings of a recipe's section as arguments of GuardedOpener."""
+    limits = {"timeout": rule.timeout_seconds, "deadline": rule.deadline_seconds, "max_bytes": rule.max_bytes}
+    return {**limits, "contact": rule.contact, "allow_addresses": rule.allow_addresses, "resolver": resolver}
 
 
 @dataclass
 class GuardedOpener:
-    """Fetches URLs under the guards; one for each shard. Threads may share it.
+    """Fetches URLs under the guards; one is made for each shard. It is thread-safe and raises only FetchError.
 
-    timeout: seconds for connecting and each read; deadline: seconds for the whole URL. allow_addresses: `host:port` pairs that may
-    be private. refuse: X-Robots-Tag directives that mean no, and `tdm-reservation`. Raises FetchError and nothing else.
+    timeout: seconds for connecting and for each read; deadline: seconds for the whole URL. allow_addresses: `host:port`
+    pairs that may be private. refuse: X-Robots-Tag directives that forbid use, and `tdm-reservation`.
     """
 
     timeout: float = 10.0
@@ -90,27 +71,26 @@ class GuardedOpener:
     refuse: Sequence[str] = ()
     resolver: Resolver = system_resolver
     _slots: dict[str, threading.BoundedSemaphore] = field(default_factory=dict)
-    _paused: dict[str, tuple[float, str]] = field(
-        default_factory=dict
-    )  # host -> until when it wants no request, and what it answered
+    # For each host the time until which it wants no request, and its answer that said so.
+    _paused: dict[str, tuple[float, str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def open(self, fullurl: urllib.request.Request | str, data: object = None, timeout: object = None) -> Answer:
-        """What urllib.request.urlopen calls."""
+        """Fetches a URL for `urllib.request.urlopen`, which calls this method."""
         return Answer(self.fetch(fullurl if isinstance(fullurl, str) else fullurl.full_url))
 
     def fetch(self, url: str) -> Fetched:
-        """The body of a URL after redirects and, for answers that ask for patience, retries."""
-        host = _split(url).hostname or ""
+        """Returns the body of a URL, after redirects, and after retries where the answer invites one."""
+        host = rules.split_url(url).hostname or ""
         with self._lock:
             slot = self._slots.setdefault(host, threading.BoundedSemaphore(self.per_host))
-        with slot:  # waiting for one's turn is not the URL's fault: the deadline starts after it
+        with slot:  # the deadline starts when the URL's turn has come
             end = time.monotonic() + self.deadline
             for attempt in range(RETRIES + 1):
                 try:
                     return self._follow(url, end)
-                except _AskAgainError as error:
-                    wait = 0.0 if error.said_when else 0.25 * 2**attempt
+                except AskAgainError as error:
+                    wait = 0.0 if error.retry_after else 0.25 * 2**attempt
                     if attempt == RETRIES or time.monotonic() + wait >= end:
                         raise FetchError(error.reason) from None
                     time.sleep(wait)
@@ -124,7 +104,7 @@ class GuardedOpener:
             if len(seen) > MAX_REDIRECTS:
                 raise FetchError("too_many_redirects")
             seen.add(url)
-            answer = self._ask(url, end)
+            answer = self._request(url, end)
             if isinstance(answer, Fetched):
                 return answer
             try:
@@ -132,22 +112,22 @@ class GuardedOpener:
             except ValueError:
                 raise FetchError("bad_url") from None
 
-    def _ask(self, url: str, end: float) -> Fetched | str:
-        """One request: the answer, or where it redirects to."""
-        parts = _split(url)
+    def _request(self, url: str, end: float) -> Fetched | str:
+        """Makes one request and returns its answer, or the address to which it redirects."""
+        parts = rules.split_url(url)
         host = parts.hostname or ""
-        self._await(host, end)
+        self._wait_for(host, end)
         connection = self._connect(parts, end)
         try:
-            connection.request("GET", _target(parts), headers=self._headers(parts))
+            connection.request("GET", rules.request_target(parts), headers=self._headers())
             response = connection.getresponse()
             if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
                 return location
             if response.status in RETRIED:
-                raise self._told_to_wait(host, f"http_{response.status}", _seconds(response.getheader("Retry-After")))
+                raise self._pause(host, f"http_{response.status}", response.getheader("Retry-After"))
             if response.status != 200:
                 raise FetchError(f"http_{response.status}")
-            if opted_out(response.headers.get_all("X-Robots-Tag", []), self.refuse) or self._reserved(response.headers):
+            if self._refused(response.headers):
                 raise FetchError("opted_out")
             return Fetched(self._body(response), response.headers, url)
         except FetchError:
@@ -157,7 +137,7 @@ class GuardedOpener:
         except ssl.SSLError as error:
             raise FetchError("tls", str(error.reason)) from None
         except (ConnectionError, http.client.RemoteDisconnected):
-            raise _AskAgainError("reset") from None
+            raise AskAgainError("reset") from None
         except http.client.IncompleteRead:
             raise FetchError("truncated") from None
         except (http.client.HTTPException, zlib.error, ValueError) as error:
@@ -167,28 +147,30 @@ class GuardedOpener:
         finally:
             connection.hang_up()
 
-    def _told_to_wait(self, host: str, reason: str, seconds: float | None) -> _AskAgainError:
-        """Notes for all URLs of a host when it wants to be asked again, if it said so."""
+    def _pause(self, host: str, reason: str, retry_after: str | None) -> AskAgainError:
+        """Records when a host may be contacted again, if it said so, and returns the error to raise."""
+        seconds = rules.seconds_to_wait(retry_after)
         if seconds is not None:
             with self._lock:
                 self._paused[host] = max(self._paused.get(host, (0.0, "")), (time.monotonic() + seconds, reason))
-        return _AskAgainError(reason, said_when=seconds is not None)
+        return AskAgainError(reason, retry_after=seconds is not None)
 
-    def _await(self, host: str, end: float) -> None:
-        """Leaves a host alone for as long as it asked to be; what cannot wait so long fails for the reason the host gave."""
+    def _wait_for(self, host: str, end: float) -> None:
+        """Waits as long as a host asked for. Raises FetchError with the host's reason when the deadline comes first."""
         while (pause := self._paused.get(host, (0.0, "")))[0] > time.monotonic():
             until, reason = pause
             if until >= end:
                 raise FetchError(reason, "its host asks for patience")
             time.sleep(max(until - time.monotonic(), 0.0))
 
-    def _reserved(self, headers: email.message.Message) -> bool:
-        return TDM_RESERVATION in self.refuse and any(
-            value.strip() == "1" for value in headers.get_all(TDM_RESERVATION, [])
-        )
+    def _refused(self, headers: email.message.Message) -> bool:
+        if rules.opted_out(headers.get_all("X-Robots-Tag", []), self.refuse):
+            return True
+        reserved = any(value.strip() == "1" for value in headers.get_all(rules.TDM_RESERVATION, []))
+        return reserved and rules.TDM_RESERVATION in self.refuse
 
-    def _headers(self, parts: urllib.parse.SplitResult) -> dict[str, str]:
-        agent = f"{AGENT}/0.1 (+{self.contact})" if self.contact else f"{AGENT}/0.1"
+    def _headers(self) -> dict[str, str]:
+        agent = f"{rules.AGENT}/0.1 (+{self.contact})" if self.contact else f"{rules.AGENT}/0.1"
         return {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
@@ -202,37 +184,33 @@ class GuardedOpener:
                 raise FetchError("too_large")
         if announced is not None and len(body) < announced:
             raise FetchError("truncated")
-        if (response.getheader("Content-Encoding") or "").lower() in (
-            "gzip",
-            "x-gzip",
-        ):  # sent although we asked for none
-            unpacker = zlib.decompressobj(wbits=31)
-            unpacked = unpacker.decompress(bytes(body), self.max_bytes + 1)
-            if len(unpacked) > self.max_bytes:
-                raise FetchError("too_large")
-            if not unpacker.eof:
-                raise FetchError("truncated")
-            return unpacked
-        return bytes(body)
+        # Some hosts send gzip although the request does not accept it.
+        if (response.getheader("Content-Encoding") or "").lower() not in ("gzip", "x-gzip"):
+            return bytes(body)
+        unpacker = zlib.decompressobj(wbits=31)
+        unpacked = unpacker.decompress(bytes(body), self.max_bytes + 1)
+        if len(unpacked) > self.max_bytes:
+            raise FetchError("too_large")
+        if not unpacker.eof:
+            raise FetchError("truncated")
+        return unpacked
 
     def _connect(self, parts: urllib.parse.SplitResult, end: float) -> Connection:
-        host = parts.hostname or ""
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        known = self._resolve(host, port, end)
-        allowed = [
-            a
-            for a in known
-            if f"{host}:{port}" in self.allow_addresses or f"{a}:{port}" in self.allow_addresses or is_public(a)
-        ]
+        """Connects to the first allowed address of the host that accepts a connection."""
+        host, tls = parts.hostname or "", parts.scheme == "https"
+        port = parts.port or (443 if tls else 80)
+        named = f"{host}:{port}" in self.allow_addresses
+        known = resolve(self.resolver, host, port, end)
+        allowed = [a for a in known if named or f"{a}:{port}" in self.allow_addresses or is_public(a)]
         if not allowed:
             raise FetchError("private_address")
-        error: FetchError = FetchError("connection")
+        error = FetchError("connection")
         for address in allowed:
             left = min(self.timeout, end - time.monotonic())
             if left <= 0:
                 raise FetchError("timeout")
             try:
-                return Connection(host, port, address, parts.scheme == "https", left, self.timeout, end)
+                return Connection(host, port, address, tls, left, self.timeout, end)
             except TimeoutError:
                 error = FetchError("timeout")
             except ConnectionRefusedError:
@@ -243,42 +221,24 @@ class GuardedOpener:
                 error = FetchError("connection", str(problem.errno))
         raise error
 
-    def _resolve(self, host: str, port: int, end: float) -> list[str]:
-        """Addresses of a host, remembered for a while. The system's resolver knows no deadline, so it waits in a thread."""
-        until, known = _DNS.get((self.resolver, host, port), (0.0, None))
-        if known is None or time.monotonic() >= until:
-            answers: queue.SimpleQueue[list[str] | FetchError] = queue.SimpleQueue()
-            threading.Thread(target=_look_up, args=(self.resolver, host, port, answers), daemon=True).start()
-            try:
-                known = answers.get(timeout=max(end - time.monotonic(), 0.001))
-            except queue.Empty:
-                raise FetchError("dns", "no answer in time") from None
-            if len(_DNS) >= DNS_ENTRIES:
-                _DNS.clear()
-            seconds = DNS_SECONDS / 10 if isinstance(known, FetchError) else DNS_SECONDS
-            _DNS[self.resolver, host, port] = time.monotonic() + seconds, known
-        if isinstance(known, FetchError):
-            raise FetchError(known.reason)
-        return known
+
+_INSTALLING = threading.Lock()
 
 
 @contextlib.contextmanager
 def installed(opener: GuardedOpener) -> Iterator[None]:
-    """All of this process's urllib requests go through `opener` until the context closes; one at a time."""
+    """Sends all urllib requests of this process through `opener` until the context closes. One context at a time."""
     with _INSTALLING:
         before = getattr(urllib.request, "_opener", None)
-        urllib.request.install_opener(opener)  # type: ignore[arg-type]  # urlopen asks of an opener only that it has `open`
+        urllib.request.install_opener(opener)  # type: ignore[arg-type]  # urlopen only calls its `open`
         try:
             yield
         finally:
             urllib.request.install_opener(before)  # None restores the default
 
 
-_INSTALLING = threading.Lock()
-
-
 class Answer(io.BytesIO):
-    """As much of a urllib response as its users touch."""
+    """The part of a urllib response that its users read."""
 
     def __init__(self, answer: Fetched) -> None:
         super().__init__(answer.body)

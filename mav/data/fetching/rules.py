@@ -1,44 +1,43 @@
-"""TODO-DOC mav/data/fetching/rules.py"""
+"""The rules of fetching that need no connection: reasons of failure, opt-out headers, Retry-After and URLs."""
 
-from __future__ import annotations
-
-import email.message
 import email.utils
 import re
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 
 AGENT = "make-a-video-system"
-VALUED = frozenset(
-    {"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"}
-)  # directives of X-Robots-Tag that hold a colon
-TDM_RESERVATION = (
-    "tdm-reservation"  # stands in `refuse` beside the directives, and is a header of its own (W3C's TDM protocol)
-)
-
-
+# Directives of X-Robots-Tag with a colon of their own.
+VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+TDM_RESERVATION = "tdm-reservation"  # allowed in `refuse` beside the directives: a header of W3C's TDM protocol
 TRANSIENT = frozenset({"dns", "timeout", "reset", "connection", "http_429"})  # and every http_5xx
 
 
 def is_transient(reason: str) -> bool:
-    """Whether what failed for this reason may come through another day."""
+    """Says whether a fetch that failed for this reason may succeed later."""
     return reason in TRANSIENT or reason.startswith("http_5")
 
 
 class FetchError(Exception):
-    """A URL that could not be had. `reason` is one of a closed set of classes, safe to count by."""
+    """A URL could not be fetched. `reason` is one of a closed set of classes that can be counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
 
 
-def opted_out(values: Sequence[str], refuse: Sequence[str]) -> bool:
-    """Whether X-Robots-Tag headers forbid use: directives for everyone, or for `AGENT`, that are in `refuse`.
+class AskAgainError(FetchError):
+    """A fetch failed in a way that is worth a retry. retry_after: the host said when."""
 
-    An agent's name before a colon holds for the directives after it up to the next name; some directives hold a colon of their own.
+    def __init__(self, reason: str, retry_after: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+def opted_out(values: Sequence[str], refuse: Sequence[str]) -> bool:
+    """Says whether X-Robots-Tag headers forbid use by a directive in `refuse`, for everyone or for `AGENT`.
+
+    An agent's name before a colon applies up to the next name. Some directives hold a colon of their own (`VALUED`).
     """
     refused = {directive.lower() for directive in refuse}
     if "noindex" in refused:
@@ -57,16 +56,11 @@ def opted_out(values: Sequence[str], refuse: Sequence[str]) -> bool:
     return False
 
 
-class _AskAgainError(FetchError):
-    def __init__(self, reason: str, said_when: bool = False) -> None:
-        super().__init__(reason)
-        self.said_when = said_when  # the host told when it wants to be asked again
-
-
-def _split(url: str) -> urllib.parse.SplitResult:
+def split_url(url: str) -> urllib.parse.SplitResult:
+    """Returns the parts of an http or https URL, its host in ASCII. Raises FetchError for any other."""
     try:
         parts = urllib.parse.urlsplit(url.strip())
-        _ = parts.port  # raises when it is no number
+        port = parts.port  # raises when it is no number
     except ValueError:
         raise FetchError("bad_url") from None
     if parts.scheme not in ("http", "https"):
@@ -74,22 +68,21 @@ def _split(url: str) -> urllib.parse.SplitResult:
     if not parts.hostname:
         raise FetchError("bad_url")
     try:
-        host = parts.hostname if ":" in parts.hostname else parts.hostname.encode("idna").decode()
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname.encode("idna").decode()
     except UnicodeError:
         raise FetchError("bad_url") from None
-    bracketed = f"[{host}]" if ":" in host else host
-    return parts._replace(netloc=bracketed + (f":{parts.port}" if parts.port else ""))
+    return parts._replace(netloc=host + (f":{port}" if port else ""))
 
 
-def _target(parts: urllib.parse.SplitResult) -> str:
-    """Path and query with what may not stand in a request line percent-encoded."""
+def request_target(parts: urllib.parse.SplitResult) -> str:
+    """Returns path and query, percent-encoded where a character may not stand in a request line."""
     safe = "%/:=&?~+!$,;'@()*[]"
     path = urllib.parse.quote(parts.path or "/", safe=safe)
     return f"{path}?{urllib.parse.quote(parts.query, safe=safe)}" if parts.query else path
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After in seconds: a number or a date; None when it says nothing usable."""
+def seconds_to_wait(retry_after: str | None) -> float | None:
+    """Returns the seconds of a Retry-After header, a number or a date; None when it says nothing usable."""
     if not retry_after:
         return None
     if retry_after.strip().isdigit():

@@ -1,4 +1,4 @@
-"""HTTP over a connection whose every step is bounded: to one checked address, under one deadline."""
+"""HTTP over a connection whose every step is bounded: it goes to one checked address, under one deadline."""
 
 import functools
 import http.client
@@ -11,11 +11,18 @@ from typing import Any
 BLOCK = 1 << 16
 
 
-class _Deadline(io.RawIOBase):
-    """Reads a socket; every single read is bounded by what is left of the deadline."""
+class _DeadlineSocket(io.RawIOBase):
+    """The part of a socket that http.client uses; every single read is bounded by the time left until the deadline."""
 
     def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
         self._sock, self._timeout, self._end = sock, timeout, end
+        self.sendall = sock.sendall
+
+    def makefile(self, mode: str) -> io.BufferedIOBase:
+        return io.BufferedReader(self, BLOCK)
+
+    def close(self) -> None:
+        """Does nothing, since http.client closes the socket before the response is read; `hang_up` closes it."""
 
     def readable(self) -> bool:
         return True
@@ -29,7 +36,10 @@ class _Deadline(io.RawIOBase):
 
 
 class Connection(http.client.HTTPConnection):
-    """Connects to one address whatever the host's name says; TLS still checks the name."""
+    """Connects to the given address instead of resolving the host's name; TLS still checks the name.
+
+    connecting, timeout: seconds for connecting and for each read; end: the deadline, a time of `time.monotonic`.
+    """
 
     def __init__(
         self, host: str, port: int, address: str, tls: bool, connecting: float, timeout: float, end: float
@@ -42,24 +52,10 @@ class Connection(http.client.HTTPConnection):
         except BaseException:
             raw.close()
             raise
-        self.sock = _Wire(self._raw, timeout, end)
+        self.sock = _DeadlineSocket(self._raw, timeout, end)
 
     def hang_up(self) -> None:
         self._raw.close()
-
-
-class _Wire:
-    """The part of a socket that http.client uses, under the deadline. It outlives http.client's `close`: `hang_up` ends it."""
-
-    def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
-        self.sendall = sock.sendall
-        self._reader = io.BufferedReader(_Deadline(sock, timeout, end), BLOCK)
-
-    def makefile(self, mode: str) -> io.BufferedIOBase:
-        return self._reader
-
-    def close(self) -> None:
-        """The response still reads."""
 
 
 @functools.cache

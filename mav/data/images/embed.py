@@ -1,7 +1,7 @@
 """`image-screen` and `image-embed`: CLIP over downloaded images, one shard a call.
 
-`image-screen` embeds every downloaded picture once, estimates the scores its table did not have, and screens again with them.
-`image-embed` keeps the survivors' image embeddings and adds what the prior reads: tokens and text embeddings.
+`image-screen` embeds every picture once, estimates the scores that its table lacks, and screens again with them.
+`image-embed` keeps the embeddings of the rows that pass and adds what the prior reads: tokens and text embeddings.
 """
 
 import functools
@@ -23,25 +23,26 @@ from mav.models.clip import HEADS, ClipModel
 from mav.recipes import Screening
 from mav.storage import Folder
 
-REASONS = {"punsafe": "nsfw", "pwatermark": "watermark"}  # score -> why a row at or above its threshold is dropped
+SCORE_REASONS = {"punsafe": "nsfw", "pwatermark": "watermark"}  # why a row at or above a score's threshold is dropped
 
 
 def shard_names(images: Folder) -> list[str]:
-    """Names of image-download's shards, sorted, without `.tar`."""
+    """Returns the names of image-download's shards, sorted, without `.tar`."""
     return sorted(name.removesuffix(".tar") for name in tar_names(images))
 
 
 @functools.cache
 def load_clip(url: str, device: str) -> ClipModel:
-    """The CLIP at this artifact, loaded once a process."""
+    """Loads the CLIP of this artifact, once a process."""
     return ClipModel.load(Folder(url), device)
 
 
 @dataclass(frozen=True)
 class ScreenWork:
-    """Shard work of `image-screen`: NAME.image.npy (float16 (n, d), every row of the tar) and NAME.parquet.
+    """The shard work of `image-screen`: writes NAME.image.npy (float16 (n, d), every row of the tar) and NAME.parquet.
 
-    Columns: key; punsafe and pwatermark, the table's or estimated; scored, whether one was estimated; kept; reason (null when kept).
+    The columns are key; punsafe and pwatermark, from the table or estimated; scored, whether one was estimated; kept;
+    reason (null when kept).
     """
 
     images: Folder
@@ -52,72 +53,57 @@ class ScreenWork:
     device: str = "cpu"
 
     def __call__(self, name: str) -> ShardOutput:
-        clip = load_clip(self.clip.url, self.device)
-        keys, known = [], []
-        embeddings = [np.zeros((0, clip.dim), np.float32)]
-        of_pixels: dict[str, list[np.ndarray]] = {}
+        # Embed the pictures batch by batch, with the scores that are taken from pixels.
+        clip, estimate = load_clip(self.clip.url, self.device), self.screening.unknown_scores == "score"
+        keys: list[str] = []
+        known, embedded = [np.zeros((0, len(HEADS)))], [np.zeros((0, clip.dim), np.float32)]
+        from_pixels: dict[str, list[np.ndarray]] = {head: [np.zeros(0)] for head in clip.pixel_heads}
         for rows in _batches(read_tar(self.images, f"{name}.tar"), self.batch_size):
-            facts = [json.loads(files["json"]) for _, files in rows]
             keys += [key for key, _ in rows]
-            known.append(np.array([[fact.get(head) for head in HEADS] for fact in facts], np.float64))
-            asked = bool(clip.pixel_heads) and self.screening.unknown_scores == "score"
-            wanted = np.asarray(np.isnan(known[-1]).any(axis=1) & asked)
-            embedded, scores = _embed(clip, [(f"{name}.tar: {key}", files["jpg"]) for key, files in rows], wanted)
-            embeddings.append(embedded)
+            metadata = [json.loads(files["json"]) for _, files in rows]
+            known.append(np.array([[row.get(head) for head in HEADS] for row in metadata], np.float64))
+            wanted = np.asarray(np.isnan(known[-1]).any(axis=1) & (bool(clip.pixel_heads) and estimate))
+            embedding, scores = _embed(clip, [(f"{name}.tar: {key}", files["jpg"]) for key, files in rows], wanted)
+            embedded.append(embedding)
             for head, values in scores.items():
-                of_pixels.setdefault(head, []).append(values)
-        embedding = np.concatenate(embeddings)
-        score = np.concatenate([np.zeros((0, len(HEADS))), *known])
+                from_pixels[head].append(values)
+        # Estimate the scores that the table does not have, and screen again.
+        embedding, score = np.concatenate(embedded), np.concatenate(known)
         unknown = np.isnan(score)
-        if self.screening.unknown_scores == "score":
-            estimates = {
-                head: values.double().cpu().numpy()
-                for head, values in clip.scores(torch.from_numpy(embedding).to(self.device)).items()
-            }
-            estimates |= {head: np.concatenate(values) for head, values in of_pixels.items()}
+        if estimate:
+            found = clip.scores(torch.from_numpy(embedding).to(self.device))
+            estimates = {head: values.double().cpu().numpy() for head, values in found.items()}
+            estimates |= {head: np.concatenate(values) for head, values in from_pixels.items()}
             for column, head in enumerate(HEADS):
                 if head in estimates:
                     score[:, column] = np.where(unknown[:, column], estimates[head], score[:, column])
         scored = (unknown & ~np.isnan(score)).any(axis=1)
         reasons = [self._reason(row) for row in score]
-        table = pa.table(
-            {
-                "key": pa.array(keys, pa.string()),
-                **{
-                    head: pa.array(score[:, i], pa.float32(), mask=np.isnan(score[:, i]))
-                    for i, head in enumerate(HEADS)
-                },
-                "scored": pa.array(scored),
-                "kept": pa.array([reason is None for reason in reasons], pa.bool_()),
-                "reason": pa.array(reasons, pa.string()),
-            }
-        )
+        # Write the embeddings and the table.
+        heads = {head: pa.array(score[:, i], pa.float32(), mask=np.isnan(score[:, i])) for i, head in enumerate(HEADS)}
+        kept = pa.array([reason is None for reason in reasons], pa.bool_())
+        columns = {"key": pa.array(keys, pa.string()), **heads, "scored": pa.array(scored), "kept": kept}
         write_array(self.out, f"{name}.image.npy", embedding.astype(np.float16))
-        write_table(self.out, f"{name}.parquet", table)
+        write_table(self.out, f"{name}.parquet", pa.table({**columns, "reason": pa.array(reasons, pa.string())}))
         dropped = {reason: reasons.count(reason) for reason in sorted({r for r in reasons if r})}
-        counts = {
-            "rows_in": len(keys),
-            "rows_out": reasons.count(None),
-            "dropped": dropped,
-            "failed": {},
-            "scored": int(scored.sum()),
-        }
-        return ShardOutput(counts, (f"{name}.image.npy", f"{name}.parquet"))
+        counts = {"rows_in": len(keys), "rows_out": reasons.count(None), "dropped": dropped, "failed": {}}
+        return ShardOutput(counts | {"scored": int(scored.sum())}, (f"{name}.image.npy", f"{name}.parquet"))
 
     def _reason(self, score: np.ndarray) -> str | None:
-        """Why a row goes, or None. A score that stays unknown goes too, unless the recipe keeps such rows."""
+        """Returns why a row is dropped, or None. An unknown score drops it too, unless `unknown_scores` is `keep`."""
         thresholds = (self.screening.punsafe_threshold, self.screening.pwatermark_threshold)
         for head, value, threshold in zip(HEADS, score, thresholds, strict=True):
             if value >= threshold:
-                return REASONS[head]
+                return SCORE_REASONS[head]
         return "unknown_score" if np.isnan(score).any() and self.screening.unknown_scores != "keep" else None
 
 
 @dataclass(frozen=True)
 class EmbedWork:
-    """Shard work of `image-embed`, kept rows only, in the tar's order.
+    """The shard work of `image-embed`, on kept rows only, in the tar's order.
 
-    NAME.parquet (key), NAME.image.npy and NAME.text.npy (float16 (n, d), unit norm), NAME.tokens.npy (uint16 (n, context)).
+    NAME.parquet holds the keys, NAME.image.npy and NAME.text.npy are float16 (n, d) of unit norm, NAME.tokens.npy is
+    uint16 (n, context).
     """
 
     images: Folder
@@ -134,13 +120,10 @@ class EmbedWork:
         image = read_array(self.screen, f"{name}.image.npy")[kept]
         keys = screened.column("key").to_numpy(zero_copy_only=False)[kept].tolist()
         captions = {key: files["txt"].decode() for key, files in read_tar(self.images, f"{name}.tar")}
-        missing = [key for key in keys if key not in captions]
-        if missing:
-            raise UserError(
-                f"{self.images.path(name)}.tar lacks {missing[0]}, which image-screen kept: rerun image-screen."
-            )
-        tokens = [np.zeros((0, clip.context), np.uint16)]
-        text = [np.zeros((0, clip.dim), np.float32)]
+        if missing := [key for key in keys if key not in captions]:
+            path = self.images.path(name)
+            raise UserError(f"{path}.tar lacks {missing[0]}, which image-screen kept: rerun image-screen.")
+        tokens, text = [np.zeros((0, clip.context), np.uint16)], [np.zeros((0, clip.dim), np.float32)]
         for part in _batches(keys, self.batch_size):
             batch = clip.tokenize([captions[key] for key in part])
             tokens.append(batch.numpy().astype(np.uint16))
@@ -150,12 +133,12 @@ class EmbedWork:
             write_array(self.out, f"{name}.{kind}.npy", array)
         write_table(self.out, f"{name}.parquet", pa.table({"key": pa.array(keys, pa.string())}))
         files = (*(f"{name}.{kind}.npy" for kind in arrays), f"{name}.parquet")
-        # What image-screen dropped is accounted for there: here every row that comes in goes out.
+        # `image-screen` counts the rows it dropped: here every row that comes in goes out.
         return ShardOutput({"rows_in": len(keys), "rows_out": len(keys), "dropped": {}, "failed": {}}, files)
 
 
 def decode_rgb(data: bytes, what: str) -> np.ndarray:
-    """uint8 (H, W, 3) RGB. Raises UserError naming `what` when it is not a picture."""
+    """Returns uint8 (H, W, 3) RGB. Raises UserError naming `what` when the bytes are not a picture."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))
@@ -166,8 +149,10 @@ def decode_rgb(data: bytes, what: str) -> np.ndarray:
 def _embed(
     clip: ClipModel, pictures: list[tuple[str, bytes]], wanted: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """float32 (n, d) in the order given, and for the `wanted` rows the scores taken from pixels (NaN elsewhere); pictures of one size share
-    a forward."""
+    """Returns embeddings float32 (n, d), and for the `wanted` rows the scores taken from pixels (NaN elsewhere).
+
+    Pictures of one size share a forward pass.
+    """
     pixels = [torch.from_numpy(decode_rgb(data, what).copy()).permute(2, 0, 1) for what, data in pictures]
     embedding = np.zeros((len(pixels), clip.dim), np.float32)
     scores = {head: np.full(len(pixels), np.nan) for head in clip.pixel_heads}

@@ -1,4 +1,4 @@
-"""Which frames of a clip make a training sample: frame rates from the curriculum, indices from time."""
+"""Chooses the frames of a clip for a training sample: a frame rate from the curriculum, then frames by their times."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from mav.recipes import FpsCurriculum
 
 
 def draw_fps(curriculum: FpsCurriculum, progress: float, rng: np.random.Generator) -> float:
-    """A frame rate in [low, high] from a Beta distribution that slides from `start` to `end` as progress goes from 0 to 1.
+    """Draws a frame rate in [low, high] from a Beta distribution that moves from `start` to `end` with progress, 0..1.
 
-    Paper 3.2: each clip is seen at a random rate between 1 and 30 fps, drawn so that training begins with little motion (high rates)
-    and moves to more (low rates).
+    Paper 3.2: each clip is seen at a random rate between 1 and 30 fps, drawn so that training begins with little motion
+    (high rates) and moves to more (low rates).
     """
     share = min(max(progress, 0.0), 1.0)
     a, b = (s + (e - s) * share for s, e in zip(curriculum.start, curriculum.end, strict=True))
@@ -17,16 +17,16 @@ def draw_fps(curriculum: FpsCurriculum, progress: float, rng: np.random.Generato
 
 
 def frame_times(fps: float, frames: int) -> np.ndarray:
-    """Seconds at which the frames of a clip of constant rate are shown, from the first."""
+    """Returns the times (s) of the frames of a clip of constant rate; the first is 0."""
     return np.arange(frames) / fps
 
 
 def frame_indices(times: np.ndarray, frames: int, fps: float, u: float) -> tuple[np.ndarray, float]:
-    """(indices of the `frames` frames nearest in time to ticks of `fps`, the rate they really have).
+    """Returns the indices of the `frames` frames that are nearest in time to ticks of `fps`, and their real rate.
 
-    times: seconds of the clip's frames, growing. A clip too short for the rate is sampled as slowly as it allows, and none faster than it
-    was filmed, so the rate handed back may differ from the one asked for: it is the one to condition on. u in [0, 1) places the sample
-    within the clip. Raises ValueError when the clip has fewer frames than asked for.
+    times: seconds of the clip's frames, increasing; u in [0, 1) places the sample within the clip. A clip too short for
+    the rate is sampled as slowly as its length allows, and none faster than it was filmed, so the returned rate may
+    differ from `fps`: condition on the returned one. Raises ValueError when the clip has fewer than `frames` frames.
     """
     if len(times) < frames:
         raise ValueError(f"{frames} frames asked of a clip of {len(times)}")
@@ -35,10 +35,10 @@ def frame_indices(times: np.ndarray, frames: int, fps: float, u: float) -> tuple
     rate = float(min(max(fps, (frames - 1) / length), filmed))
     slack = max(length - (frames - 1) / rate, 0.0)
     ticks = times[0] + u * slack + np.arange(frames) / rate
-    places = np.interp(ticks, times, np.arange(len(times)))
-    return np.minimum(np.floor(places + 0.5 + 1e-9).astype(np.int64), len(times) - 1), rate
+    positions = np.interp(ticks, times, np.arange(len(times)))
+    return np.minimum(np.floor(positions + 0.5 + 1e-9).astype(np.int64), len(times) - 1), rate
 
 
 def too_short(times: np.ndarray, frames: int, fps: float) -> bool:
-    """Whether a clip ends before `frames` frames at `fps` do, half a frame given."""
+    """Says whether a clip is more than half a frame shorter than `frames` frames at `fps`."""
     return (frames - 1) / fps > float(times[-1] - times[0]) * (1 + 0.5 / (len(times) - 1)) if len(times) > 1 else True

@@ -1,6 +1,7 @@
-"""The sources that training reads: images with embeddings, images with captions, clips. WebDataset shards, read at random by an index.
+"""The sources that training reads: images with embeddings, images with captions, and clips, from WebDataset shards.
 
-See `mav.data.loading.source` for their order and for what becomes of unreadable samples. Decoded pixels stay in memory while they fit the budget.
+`mav.data.loading.source` defines their order and the handling of unreadable samples. Decoded pixels stay in memory
+while they fit the budget.
 """
 
 import functools
@@ -25,14 +26,18 @@ from mav.recipes import FpsCurriculum
 from mav.storage import Folder
 
 IN_MEMORY = 1 << 30  # bytes of decoded pixels kept
-KNOWN_CLIPS = 1 << 16  # whose json is kept in memory
-INDEXING = 16  # tars indexed at a time: on an object store that is waiting, not work
+KNOWN_CLIPS = 1 << 16  # clips whose metadata is kept in memory
+INDEXING = 16  # tars indexed at a time: on an object store this is waiting, not work
+PLACE = np.dtype([("shard", "u4"), ("video", "u8"), ("size", "u4"), ("json", "u8"), ("json_size", "u4")])
+
+Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
 class ImageSource(SampleSource):
     """Kept images with their CLIP embeddings, as `image-embed` lists them.
 
-    A batch holds pixels uint8 (B, 3, S, S) (unless pixels=False), image_embedding and text_embedding float32 (B, d), tokens int64 (B, L).
+    A batch holds pixels uint8 (B, 3, S, S) (unless pixels=False), image_embedding and text_embedding float32 (B, d),
+    tokens int64 (B, L).
     """
 
     def __init__(
@@ -52,42 +57,34 @@ class ImageSource(SampleSource):
             return int(pq.read_metadata(file).num_rows)
 
     def _open_shard(self, name: str) -> tuple[list[str], dict[str, np.ndarray]]:
-        """Keys and arrays of one shard. Raises UserError when they do not belong together."""
+        """Returns keys and arrays of one shard. Raises UserError when their lengths differ."""
         keys = read_table(self._embeds, f"{name}.parquet", ["key"]).column("key").to_pylist()
         arrays = {kind: _load_array(self._embeds, f"{name}.{kind}.npy") for kind in ("image", "text", "tokens")}
         for kind, array in arrays.items():
             if len(array) != len(keys):
-                place = self._embeds.path(name)
-                raise UserError(f"{place}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
+                path = self._embeds.path(name)
+                raise UserError(f"{path}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
         return keys, arrays
 
     def read(self, index: int, number: int) -> Sample:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
         keys, arrays = self._shard(self._names[shard])
-        sample = {
-            "image_embedding": arrays["image"][row].astype(np.float32),
-            "text_embedding": arrays["text"][row].astype(np.float32),
-            "tokens": arrays["tokens"][row].astype(np.int64),
-        }
+        sample = {f"{kind}_embedding": arrays[kind][row].astype(np.float32) for kind in ("image", "text")}
+        sample["tokens"] = arrays["tokens"][row].astype(np.int64)
         if self._pixels is not None:
             sample["pixels"] = self._pixels.get(index, self._names[shard], keys[row])
         return sample
 
 
 class CaptionedImages(SampleSource):
-    """Downloaded images with their captions and the table's scores: what the demo's CLIP is trained on.
+    """Downloaded images with their captions and the table's scores: the training set of the demo's CLIP.
 
-    A batch holds pixels uint8 (B, 3, S, S), tokens int64 (B, L), punsafe and pwatermark float32 (B,), NaN where the table knows none.
+    A batch holds pixels uint8 (B, 3, S, S), tokens int64 (B, L), punsafe and pwatermark float32 (B,), NaN if unknown.
     """
 
     def __init__(
-        self,
-        images: Folder,
-        size: int,
-        seed: int,
-        tokenize: Callable[[list[str]], torch.Tensor],
-        corrupted_share: float = 0.01,
+        self, images: Folder, size: int, seed: int, tokenize: Tokenizer, corrupted_share: float = 0.01
     ) -> None:
         self._keys: list[tuple[str, str]] = []
         captions: list[str] = []
@@ -98,13 +95,13 @@ class CaptionedImages(SampleSource):
             sizes.append(len(index))
             with images.open(name) as file:
                 for key, places in index.items():
-                    facts = json.loads(read_at(file, places["json"]))
+                    metadata = json.loads(read_at(file, places["json"]))
                     captions.append(read_at(file, places["txt"]).decode())
-                    scores.append((facts.get("punsafe"), facts.get("pwatermark")))
-                    self._keys.append((name[: -len(".tar")], key))
+                    scores.append((metadata.get("punsafe"), metadata.get("pwatermark")))
+                    self._keys.append((name.removesuffix(".tar"), key))
         super().__init__(seed, sizes, images.url, corrupted_share)
         self._tokens = tokenize(captions).numpy().astype(np.int64)
-        self._scores = np.array(scores, dtype=np.float32)  # None is NaN
+        self._scores = np.array(scores, dtype=np.float32)  # None becomes NaN
         self._pixels = _Pixels(images, size, len(self._keys))
 
     def read(self, index: int, number: int) -> Sample:
@@ -116,20 +113,14 @@ class CaptionedImages(SampleSource):
 class ClipSource(SampleSource):
     """Uncaptioned clips at frame rates drawn from the curriculum.
 
-    A batch holds pixels uint8 (B, F, 3, S, S) and fps float32 (B,), the rate the frames really have. Of the samples read so far `counts`
-    says how many clips were clamped (too short for the rate drawn), slower (filmed below it), or passed over as too short.
+    A batch holds pixels uint8 (B, F, 3, S, S) and fps float32 (B,), the real rate. `counts` says how many samples were
+    clamped (too short for the rate drawn), slower (filmed below it), or passed over as too_short.
     """
 
     def __init__(
-        self,
-        shards: Folder,
-        frames: int,
-        size: int,
-        seed: int,
-        fps: FpsCurriculum,
-        total_samples: int,
+        self, shards: Folder, frames: int, size: int, seed: int, fps: FpsCurriculum, total_samples: int,
         corrupted_share: float = 0.01,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._frames, self._size, self._fps, self._total = frames, size, fps, max(total_samples, 1)
         self._clips = _Clips(shards)
         super().__init__(seed, self._clips.sizes, shards.url, corrupted_share)
@@ -137,38 +128,36 @@ class ClipSource(SampleSource):
         self._decoded: dict[int, np.ndarray] = {}
 
     def read(self, index: int, number: int) -> Sample:
-        facts = self._clips.facts(index)
-        indices, wanted, rate = self._draw(facts, number)
+        metadata = self._clips.metadata(index)
+        indices, wanted, rate = self._draw(metadata, number)
         if abs(rate - wanted) > 1e-6:
-            self.tell("clamped" if rate > wanted else "slower")
+            self.record("clamped" if rate > wanted else "slower")
         clip = self._decoded.get(index)
-        if clip is not None:
-            return _clip_sample(clip[indices], rate)
-        data, first = self._clips.video(index), int(facts.get("first", 0))
-        count = int(facts["frames"])
-        if not self._keeps(count * 3 * self._size**2):
-            return _clip_sample(read_squares(data, first + indices, self._size), rate)
-        clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size)
+        if clip is None:
+            data, first = self._clips.video(index), int(metadata.get("first", 0))
+            count = int(metadata["frames"])
+            if not self._reserve(count * 3 * self._size**2):
+                return _clip_sample(read_squares(data, first + indices, self._size), rate)
+            clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size)
         return _clip_sample(clip[indices], rate)
 
-    def _draw(self, facts: dict[str, Any], number: int) -> tuple[np.ndarray, float, float]:
+    def _draw(self, metadata: dict[str, Any], number: int) -> tuple[np.ndarray, float, float]:
+        """Returns the frames' indices, the rate drawn and their real rate. Raises PassedOverError when too short."""
         rng = np.random.default_rng([self.seed, 2, number])
         wanted = draw_fps(self._fps, number / self._total, rng)
-        times = (
-            np.asarray(facts["times"]) if "times" in facts else frame_times(float(facts["fps"]), int(facts["frames"]))
-        )
+        known = metadata.get("times")
+        times = frame_times(float(metadata["fps"]), int(metadata["frames"])) if known is None else np.asarray(known)
         if len(times) < self._frames or (self._fps.short_clips == "skip" and too_short(times, self._frames, wanted)):
             raise PassedOverError("too_short")
         indices, rate = frame_indices(times, self._frames, wanted, float(rng.uniform()))
         return indices, wanted, rate
 
-    def _keeps(self, cost: int) -> bool:
-        """Whether so many bytes more may stay in memory."""
+    def _reserve(self, cost: int) -> bool:
+        """Takes this many bytes from the memory budget, or returns False when they are not left."""
         with self._lock:
-            if cost > self._room:
-                return False
-            self._room -= cost
-            return True
+            fits = cost <= self._room
+            self._room -= cost if fits else 0
+            return fits
 
 
 def _clip_sample(frames: np.ndarray, rate: float) -> Sample:
@@ -176,7 +165,7 @@ def _clip_sample(frames: np.ndarray, rate: float) -> Sample:
 
 
 class _Clips:
-    """Where the clips of an artifact are: 28 bytes each, so that ten million of them fit beside the networks."""
+    """The places of an artifact's clips: 28 bytes each, so that ten million of them fit beside the networks."""
 
     def __init__(self, shards: Folder) -> None:
         self._tars, self._names = Tars(shards), tar_names(shards)
@@ -184,24 +173,22 @@ class _Clips:
             parts = list(pool.map(functools.partial(_places, shards), enumerate(self._names)))
         self.sizes = [len(part) for part in parts]
         self._where = np.concatenate(parts)
-        self.facts = functools.lru_cache(maxsize=KNOWN_CLIPS)(self._facts)
+        self.metadata: Callable[[int], dict[str, Any]] = functools.lru_cache(maxsize=KNOWN_CLIPS)(self._metadata)
 
     def video(self, index: int) -> bytes:
+        return self._bytes(index, "video", "size")
+
+    def _metadata(self, index: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = json.loads(self._bytes(index, "json", "json_size"))
+        return metadata
+
+    def _bytes(self, index: int, offset: str, size: str) -> bytes:
         place = self._where[index]
-        return self._tars.bytes_at(self._names[place["shard"]], int(place["video"]), int(place["size"]))
-
-    def _facts(self, index: int) -> dict[str, Any]:
-        place = self._where[index]
-        facts: dict[str, Any] = json.loads(
-            self._tars.bytes_at(self._names[place["shard"]], int(place["json"]), int(place["json_size"]))
-        )
-        return facts
-
-
-PLACE = np.dtype([("shard", "u4"), ("video", "u8"), ("size", "u4"), ("json", "u8"), ("json_size", "u4")])
+        return self._tars.bytes_at(self._names[place["shard"]], int(place[offset]), int(place[size]))
 
 
 def _places(shards: Folder, tar: tuple[int, str]) -> np.ndarray:
+    """Returns the places of a tar's clips as an array of PLACE."""
     number, name = tar
     rows = []
     for key, files in index_tar(shards, name).items():
@@ -213,42 +200,40 @@ def _places(shards: Folder, tar: tuple[int, str]) -> np.ndarray:
 
 
 class _Pixels:
-    """Decoded square images, uint8 (3, S, S), kept while the set fits in memory."""
+    """Decoded square images, uint8 (3, S, S), kept in memory when the whole set fits."""
 
     def __init__(self, images: Folder, size: int, count: int) -> None:
         self._tars, self._size = Tars(images), size
-        self._kept: dict[int, np.ndarray] | None = {} if count * 3 * size * size <= IN_MEMORY else None
+        self._kept: dict[int, np.ndarray] = {}
+        self._keep = count * 3 * size * size <= IN_MEMORY
 
     def get(self, index: int, shard: str, key: str) -> np.ndarray:
-        if self._kept is not None and index in self._kept:
+        if index in self._kept:
             return self._kept[index]
         pixels = decode_image(self._tars.read(f"{shard}.tar", key, "jpg"), self._size)
-        if self._kept is not None:
+        if self._keep:
             self._kept[index] = pixels
         return pixels
 
 
 def decode_image(data: bytes, size: int) -> np.ndarray:
-    """uint8 (3, size, size) RGB of an encoded picture's central square. Raises ValueError when it is none."""
+    """Returns an encoded picture's central square, uint8 (3, size, size) RGB. Raises ValueError when there is none."""
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if picture is None:
         raise ValueError("not a decodable image")
     return np.ascontiguousarray(fit(picture[None, :, :, ::-1], size)[0].transpose(2, 0, 1))
 
 
-_one_header = threading.Lock()  # numpy parses headers by `ast`, which in Python 3.11 is not for two threads at once
+_one_header = threading.Lock()  # numpy parses headers with `ast`, which is not thread-safe in Python 3.11
 
 
 def _load_array(folder: Folder, name: str) -> np.ndarray:
-    """An array of an artifact; mapped, not read, where the storage is a disk."""
+    """Loads an array of an artifact; on a disk it is mapped into memory, not read."""
     try:
-        if folder.local:
-            with _one_header:
-                array: np.ndarray = np.load(folder.path(name), mmap_mode="r", allow_pickle=False)
-            return array
-        data = io.BytesIO(folder.read_bytes(name))
+        source = folder.path(name) if folder.local else io.BytesIO(folder.read_bytes(name))
         with _one_header:
-            return np.asarray(np.load(data, allow_pickle=False))
+            array: np.ndarray = np.load(source, mmap_mode="r" if folder.local else None, allow_pickle=False)
+        return array
     except FileNotFoundError:
         raise UserError(f"{folder.path(name)} is missing: rerun `image-embed`.") from None
     except (ValueError, EOFError):

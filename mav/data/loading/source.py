@@ -1,10 +1,10 @@
-"""What every source of training samples shares: order, skipping, counting, threads; and random access into tars.
+"""What all sources of training samples share: order, skipping, counting, threads, and random access into tars.
 
-Batch by sample number is a pure function of seed and number. Sample number s belongs to epoch s // n, whose order is a seeded permutation:
-of the shards, and of the samples within each group of `GROUP_SHARDS` shards, so that a set of billions takes no memory for its order
-and a few open files at a time. Nothing else decides what comes, so any number of threads, workers and ranks and any resume see the same
-samples. The only state is the number itself. A sample that cannot be read gives way to the next one of its epoch, and is counted; too many
-of them stop the run; a set without any is an error.
+A batch by sample number is a pure function of seed and number. Sample number s belongs to epoch s // n, whose order is
+a seeded permutation of the shards, and of the samples within each group of `GROUP_SHARDS` shards: the order of billions
+of samples takes no memory, and few files are open at a time. Any number of threads, workers and ranks and any resume
+therefore see the same samples, and the number is the only state. A sample that cannot be read is counted and replaced
+by the next one of its epoch; too many of them stop the run.
 """
 
 import functools
@@ -32,48 +32,49 @@ Sample = dict[str, Any]  # arrays and numbers
 
 
 class PassedOverError(Exception):
-    """A sound sample that this draw cannot use; the next one of its epoch takes its place."""
+    """An intact sample cannot be used for this draw; the next one of its epoch takes its place."""
 
 
 class SampleSource(ABC):
-    """Training samples by number, read by as many threads as torch may use.
+    """Training samples by number, read in as many threads as torch may use.
 
-    counts: what happened to the samples read so far; `unreadable` says which could not be read, and why. More than `corrupted_share` of
-    all samples unreadable is a UserError.
+    counts: what happened to the samples read so far. unreadable: the reason for each sample that could not be read.
+    More than `corrupted_share` of all samples unreadable is a UserError.
     """
 
     def __init__(self, seed: int, sizes: Sequence[int], what: str, corrupted_share: float) -> None:
-        """sizes: the samples of each shard; they are numbered through."""
+        """sizes: the number of samples of each shard. Samples have consecutive indices across shards."""
         self._sizes = np.asarray(sizes, np.int64)
         count = int(self._sizes.sum())
         if count == 0:
             raise UserError(
-                f"There is nothing to train on in {what}: every row was dropped or failed; look at the counts of the stages before."
+                f"There is nothing to train on in {what}: every row was dropped or failed; look at the counts of the "
+                "stages before."
             )
         self.seed, self.count, self.what, self.corrupted_share = seed, count, what, corrupted_share
         self.unreadable: dict[int, str] = {}  # index -> reason
         self.counts: Counter[str] = Counter()
-        self._gaps = np.zeros(0, np.int64)  # for each held-out sample how many that are trained on come before it
+        self._gaps = np.zeros(0, np.int64)  # for each held-out sample the number of training samples before it
         self._groups = functools.lru_cache(maxsize=2)(self._draw_groups)
         self._rows = functools.lru_cache(maxsize=2)(self._draw_rows)
         self._lock = threading.Lock()
         threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="samples") if threads > 1 else None
+        self._map = ThreadPoolExecutor(threads, thread_name_prefix="samples").map if threads > 1 else map
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, first: int, count: int) -> Batch:
-        """Samples number first .. first + count - 1; at least one."""
+        """Returns samples number first .. first + count - 1; at least one."""
         if count < 1:
             raise ValueError(f"a batch of {count} samples")
-        numbers = range(first, first + count)
-        samples = list(self._pool.map(self._sample, numbers) if self._pool else map(self._sample, numbers))
-        return _stack(samples)
+        return _stack(list(self._map(self._sample, range(first, first + count))))
 
     def hold_out(self, count: int, total: int) -> Batch:
-        """Takes `count` samples out of the training for good, the same ones for the same seed, and returns them as they are read at
-        numbers spread over a training of `total`. Call it before the first batch. Raises UserError when nothing would be left.
+        """Removes `count` samples from the training and returns them. The same seed removes the same samples.
+
+        They are read at numbers spread over a training of `total` samples. Call it before the first batch. Raises
+        UserError when nothing would be left.
         """
         held: dict[int, Sample] = {}
         tried: set[int] = set()
@@ -82,17 +83,16 @@ class SampleSource(ABC):
             index = int(random.integers(self.count))
             if index not in tried:
                 tried.add(index)
-                with suppress(PassedOverError, ValueError):  # such a one stays in the training, which counts it
+                with suppress(PassedOverError, ValueError):  # such a sample stays in the training, which counts it
                     held[index] = self.read(index, len(held) * total // count)
         if len(held) < count:
             raise UserError(
                 f"`optimisation.held_out` asks for {count} of the {self.count} samples in {self.what}: hold out fewer."
             )
-        places = np.sort(np.array(list(held), np.int64))
-        self._gaps = places - np.arange(count)
-        self._sizes = self._sizes - np.bincount(
-            np.searchsorted(np.cumsum(self._sizes), places, side="right"), minlength=len(self._sizes)
-        )
+        indices = np.sort(np.array(list(held), np.int64))
+        self._gaps = indices - np.arange(count)
+        shards = np.searchsorted(np.cumsum(self._sizes), indices, side="right")
+        self._sizes = self._sizes - np.bincount(shards, minlength=len(self._sizes))
         self.count -= count
         return _stack(list(held.values()))
 
@@ -105,20 +105,21 @@ class SampleSource(ABC):
             try:
                 sample = self.read(index, number)
             except PassedOverError as reason:
-                self.tell(str(reason))
+                self.record(str(reason))
             except ValueError as error:
                 self._corrupted(index, str(error))
             else:
-                self.tell("samples")
+                self.record("samples")
                 return sample
         raise UserError(
-            f"None of the {self.count} samples in {self.what} can be used ({dict(self.counts)}): rerun the stage that made them."
+            f"None of the {self.count} samples in {self.what} can be used ({dict(self.counts)}): rerun the stage that "
+            "made them."
         )
 
-    def tell(self, what: str) -> None:
-        """Counts something that happened to a sample."""
+    def record(self, event: str) -> None:
+        """Counts an event of a sample."""
         with self._lock:
-            self.counts[what] += 1
+            self.counts[event] += 1
 
     def _corrupted(self, index: int, reason: str) -> None:
         with self._lock:
@@ -126,25 +127,25 @@ class SampleSource(ABC):
             self.counts["corrupted"] = corrupted = len(self.unreadable)
         if corrupted > self.corrupted_share * self.count:
             raise UserError(
-                f"{corrupted} of the {self.count} samples in {self.what} cannot be read (the last: {reason}), more than "
-                f"`optimisation.corrupted_share` allows: rerun the stage that made them."
+                f"{corrupted} of the {self.count} samples in {self.what} cannot be read (the last: {reason}), more "
+                "than `optimisation.corrupted_share` allows: rerun the stage that made them."
             )
 
     def index(self, epoch: int, place: int) -> int:
-        """Which sample of the set comes at this place of an epoch."""
+        """Returns the index of the sample at this place of an epoch."""
         _, starts = self._groups(epoch)
         group = int(np.searchsorted(starts, place, side="right")) - 1
         row = int(self._rows(epoch, group)[place - starts[group]])
         return row + int(np.searchsorted(self._gaps, row, side="right"))
 
     def _draw_groups(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """The shards of each group of an epoch, and the place where each group begins."""
+        """Returns the shards of each group of an epoch, and the place at which each group begins."""
         order = np.random.default_rng([self.seed, 4, epoch]).permutation(len(self._sizes))
         groups = [np.sort(order[at : at + GROUP_SHARDS]) for at in range(0, len(order), GROUP_SHARDS)]
         return groups, np.cumsum([0, *(int(self._sizes[group].sum()) for group in groups[:-1])])
 
     def _draw_rows(self, epoch: int, group: int) -> np.ndarray:
-        """The samples of a group, held-out ones not counted, in the order in which they come."""
+        """Returns the samples of a group in their order, numbered without the held-out ones."""
         ends = np.cumsum(self._sizes)
         shards = self._groups(epoch)[0][group]
         rows = np.concatenate([np.arange(ends[shard] - self._sizes[shard], ends[shard]) for shard in shards])
@@ -152,8 +153,11 @@ class SampleSource(ABC):
 
     @abstractmethod
     def read(self, index: int, number: int) -> Sample:
-        """Sample `index` of the set for training sample `number`. Raises ValueError when it cannot be read, PassedOverError with a reason
-        when it can but this draw has no use for it."""
+        """Returns sample `index` of the set for training sample `number`.
+
+        Raises ValueError when it cannot be read, and PassedOverError with a reason when it can but does not fit this
+        draw.
+        """
 
 
 def _stack(samples: list[Sample]) -> Batch:
@@ -161,26 +165,25 @@ def _stack(samples: list[Sample]) -> Batch:
 
 
 class Tars:
-    """Random access into an artifact's tars, by several threads at once; indexes are kept, and a few open files."""
+    """Random access into an artifact's tars. It is thread-safe; indexes and a few open files are cached."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._index: Callable[[str], Index] = functools.lru_cache(maxsize=2 * GROUP_SHARDS)(
-            functools.partial(index_tar, folder)
-        )
+        index = functools.partial(index_tar, folder)
+        self._index: Callable[[str], Index] = functools.lru_cache(maxsize=2 * GROUP_SHARDS)(index)
         self._file = functools.lru_cache(maxsize=OPEN_TARS)(folder.open)
 
     def read(self, name: str, key: str, extension: str) -> bytes:
-        """Raises ValueError when the tar has no such file."""
+        """Returns a file of a tar. Raises ValueError when the tar does not have it."""
         place = self._index(name).get(key, {}).get(extension)
         if place is None:
             raise ValueError(f"{name} holds no {key}.{extension}")
         return self.bytes_at(name, *place)
 
     def bytes_at(self, name: str, offset: int, size: int) -> bytes:
-        """Raises ValueError when the tar ends before."""
+        """Returns bytes of a tar. Raises ValueError when the tar ends before them."""
         if self._folder.local:
-            file = self._file(name)  # held here: another thread may close what the cache lets go
+            file = self._file(name)  # this reference keeps it open when the cache drops it in another thread
             data = os.pread(file.fileno(), size, offset)
         else:
             data = self._folder.fs.cat_file(self._folder.path(name), start=offset, end=offset + size)

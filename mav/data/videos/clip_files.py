@@ -11,21 +11,22 @@ from mav.data.fetching.addresses import Resolver
 from mav.data.fetching.guards import GuardedOpener, opener_settings
 from mav.data.fetching.rules import FetchError
 from mav.data.videos.clip_list import ListedClip
-from mav.data.videos.transcode import ClipError
+from mav.data.videos.probe import ClipError
 from mav.errors import UserError
 from mav.recipes import VideoShards
 from mav.storage import Folder
 
-AHEAD = 8  # videos fetched before their turn
-AHEAD_BYTES = 256 << 20  # unless so much is waiting already
+AHEAD = 8  # videos fetched before their turn,
+AHEAD_BYTES = 256 << 20  # unless this many bytes wait already
 YOUTUBE = ("youtube.com", "youtu.be")
-STREAMS = "bv*[protocol^=http][height<=720][ext=mp4]/b[protocol^=http][height<=720]/b[protocol^=http]"  # yt-dlp's; sound is not needed
+# yt-dlp's choice of stream; sound is not needed.
+STREAMS = "bv*[protocol^=http][height<=720][ext=mp4]/b[protocol^=http][height<=720]/b[protocol^=http]"
 
 Body = bytes | ClipError
 
 
 class ClipFiles:
-    """Fetches listed clips in the list's order, a few ahead; the clips of one video, which stand together, share its bytes.
+    """Fetches listed clips in the list's order, a few ahead. Adjacent clips of one video share its bytes.
 
     Raises UserError for what would fail for every clip alike: YouTube without yt-dlp.
     """
@@ -36,7 +37,7 @@ class ClipFiles:
         self._opener = GuardedOpener(refuse=("noai", "noml"), **opener_settings(rule, resolver))
 
     def fetch(self, clips: Iterable[ListedClip]) -> Iterator[tuple[ListedClip, Body]]:
-        """Each clip with its video's bytes, or with why there are none."""
+        """Yields each clip with its video's bytes, or with the error for which there are none."""
         waiting: collections.deque[tuple[ListedClip, Future[Body]]] = collections.deque()
         with ThreadPoolExecutor(AHEAD) as pool:
             last: tuple[str, Future[Body]] | None = None
@@ -58,7 +59,7 @@ class ClipFiles:
                 yield done, future.result()
 
     def _where(self, clip: ListedClip) -> str:
-        """The clip's file or address; a folder of files goes before addresses, and holds page_dir/videoid.mp4, WebVid's layout."""
+        """Returns the clip's file or address. A folder comes before addresses; it holds page_dir/videoid.mp4."""
         if self._files:
             return clip.path or (f"{clip.page_dir}/{clip.videoid}.mp4" if clip.page_dir else f"{clip.videoid}.mp4")
         return clip.url or clip.path
@@ -71,7 +72,8 @@ class ClipFiles:
             if not where:
                 return ClipError("no_address")
             if not clip.url:
-                return self._read(*_split(where))
+                head, _, name = where.rpartition("/")
+                return self._read(Folder(head or ("/" if where.startswith("/") else ".")), name)
             host = urllib.parse.urlsplit(where).hostname or ""
             if any(host == name or host.endswith(f".{name}") for name in YOUTUBE):
                 where = stream_address(where)
@@ -90,32 +92,29 @@ class ClipFiles:
 
 
 def stream_address(page: str) -> str:
-    """Address of the video that a YouTube page plays, as yt-dlp finds it; its bytes are then fetched under the guards like any other's,
-    so no temporary file is written. Raises FetchError when there is none, UserError when yt-dlp is not installed."""
+    """Returns the address of the video that a YouTube page plays, as found by yt-dlp, to be fetched under the guards.
+
+    Raises FetchError when there is none, and UserError when yt-dlp is not installed.
+    """
     try:
-        yt_dlp = importlib.import_module("yt_dlp")  # an extra that few need
+        yt_dlp = importlib.import_module("yt_dlp")  # an optional package
     except ImportError:
         raise UserError(
-            "The list names YouTube videos, and yt-dlp is not installed: `pip install yt-dlp`, or put the videos into a folder and name it "
-            "as `video_shards.files`."
+            "The list names YouTube videos, and yt-dlp is not installed: `pip install yt-dlp`, or put the videos into "
+            "a folder and name it as `video_shards.files`."
         ) from None
     quiet = {"quiet": True, "no_warnings": True, "noprogress": True, "format": STREAMS, "cachedir": False}
     try:
         with yt_dlp.YoutubeDL(quiet) as downloader:
-            info: dict[str, Any] = downloader.extract_info(page, download=False)
+            info: dict[str, Any] = downloader.extract_info(page, download=False) or {}
     except yt_dlp.utils.DownloadError:
         raise FetchError("youtube_refused") from None
-    if not info or not info.get("url"):
+    if not info.get("url"):
         raise FetchError("youtube_refused")
     return str(info["url"])
 
 
-def _split(path: str) -> tuple[Folder, str]:
-    head, _, name = path.rpartition("/")
-    return Folder(head or ("/" if path.startswith("/") else ".")), name
-
-
 def _held(waiting: Iterable[tuple[ListedClip, Future[Body]]]) -> int:
-    """Bytes that wait for their turn."""
+    """Returns the bytes that wait for their turn."""
     bodies = {id(future): future.result() for _, future in waiting if future.done() and not future.exception()}
     return sum(len(body) for body in bodies.values() if isinstance(body, bytes))

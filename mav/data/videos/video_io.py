@@ -1,4 +1,4 @@
-"""Reading and writing short videos: decord decodes any, PyAV (FFmpeg's libraries) encodes, and decodes what was made for random access."""
+"""Reads and writes short videos: PyAV (FFmpeg) encodes, and decodes those made for random access; decord the others."""
 
 import bisect
 import io
@@ -13,9 +13,9 @@ from av.video.reformatter import VideoReformatter
 
 
 def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12) -> bytes:
-    """H.264 in MP4, playable by browsers, the same bytes for the same input.
+    """Encodes H.264 in MP4, playable by browsers, with the same bytes for the same input.
 
-    frames: uint8 (F, H, W, 3) RGB; odd sizes are padded by one repeated row or column, as 4:2:0 needs even ones.
+    frames: uint8 (F, H, W, 3) RGB; odd sides are padded by one repeated row or column, because 4:2:0 needs even ones.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"frames must be uint8 (F, H, W, 3) with F >= 1, not {frames.dtype} {frames.shape}")
@@ -25,7 +25,7 @@ def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12) -> bytes:
     with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        # Without mbtree: its look-ahead depends, now and then, on memory that nobody wrote, and two runs differ in bytes.
+        # mbtree is off: its look-ahead sometimes depends on uninitialised memory, and two runs differ in bytes.
         stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -36,20 +36,15 @@ def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12) -> bytes:
 
 
 def open_video(data: bytes | str):  # type: ignore[no-untyped-def]
-    """decord's reader over a path or bytes.
-
-    Raises ValueError with a reason when it is not a video with frames.
-    """
+    """Returns decord's reader over a path or bytes. Raises ValueError with a reason when there are no frames."""
     import decord
 
     try:
-        # decord writes to stderr what it cannot open, bytes and all; PyAV says it in an exception.
-        with av.open(io.BytesIO(data) if isinstance(data, bytes) else data) as container:
+        # PyAV opens it first: decord writes to stderr what it cannot open, bytes and all, and PyAV raises an exception.
+        with av.open(_source(data)) as container:
             if not container.streams.video:
                 raise ValueError("it holds no video stream")
-        reader = decord.VideoReader(
-            io.BytesIO(data) if isinstance(data, bytes) else data, ctx=decord.cpu(0), num_threads=1
-        )
+        reader = decord.VideoReader(_source(data), ctx=decord.cpu(0), num_threads=1)
     except (av.error.FFmpegError, decord.DECORDError, RuntimeError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ValueError(f"not a decodable video: {reason}") from None
@@ -58,8 +53,15 @@ def open_video(data: bytes | str):  # type: ignore[no-untyped-def]
     return reader
 
 
+def _source(data: bytes | str) -> io.BytesIO | str:
+    return io.BytesIO(data) if isinstance(data, bytes) else data
+
+
 def read_squares(data: bytes, indices: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """uint8 (F, size, size, 3): the central squares of the given frames, each scaled as soon as it is decoded. Raises ValueError."""
+    """Returns uint8 (F, size, size, 3): the central squares of the given frames, each scaled as soon as it is decoded.
+
+    Raises ValueError like `read_frames`.
+    """
     return read_frames(data, indices, lambda frame: fit(frame[None], size)[0])
 
 
@@ -68,42 +70,40 @@ def read_frames(
     indices: Sequence[int] | np.ndarray | None = None,
     each: Callable[[np.ndarray], np.ndarray] = lambda frame: frame,
 ) -> np.ndarray:
-    """uint8 (F, H, W, 3) RGB of the given frame indices (all when None), each put through `each`. Raises ValueError when one is not there.
+    """Returns uint8 (F, H, W, 3) RGB of the given frame indices (None: all), after applying `each` to every frame.
 
-    A video made for it (MP4 of closed groups without B-frames, as `video-shards` makes them) is read by its index, group by group: the
-    pixels are decord's, in about half its time, and there are widths (16, 24) that decord fails at. Any other is decord's.
+    A video made for random access (MP4 of closed groups without B-frames, as `video-shards` makes them) is read by its
+    index, group by group: the pixels equal decord's in about half the time, and widths (16, 24) work at which decord
+    fails. decord reads any other. Raises ValueError when a frame is missing.
     """
     import decord
 
     reader = None
     wanted = None if indices is None else [int(i) for i in indices]
     try:
-        with av.open(io.BytesIO(data) if isinstance(data, bytes) else data) as container:
+        with av.open(_source(data)) as container:
             stream = next(iter(container.streams.video), None)
-            if stream is not None and _made_for_it(container, stream):
+            if stream is not None and _made_for_access(container, stream):
                 wanted = list(range(stream.frames)) if wanted is None else wanted
                 found = {number: each(frame) for number, frame in _by_index(container, stream, sorted(set(wanted)))}
                 return np.stack([found[number] for number in wanted])
         reader = open_video(data)
         batch = reader.get_batch(list(range(len(reader))) if wanted is None else wanted).asnumpy()
     except (av.error.FFmpegError, decord.DECORDError, RuntimeError, IndexError) as error:
-        what = (
-            "a frame cannot be decoded"
-            if reader is not None or isinstance(error, IndexError)
-            else "not a decodable video"
-        )
+        opened = reader is not None or isinstance(error, IndexError)
+        what = "a frame cannot be decoded" if opened else "not a decodable video"
         raise ValueError(f"{what}: {str(error).splitlines()[0]}") from None
     return np.stack([each(frame) for frame in batch])
 
 
-def _made_for_it(container: Any, stream: Any) -> bool:
-    """Whether the container's index names every frame, in the order shown."""
+def _made_for_access(container: Any, stream: Any) -> bool:
+    """Says whether the container's index names every frame, in the order shown."""
     whole = stream.frames > 0 and len(stream.index_entries) == stream.frames
     return whole and container.format.name.startswith("mov") and not stream.codec_context.has_b_frames
 
 
 def _by_index(container: Any, stream: Any, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, RGB) of frames in growing order; jumps over the groups that hold none. Raises IndexError for one that is not there."""
+    """Yields number and RGB of frames in increasing order, skipping groups without any. Raises IndexError."""
     stream.thread_type, stream.codec_context.thread_count = "NONE", 1
     entries = list(stream.index_entries)
     keys = [number for number, entry in enumerate(entries) if entry.is_keyframe]
@@ -123,7 +123,7 @@ def _by_index(container: Any, stream: Any, wanted: Sequence[int]) -> Iterator[tu
 
 
 def fit(frames: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (F, H, W, 3) to (F, size, size, 3): the central square, averaged down (or cubic up)."""
+    """Scales uint8 (F, H, W, 3) to (F, size, size, 3): the central square, averaged down or interpolated (cubic) up."""
     height, width = frames.shape[1:3]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -37,14 +37,8 @@ def web():
 
 
 def opener(base, **more):
-    settings = {
-        "timeout": 1.0,
-        "deadline": 2.0,
-        "max_bytes": 1000,
-        "refuse": REFUSE,
-        "allow_addresses": (base.removeprefix("http://"),),
-    }
-    return GuardedOpener(**(settings | more))
+    settings = {"timeout": 1.0, "deadline": 2.0, "max_bytes": 1000, "refuse": REFUSE}
+    return GuardedOpener(**{**settings, "allow_addresses": (base.removeprefix("http://"),), **more})
 
 
 def reason(guard, url):
@@ -244,12 +238,13 @@ def test_few_connections_a_host(web):
 @pytest.mark.parametrize(
     ("headers", "refused"),
     [
-        (["noai"], True), (["NoAI , nofollow"], True), (["nofollow"], False), ([], False), (["none"], True), (["all"], False),
-        (["noai, googlebot: noindex"], True), (["googlebot: noindex"], False), (["googlebot: nofollow, noai"], False),
-        (["make-a-video-system: noindex"], True), (["somebody: nofollow, make-a-video-system: noai"], True), (["*: noai"], True),
-        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], True), (["unavailable_after: Tuesday, 25-Jun-30 15:00:00 UTC"], False),
-        (["max-snippet: 20, noimageai"], True), (["nofollow", "noai"], True),
-        (["googlebot: unavailable_after: 1 Jan 2030 10:00:00, noai"], False),
+        (["noai"], True), (["NoAI , nofollow"], True), (["nofollow"], False), ([], False), (["none"], True),
+        (["*: noai"], True), (["max-snippet: 20, noimageai"], True), (["noai, googlebot: noindex"], True),
+        (["googlebot: noindex"], False), (["googlebot: nofollow, noai"], False),
+        (["make-a-video-system: noindex"], True), (["somebody: nofollow, make-a-video-system: noai"], True),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], True),
+        (["unavailable_after: Tuesday, 25-Jun-30 15:00:00 UTC"], False), (["all"], False),
+        (["googlebot: unavailable_after: 1 Jan 2030 10:00:00, noai"], False), (["nofollow", "noai"], True),
     ],
 )  # fmt: skip
 def test_robots_headers(headers, refused):

@@ -1,4 +1,4 @@
-"""Every nasty of `nasties.py` in one shard: each ends classified, in time, in bounded memory, and the shard is whole."""
+"""One shard of every nasty of `nasties.py`: each is classified in time, in bounded memory, and the shard is whole."""
 
 import socket
 import subprocess

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from loopback import Quiet, served
-from nasties import encoded, png
+from nasty_pictures import encoded, png
 from PIL import Image
 
 from filters.screen import MetadataWork
 from flows.services.ports import reserve_port
-from mav.data.images.download import DownloadWork, shard_names
-from mav.data.images.pictures import guarded_resizer, look
+from mav.data.images.download import DownloadWork
+from mav.data.images.resize import guarded_resizer, look
 from mav.data.shards import TarWriter, read_tar
 from mav.recipes import ImageDownload, Screening, World
 from mav.storage import Folder
@@ -29,7 +29,7 @@ from mav.world.world import draw_world
 
 
 def their_resizer(size):
-    """img2dataset's own; imported late, after the setting that keeps its resizing library from asking the package index for news."""
+    """Returns img2dataset's own. It is imported after the setting that keeps its resizing library offline."""
     from img2dataset.resizer import Resizer
 
     return Resizer(
@@ -69,9 +69,8 @@ def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
     work, outputs = run(metadata, rule, Folder(str(tmp_path / "one")))
     counts = add_counts([o.counts for o in outputs])
     assert not list(unbalanced(counts))
-    assert counts["rows_in"] == sum(
-        pq.read_metadata(metadata.path(f"shards/{n}.parquet")).num_rows for n in shard_names(metadata)
-    )
+    tables = [pq.read_metadata(metadata.path(f"shards/{n}.parquet")) for n in work.names()]
+    assert counts["rows_in"] == sum(table.num_rows for table in tables)
     assert set(counts["dropped"]) == {"opted_out"}
     faults = {
         "http_404",
@@ -93,14 +92,14 @@ def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
     samples = dict(read_tar(work.out, f"{name}.tar"))
     assert set(samples) == {key for key, row in ledger.items() if row["status"] == "ok"}
     for key, files in samples.items():
-        facts = json.loads(files["json"])
-        assert facts["key"] == key
-        assert facts["sha256"] == ledger[key]["sha256"]
-        assert (facts["punsafe"], facts["pwatermark"]) == (rows[key]["punsafe"], rows[key]["pwatermark"])
+        written = json.loads(files["json"])
+        assert written["key"] == key
+        assert written["sha256"] == ledger[key]["sha256"]
+        assert (written["punsafe"], written["pwatermark"]) == (rows[key]["punsafe"], rows[key]["pwatermark"])
         assert files["txt"].decode() == rows[key]["caption"]
         picture = Image.open(io.BytesIO(files["jpg"]))
         assert min(picture.size) == 64
-        assert picture.size == (facts["width"], facts["height"])
+        assert picture.size == (written["width"], written["height"])
     redirected = [r for r in ledger.values() if r["status"] == "ok" and r["final_url"] != r["url"]]
     assert redirected
     assert all(r["final_url"].endswith("?direct") for r in redirected)
@@ -111,9 +110,9 @@ def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
 
 def test_loopback_is_refused_unless_allowed(world, tmp_path):
     _, metadata, _ = world
-    name = shard_names(metadata)[-1]
-    rows = pq.read_metadata(metadata.path(f"shards/{name}.parquet")).num_rows
     refusing = DownloadWork(metadata, ImageDownload(threads=4), Folder(str(tmp_path)))
+    name = refusing.names()[-1]
+    rows = pq.read_metadata(metadata.path(f"shards/{name}.parquet")).num_rows
     assert refusing(name).counts["failed"] == {"private_address": rows}
     assert list(read_tar(refusing.out, f"{name}.tar")) == []
 
@@ -127,7 +126,7 @@ def test_a_full_disk_ends_the_shard_and_leaves_nothing(world, tmp_path, monkeypa
     monkeypatch.setattr(TarWriter, "add", full)
     work = DownloadWork(metadata, rule, Folder(str(tmp_path)))
     with pytest.raises(OSError, match="No space left"):
-        work(shard_names(metadata)[-1])
+        work(work.names()[-1])
     assert os.listdir(tmp_path) == []
 
 

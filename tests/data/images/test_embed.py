@@ -34,10 +34,10 @@ def world(tmp_path):
             scene = random_scene(rng, tuple(PALETTE), SHAPES)
             buffer = io.BytesIO()
             Image.fromarray(draw(scene, 48 if row % 2 else 32)).save(buffer, "JPEG", quality=95)
-            facts = {"key": f"{row:015d}", "punsafe": punsafe, "pwatermark": pwatermark}
+            metadata = {"key": f"{row:015d}", "punsafe": punsafe, "pwatermark": pwatermark}
             tar.add(
                 f"{row:015d}",
-                {"jpg": buffer.getvalue(), "txt": scene.caption(row).encode(), "json": json.dumps(facts).encode()},
+                {"jpg": buffer.getvalue(), "txt": scene.caption(row).encode(), "json": json.dumps(metadata).encode()},
             )
     with images.create("00000-00001.tar") as file, TarWriter(file):
         pass

@@ -32,8 +32,8 @@ def test_plain_tables_have_width_and_height_swapped_and_say_nsfw_by_tag(tmp_path
 
 
 def test_joined_tables_are_as_they_say(tmp_path):
-    (row,) = rows(tmp_path / "a.parquet", URL=["u"], TEXT=["t"], WIDTH=pa.array([480], pa.int32()), HEIGHT=[640.0], similarity=[0.3],
-                  hash=[-5], punsafe=[0.25], pwatermark=pa.array([None], pa.float32()))  # fmt: skip
+    (row,) = rows(tmp_path / "a.parquet", URL=["u"], TEXT=["t"], WIDTH=pa.array([480], pa.int32()), HEIGHT=[640.0],
+                  similarity=[0.3], hash=[-5], punsafe=[0.25], pwatermark=pa.array([None], pa.float32()))  # fmt: skip
     assert row == {
         "url": "u",
         "caption": "t",
@@ -65,7 +65,7 @@ def test_digests_of_pictures_are_taken_from_text_columns_only(tmp_path):
 
 @pytest.fixture
 def remote(tmp_path):
-    """A table of 5,000 rows in groups of 500, and the root of a loopback server that answers ranges and counts bytes sent."""
+    """A table of 5,000 rows in groups of 500, and a loopback server that answers ranges and counts the bytes sent."""
     columns = {"url": [f"http://h/{i}.jpg" for i in range(5000)], "caption": ["a caption"] * 5000,
                "ballast": [np.random.default_rng(i).bytes(400) for i in range(5000)]}  # fmt: skip
     pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=500)

@@ -1,4 +1,4 @@
-"""Where clips come from: folders, paths, the web under the guards, YouTube through yt-dlp (a stand-in: nothing leaves this machine)."""
+"""Clips come from folders, from paths, from the web under the guards, and from YouTube (a stand-in for yt-dlp)."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from mav.data.fetching.addresses import system_resolver
 from mav.data.shards import read_tar
 from mav.data.videos.clip_files import ClipFiles
 from mav.data.videos.clip_list import ListedClip, split_lists
-from mav.data.videos.transcode import ClipError
+from mav.data.videos.probe import ClipError
 from mav.data.videos.video_io import encode_mp4
 from mav.data.videos.video_shards import VideoWork
 from mav.errors import UserError
@@ -125,7 +125,7 @@ def test_youtube_without_yt_dlp_says_what_to_install(monkeypatch):
 
 
 def test_hd_vila_from_its_list_to_shards(site, tmp_path: Path, monkeypatch):
-    """Three of four spans of each video, each with its frames, from one fetch a video; nothing is left in the temporary folder."""
+    """Three of four spans of each video are made from one fetch a video; no temporary file is left."""
     address, asked = site
     asked.clear()
     monkeypatch.setitem(sys.modules, "yt_dlp", FakeYoutube(address).module)
@@ -149,6 +149,6 @@ def test_hd_vila_from_its_list_to_shards(site, tmp_path: Path, monkeypatch):
     counts = work("00000").counts
     assert (counts["rows_in"], counts["rows_out"], counts["failed"]) == (9, 6, {"youtube_refused": 3})
     assert len(asked) == 2
-    facts = [json.loads(files["json"]) for _, files in read_tar(work.out, "00000.tar")]
-    assert all(fact["frames"] == 12 and fact["fps"] == 24 for fact in facts)
+    metadata = [json.loads(files["json"]) for _, files in read_tar(work.out, "00000.tar")]
+    assert all(clip["frames"] == 12 and clip["fps"] == 24 for clip in metadata)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hdvila.jsonl", "out"]

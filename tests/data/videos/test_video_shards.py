@@ -32,8 +32,8 @@ def scene_clip(frames=24, size=64, fps=24.0, seed=0) -> bytes:
 def test_convert_keeps_frames_and_places_key_frames():
     source = scene_clip(frames=21)
     clip = convert(source, RULE)
-    video, facts = clip.data, clip.facts
-    assert facts == {"fps": 24.0, "frames": 21, "width": 32, "height": 32, "seconds": 0.875}
+    video, metadata = clip.data, clip.metadata
+    assert metadata == {"fps": 24.0, "frames": 21, "width": 32, "height": 32, "seconds": 0.875}
     reader = open_video(video)
     assert len(reader) == 21
     assert reader.get_key_indices() == list(range(0, 21, 4))
@@ -44,12 +44,12 @@ def test_convert_keeps_frames_and_places_key_frames():
 
 def test_sides_stay_even_and_are_never_enlarged():
     wide = np.zeros((10, 50, 91, 3), np.uint8)
-    assert convert(encode_mp4(wide, 10), RULE).facts["width"] == 58
-    assert convert(encode_mp4(wide, 10), dataclasses.replace(RULE, short_side=300)).facts["height"] == 50
+    assert convert(encode_mp4(wide, 10), RULE).metadata["width"] == 58
+    assert convert(encode_mp4(wide, 10), dataclasses.replace(RULE, short_side=300)).metadata["height"] == 50
 
 
 def test_long_clips_are_cut():
-    assert convert(scene_clip(frames=48), dataclasses.replace(RULE, max_seconds=1.0)).facts["frames"] == 24
+    assert convert(scene_clip(frames=48), dataclasses.replace(RULE, max_seconds=1.0)).metadata["frames"] == 24
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,9 @@ def test_world_over_http(world, tmp_path):
     assert counts["failed"] == {"empty": 1, "error_page": 1, "http_404": 1, "truncated": 1}
     samples = [s for name in work.names() for s in read_tar(work.out, f"{name}.tar")]
     assert [key for key, _ in samples] == sorted(key for key, _ in samples)
-    facts = json.loads(samples[0][1]["json"])
-    assert set(facts) == {"fps", "frames", "width", "height", "seconds", "videoid"}
-    assert len(open_video(samples[0][1]["mp4"])) == facts["frames"] == 24
+    metadata = json.loads(samples[0][1]["json"])
+    assert set(metadata) == {"fps", "frames", "width", "height", "seconds", "videoid"}
+    assert len(open_video(samples[0][1]["mp4"])) == metadata["frames"] == 24
     assert sorted(os.listdir(tmp_path / "out")) == [
         f"{shard}.{kind}" for shard in work.names() for kind in ("parquet", "tar")
     ]
@@ -141,6 +141,6 @@ def test_real_clips_under_a_real_header(real_data, tmp_path):
     assert counts["rows_out"] == len(sources)
     assert counts["failed"] == {"missing_file": len(listed) - len(sources)}
     for _, files in read_tar(work.out, "00000.tar"):
-        facts = json.loads(files["json"])
-        assert min(facts["width"], facts["height"]) == 64
-        assert len(open_video(files["mp4"])) == facts["frames"] >= 2 * 15 - 1
+        metadata = json.loads(files["json"])
+        assert min(metadata["width"], metadata["height"]) == 64
+        assert len(open_video(files["mp4"])) == metadata["frames"] >= 2 * 15 - 1

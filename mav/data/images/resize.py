@@ -1,8 +1,8 @@
-"""Pictures as they come to pictures as they are kept: looked at before they are unpacked, resized, encoded as JPEG.
+"""Turns fetched pictures into stored ones: inspected before decoding, resized, encoded as JPEG.
 
-img2dataset's Resizer with its own sizes, filters and quality, but safe to use in many threads at once (its own redirects the whole
-process's output around every picture), bounded in memory, and quicker with large JPEGs: one that is at least twice as large as wanted
-is unpacked at a half, a quarter or an eighth of its size, which the format offers for a fraction of the work.
+This is img2dataset's Resizer with its own sizes, filters and quality, but thread-safe (its own redirects the whole
+process's output around every picture), bounded in memory, and faster with large JPEGs, which it decodes at a half, a
+quarter or an eighth of their size.
 """
 
 import contextlib
@@ -19,52 +19,46 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mav.recipes import ImageDownload
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # img2dataset's resizing library would ask the package index for news
-
-warnings.filterwarnings(
-    "ignore", module=r"PIL\."
-)  # its own opinion of how large is suspicious, its remarks on odd metadata
+# img2dataset's resizing library would otherwise ask the package index for updates.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Pillow warns about large pictures, whose limit is ours to set, and about odd metadata.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+JPEGS = ("JPEG", "MPO")
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 PNG = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # EXIF's tag
 LONGEST_JPEG = 65_500
-LARGE_PIXELS = (
-    16_000_000  # pictures from here on are unpacked one at a time in a process: threads must not multiply their memory
-)
-REDUCTIONS = (8, 4, 2)  # scales a JPEG can be unpacked at
+LARGE_PIXELS = 16_000_000  # pictures of this size are decoded one at a time in a process, which bounds its memory
+REDUCTIONS = (8, 4, 2)  # scales at which a JPEG can be decoded
 
-Prepared = tuple[
-    bytes | None, int | None, int | None, int | None, int | None, str | None
-]  # picture, its size, size before, problem
+# The picture, its width and height, its width and height before, and the reason for which there is none.
+Prepared = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]
 
 _one_large = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture's header says. problem: why it is refused, or empty."""
+    """What a picture's header says. problem: the reason to refuse it, or empty."""
 
     problem: str = ""
     form: str = ""
-    mode: str = ""  # Pillow's name of the kind of pixel; of PNGs only I;16 is told
+    mode: str = ""  # Pillow's name of the kind of pixel; for PNGs only I;16 is reported
     width: int = 0
     height: int = 0
-    turned: bool = False  # a camera laid it on its side or head, and says so
+    turned: bool = False  # the header asks for a rotation or a flip
 
 
 def look(data: bytes, max_pixels: int) -> Look:
-    """Reads headers only, so that a bomb is refused before it is unpacked.
+    """Reads headers only, so that a decompression bomb is refused before it is decoded.
 
-    Reasons to refuse: not_an_image, truncated, too_many_pixels, undecodable.
+    Reasons to refuse are not_an_image, truncated, too_many_pixels and undecodable.
     """
     try:
-        if (
-            data[:8] == PNG and data[12:16] == b"IHDR"
-        ):  # read here: Pillow refuses real PNGs for long texts among their chunks
+        # PNG headers are read here, because Pillow refuses real PNGs for long texts among their chunks.
+        if data[:8] == PNG and data[12:16] == b"IHDR":
             size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
             form, mode, turned = "PNG", "I;16" if data[24] == 16 else "", False
         else:
@@ -75,7 +69,7 @@ def look(data: bytes, max_pixels: int) -> Look:
         return Look("too_many_pixels")
     except UnidentifiedImageError:
         return Look("not_an_image")
-    except Exception:  # parsers of hostile bytes raise whatever they like, struct.error and RecursionError among it
+    except Exception:  # parsers of hostile bytes raise anything, struct.error and RecursionError included
         return Look("undecodable")
     if size[0] * size[1] > max_pixels:
         return Look("too_many_pixels")
@@ -85,19 +79,18 @@ def look(data: bytes, max_pixels: int) -> Look:
 
 
 def unpack(data: bytes, seen: Look, side: int) -> np.ndarray | None:
-    """Pixels as OpenCV orders them, upright, 8 bits a channel; None when there are none to be had.
+    """Returns pixels in OpenCV's channel order, upright, 8 bits a channel; None when the bytes cannot be decoded.
 
-    Of a JPEG whose shorter side is at least twice `side`, a reduced picture that is not smaller than `side`.
+    A JPEG whose shorter side is at least twice `side` is decoded at a reduced size that is not smaller than `side`.
     """
     buffer = np.frombuffer(data, np.uint8)
-    if seen.turned and seen.form not in ("JPEG", "MPO"):
+    if seen.turned and seen.form not in JPEGS:
         turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        return np.asarray(turned.convert("RGBA" if "A" in turned.getbands() else "RGB"))[
-            ..., [2, 1, 0, 3][: 4 if "A" in turned.getbands() else 3]
-        ]
+        alpha = "A" in turned.getbands()
+        return np.asarray(turned.convert("RGBA" if alpha else "RGB"))[..., [2, 1, 0, 3] if alpha else [2, 1, 0]]
     flags = cv2.IMREAD_COLOR if seen.turned else cv2.IMREAD_UNCHANGED
     reduction = next((r for r in REDUCTIONS if min(seen.width, seen.height) >= r * side), 1)
-    if reduction > 1 and seen.form in ("JPEG", "MPO") and seen.mode in ("RGB", "L"):
+    if reduction > 1 and seen.form in JPEGS and seen.mode in ("RGB", "L"):
         flags = getattr(cv2, f"IMREAD_REDUCED_{'COLOR' if seen.mode == 'RGB' else 'GRAYSCALE'}_{reduction}")
         flags |= 0 if seen.turned else cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(buffer, flags)
@@ -109,31 +102,24 @@ def unpack(data: bytes, seen: Look, side: int) -> np.ndarray | None:
 
 
 def guarded_resizer(rule: ImageDownload) -> Any:
-    """An img2dataset Resizer, shorter side to `image_size`. Its error messages are reasons (`look`).
+    """Returns an img2dataset Resizer to a shorter side of `image_size`. Its error messages are the reasons of `look`.
 
-    Its `prepare(data)` may be called ahead in any thread; what is prepared is handed out when the same bytes object comes by.
+    `ahead(data)` prepares a picture in any thread; the resizer then returns the result for the same bytes object.
     """
     from img2dataset.resizer import Resizer
 
     cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # each broken picture would get a page
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would print a page for each broken picture
 
     class GuardedResizer(Resizer):
         def __init__(self) -> None:
-            super().__init__(
-                rule.image_size,
-                "keep_ratio",
-                resize_only_if_bigger=False,
-                encode_quality=rule.encode_quality,
-                encode_format="jpg",
-            )
+            options = {"encode_quality": rule.encode_quality, "encode_format": "jpg"}
+            super().__init__(rule.image_size, "keep_ratio", resize_only_if_bigger=False, **options)
             self._ready: dict[int, tuple[bytes, Prepared]] = {}
 
         def ahead(self, data: bytes) -> None:
-            self._ready[id(data)] = (
-                data,
-                self.prepare(data),
-            )  # the bytes are kept, so that their identity stays theirs
+            # The bytes are kept with the result, so that no other object can take their id.
+            self._ready[id(data)] = data, self.prepare(data)
 
         def __call__(self, stream: io.BytesIO, blurring_bbox_list: Any = None) -> Prepared:
             data = stream.getvalue()
@@ -143,24 +129,22 @@ def guarded_resizer(rule: ImageDownload) -> Any:
         def prepare(self, data: bytes) -> Prepared:
             seen = look(data, rule.max_pixels)
             shorter, longer = sorted((seen.width, seen.height))
-            kept = (
-                longer * self.image_size / max(shorter, 1)
-            )  # a thin line grows long when its shorter side is made `image_size`
+            # A thin line grows long when its shorter side becomes `image_size`.
+            kept = longer * self.image_size / max(shorter, 1)
             if not seen.problem and (kept > LONGEST_JPEG or kept * self.image_size > rule.max_pixels):
                 seen = Look("too_many_pixels")
             if seen.problem:
                 return None, None, None, None, None, seen.problem
             with _one_large if seen.width * seen.height > LARGE_PIXELS else contextlib.nullcontext():
                 try:
-                    pixels = unpack(data, seen, self.image_size)
-                    if pixels is None:
-                        raise ValueError
-                    return self._encoded(pixels, seen)
-                except Exception:  # as above; out of memory among it
+                    return self._encoded(unpack(data, seen, self.image_size), seen)
+                except Exception:  # as above, MemoryError included
                     return None, None, None, None, None, "undecodable"
 
-        def _encoded(self, pixels: np.ndarray, seen: Look) -> Prepared:
-            if pixels.ndim == 3 and pixels.shape[2] == 4:  # onto white
+        def _encoded(self, pixels: np.ndarray | None, seen: Look) -> Prepared:
+            if pixels is None:
+                raise ValueError
+            if pixels.ndim == 3 and pixels.shape[2] == 4:  # transparent pictures are laid over white
                 alpha = pixels[:, :, 3, np.newaxis]
                 flat = alpha / 255 * pixels[..., :3] + 255 - alpha
                 pixels = np.rint(flat.clip(min=0, max=255)).astype(np.uint8)
@@ -168,11 +152,8 @@ def guarded_resizer(rule: ImageDownload) -> Any:
             scale = self.image_size / min(height, width)
             size = max(1, round(width * scale)), max(1, round(height * scale))
             if size != (width, height):
-                pixels = cv2.resize(
-                    pixels,
-                    size,
-                    interpolation=self.downscale_interpolation if scale < 1 else self.upscale_interpolation,
-                )
+                how = self.downscale_interpolation if scale < 1 else self.upscale_interpolation
+                pixels = cv2.resize(pixels, size, interpolation=how)
             done, picture = cv2.imencode(".jpg", pixels, params=self.encode_params)
             if not done:
                 raise ValueError
@@ -184,11 +165,9 @@ def guarded_resizer(rule: ImageDownload) -> Any:
 
 
 def _whole(data: bytes, form: str) -> bool:
-    """Whether a picture's end is there: OpenCV fills what is missing of a JPEG with grey and says nothing."""
-    if form in ("JPEG", "MPO"):
+    """Says whether a picture's end is present: OpenCV fills the missing part of a JPEG with grey without an error."""
+    if form in JPEGS:
         return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
     if form == "PNG":
         return b"IEND" in data
-    if form == "WEBP":
-        return len(data) >= int.from_bytes(data[4:8], "little") + 8
-    return True
+    return form != "WEBP" or len(data) >= int.from_bytes(data[4:8], "little") + 8
