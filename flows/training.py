@@ -140,7 +140,7 @@ def _worker(config: dict[str, Orders]) -> None:
     import ray.train
     import ray.train.torch
 
-    from mav.training.process.preemption import PreemptedError, tell_to_end
+    from mav.training.process.preemption import PreemptedError, request_termination
 
     orders = config["orders"]
     context = ray.train.get_context()
@@ -151,7 +151,7 @@ def _worker(config: dict[str, Orders]) -> None:
     place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
     result: dict[str, Any]
     try:
-        with every(1.0, lambda: tell_to_end() if orders.work.exists(STOP) else None):
+        with every(1.0, lambda: request_termination() if orders.work.exists(STOP) else None):
             result = {"metrics": _run(orders, report, **place)}
     except PreemptedError:
         if orders.work.exists(STOP):
@@ -165,10 +165,10 @@ def _worker(config: dict[str, Orders]) -> None:
 
 def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """In a Ray task, whose worker ends when it is told to."""
-    from mav.training.process.preemption import PreemptedError, told_to_end
+    from mav.training.process.preemption import PreemptedError, catch_termination_signals
 
     try:
-        with told_to_end():
+        with catch_termination_signals():
             return _run(orders, report)
     except PreemptedError:
         sys.exit(TERMINATED)  # the driver, unless it is being stopped itself, starts another, which goes on
