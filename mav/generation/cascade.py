@@ -58,8 +58,6 @@ class Cascade:
         networks = {name: load_network(inputs[stage], device) for name, stage in NETWORKS.items()}
         return cls(recipe.cascade, ClipModel.load(inputs["clip"], device), **networks, device=device)
 
-    # ---------------------------------------------------------------------------------------------------- the uses
-
     def sample(
         self, prompts: list[str], seeds: Sequence[int], generate: Generate, *, time: bool = True,
         progress: ProgressCallback = None,
@@ -145,11 +143,10 @@ class CascadeBatch:
     def finish(self, clip: Tensor, embedding: Tensor) -> np.ndarray:
         """F^, SR_l^t and SR_h: from a decoded clip to the finished video, uint8 (B, F, H, W, 3)."""
         video = self.upsample_high(self.upsample_low(self.fill(clip, embedding)))
-        pixels: np.ndarray = rearrange(to_pixels(video), "b t c h w -> b t h w c").cpu().numpy()
-        return pixels
+        return rearrange(to_pixels(video), "b t c h w -> b t h w c").cpu().numpy()
 
     def fill(self, clip: Tensor, embedding: Tensor) -> Tensor:
-        """F^ in windows: (B, F, ...) to (B, (F - 1) * skip + 1, ...). A window knows the last frame of the one before."""
+        """F^ in windows: (B, F, ...) to (B, (F - 1) * skip + 1, ...). Windows overlap by one frame."""
         skip, frames = self.cascade.sizes.frame_skip, clip.shape[1]
         long = clip.new_zeros(len(clip), (frames - 1) * skip + 1, *clip.shape[2:])
         known = torch.zeros(long.shape[1], dtype=torch.bool, device=clip.device)
@@ -198,8 +195,6 @@ class CascadeBatch:
         sizes, upsample_part = self.cascade.sizes, partial(self._super_resolve, "sr_high", self.generate.sr_high)
         parts = clip.split(sizes.frames, dim=1)
         return torch.cat([upsample_part(part, [0] * part.shape[1], sizes.high_size, {}) for part in parts], dim=1)
-
-    # --------------------------------------------------------------------------------------------- what they share
 
     def _super_resolve(
         self, name: str, sampling: Sampling, clip: Tensor, frames: Sequence[int], size: int, extra: dict[str, Tensor]

@@ -89,12 +89,9 @@ class ClipModel(nn.Module):
                     clip.sources[f"clip.{key}"] = hashlib.file_digest(file, "sha256").hexdigest()
         return clip
 
-    # -------------------------------------------------------------------------------------------------------- encoding
-
     def tokenize(self, texts: list[str]) -> Tensor:
         """BPE tokens, int64 (B, context), padded with zeros; every value fits uint16. Longer texts are cut."""
-        tokens: Tensor = self._tokenizer(texts) if texts else torch.zeros(0, self.context, dtype=torch.long)
-        return tokens
+        return self._tokenizer(texts) if texts else torch.zeros(0, self.context, dtype=torch.long)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embeds pictures, uint8 (B, 3, H, W) of any size, as (B, d) of unit norm.
@@ -109,13 +106,11 @@ class ClipModel(nn.Module):
             x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 255)
             top, left = (size[0] - side) // 2, (size[1] - side) // 2
             x = x[..., top : top + side, left : left + side]
-        embedding: Tensor = self.model.encode_image((x / 255 - self.mean) / self.std, normalize=True)
-        return embedding
+        return self.model.encode_image((x / 255 - self.mean) / self.std, normalize=True)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embeds tokens, int64 (B, context), as (B, d) of unit norm."""
-        embedding: Tensor = self.model.encode_text(tokens, normalize=True)
-        return embedding
+        return self.model.encode_text(tokens, normalize=True)
 
     def contrastive_loss(self, pixels: Tensor, tokens: Tensor) -> Tensor:
         """CLIP's symmetric cross-entropy over the batch, a scalar.
@@ -149,8 +144,6 @@ class ClipModel(nn.Module):
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self.eval()
-
-    # ----------------------------------------------------------------------------------------------------------- heads
 
     @torch.no_grad()
     def scores(self, image_embedding: Tensor) -> dict[str, Tensor]:
@@ -191,8 +184,6 @@ class ClipModel(nn.Module):
             counts = {"rows": len(rows), "held_out": int(held.sum())}
             statistics[name] = counts | {"cut": cut, "auc": area_under_curve(guess, positive), "accuracy": accuracy}
         return statistics
-
-    # --------------------------------------------------------------------------------------------------------- storage
 
     def save(self, folder: Folder) -> None:
         """Writes clip.safetensors, clip.json and, when there are heads, heads.safetensors."""
@@ -244,8 +235,7 @@ def _built(config: ClipConfig) -> nn.Module:
     vision = {"layers": (blocks,) * 4, "width": width, "head_width": 2 * width, "image_size": size}
     text = {"context_length": config.text_context, "width": config.text_width}
     text |= {"heads": config.text_heads, "layers": config.text_layers}
-    model: nn.Module = CLIP(config.embedding_dim, vision, text)
-    return model
+    return CLIP(config.embedding_dim, vision, text)
 
 
 def _named(architecture: str) -> nn.Module:
@@ -260,5 +250,4 @@ def _named(architecture: str) -> nn.Module:
             "for example ViT-L-14."
         )
     parts = {key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in config}
-    model: nn.Module = CLIP(**parts)
-    return model
+    return CLIP(**parts)

@@ -215,8 +215,7 @@ class UNet(nn.Module):
     def _run(self, block: nn.Module, depth: int, *inputs: Any) -> Tensor:
         """Runs a block; the backward pass recomputes its activations on the first `checkpoint_levels` levels."""
         recomputed = self.training and depth < self.config.checkpoint_levels
-        output: Tensor = checkpoint(block, *inputs, use_reentrant=False) if recomputed else block(*inputs)
-        return output
+        return checkpoint(block, *inputs, use_reentrant=False) if recomputed else block(*inputs)
 
     def _check(self, x: Tensor, time: bool, given: dict[str, Tensor | None]) -> None:
         """Raises ValueError when the clip or the conditions are not what the network takes."""

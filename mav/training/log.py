@@ -19,9 +19,6 @@ class Log:
         self.steps = 0
         self.bad = torch.full((), -1, dtype=torch.long, device=device)
 
-    def add_loss(self, loss: Tensor) -> None:
-        self.loss += loss
-
     def end_step(self, norm: Tensor, samples: int) -> None:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         self.norm += norm

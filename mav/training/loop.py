@@ -140,7 +140,7 @@ def train(
             with nullcontext() if part == o.accumulation - 1 else spread_out.no_sync(), autocast:
                 loss = task.loss(forward, batch, draws)
                 (loss / o.accumulation).backward()
-            log.add_loss(loss.detach() / o.accumulation)
+            log.loss += loss.detach() / o.accumulation
 
         # ---- the step, and the averages
         norm = nn.utils.clip_grad_norm_(trained, o.gradient_clip, foreach=True)

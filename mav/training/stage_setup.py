@@ -39,20 +39,20 @@ class StageSetup:
 
     def images(self, size: int) -> BatchSource:
         """Images with their embeddings; size 0 leaves the pixels out."""
-        from mav.data.loading.loaders import ImageSource
-
         if self.source is not None:
             return self.source
+        from mav.data.loading.loaders import ImageSource
+
         embeds, share = self.inputs["image-embed"], self.section.optimisation.corrupted_share
         download = self.inputs.get("image-download", embeds)
         return ImageSource(download, embeds, size, self.recipe.seed, size > 0, share)
 
     def clips(self) -> BatchSource:
         """Clips at SR_l's resolution, which CLIP sees. The base size is averaged from it."""
-        from mav.data.loading.loaders import ClipSource
-
         if self.source is not None:
             return self.source
+        from mav.data.loading.loaders import ClipSource
+
         section, cascade, o = self.section, self.recipe.cascade, self.section.optimisation
         shards, frames = self.inputs["video-shards"], section.frames or cascade.frames
         return ClipSource(shards, frames, cascade.low_size, self.recipe.seed, section.fps, o.samples, o.corrupted_share)

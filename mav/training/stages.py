@@ -118,8 +118,7 @@ def clip_training(setup: StageSetup) -> TrainingTask:
     rows = source
 
     def loss(network: nn.Module, batch: Batch, draws: Draws) -> Tensor:
-        output: Tensor = network(batch["pixels"], batch["tokens"])
-        return output
+        return network(batch["pixels"], batch["tokens"])
 
     @torch.no_grad()
     def finish(out: Folder) -> dict[str, Any]:

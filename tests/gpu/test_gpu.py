@@ -35,7 +35,7 @@ class Pictures:
 
 
 def test_described_memory_is_what_training_takes(tmp_path):
-    """Two steps of `single-gpu`'s decoder in bfloat16 take its state, the activations of a micro-batch, and little else."""
+    """Two steps of `single-gpu`'s decoder in bfloat16 take its state, a micro-batch's activations, and little else."""
     recipe = load_recipe("single-gpu")
     section = recipe.train_decoder
     o = section.optimisation

@@ -58,8 +58,8 @@ def test_tokens_are_clips_own_and_fit_uint16(clip):
 
 def test_equal_captions_share_their_target(clip):
     images, tokens = pixels(4, 32, 32), clip.tokenize(["a red circle"] * 4)
-    # With one caption only, nothing can be distinguished: for any weights the loss is at least the entropy of the shared
-    # target, log 4.
+    # With one caption only, nothing can be distinguished: for any weights the loss is at least log 4, the entropy of
+    # the shared target.
     assert float(clip.contrastive_loss(images, tokens)) >= np.log(4) - 1e-4
 
 

@@ -39,7 +39,7 @@ def test_exponents_are_the_published_ones():
 
 @pytest.mark.parametrize("width", OFFERED)
 def test_an_average_that_was_not_kept_is_rebuilt(width):
-    """For 500 parameters of 1,600 random steps, the rebuilt average is within 4 % of the one that was computed directly."""
+    """For 500 parameters and 1,600 random steps, the rebuilt average is within 4 % of the one computed directly."""
     torch.manual_seed(0)
     steps, walker = 1600, torch.nn.Parameter(torch.zeros(500))
     kept = {each: Ema([walker], power_decay(each)) for each in KEPT}

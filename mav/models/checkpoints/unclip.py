@@ -36,10 +36,6 @@ class Carried:
     fresh: tuple[str, ...]  # the network's that kept their own start
     unused: tuple[str, ...]  # the file's that have no place in the network
 
-    def __str__(self) -> str:
-        fresh, unused = (f"{len(names)} ({_some(names)})" for names in (self.fresh, self.unused))
-        return f"{len(self.carried)} parameters carried over; starting fresh: {fresh}; of the file not used: {unused}"
-
 
 @torch.no_grad()
 def start_from(network: UNet | Prior, state: State, key: str) -> Carried:
@@ -71,36 +67,23 @@ def start_from(network: UNet | Prior, state: State, key: str) -> Carried:
 # ---------------------------------------------------------------------------------------------------------------- prior
 
 PRIOR = {  # Karlo's name -> diffusers'
-    r"^time_embed\.0\.": "time_embedding.linear_1.",
-    r"^time_embed\.2\.": "time_embedding.linear_2.",
-    r"^clip_img_proj\.": "proj_in.",
-    r"^text_emb_proj\.": "embedding_proj.",
-    r"^text_enc_proj\.": "encoder_hidden_states_proj.",
-    r"^prd_emb$": "prd_embedding",
-    r"^final_ln\.": "norm_out.",
-    r"^out_proj\.": "proj_to_clip_embeddings.",
-    r"^transformer\.resblocks\.": "transformer_blocks.",
-    r"\.ln_1\.": ".norm1.",
-    r"\.ln_2\.": ".norm3.",
-    r"\.mlp\.c_fc\.": ".ff.net.0.proj.",
-    r"\.mlp\.c_proj\.": ".ff.net.2.",
-    r"\.attn\.c_proj\.": ".attn1.to_out.0.",
-}
+    r"^time_embed\.0\.": "time_embedding.linear_1.", r"^time_embed\.2\.": "time_embedding.linear_2.",
+    r"^clip_img_proj\.": "proj_in.", r"^text_emb_proj\.": "embedding_proj.",
+    r"^text_enc_proj\.": "encoder_hidden_states_proj.", r"^prd_emb$": "prd_embedding",
+    r"^final_ln\.": "norm_out.", r"^out_proj\.": "proj_to_clip_embeddings.",
+    r"^transformer\.resblocks\.": "transformer_blocks.", r"\.ln_1\.": ".norm1.",
+    r"\.ln_2\.": ".norm3.", r"\.mlp\.c_fc\.": ".ff.net.0.proj.",
+    r"\.mlp\.c_proj\.": ".ff.net.2.", r"\.attn\.c_proj\.": ".attn1.to_out.0.",
+}  # fmt: skip
 OUR_PRIOR = {  # diffusers' name -> ours
-    r"time_embedding\.linear_1\.": "step.0.",
-    r"time_embedding\.linear_2\.": "step.2.",
-    r"proj_in\.": "noised.",
-    r"embedding_proj\.": "text.",
-    r"norm_out\.": "norm.",
-    r"proj_to_clip_embeddings\.": "output.",
-    r"transformer_blocks\.": "blocks.",
-    r"\.norm3\.": ".norm2.",
-    r"\.ff\.net\.0\.proj\.": ".widen.",
-    r"\.ff\.net\.2\.": ".narrow.",
-    r"\.attn1\.to_out\.0\.": ".attention.output.",
-    r"^positional_embedding$": "position",
+    r"time_embedding\.linear_1\.": "step.0.", r"time_embedding\.linear_2\.": "step.2.",
+    r"proj_in\.": "noised.", r"embedding_proj\.": "text.",
+    r"norm_out\.": "norm.", r"proj_to_clip_embeddings\.": "output.",
+    r"transformer_blocks\.": "blocks.", r"\.norm3\.": ".norm2.",
+    r"\.ff\.net\.0\.proj\.": ".widen.", r"\.ff\.net\.2\.": ".narrow.",
+    r"\.attn1\.to_out\.0\.": ".attention.output.", r"^positional_embedding$": "position",
     r"^prd_embedding$": "query",
-}
+}  # fmt: skip
 
 
 def _prior_names(state: State, heads: int) -> dict[str, Tensor]:
@@ -132,23 +115,16 @@ def _prior(theirs: dict[str, Tensor]) -> Offered:
 # -------------------------------------------------------------------------------------------------------------- decoder
 
 TOP = {  # Karlo's name -> diffusers', for its text projection model those of that model
-    r"^time_embed\.0\.": "time_embedding.linear_1.",
-    r"^time_embed\.2\.": "time_embedding.linear_2.",
-    r"^input_blocks\.0\.0\.": "conv_in.",
-    r"^out\.0\.": "conv_norm_out.",
-    r"^out\.2\.": "conv_out.",
-    r"^clip_emb\.": "clip_image_embeddings_project_to_time_embeddings.",
+    r"^time_embed\.0\.": "time_embedding.linear_1.", r"^time_embed\.2\.": "time_embedding.linear_2.",
+    r"^input_blocks\.0\.0\.": "conv_in.", r"^out\.0\.": "conv_norm_out.",
+    r"^out\.2\.": "conv_out.", r"^clip_emb\.": "clip_image_embeddings_project_to_time_embeddings.",
     r"^clip_tok_proj\.": "clip_extra_context_tokens_proj.",
-    r"^cf_param$": "learned_classifier_free_guidance_embeddings",
-    r"in_layers\.0\.": "norm1.",
-    r"in_layers\.2\.": "conv1.",
-    r"emb_layers\.1\.": "time_emb_proj.",
-    r"out_layers\.0\.": "norm2.",
-    r"out_layers\.3\.": "conv2.",
-    r"skip_connection\.": "conv_shortcut.",
-    r"(attentions\.\d+)\.norm\.": r"\1.group_norm.",
+    r"^cf_param$": "learned_classifier_free_guidance_embeddings", r"in_layers\.0\.": "norm1.",
+    r"in_layers\.2\.": "conv1.", r"emb_layers\.1\.": "time_emb_proj.",
+    r"out_layers\.0\.": "norm2.", r"out_layers\.3\.": "conv2.",
+    r"skip_connection\.": "conv_shortcut.", r"(attentions\.\d+)\.norm\.": r"\1.group_norm.",
     r"proj_out\.": "to_out.0.",
-}
+}  # fmt: skip
 SPLIT = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_proj")}
 OUR_UNET = {  # ours -> diffusers', outside the blocks
     "input.spatial": "conv_in",
@@ -159,13 +135,10 @@ OUR_UNET = {  # ours -> diffusers', outside the blocks
     "time.outer": "time_embedding.linear_2",
 }
 OUR_BLOCK = {  # ours -> diffusers', in a block; {0} is its ResNet, {1} its attention
-    "res.norm1": "{0}.norm1",
-    "res.conv1.spatial": "{0}.conv1",
-    "res.conv2.spatial": "{0}.conv2",
-    "res.skip": "{0}.conv_shortcut",
-    "attention.norm": "{1}.group_norm",
-    "attention.spatial.output": "{1}.to_out.0",
-}
+    "res.norm1": "{0}.norm1", "res.conv1.spatial": "{0}.conv1",
+    "res.conv2.spatial": "{0}.conv2", "res.skip": "{0}.conv_shortcut",
+    "attention.norm": "{1}.group_norm", "attention.spatial.output": "{1}.to_out.0",
+}  # fmt: skip
 
 
 def _unet_names(state: State, levels: int, head_channels: int, key: str) -> dict[str, Tensor]:
@@ -284,7 +257,3 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
     for pattern, new in table.items():
         name = re.sub(pattern, new, name)
     return name
-
-
-def _some(names: tuple[str, ...], shown: int = 4) -> str:
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "") if names else "none"

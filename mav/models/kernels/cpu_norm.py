@@ -13,8 +13,7 @@ def norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu:
     """Computes what `dispatch.frame_norm` describes."""
     if torch.compiler.is_compiling():
         return _norm_operator(x, groups, eps, scale, shift, silu)[0]
-    y: Tensor = _Norm.apply(x, groups, eps, scale, shift, silu)
-    return y
+    return _Norm.apply(x, groups, eps, scale, shift, silu)
 
 
 def _forward(

@@ -34,8 +34,7 @@ def temporal_convolution(clip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     clip: (B, C, T, H*W) channels-last; weight: (C, C, K, 1), K odd; bias: (C,).
     """
     if _is_plain_cpu(clip):
-        y: Tensor = TemporalConvolution.apply(clip, weight, bias)
-        return y
+        return TemporalConvolution.apply(clip, weight, bias)
     return F.conv2d(clip, weight, bias, padding=(weight.shape[2] // 2, 0))
 
 
