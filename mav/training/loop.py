@@ -27,7 +27,7 @@ from mav.training.post_hoc import PostHoc, due
 from mav.training.process.preemption import PreemptedError, TerminationRequest
 from mav.training.process.stall import step_made
 from mav.training.sharding import gather, spread
-from mav.training.validation import Batch, Validation
+from mav.training.validation import Batch, LossAtLevel, Validation
 
 
 class BatchSource(Protocol):
@@ -35,15 +35,12 @@ class BatchSource(Protocol):
 
     def batch(self, first: int, count: int) -> Batch:
         """Returns the samples number first .. first + count - 1 of the training."""
-        ...
 
     def __len__(self) -> int:
         """The number of distinct samples."""
-        ...
 
     def hold_out(self, count: int, total: int) -> Batch:
         """Takes `count` samples out of a training of `total` for good, and returns them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,7 @@ class TrainingTask:
     source: BatchSource
     loss: Callable[[nn.Module, Batch, Draws], Tensor]  # mean loss of the batch's rows, a scalar
     finish: Callable[[Folder], dict[str, Any]] = lambda out: {}  # writes the artifact's network; returns metrics
-    loss_at: Callable[[nn.Module, Batch, Draws, float], Tensor] | None = (
-        None  # the loss at a noise level, for validation
-    )
+    loss_at: LossAtLevel | None = None  # for validation
     frozen: frozenset[str] = frozenset()  # parameters that are not trained for the first `frozen_samples`
     frozen_samples: int = 0
     identity: str = ""  # digest of all that must be equal to continue a checkpoint

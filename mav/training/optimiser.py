@@ -22,8 +22,8 @@ def make_optimiser(
         if parameter.requires_grad:
             groups.setdefault((parameter.ndim >= 2, name in frozen), []).append(parameter)
     described: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": o.weight_decay * decays, "frozen_samples": frozen_samples * late}
-        for (decays, late), parameters in sorted(groups.items(), reverse=True)
+        {"params": parameters, "weight_decay": o.weight_decay * decays, "frozen_samples": frozen_samples * held}
+        for (decays, held), parameters in sorted(groups.items(), reverse=True)
     ]
     fused = torch.device(device).type in ("cpu", "cuda")
     optimiser = torch.optim.AdamW(described, lr=o.learning_rate, betas=o.betas, eps=o.eps, fused=fused)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mav.models.clip import ClipModel
 from mav.models.unet import UNet
 from mav.recipes import Recipe
 from mav.storage import Folder
@@ -36,6 +37,15 @@ class StageSetup:
         if not isinstance(network, UNet):
             raise ValueError(f"{self.inputs[stage].url} holds a prior, not a U-Net")
         return network.requires_grad_(True)
+
+    def captioned_images(self, clip: ClipModel) -> BatchSource:
+        """Images of CLIP's size, with their captions as its tokens."""
+        if self.source is not None:
+            return self.source
+        from mav.data.loading.loaders import CaptionedImages
+
+        download, share = self.inputs["image-download"], self.section.optimisation.corrupted_share
+        return CaptionedImages(download, clip.image_size, self.recipe.seed, clip.tokenize, share)
 
     def images(self, size: int) -> BatchSource:
         """Images with their embeddings; size 0 leaves the pixels out."""

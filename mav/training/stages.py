@@ -79,12 +79,12 @@ def run_stage(
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device, "cluster": recipe.cluster}
     state = train(task, setup.section.optimisation, recipe.seed, work, report=report, **place)
     # The metrics: losses, what was read, and the average that was chosen.
-    metrics: dict[str, Any] = {"samples": state.samples, "data_samples": len(task.source)}
-    metrics["read"] = dict(getattr(task.source, "counts", {}))
+    metrics: dict[str, Any] = {"samples": state.samples}
     if state.curves:
         metrics["loss"] = state.curves[-1]["loss"]
     if state.best_loss is not None:
         metrics |= {"validation": state.best_loss, "validation_samples": state.best_samples}
+    metrics |= {"data_samples": len(task.source), "read": dict(getattr(task.source, "counts", {}))}
     if state.widths:
         metrics["average_width"] = min(state.widths, key=state.widths.__getitem__)
         metrics["validation_by_width"] = {str(width): loss for width, loss in state.widths.items()}
@@ -106,16 +106,9 @@ def seeded(seed: int, stage: str) -> Iterator[None]:
 
 
 def clip_training(setup: StageSetup) -> TrainingTask:
-    """The demo's CLIP: contrastive training, then heads fitted on the rows of known score. A pretrained CLIP only gets
-    the heads that it lacks."""
-    recipe, device = setup.recipe, setup.device
-    clip, source = ClipModel.create(recipe.clip), setup.source
-    if source is None:
-        from mav.data.loading.loaders import CaptionedImages
-
-        share = recipe.clip.optimisation.corrupted_share
-        source = CaptionedImages(setup.inputs["image-download"], clip.image_size, recipe.seed, clip.tokenize, share)
-    rows = source
+    """The demo's CLIP: contrastive training, then heads for the scores. A pretrained CLIP only gets missing heads."""
+    clip, device = ClipModel.create(setup.recipe.clip), setup.device
+    source = setup.captioned_images(clip)
 
     def loss(network: nn.Module, batch: Batch, draws: Draws) -> Tensor:
         return network(batch["pixels"], batch["tokens"])
@@ -123,9 +116,9 @@ def clip_training(setup: StageSetup) -> TrainingTask:
     @torch.no_grad()
     def finish(out: Folder) -> dict[str, Any]:
         # One epoch: every row once.
-        firsts = range(0, len(rows), CLIP_BATCH)
-        parts = [rows.batch(first, min(CLIP_BATCH, len(rows) - first)) for first in firsts]
-        if not recipe.clip.pretrained:
+        firsts = range(0, len(source), CLIP_BATCH)
+        parts = [source.batch(first, min(CLIP_BATCH, len(source) - first)) for first in firsts]
+        if not setup.section.pretrained:
             clip.measure_batch_norms(torch.cat([part["pixels"] for part in parts[:BATCH_NORM_BATCHES]]).to(device))
         embeddings = torch.cat([clip.encode_image(part["pixels"].to(device)).cpu() for part in parts])
         scores = {name: torch.cat([part[name] for part in parts]) for name in ("punsafe", "pwatermark")}
@@ -133,7 +126,7 @@ def clip_training(setup: StageSetup) -> TrainingTask:
         clip.save(out)
         return {"heads": statistics}
 
-    return TrainingTask(setup.stage, clip, rows, loss, finish)
+    return TrainingTask(setup.stage, clip, source, loss, finish)
 
 
 def prior_training(setup: StageSetup) -> TrainingTask:

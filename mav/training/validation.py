@@ -12,6 +12,7 @@ from mav.diffusion.noise import Draws
 LEVELS = (0.125, 0.375, 0.625, 0.875)  # noise steps as shares of all: the middles of four equal parts
 
 Batch = dict[str, Tensor]
+LossAtLevel = Callable[[nn.Module, Batch, Draws, float], Tensor]  # mean loss of the rows at one of the levels
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Validation:
     first: int  # number of the first of them
     chunk: int  # samples in a forward pass
     key: tuple[int | str, ...]  # of their random numbers
-    loss: Callable[[nn.Module, Batch, Draws, float], Tensor]  # mean loss of rows at a level
+    loss: LossAtLevel
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, device: str) -> dict[str, float]:

@@ -126,7 +126,7 @@ def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, path, silu):
 
 
 def test_a_norms_gradient_is_laid_out_as_its_input_whatever_came_to_it():
-    """The fake kernel that inductor sees says the same."""
+    """The fake kernel, from which inductor takes the layout, agrees."""
     x, gradient = channels_last(4, 16, 3, 3), torch.randn(9, 4, 16).permute(1, 2, 0).unflatten(2, (3, 3))
     statistics, per_channel = torch.ones(4, 4), torch.ones(1, 16)
     given = (gradient, x, statistics, statistics, per_channel, per_channel, True)
