@@ -167,24 +167,30 @@ class UNet(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Predicts from a noisy clip what the network's objective asks for: (B, T, out_channels, H, W).
 
-        x: (B, T, C, H, W). t: (B,) noise step in 0..1000. time: False switches every temporal layer off, so that the
-        frames are T independent images. keep: (B,) bool, False where the embedding is dropped. embedding: (B, d) of
-        unit norm. fps: (B,). low: (B, T, 3, H, W), the low-resolution input, upsampled. low_noise: (B,), its noise
-        level in 0..1. known: (B, T, 4, H, W), see `known_frames`. Raises ValueError for what the network does not take.
+        x: (B, T, C, H, W). t: noise step in 0..1000, (B,) of clips or (B, T) of their frames. time: False switches
+        every temporal layer off, so that the frames are T independent images. keep: (B,) bool, False where the
+        embedding is dropped. embedding: (B, d) of unit norm. fps: (B,). low: (B, T, 3, H, W), the low-resolution input,
+        upsampled. low_noise: (B,), its noise level in 0..1. known: (B, T, 4, H, W), see `known_frames`. Raises
+        ValueError for what the network does not take.
         """
         self._check(x, time, {"embedding": embedding, "low": low, "known": known, "fps": fps})
         b, n = x.shape[:2]
         frames = n if time and self.config.max_frames else 0
 
-        # The conditions: one vector for each clip, and CLIP's tokens for attention.
-        condition, context = self.time(t), None
+        # Known frames are clean in the input too, at the step of clean frames, which the network knows how to read.
+        if known is not None:
+            given = known[:, :, 3:] > 0
+            x, t = torch.where(given, known[:, :, :3].to(x), x), torch.where(given[:, :, 0, 0, 0], 0, t.view(b, -1))
+
+        # The conditions: one vector for each clip, or for each frame, and CLIP's tokens for attention.
+        condition, context, each = self.time(t.flatten()), None, t.numel() // b
         if self.fps is not None and frames:
-            condition = condition + self.fps(fps)
+            condition = condition + self.fps(fps).repeat_interleave(each, 0)
         if self.clip is not None:
             addition, context = self.clip(embedding, keep)
-            condition = condition + addition
+            condition = condition + addition.repeat_interleave(each, 0)
         if self.low_noise is not None and low_noise is not None:
-            condition = condition + self.low_noise(1000 * low_noise)
+            condition = condition + self.low_noise(1000 * low_noise).repeat_interleave(each, 0)
         condition = F.silu(condition)
 
         # The inputs.

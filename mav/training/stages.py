@@ -186,7 +186,9 @@ def _with_clip(setup: StageSetup, network: UNet) -> TrainingTask:
         x0 = downsample(to_unit(pixels), setup.recipe.cascade.base_size)
         conditions = {"embedding": embedding, "fps": batch["fps"]}
         if network.config.masked_frames:
-            conditions["known"] = known_frames(x0, random_mask(draws, x0.shape[1]).to(x0.device))
+            conditions["known"] = known_frames(
+                x0, random_mask(draws, x0.shape[1], setup.recipe.cascade.frame_skip).to(x0.device)
+            )
         return x0, conditions
 
     return _diffusion(setup, network, source, prepare)
