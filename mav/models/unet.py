@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mav.models import pseudo3d
+from mav.models.kernels.layout import weights_channels_last
 from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, sinusoid, zero
 from mav.recipes import Level, UNetConfig
 
@@ -158,7 +159,7 @@ class UNet(nn.Module):
         self.output_norm = FrameNorm(first)
         self.output = PseudoConv3d(first, config.out_channels, video=video)
         zero(self.output.spatial)
-        channels_last(self)
+        weights_channels_last(self)
 
     def forward(
         self, x: Tensor, t: Tensor, *, time: bool = True, keep: Tensor | None = None, embedding: Tensor | None = None,
@@ -254,17 +255,6 @@ class UNet(nn.Module):
         # By default dynamo allows a function eight graphs; here one function is that of all blocks.
         for block in blocks:
             block.compile(fullgraph=True, dynamic=False, recompile_limit=8 * len(blocks))
-
-
-def channels_last(net: nn.Module) -> None:
-    """Lays the weights of convolutions out in memory as their activations are.
-
-    The weights are copied, because `contiguous` leaves the strides of 1x1 kernels as they are. Those are not the
-    strides of their gradients, so DDP would copy each of these gradients.
-    """
-    for parameter in net.parameters():
-        if parameter.ndim == 4:
-            parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)
 
 
 def _to_images(clip: Tensor) -> Tensor:
