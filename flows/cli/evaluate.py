@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, Runs, device, open_graph
+from flows.cli.options import Json, Runs, device, open_graph, require_folder
 from flows.services.terminal import ProgressLine, plain_table, table_console
 from mav.errors import UserError
 from mav.recipes import Cluster, Evaluate
@@ -89,6 +89,8 @@ def evaluate(
     for name, folder in (("--videos", videos), ("--real", real)):
         if folder and not Folder(folder).exists():
             raise UserError(f"{folder} is not there: name a folder with {name}.")
+    for name, folder in (("--out", str(out)), ("--cache", cache)):
+        require_folder(name, folder, written=True)
     demo = "demo" in chosen.networks or chosen.name == "interpolation-demo"
     loaded = load_recipe(recipe) if demo else None
     target = Folder(str(out))

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mav.errors import UserError
+from mav.storage.patterns import matching_paths
 
 Row = dict[str, Any]
 
@@ -24,11 +25,7 @@ def matching(sources: Sequence[str], key: str) -> list[str]:
     """
     paths: list[str] = []
     for source in sources:
-        if "*" not in source:
-            paths.append(source)
-            continue
-        fs, pattern = fsspec.core.url_to_fs(source)
-        found = sorted(fs.unstrip_protocol(path) if "://" in source else path for path in fs.glob(pattern))
+        found = matching_paths(source)
         if not found:
             raise UserError(f"No file matches {source}: correct `{key}`.")
         paths += found
