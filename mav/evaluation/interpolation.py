@@ -24,7 +24,7 @@ from mav.evaluation.measure import RESULT, Report, flat
 from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import TOO_FEW, prepare, whole_video
-from mav.evaluation.sets import VIDEO_ENDINGS, read_set
+from mav.evaluation.sets import VIDEO_ENDINGS, read_set, visible
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.recipes import Evaluate, Recipe
 from mav.storage import Folder
@@ -88,8 +88,10 @@ def measure_interpolation(
     reported. Raises UserError when no clip can be compared.
     """
     prep = protocol.preparation(None) if protocol.name != "interpolation-demo" else Preparation(frames=0)
-    names = [name for name in truth.names() if name.lower().endswith(VIDEO_ENDINGS)][: protocol.samples]
-    theirs = {PurePosixPath(name).stem: name for name in videos.names() if name.lower().endswith(VIDEO_ENDINGS)}
+    names = [name for name in visible(truth.names()) if name.lower().endswith(VIDEO_ENDINGS)][: protocol.samples]
+    theirs = {
+        PurePosixPath(name).stem: name for name in visible(videos.names()) if name.lower().endswith(VIDEO_ENDINGS)
+    }
     measured = Middles(skip)
     for number, name in enumerate(names):
         try:

@@ -1,11 +1,13 @@
 """Reads videos of any system: mp4 and other containers, GIF, folders of PNG or JPEG frames, tensors in npy or pt files.
 
 The videos of a folder are assigned to the prompts they were made for: by `videos.json` ([{"file", "prompt"}, ...]),
-else by the number that is their name (00042.mp4 belongs to prompt 42, counted from 0), else they are sorted by name.
+else by the number that is the name of most of them (00042.mp4 belongs to prompt 42, counted from 0), else by the prompt
+that is their name (VBench's `a boat-0.mp4`), else they are sorted by name. What belongs to no video is left aside.
 """
 
 import io
 import posixpath
+import re
 from dataclasses import dataclass
 
 import av
@@ -16,11 +18,12 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 from mav.data.videos.video_io import open_video
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation
-from mav.evaluation.sets import VIDEO_ENDINGS
+from mav.evaluation.sets import VIDEO_ENDINGS, visible
 from mav.storage import Folder
 
 PICTURES = (".png", ".jpg", ".jpeg")
 TENSORS = (".npy", ".pt")
+ENDINGS = (*VIDEO_ENDINGS, *TENSORS, ".gif")
 LIST = "videos.json"
 # The reasons why a video cannot be used that are counted by their own name; all others count as "unreadable".
 TOO_FEW, SIZES, BAD_FRAME, NOT_FINITE = "too few frames", "frames of several sizes", "an unreadable frame", "not finite"
@@ -52,15 +55,34 @@ def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple
     if folder.exists(LIST):
         return _listed(folder, set(names), samples)
     stems = {name: posixpath.splitext(posixpath.basename(name))[0] for name in names}
-    if all(stem.isdecimal() and stem.isascii() for stem in stems.values()):
-        by_number = {int(stem): name for name, stem in stems.items()}
-        files = [by_number.get(index, "") for index in range(samples)]
-        texts: tuple[str, ...] = prompts
+    numbers = {int(stem): name for name, stem in stems.items() if stem.isdecimal() and stem.isascii()}
+    texts: tuple[str, ...] = prompts
+    if 2 * len(numbers) >= len(names):
+        files = [numbers.get(index, "") for index in range(samples)]
+    elif any(named := _named(names, prompts)):
+        files = [*named, *[""] * samples][:samples]
     else:
         files = [*names[:samples], *[""] * (samples - len(names))]
         texts = ()  # the prompt of a file is unknown
     entries = [Entry(i, name, texts[i] if i < len(texts) else "") for i, name in enumerate(files)]
     return entries, len(names) - sum(bool(name) for name in files)
+
+
+def _named(names: list[str], prompts: tuple[str, ...]) -> list[str]:
+    """Returns for each prompt the video whose name is the prompt, or the prompt and a number: the first of several."""
+    found: dict[str, str] = {}
+    for name in names:
+        stem = posixpath.basename(name)
+        stem = posixpath.splitext(stem)[0] if posixpath.splitext(stem)[1].lower() in ENDINGS else stem
+        for text in (stem, re.sub(r"-\d+$", "", stem)):
+            found.setdefault(text, name)
+    return [found.get(prompt.replace("/", "_"), "") for prompt in prompts]
+
+
+def left_aside(folder: Folder, entries: list[Entry]) -> list[str]:
+    """Returns the files below a folder that belong to none of these videos."""
+    used = {entry.file for entry in entries}
+    return [n for n in folder.names() if n != LIST and n not in used and posixpath.dirname(n) not in used - {""}]
 
 
 def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry], int]:
@@ -81,9 +103,9 @@ def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry],
 def _names(folder: Folder) -> list[str]:
     """Returns the videos below a folder, sorted; a folder of pictures is one video."""
     found = set()
-    for name in folder.names():
+    for name in visible(folder.names()):
         ending = posixpath.splitext(name)[1].lower()
-        if ending in (*VIDEO_ENDINGS, *TENSORS, ".gif"):
+        if ending in ENDINGS:
             found.add(name)
         elif ending in PICTURES and "/" in name:
             found.add(posixpath.dirname(name))
@@ -180,7 +202,7 @@ def _gif(data: bytes, preparation: Preparation) -> np.ndarray:
 
 def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.ndarray:
     inside = folder.child(name)
-    pictures = [file for file in inside.names() if file.lower().endswith(PICTURES) and "/" not in file]
+    pictures = [file for file in visible(inside.names()) if file.lower().endswith(PICTURES) and "/" not in file]
     pictures.sort(key=lambda file: (len(file), file))  # frame2 comes before frame10
     if not pictures:
         raise FileNotFoundError(name)

@@ -9,7 +9,6 @@ by which a rater is left out is fixed here, in advance.
 import hashlib
 import io
 import itertools
-import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,8 +129,7 @@ def pairs_of(
 def _by_prompt(folder: Folder, prompts: Sequence[str]) -> dict[str, str]:
     """Returns prompt -> file of a system's folder."""
     entries = [entry for entry in find_videos(folder, tuple(prompts), len(prompts))[0] if entry.file]
-    stems = [posixpath.splitext(posixpath.basename(entry.file))[0] for entry in entries]
-    if not folder.exists(LIST) and not all(stem.isdecimal() for stem in stems):
+    if not folder.exists(LIST) and not all(entry.prompt for entry in entries):
         problem = f"Nothing says which prompt each video of {folder.url} was made for"
         raise UserError(f"{problem}: number the files as the prompts.")
     return {entry.prompt: entry.file for entry in entries}
