@@ -69,10 +69,14 @@ def as_sent(header: str) -> str:
     return before.replace("\\", "/") + mark + query
 
 
-def percent_encoded(address: bytes) -> str:
-    """Returns an address as text; its bytes that are not UTF-8 are percent-encoded."""
-    text = address.decode("utf-8", "surrogateescape")
-    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)
+def percent_encoded(address: bytes | str) -> str:
+    """Returns an address as text that can be stored; its bytes that are not UTF-8 are percent-encoded.
+
+    In a text they are what the error handler `surrogateescape` made of them; other lone surrogates become U+FFFD.
+    """
+    text = address.decode("utf-8", "surrogateescape") if isinstance(address, bytes) else address
+    text = re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def split_url(url: str) -> urllib.parse.SplitResult:
