@@ -110,16 +110,15 @@ def load_cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[R
 def _read_image(path: Path, sizes: CascadeSizes) -> np.ndarray:
     """Returns a picture's central square at the cascade's final size, uint8 (S, S, 3)."""
     import numpy as np
-    from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    from mav.data.images.pictures import read_picture
 
     size = (sizes.high_size, sizes.high_size)
-    # Photo editors write more text into PNGs than the 1 MB that Pillow allows.
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(ImageOps.fit(upright, size, Image.Resampling.LANCZOS))
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        picture = Image.fromarray(read_picture(path.read_bytes()))
+        return np.asarray(ImageOps.fit(picture, size, Image.Resampling.LANCZOS))
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} is not a picture that can be read ({reason}): give a jpg, png or webp.") from None
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from mav.data.images.pictures import read_picture
 from mav.data.videos.video_io import open_video
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation
@@ -209,9 +210,8 @@ def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.nda
     frames = []
     for index in central_indices(len(pictures), 0.0, preparation.frames, 0.0):
         try:
-            with Image.open(io.BytesIO(inside.read_bytes(pictures[index]))) as image:
-                frames.append(np.asarray(image.convert("RGB")))
-        except PICTURE_ERRORS:
+            frames.append(read_picture(inside.read_bytes(pictures[index])))
+        except ValueError:
             raise ValueError(BAD_FRAME) from None
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(SIZES)
