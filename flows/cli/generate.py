@@ -128,13 +128,14 @@ def _read_clip(path: Path, sizes: CascadeSizes) -> np.ndarray:
     import numpy as np
     from PIL import Image, ImageOps
 
-    from mav.data.videos.video_io import open_video, read_frames
+    from mav.data.videos.shown import ShownVideo
 
     size = (sizes.high_size, sizes.high_size)
     try:
-        total = len(open_video(str(path)))
-        frames = read_frames(str(path), np.linspace(0, total - 1, sizes.frames).round().astype(int))
-    except ValueError as error:
+        shown = ShownVideo(path.read_bytes())
+        frames = shown.frames(np.linspace(0, len(shown) - 1, sizes.frames).round().astype(int).tolist())
+    except (OSError, ValueError) as error:
+        error = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({error}): give an mp4, webm, mov or avi.") from None
     fitted = [ImageOps.fit(Image.fromarray(frame), size, Image.Resampling.LANCZOS) for frame in frames]
     return np.stack([np.asarray(frame) for frame in fitted])
