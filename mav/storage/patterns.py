@@ -20,8 +20,9 @@ def matching_paths(url: str) -> list[str]:
     base, rest = posixpath.dirname(path), [posixpath.basename(path)]
     while "*" in base and not fs.isdir(base):
         base, rest = posixpath.dirname(base), [posixpath.basename(base), *rest]
-    found = _below(fs, base, "/".join(re.sub(r"([\[?])", r"[\1]", part) for part in rest))
-    found = found or sorted(map(str, fs.glob(path)))
+    pattern = "/".join(rest)
+    names = re.sub(r"([\[?])", r"[\1]", pattern)
+    found = _below(fs, base, names) or _below(fs, base, pattern) or sorted(map(str, fs.glob(path)))
     return [fs.unstrip_protocol(name) for name in found] if "://" in url else found
 
 
