@@ -122,7 +122,7 @@ def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """Refuses a mapping that has a key twice: YAML libraries forget the first without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:

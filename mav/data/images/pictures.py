@@ -8,7 +8,6 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -43,7 +42,7 @@ class Look:
     keyed: bool = False  # a PNG in which one level of grey is transparent
 
 
-def look(data: bytes, max_pixels: int, formats: Sequence[str] | None = FORMATS) -> Look:
+def look(data: bytes, max_pixels: int, formats: tuple[str, ...] | None = FORMATS) -> Look:
     """Reads headers only, so that a decompression bomb is refused before it is decoded. formats: None takes all.
 
     Reasons to refuse are not_an_image, truncated, too_many_pixels and undecodable.

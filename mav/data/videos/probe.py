@@ -52,7 +52,8 @@ def _is_cut(data: bytes) -> bool:
         return size not in NO_SIZE and size + 8 > len(data) + 1
     if data[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
         return False
-    at, found = 0, set()
+    at = 0
+    found: set[bytes] = set()
     while at + 8 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else len(data) - at if size == 0 else size
