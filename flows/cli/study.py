@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json
+from flows.cli.options import Json, require_folder
 from flows.services.ports import port_is_free
 from flows.services.terminal import plain_table, table_console
 from mav.errors import UserError
@@ -58,6 +58,7 @@ def freeze(
             remedy = "give a name, = and a folder that is there, for example film=outputs/film"
             raise UserError(f"--system {named}: {remedy}.")
         systems[name] = Folder(folder)
+    require_folder("--out", str(out), written=True)
     target = Folder(str(out))
     if target.exists(STUDY):
         raise UserError(

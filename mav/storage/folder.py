@@ -10,6 +10,7 @@ import posixpath
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import has_magic
 from typing import IO, Any
 
 import fsspec
@@ -157,8 +158,13 @@ class Folder:
     def remove(self, name: str = "") -> None:
         """Removes a file, or the whole folder. It is no error when nothing is there."""
         path = self.path(name)
-        if self.fs.exists(path):
+        if not self.fs.exists(path):
+            return
+        if self.local or not has_magic(path):
             self.fs.rm(path, recursive=True)
+        else:  # other storages would take brackets in the name for a pattern
+            for found in self.fs.find(path):
+                self.fs.rm_file(found)
 
     def sha256(self, name: str, size: int = SMALL) -> str:
         """Returns a file's digest. A known small `size` lets remote storage answer in one request."""
