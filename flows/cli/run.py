@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, open_graph
+from flows.engine.owners import recipe_owner, record
 from flows.engine.retry import retry_failed
 from flows.engine.run import Run
 from flows.engine.stage import Node
@@ -30,11 +31,15 @@ RETRY_HELP = "Of a stage that fetches: try again just the rows that failed for a
 @app.command()
 def run(recipe: RecipeName, until: Until = "", runs: Runs = "runs", set_: Set = None) -> None:
     """Build everything a recipe describes; what is done already is left alone."""
-    _, graph, store = open_graph(recipe, set_, runs)
+    loaded, graph, store = open_graph(recipe, set_, runs)
     wanted = graph.until(until) if until else list(graph.nodes.values())
     if all(store.find(node) for node in wanted):
         done = f"all {len(wanted)} stages of {recipe} are done in {store.root.url}"
         print(f"Nothing to do: {done}. See `mav status {recipe}`.")
+        try:  # another recipe may have built them
+            record(recipe_owner(recipe), store, wanted, loaded)
+        except OSError as error:  # of a folder that may only be read
+            print(f"Not recorded that {recipe} needs them ({error.strerror}): `mav clean` there may remove them.")
         return
     _run_flow(recipe, runs, set_, until=until)
 

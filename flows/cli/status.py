@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.options import Json, RecipeName, Runs, Set, nothing_built, open_graph
+from flows.engine.owners import recipe_folder
 from flows.services.terminal import ProgressLine, plain_table, spinner
 from mav.errors import UserError
 
@@ -111,7 +112,7 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     views = stage_views(graph.nodes.values(), store, loaded.name)
     if all(view.artifact is None for view in views):
         raise nothing_built(recipe, store)
-    folder = store.root.child(f"reports/{loaded.name}")
+    folder = store.root.child(f"reports/{recipe_folder(recipe)}")
     with spinner("Gathering what the stages made"):
         write_report(loaded, views, folder)
     print(folder.path("index.html"))

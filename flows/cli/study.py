@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import Json
+from flows.engine.owners import record_artifact
 from flows.services.ports import port_is_free
 from flows.services.terminal import plain_table, table_console
 from mav.errors import UserError
@@ -93,6 +94,7 @@ def serve(
         )
     needed = raters or _raters_needed(pairs, frozen.session, frozen.raters)
     page = make_app(database, Folder(study))
+    record_artifact(f"the votes in {folder.resolve()}", study)
     links = _write_links(database, folder / LINKS, needed, (url or f"http://{host}:{port}").rstrip("/"))
     if not port_is_free(port, host):
         raise UserError(f"Port {port} of {host} is taken: choose another with --port.")

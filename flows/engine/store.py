@@ -12,6 +12,7 @@ SILENT_SECONDS = 30.0  # a run without a heartbeat for this long counts as dead
 SHOWN_FINGERPRINT = 16  # hex digits of a fingerprint that are used in paths
 
 State = Literal["done", "stale", "missing", "failed", "running"]
+Place = tuple[str, str]  # stage, shown fingerprint
 
 
 class Store:
@@ -19,6 +20,11 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.root = Folder(os.path.abspath(url) if "://" not in url else url)
+
+    @staticmethod
+    def place(node: Node) -> Place:
+        """Returns the stage and the shown fingerprint, which name the folders of a node."""
+        return node.name, node.fingerprint[:SHOWN_FINGERPRINT]
 
     def artifact(self, node: Node) -> Folder:
         """Returns the folder of a stage's artifact, whether or not it exists."""

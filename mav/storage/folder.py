@@ -155,9 +155,11 @@ class Folder:
         self.write_bytes(name, canonical_json(value))
 
     def remove(self, name: str = "") -> None:
-        """Removes a file, or the whole folder. It is no error when nothing is there."""
+        """Removes a file, or the whole folder; of a link only the link. It is no error when nothing is there."""
         path = self.path(name)
-        if self.fs.exists(path):
+        if self.local and os.path.islink(path):
+            os.unlink(path)
+        elif self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
     def sha256(self, name: str, size: int = SMALL) -> str:
