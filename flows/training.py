@@ -141,7 +141,7 @@ def _worker(config: dict[str, Orders]) -> None:
     import ray.train
     import ray.train.torch
 
-    from mav.training.process.preemption import PreemptedError, tell_to_end
+    from mav.training.process.preemption import PreemptedError, request_termination
 
     orders = config["orders"]
     context = ray.train.get_context()
@@ -152,7 +152,7 @@ def _worker(config: dict[str, Orders]) -> None:
     place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
     result: dict[str, Any]
     try:
-        with every(1.0, lambda: tell_to_end() if orders.work.exists(STOP) else None):
+        with every(1.0, lambda: request_termination() if orders.work.exists(STOP) else None):
             result = {"metrics": _run(orders, report, **place)}
     except PreemptedError:
         if orders.work.exists(STOP):
@@ -166,10 +166,10 @@ def _worker(config: dict[str, Orders]) -> None:
 
 def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Runs in a Ray task whose process may be told to end."""
-    from mav.training.process.preemption import PreemptedError, told_to_end
+    from mav.training.process.preemption import PreemptedError, catch_termination_signals
 
     try:
-        with told_to_end():
+        with catch_termination_signals():
             return _run(orders, report)
     except PreemptedError:
         sys.exit(TERMINATED)  # unless it is being stopped itself, the driver starts another task, which goes on
@@ -181,7 +181,7 @@ def _run(
     """Runs the stage's loop in the present process and returns the stage's metrics."""
     import torch
 
-    from mav.training.board import Board, WandbBoard
+    from mav.training.monitoring.board import Board, WandbBoard
     from mav.training.process.memory import keep_freed_memory
     from mav.training.process.stall import ended_when_stalled
     from mav.training.stages import run_stage

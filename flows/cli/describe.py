@@ -31,11 +31,11 @@ def short(number: float) -> str:
 def describe(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
     """Parameters, arithmetic and memory of every network of a recipe; nothing is allocated or trained."""
     from mav.generation.cascade import NETWORKS
-    from mav.training.describe import describe as measure
+    from mav.training.network_costs import network_costs
 
     loaded = load_recipe(recipe, set_ or ())
     with spinner("Counting on shapes alone"):
-        components = measure(loaded)
+        components = network_costs(loaded)
     if json_:
         print(json.dumps([dataclasses.asdict(c) for c in components], indent=2))
         return

@@ -41,7 +41,7 @@ class TarWriter(contextlib.AbstractContextManager["TarWriter"]):
     """Writes samples in key order with fixed headers (USTAR, mode 0644, owner 0, time 0)."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 (closed by __exit__)
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._last = ""
 
     def __exit__(self, *exception: Any) -> None:

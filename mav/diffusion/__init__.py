@@ -1,1 +1,1 @@
-"""Diffusion: noise schedules, what a network predicts, guidance and samplers. torch only."""
+"""Diffusion: noise schedules, what a network predicts, guidance and samplers. It imports torch and einops only."""

@@ -1,4 +1,4 @@
-"""From a network to a denoiser: x_t and a step in, the clean sample out, with classifier-free guidance in one batch."""
+"""A denoiser made of a network: x_t and a step in, the clean sample out, with classifier-free guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,20 +10,17 @@ from mav.diffusion.objective import base_kind, to_x0
 from mav.diffusion.schedule import Schedule, make_schedule
 from mav.recipes import Objective
 
-DROPPABLE = (
-    "embedding",
-    "text_embedding",
-)  # the conditions that training drops, so that guidance has something to lean on
+DROPPABLE = ("embedding", "text_embedding")  # the conditions that training drops, which is what guidance needs
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A trained network with its conditions: `denoiser(x_t, t)` gives the clean sample it sees.
+    """A trained network with its conditions: `denoiser(x_t, t)` predicts the clean sample.
 
-    guidance: 1 = none; otherwise x0 = uncond + guidance (cond - uncond), both halves in one forward. Mixing x0, eps or v is the same thing.
-    rescale: share of the way back to the conditioned prediction's own spread (Lin et al. 2023, section 3.4), against over-exposure.
-    clip: hold pixels in [-1, 1]; not for embeddings.
-    Frames that F^ was given (`conditions["known"]`) stand in x0 as they are.
+    guidance: 1 = none; otherwise x0 = uncond + guidance (cond - uncond), both from one forward pass. Mixing x0, eps or
+    v is equivalent. rescale: share of the way back to the standard deviation of the conditioned prediction (Lin et al.
+    2023, section 3.4), against over-exposure. clip: limits pixels to [-1, 1]; not for embeddings. time: passed on to
+    U-Nets; the prior has no layers over time. The frames that F^ is given (`conditions["known"]`) are copied into x0.
     """
 
     network: Callable[..., Tensor]
@@ -32,18 +29,18 @@ class Denoiser:
     guidance: float = 1.0
     rescale: float = 0.0
     clip: bool = True
-    time: bool | None = None  # passed on to U-Nets; the prior has no time layers
+    time: bool | None = None
 
     @property
     def schedule(self) -> Schedule:
         return make_schedule(self.objective)
 
     def __call__(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        """x_t: (B, ...). Returns x0 of the same shape, and the learned variance's channels when the network has them."""
+        """x_t: (B, ...). Returns x0 of the same shape, and the channels of a learned variance or None."""
         rows, schedule = len(x_t), self.schedule
+        # With guidance the first half of the batch has the condition and the second half has not.
         guided = self.guidance != 1.0 and any(name in self.conditions for name in DROPPABLE)
-        conditions = self.conditions
-        x = x_t
+        conditions, x = self.conditions, x_t
         if guided:
             conditions = {name: torch.cat([value, value]) for name, value in conditions.items()}
             conditions["keep"] = torch.arange(2 * rows, device=x_t.device) < rows
@@ -51,6 +48,7 @@ class Denoiser:
         step = torch.full((len(x),), t, dtype=torch.long)
         options = {} if self.time is None else {"time": self.time}
         output = self.network(x, schedule.network_time(step).to(x.device), **conditions, **options).float()
+        # The clean sample that the output amounts to.
         variance = None
         if self.objective.prediction == "eps_learned_sigma":
             output, variance = output.chunk(2, dim=2)
@@ -61,13 +59,14 @@ class Denoiser:
             with_condition, without = x0.chunk(2)
             x0 = torch.lerp(without, with_condition, self.guidance)
             if self.rescale:
-                own, now = _spread(with_condition), _spread(x0)
-                x0 = x0 * (1 + self.rescale * (own / now.clamp_min(1e-8) - 1))
+                wanted, found = _deviation(with_condition), _deviation(x0)
+                x0 = x0 * (1 + self.rescale * (wanted / found.clamp_min(1e-8) - 1))
         if "known" in self.conditions:
             given, mask = self.conditions["known"].split([3, 1], dim=2)
             x0 = torch.where(mask > 0, given, x0)
         return (x0.clamp(-1, 1) if self.clip else x0), variance
 
 
-def _spread(x: Tensor) -> Tensor:
+def _deviation(x: Tensor) -> Tensor:
+    """The standard deviation of each sample, shaped to multiply it."""
     return x.flatten(1).std(1).view((-1,) + (1,) * (x.ndim - 1))

@@ -1,7 +1,7 @@
 """What a network predicts (x0, eps, v, or the paper's eps with a learned variance), and the loss it is trained with.
 
-With x_t = alpha x_0 + sigma eps, the three predictions are the same knowledge: v = alpha eps - sigma x_0 (Salimans and Ho 2022). Losses
-carry min-SNR weights (Hang et al. 2023), which make the three the same loss too:
+With x_t = alpha x_0 + sigma eps, the three predictions can be converted into one another: v = alpha eps - sigma x_0
+(Salimans and Ho 2022). Losses have min-SNR weights (Hang et al. 2023), which make the three losses the same too:
 
     min(snr, g) |dx_0|^2  =  min(snr, g) / snr |deps|^2  =  min(snr, g) / (snr + 1) |dv|^2
 """
@@ -20,21 +20,21 @@ VLB_WEIGHT = 0.001  # of the variational bound in the hybrid loss (improved DDPM
 
 
 def to_x0(prediction: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """The clean sample that a prediction of `kind` (x0, eps, v) amounts to."""
+    """Converts a prediction of `kind` (x0, eps, v) into the clean sample."""
     if kind == "x0":
         return prediction
     if kind == "v":
         return alpha * x_t - sigma * prediction
-    return (x_t - sigma * prediction) / alpha.clamp_min(1e-4)  # eps: alpha is 0 where the terminal SNR is
+    return (x_t - sigma * prediction) / alpha.clamp_min(1e-4)  # with zero terminal SNR alpha is 0 at the last step
 
 
 def to_eps(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The noise that a clean sample leaves in x_t."""
+    """Converts a clean sample into the noise that is left in x_t."""
     return (x_t - alpha * x0) / sigma.clamp_min(1e-8)
 
 
 def target(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, kind: str) -> Tensor:
-    """What a network of `kind` should have said."""
+    """The right output of a network that predicts `kind`."""
     return {"x0": x0, "eps": eps}[kind] if kind != "v" else alpha * eps - sigma * x0
 
 
@@ -54,36 +54,33 @@ def base_kind(objective: Objective) -> str:
 
 
 def diffusion_loss(
-    network: Callable[..., Tensor],
-    x0: Tensor,
-    conditions: dict[str, Tensor],
-    objective: Objective,
-    schedule: Schedule,
-    draws: Draws,
-    level: float | None = None,
-) -> Tensor:
+    network: Callable[..., Tensor], x0: Tensor, conditions: dict[str, Tensor], objective: Objective, schedule: Schedule,
+    draws: Draws, level: float | None = None,
+) -> Tensor:  # fmt: skip
     """Each sample's weighted squared error, (B,), for clean samples x0 (B, T, C, H, W) or (B, d).
 
-    Draws, per sample: the step, the noise, and whether the condition is dropped (as `keep`; only for networks that have one to drop).
-    level: the step for all, as a share of the schedule's, instead of drawn ones.
+    It draws for each sample the step, the noise, and whether the condition is dropped (as `keep`, only for networks
+    that have one to drop). level: the step of all samples as a share of the schedule's, instead of drawn ones.
     """
+    # Noise and steps.
     t = draws.integers(schedule.steps) if level is None else torch.full((len(draws),), int(level * schedule.steps))
     noise = draws.normal(*x0.shape[1:]).to(x0)
     if objective.shared_noise and x0.ndim == 5:
         noise = mix(noise, draws.normal(1, *x0.shape[2:]).to(x0), objective.shared_noise)
     if "embedding" in conditions or "text_embedding" in conditions:
         conditions = conditions | {"keep": (draws.uniform() >= objective.condition_dropout).to(x0.device)}
+    # The prediction and its error.
     x_t = schedule.noised(x0, noise, t)
     output = network(x_t, schedule.network_time(t).to(x0.device), **conditions).float()
     kind = base_kind(objective)
     mean, variance = output.chunk(2, dim=2) if objective.prediction == "eps_learned_sigma" else (output, None)
     alpha, sigma = schedule.at(t, x0)
     error = (mean - target(x0, noise, alpha, sigma, kind)).square()
-    if (
-        "known" in conditions
-    ):  # F^ answers for the frames it was not given; copying the others teaches nothing about motion
+    # The loss of F^ is of the frames it was not given: to copy the others teaches nothing about motion.
+    if "known" in conditions:
         unknown = 1 - conditions["known"][:, :, 3:]
         error = error * unknown * (unknown[0].numel() / unknown.flatten(1).sum(1).view(-1, 1, 1, 1, 1))
+    # The weighted mean, and the term that trains the variance.
     error = error.flatten(1).mean(1)
     loss = error * weights(schedule.snr[t].to(error), objective.min_snr_gamma, kind)
     if variance is not None:
@@ -91,12 +88,14 @@ def diffusion_loss(
     return loss
 
 
-# --------------------------------------------------------------------------------------- learned variance (improved DDPM)
+# ------------------------------------------------------------------------------------- learned variance (improved DDPM)
 
 
 def posterior(x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean of q(x_s | x_t, x_0) for an earlier step s (-1 = clean), and the two ends of its variance as logarithms:
-    the posterior's own, and the forward step's (beta). All shaped to x_t."""
+    """The mean of q(x_s | x_t, x_0) for an earlier step s (-1 = clean), and two logarithms of variances, shaped to x_t.
+
+    The variances are the two ends for a learned one: the posterior's own, and beta, that of the forward step.
+    """
     alpha_t, sigma_t = schedule.at(t, x_t)
     alpha_s, sigma_s = schedule.at(s.clamp_min(0), x_t)
     clean = (s < 0).view(alpha_s.shape).to(x_t.device)
@@ -109,36 +108,31 @@ def posterior(x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor, schedule: Schedule)
 
 
 def learned_log_variance(fraction: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The network's channel in [-1, 1] chooses between the two ends, in the log domain (improved DDPM, eq. 15)."""
+    """Interpolates the two ends in the log domain by the network's channel in [-1, 1] (improved DDPM, eq. 15)."""
     share = (fraction + 1) / 2
     return share * high + (1 - share) * low
 
 
 def _vlb(x0: Tensor, x_t: Tensor, eps: Tensor, fraction: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Each sample's term of the variational bound in bits per dimension; teaches the variance only, as the mean is detached."""
+    """Each sample's variational bound in bits per dimension. It trains the variance only: the mean is detached."""
     alpha, sigma = schedule.at(t, x_t)
     first = (t == 0).view(alpha.shape).to(x_t.device)
-    # At step 0 the posterior's own variance is 0; improved DDPM clips it to step 1's.
     true_mean, true_log, high = posterior(x0, x_t, t, t - 1, schedule)
+    # At step 0 the posterior's own variance is 0; improved DDPM clips it to that of step 1.
     one = torch.ones_like(t)
     _, floor, _ = posterior(x0, x_t, one, one - 1, schedule)
     true_log = torch.where(first, floor, true_log)
     mean, _, _ = posterior(to_x0(eps, x_t, alpha, sigma, "eps"), x_t, t, t - 1, schedule)
     log_variance = learned_log_variance(fraction, true_log, high)
-    kl = 0.5 * (
-        log_variance
-        - true_log
-        + (true_log - log_variance).exp()
-        + (true_mean - mean).square() * (-log_variance).exp()
-        - 1
-    )
+    distance = (true_mean - mean).square() * (-log_variance).exp()
+    kl = 0.5 * (log_variance - true_log + (true_log - log_variance).exp() + distance - 1)
     likelihood = -_discrete_log_likelihood(x0, mean, 0.5 * log_variance)
     bits = torch.where(first, likelihood, kl) / math.log(2.0)
     return bits.flatten(1).mean(1)
 
 
 def _discrete_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log p of 8-bit values in [-1, 1] under a Gaussian integrated over each value's bin (DDPM, eq. 13)."""
+    """log p of 8-bit values in [-1, 1] under a Gaussian that is integrated over each value's bin (DDPM, eq. 13)."""
 
     def cdf(z: Tensor) -> Tensor:
         return 0.5 * (1 + torch.erf(z / 2**0.5))

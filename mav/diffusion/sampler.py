@@ -1,7 +1,8 @@
 """Samplers: DDIM (Song et al. 2020), ancestral (Ho et al. 2020) and DPM-Solver++(2M) (Lu et al. 2022).
 
-All three walk the same "trailing" steps from pure noise to the clean sample, ask the denoiser once a step, and draw noise only from what
-they are given, so a sample is a function of its own seed. DDIM and DPM-Solver++ are deterministic after the first draw.
+All three take the same "trailing" steps from pure noise to the clean sample and call the denoiser once a step. Their
+noise comes only from the caller, so a sample is a function of its own seed. DDIM and DPM-Solver++ are deterministic
+after the first draw.
 """
 
 from collections.abc import Callable
@@ -14,29 +15,27 @@ from mav.diffusion.objective import learned_log_variance, posterior, to_eps
 from mav.diffusion.schedule import Schedule
 from mav.recipes import Sampling
 
+Noise = Callable[[], Tensor]  # returns the next tensor of standard normal noise, of the samples' shape
+
 
 @torch.inference_mode()
 def sample(
-    denoiser: Denoiser,
-    noise: Callable[[], Tensor],
-    sampling: Sampling,
-    progress: Callable[[int, int], None] | None = None,
+    denoiser: Denoiser, noise: Noise, sampling: Sampling, progress: Callable[[int, int], None] | None = None
 ) -> Tensor:
-    """A batch of clean samples. `noise()` gives the next tensor of standard normal noise, of the samples' shape."""
+    """Samples a batch; `progress` is called with the steps done and the number of steps."""
     schedule = denoiser.schedule
     steps = schedule.trailing(sampling.steps)
     x = noise()
     last: tuple[Tensor, int] | None = None
     for index, t in enumerate(steps):
-        s = steps[index + 1] if index + 1 < len(steps) else -1  # -1: clean
+        s = steps[index + 1] if index + 1 < len(steps) else -1  # -1 is the clean sample
         x0, variance = denoiser(x, t)
         if sampling.sampler == "ddim":
             x = _ddim(x, x0, t, s, schedule)
         elif sampling.sampler == "ancestral":
             x = _ancestral(x, x0, variance, t, s, schedule, noise)
         else:
-            x = _dpm_solver(x, x0, last, t, s, schedule)
-            last = (x0, t)
+            x, last = _dpm_solver(x, x0, last, t, s, schedule), (x0, t)
         if progress:
             progress(index + 1, len(steps))
     return x
@@ -50,15 +49,15 @@ def _level(schedule: Schedule, t: int) -> tuple[Tensor, Tensor]:
 
 
 def _ddim(x: Tensor, x0: Tensor, t: int, s: int, schedule: Schedule) -> Tensor:
-    """Keep the noise, change the mix: x_s = alpha_s x0 + sigma_s eps."""
+    """Mixes the same noise with the clean sample again, at the next level: x_s = alpha_s x0 + sigma_s eps."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = _level(schedule, t), _level(schedule, s)
     return alpha_s.to(x) * x0 + sigma_s.to(x) * to_eps(x0, x, alpha_t.to(x), sigma_t.to(x))
 
 
 def _ancestral(
-    x: Tensor, x0: Tensor, variance: Tensor | None, t: int, s: int, schedule: Schedule, noise: Callable[[], Tensor]
+    x: Tensor, x0: Tensor, variance: Tensor | None, t: int, s: int, schedule: Schedule, noise: Noise
 ) -> Tensor:
-    """A draw from q(x_s | x_t, x0), with the learned variance where there is one, else the posterior's own."""
+    """Draws from q(x_s | x_t, x0), with the learned variance if there is one, otherwise with the posterior's own."""
     rows = torch.ones(len(x), dtype=torch.long)
     mean, low, high = posterior(x0, x, t * rows, s * rows, schedule)
     if s < 0:
@@ -68,7 +67,7 @@ def _ancestral(
 
 
 def _dpm_solver(x: Tensor, x0: Tensor, last: tuple[Tensor, int] | None, t: int, s: int, schedule: Schedule) -> Tensor:
-    """Second-order multistep in the log of alpha / sigma, on the data prediction; the last step, to the clean sample, is x0 itself."""
+    """A second-order multistep in the log of alpha / sigma, on x0. The last step, to the clean sample, is x0 itself."""
     if s < 0:
         return x0
     (alpha_t, sigma_t), (alpha_s, sigma_s) = _level(schedule, t), _level(schedule, s)

@@ -1,6 +1,7 @@
-"""Noise schedules: x_t = alpha_t x_0 + sigma_t noise, with alpha^2 + sigma^2 = 1 and discrete steps t = 0 (least noise) .. steps - 1."""
+"""Noise schedules: x_t = alpha_t x_0 + sigma_t noise with alpha^2 + sigma^2 = 1, at steps t = 0 .. steps - 1."""
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -9,15 +10,15 @@ from torch import Tensor
 
 from mav.recipes import Objective
 
-NETWORK_STEPS = 1000.0  # networks are told the step on this scale, whatever the number of steps
+NETWORK_STEPS = 1000.0  # networks get the step on this scale, whatever the number of steps
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Tables of one schedule, in float64."""
+    """The tables of one schedule, in float64, (steps,) each."""
 
-    alpha: Tensor  # (steps,)
-    sigma: Tensor  # (steps,)
+    alpha: Tensor
+    sigma: Tensor
 
     @property
     def steps(self) -> int:
@@ -29,7 +30,7 @@ class Schedule:
         return (self.alpha / self.sigma) ** 2
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of steps t (B,), shaped to multiply `like` (B, ...). Steps live on the CPU, as the tables do."""
+        """alpha and sigma of steps t (B,), shaped to multiply `like` (B, ...). Steps and tables are on the CPU."""
         shape = (-1,) + (1,) * (like.ndim - 1)
         return self.alpha[t].to(like).view(shape), self.sigma[t].to(like).view(shape)
 
@@ -39,12 +40,15 @@ class Schedule:
         return alpha * clean + sigma * noise
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Steps t as the networks are told them, 0..1000, float32."""
+        """Steps t on the networks' scale, 0..1000, float32."""
         return t.float() * (NETWORK_STEPS / self.steps)
 
     def trailing(self, count: int) -> list[int]:
-        """`count` sampling steps from the noisiest down, evenly spaced and ending above 0 ("trailing": the last step of training is the
-        first of sampling, which zero terminal SNR needs; Lin et al. 2023)."""
+        """`count` sampling steps from the noisiest down, evenly spaced and ending above 0.
+
+        The first step of sampling is the last one of training, which zero terminal SNR needs ("trailing", Lin et al.
+        2023).
+        """
         if not 1 <= count <= self.steps:
             raise ValueError(f"{count} sampling steps do not fit a schedule of {self.steps}: choose 1 to {self.steps}")
         return [round(self.steps * (count - i) / count) - 1 for i in range(count)]
@@ -52,23 +56,18 @@ class Schedule:
 
 @functools.lru_cache(maxsize=32)
 def make_schedule(objective: Objective) -> Schedule:
-    """The schedule an objective names: cosine (Nichol and Dhariwal 2021) or linear (Ho et al. 2020), then zero terminal SNR and shift."""
+    """Makes an objective's schedule: cosine (Nichol and Dhariwal 2021) or linear (Ho et al. 2020)."""
     steps = objective.steps
     if objective.schedule == "cosine":
-
-        def level(u: float) -> float:
-            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-
-        betas = torch.tensor(
-            [min(1 - level((i + 1) / steps) / level(i / steps), 0.999) for i in range(steps)], dtype=torch.float64
-        )
+        level = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        betas = torch.tensor([min(1 - b / a, 0.999) for a, b in itertools.pairwise(level)], dtype=torch.float64)
     else:
         scale = 1000 / steps
         betas = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64).clamp(max=0.999)
     alpha = (1 - betas).cumprod(0).sqrt()
     if objective.zero_terminal_snr:  # Lin et al. 2023, algorithm 1
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-    if objective.shift != 1.0:  # simple diffusion (Hoogeboom et al. 2023): log-SNR lowered by 2 log(shift)
+    if objective.shift != 1.0:  # simple diffusion (Hoogeboom et al. 2023): the log-SNR is lowered by 2 log(shift)
         odds = alpha.square() / (1 - alpha.square()) / objective.shift**2
         alpha = (odds / (1 + odds)).sqrt()
     return Schedule(alpha, (1 - alpha.square()).sqrt())

@@ -1,1 +1,1 @@
-"""The trained cascade at work: text to video, image to video, transitions and variations."""
+"""Generation with the trained cascade: text to video, image to video, transitions and variations."""

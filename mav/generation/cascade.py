@@ -1,19 +1,21 @@
 """The trained cascade y = SR_h . SR_l^t . F^ . D^t . P (Make-A-Video section 3), and its uses.
 
-Every use ends in the same three networks: F^ fills in frames, SR_l^t and SR_h add pixels. They differ in where the first frames come
-from: a text (`sample`), one image (`animate`), two images (`interpolate`) or a video (`vary`). F^ and SR_l^t see `frames` frames at a
-time, so a video's length does not change the memory it takes. All noise belongs to a sample's own seed: a video does not depend on the
-batch it was made in.
+Every use ends in the same three networks: F^ fills in frames, SR_l^t and SR_h add pixels. The uses differ in where the
+first frames come from: a text (`sample`), one image (`animate`), two images (`interpolate`) or a video (`vary`). F^ and
+SR_l^t see `frames` frames at a time, so memory does not depend on a video's length. All noise belongs to a sample's own
+seed, so a video does not depend on the batch it is made in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from mav.diffusion.guidance import Denoiser
@@ -34,7 +36,7 @@ NETWORKS = {
     "sr_low": "train-sr-low-video",
     "sr_high": "train-sr-high",
 }
-Progress = Callable[[str, int, int], None]  # network, steps done, steps
+ProgressCallback = Callable[[str, int, int], None] | None  # called with the network, steps done and steps
 
 
 @dataclass(frozen=True)
@@ -51,52 +53,41 @@ class Cascade:
     device: str = "cpu"
 
     @classmethod
-    def load(cls, recipe: Recipe, inputs: dict[str, Folder], device: str = "cpu") -> Cascade:
+    def load(cls, recipe: Recipe, inputs: dict[str, Folder], device: str = "cpu") -> Self:
         """Reads the networks from their stages' artifacts. Raises UserError when one is missing or does not load."""
         networks = {name: load_network(inputs[stage], device) for name, stage in NETWORKS.items()}
         return cls(recipe.cascade, ClipModel.load(inputs["clip"], device), **networks, device=device)
 
-    # ---------------------------------------------------------------------------------------------------------- the uses
-
     def sample(
-        self,
-        prompts: list[str],
-        seeds: Sequence[int],
-        generate: Generate,
-        *,
-        time: bool = True,
-        progress: Progress | None = None,
-    ) -> np.ndarray:
-        """Text to video: uint8 (B, F, H, W, 3) for B prompts and as many seeds, F = `sizes.long_frames`, H = W = `sizes.high_size`.
+        self, prompts: list[str], seeds: Sequence[int], generate: Generate, *, time: bool = True,
+        progress: ProgressCallback = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Text to video: B prompts and seeds to uint8 (B, `sizes.long_frames`, H, W, 3), H = W = `sizes.high_size`.
 
-        time: False switches every temporal layer off and keeps all else: each frame is then an image of its own.
+        time: False switches every temporal layer off and keeps all else, so that each frame is an image by itself.
         """
         run = CascadeBatch(self, seeds, generate, time, progress)
-        embedding = run.imagine(prompts)
+        embedding = run.embed_prompts(prompts)
         return run.finish(run.decode(embedding), embedding)
 
     def animate(
-        self, images: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None
+        self, images: np.ndarray, seeds: Sequence[int], generate: Generate, progress: ProgressCallback = None
     ) -> np.ndarray:
-        """Image to video: F^ goes on from one known frame. images: uint8 (B, S, S, 3)."""
+        """Image to video: F^ continues from one known frame. images: uint8 (B, S, S, 3)."""
         return self._from_frames(CascadeBatch(self, seeds, generate, True, progress), images[:, None], [0])
 
     def interpolate(
-        self,
-        first: np.ndarray,
-        last: np.ndarray,
-        seeds: Sequence[int],
-        generate: Generate,
-        progress: Progress | None = None,
-    ) -> np.ndarray:
+        self, first: np.ndarray, last: np.ndarray, seeds: Sequence[int], generate: Generate,
+        progress: ProgressCallback = None,
+    ) -> np.ndarray:  # fmt: skip
         """Two images to the video between them: F^ knows both ends. first, last: uint8 (B, S, S, 3)."""
         ends = np.stack([first, last], axis=1)
         return self._from_frames(CascadeBatch(self, seeds, generate, True, progress), ends, [0, self.sizes.frames - 1])
 
     def vary(
-        self, videos: np.ndarray, seeds: Sequence[int], generate: Generate, progress: Progress | None = None
+        self, videos: np.ndarray, seeds: Sequence[int], generate: Generate, progress: ProgressCallback = None
     ) -> np.ndarray:
-        """Video to another of its kind: the mean CLIP embedding of its frames stands in for P. videos: uint8 (B, F, S, S, 3)."""
+        """Video to a similar one: the mean CLIP embedding of its frames replaces P. videos: uint8 (B, F, S, S, 3)."""
         run = CascadeBatch(self, seeds, generate, True, progress)
         embedding = torch.stack([from_scale(self.embed_images(video).mean(0)) for video in videos])
         return run.finish(run.decode(embedding), embedding)
@@ -109,28 +100,29 @@ class Cascade:
     def embed_images(self, images: np.ndarray) -> Tensor:
         """uint8 (B, S, S, 3) to CLIP embeddings (B, d)."""
         with torch.no_grad():
-            return self.clip.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device))
+            return self.clip.encode_image(rearrange(torch.from_numpy(images), "b h w c -> b c h w").to(self.device))
 
     def to_base(self, clip: np.ndarray) -> Tensor:
         """uint8 (B, T, S, S, 3) to the decoder's resolution, (B, T, 3, s, s) in [-1, 1]."""
-        return downsample(to_unit(torch.from_numpy(clip).to(self.device).permute(0, 1, 4, 2, 3)), self.sizes.base_size)
+        pixels = rearrange(torch.from_numpy(clip).to(self.device), "b t h w c -> b t c h w")
+        return downsample(to_unit(pixels), self.sizes.base_size)
 
 
 @dataclass(frozen=True)
 class CascadeBatch:
-    """One batch on its way through the cascade: B seeds, their settings, and each network's part."""
+    """One batch in the cascade: B seeds, their settings, and a method for each network."""
 
     cascade: Cascade
     seeds: Sequence[int]
     generate: Generate
     time: bool = True
-    progress: Progress | None = None
+    progress: ProgressCallback = None
 
-    def imagine(self, prompts: list[str]) -> Tensor:
-        """P: the CLIP image embedding (B, d) each prompt calls for; of several candidates the one closest to the text (unCLIP 2.2)."""
+    def embed_prompts(self, prompts: list[str]) -> Tensor:
+        """P: a CLIP image embedding (B, d) for each prompt, the candidate that is closest to the text (unCLIP 2.2)."""
         if len(prompts) != len(self.seeds):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(self.seeds)}")
-        clip, device = self.cascade.clip, self.cascade.device
+        clip, device, sampling = self.cascade.clip, self.cascade.device, self.generate.prior
         tokens = clip.tokenize(prompts).to(device)
         with torch.no_grad():
             text = clip.encode_text(tokens)
@@ -138,43 +130,37 @@ class CascadeBatch:
         drawn = []
         for candidate in range(self.generate.prior_candidates):
             noise = SampleNoise(self.seeds, f"prior {candidate}", (clip.dim,), device=device)
-            denoiser = self._denoiser(self.cascade.prior, self.generate.prior, conditions, clip=False)
-            drawn.append(from_scale(self._walk("prior", denoiser, noise, self.generate.prior)))
+            drawn.append(from_scale(self._denoise("prior", sampling, conditions, noise, clip=False)))
         candidates = torch.stack(drawn, dim=1)
         best = (candidates * text[:, None]).sum(-1).argmax(1)
         return candidates[torch.arange(len(best)), best]
 
     def decode(self, embedding: Tensor) -> Tensor:
         """D^t: clips (B, F, 3, s, s) of the recipe's frame rate."""
-        conditions = {"embedding": embedding, "fps": self._each(self.generate.fps)}
-        return self._frames(
-            "decoder", self.generate.decoder, range(self.cascade.sizes.frames), self.cascade.sizes.base_size, conditions
-        )
+        conditions, sizes = {"embedding": embedding, "fps": self._each(self.generate.fps)}, self.cascade.sizes
+        return self._frames("decoder", self.generate.decoder, range(sizes.frames), sizes.base_size, conditions)
 
     def finish(self, clip: Tensor, embedding: Tensor) -> np.ndarray:
-        """F^, SR_l^t and SR_h: a decoded clip to the finished video, uint8 (B, F, H, W, 3)."""
+        """F^, SR_l^t and SR_h: from a decoded clip to the finished video, uint8 (B, F, H, W, 3)."""
         video = self.upsample_high(self.upsample_low(self.fill(clip, embedding)))
-        pixels: np.ndarray = to_pixels(video).permute(0, 1, 3, 4, 2).cpu().numpy()
-        return pixels
+        return rearrange(to_pixels(video), "b t c h w -> b t h w c").cpu().numpy()
 
     def fill(self, clip: Tensor, embedding: Tensor) -> Tensor:
-        """F^: (B, F, ...) to (B, (F - 1) * skip + 1, ...), in windows; the frame that two share, once made, is known to the next."""
+        """F^ in windows: (B, F, ...) to (B, (F - 1) * skip + 1, ...). Windows overlap by one frame."""
         skip, frames = self.cascade.sizes.frame_skip, clip.shape[1]
         long = clip.new_zeros(len(clip), (frames - 1) * skip + 1, *clip.shape[2:])
         known = torch.zeros(long.shape[1], dtype=torch.bool, device=clip.device)
         long[:, ::skip], known[::skip] = clip, True
+        fill = partial(self.fill_window, embedding=embedding, fps=self.generate.fps * skip, purpose="interpolation")
         for start in range(0, long.shape[1] - 1, frames - 1):
             window = slice(start, start + frames)
             if not known[window].all():
-                fps = self.generate.fps * skip
-                long[:, window] = self.fill_window(
-                    long[:, window], known[window], embedding, fps, start, "interpolation"
-                )
+                long[:, window] = fill(long[:, window], known[window], start=start)
                 known[window] = True
         return long
 
     def fill_between(self, given: np.ndarray, embedding: Tensor, places: list[int]) -> Tensor:
-        """F^ from pictures alone, uint8 (B, len(places), S, S, 3), that stand at these places of a clip of the decoder's length."""
+        """F^ from pictures alone, uint8 (B, len(places), S, S, 3), at these places of a clip as long as D^t's."""
         known, length = self.cascade.to_base(given), self.cascade.sizes.frames
         clip = known.new_zeros(len(known), length, *known.shape[2:])
         mask = torch.zeros(length, dtype=torch.bool, device=clip.device)
@@ -184,78 +170,61 @@ class CascadeBatch:
     def fill_window(
         self, clip: Tensor, known: Tensor, embedding: Tensor, fps: float, start: int, purpose: str
     ) -> Tensor:
-        """F^ on one window: clip (B, F, 3, s, s), known (F,) bool; known frames come back as they were given."""
-        conditions = {
-            "embedding": embedding,
-            "fps": self._each(fps),
-            "known": known_frames(clip, known.expand(len(clip), -1)),
-        }
+        """F^ on one window: clip (B, F, 3, s, s), known (F,) bool. Known frames are returned as they are."""
+        mask = known_frames(clip, known.expand(len(clip), -1))
+        conditions = {"embedding": embedding, "fps": self._each(fps), "known": mask}
         frames = range(start, start + clip.shape[1])
         made = self._frames("interpolation", self.generate.interpolation, frames, clip.shape[-1], conditions, purpose)
         return torch.where(known[:, None, None, None], clip, made)
 
     def upsample_low(self, clip: Tensor) -> Tensor:
-        """SR_l^t over windows of frames; a frame's noise is its own, so windows agree."""
-        fps, size = self.generate.fps * self.cascade.sizes.frame_skip, self.cascade.sizes.frames
-        parts, done = [], 0
+        """SR_l^t over windows of frames. A frame's noise is its own, so windows agree where they overlap."""
+        sizes = self.cascade.sizes
+        fps, parts, done = {"fps": self._each(self.generate.fps * sizes.frame_skip)}, [], 0
         while done < clip.shape[1]:
-            start = max(0, min(done, clip.shape[1] - size))  # the last window ends with the video
-            frames = range(start, min(start + size, clip.shape[1]))
-            extra = {"fps": self._each(fps)}
-            made = self._super_resolve(
-                "sr_low", self.generate.sr_low, clip[:, start : frames.stop], frames, self.cascade.sizes.low_size, extra
-            )
+            start = max(0, min(done, clip.shape[1] - sizes.frames))  # the last window ends with the video
+            frames = range(start, min(start + sizes.frames, clip.shape[1]))
+            part = clip[:, start : frames.stop]
+            made = self._super_resolve("sr_low", self.generate.sr_low, part, frames, sizes.low_size, fps)
             parts.append(made[:, done - start :])
             done = frames.stop
         return torch.cat(parts, dim=1)
 
     def upsample_high(self, clip: Tensor) -> Tensor:
-        """SR_h, an image network: every frame starts from the same noise, so that what it invents does not flicker (paper section 3.2)."""
-        size, count = self.cascade.sizes.high_size, self.cascade.sizes.frames
-        parts = [
-            self._super_resolve("sr_high", self.generate.sr_high, part, [0] * part.shape[1], size, {})
-            for part in clip.split(count, dim=1)
-        ]
-        return torch.cat(parts, dim=1)
-
-    # ------------------------------------------------------------------------------------------------------- what they share
+        """SR_h, an image network. All frames start from the same noise, so that details do not flicker (paper 3.2)."""
+        sizes, upsample_part = self.cascade.sizes, partial(self._super_resolve, "sr_high", self.generate.sr_high)
+        parts = clip.split(sizes.frames, dim=1)
+        return torch.cat([upsample_part(part, [0] * part.shape[1], sizes.high_size, {}) for part in parts], dim=1)
 
     def _super_resolve(
         self, name: str, sampling: Sampling, clip: Tensor, frames: Sequence[int], size: int, extra: dict[str, Tensor]
     ) -> Tensor:
+        """Upsamples a clip with an SR network to `size` pixels a side."""
         level = self._each(self.generate.noise_augmentation)
         low = upsample(clip, size // clip.shape[-1])
         if self.generate.noise_augmentation:
-            low = augment(
-                low, level, SampleNoise(self.seeds, f"{name} input", low.shape[2:], frames, self.cascade.device)()
-            )
+            noise = SampleNoise(self.seeds, f"{name} input", low.shape[2:], frames, self.cascade.device)
+            low = augment(low, level, noise())
         return self._frames(name, sampling, frames, size, {"low": low, "low_noise": level, **extra})
 
     def _frames(
-        self,
-        name: str,
-        sampling: Sampling,
-        frames: Sequence[int],
-        size: int,
-        conditions: dict[str, Tensor],
+        self, name: str, sampling: Sampling, frames: Sequence[int], size: int, conditions: dict[str, Tensor],
         purpose: str = "",
-    ) -> Tensor:
-        """A clip from one of the U-Nets, (B, len(frames), 3, size, size); each frame's noise is keyed by its number."""
-        export: Export = getattr(self.cascade, name)
-        share = export.objective.shared_noise
+    ) -> Tensor:  # fmt: skip
+        """A clip from one of the U-Nets, (B, len(frames), 3, size, size). Each frame's noise is keyed by its number."""
+        share = getattr(self.cascade, name).objective.shared_noise
         noise = SampleNoise(self.seeds, purpose or name, (3, size, size), frames, self.cascade.device, share)
-        return self._walk(
-            name, self._denoiser(export, sampling, conditions, clip=True, time=self.time), noise, sampling
-        )
+        return self._denoise(name, sampling, conditions, noise, clip=True, time=self.time)
 
-    def _denoiser(self, export: Export, sampling: Sampling, conditions: dict[str, Tensor], **more: Any) -> Denoiser:
-        return Denoiser(
-            export.network, export.objective, conditions, sampling.guidance, sampling.guidance_rescale, **more
-        )
-
-    def _walk(self, name: str, denoiser: Denoiser, noise: Callable[[], Tensor], sampling: Sampling) -> Tensor:
-        report = None if self.progress is None else (lambda done, steps, say=self.progress: say(name, done, steps))
-        return sample(denoiser, noise, sampling, report)
+    def _denoise(
+        self, name: str, sampling: Sampling, conditions: dict[str, Tensor], noise: SampleNoise, **options: Any
+    ) -> Tensor:
+        """A sample of one network under its conditions. The options are those of `Denoiser`."""
+        export: Export = getattr(self.cascade, name)
+        guidance = (sampling.guidance, sampling.guidance_rescale)
+        denoiser = Denoiser(export.network, export.objective, conditions, *guidance, **options)
+        return sample(denoiser, noise, sampling, partial(self.progress, name) if self.progress else None)
 
     def _each(self, value: float) -> Tensor:
+        """The value for each sample of the batch."""
         return torch.full((len(self.seeds),), float(value), device=self.cascade.device)

@@ -1,4 +1,4 @@
-"""The `generate` stage: the recipe's prompts through the cascade, as mp4 files and their list."""
+"""The `generate` stage: it writes the recipe's prompts as mp4 files, and a list of them."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -13,56 +13,44 @@ from mav.recipes import Recipe
 from mav.storage import Folder
 
 LIST = "videos.json"
-CRF = 8  # visually lossless: what is judged later is the network, not the codec
+CRF = 8  # visually lossless, because the network is judged later, not the codec
 
 
 def generate_videos(
-    recipe: Recipe,
-    inputs: dict[str, Folder],
-    out: Folder,
-    report: Callable[[dict[str, Any]], None] = lambda _: None,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Writes `videos/NNNNN.mp4` for each prompt, its twin with time switched off under `time-off/` when the recipe asks for one, and
-    `videos.json`: [{"index", "prompt", "seed", "file", "twin", "fps", ...what is known of the prompt}].
+    recipe: Recipe, inputs: dict[str, Folder], out: Folder,
+    report: Callable[[dict[str, Any]], None] = lambda _: None, device: str = "cpu",
+) -> dict[str, Any]:  # fmt: skip
+    """Writes `videos/NNNNN.mp4` for each prompt, and `videos.json`; returns metrics.
 
-    Returns metrics. Raises UserError when there is no prompt.
+    When the recipe asks for it, a twin with time switched off is written under `time-off/`. An entry of `videos.json`
+    has index, prompt, seed, file, twin, fps, and what else is known of the prompt. Raises UserError when there is no
+    prompt.
     """
-    generate = recipe.generate
+    generate, sizes = recipe.generate, recipe.cascade
     prompts = read_prompts(recipe, inputs)
     cascade = Cascade.load(recipe, inputs, device)
-    fps = generate.fps * recipe.cascade.frame_skip
+    fps = generate.fps * sizes.frame_skip
     rows = [
-        {
-            **prompt,
-            "index": index,
-            "seed": recipe.seed + index,
-            "file": f"videos/{index:05d}.mp4",
-            "twin": f"time-off/{index:05d}.mp4" if generate.time_off_twin else None,
-            "fps": fps,
-        }
+        prompt | {"index": index, "seed": recipe.seed + index, "file": f"videos/{index:05d}.mp4", "fps": fps}
+        | {"twin": f"time-off/{index:05d}.mp4" if generate.time_off_twin else None}
         for index, prompt in enumerate(prompts)
-    ]
-    kinds = {"file": True} | ({"twin": False} if generate.time_off_twin else {})  # with time layers, and without
+    ]  # fmt: skip
+    kinds = {"file": True} | ({"twin": False} if generate.time_off_twin else {})  # with layers over time, and without
     for place, (kind, time) in enumerate(kinds.items()):
         sample = functools.partial(cascade.sample, generate=generate, time=time)
         for done in write_videos(out, rows, kind, recipe, sample):
             report({"stage": "generate", "samples": place * len(rows) + done, "total": len(kinds) * len(rows)})
     out.write_json(LIST, rows)
-    sizes = recipe.cascade
     return {"videos": len(rows), "frames": sizes.long_frames, "size": sizes.high_size, "fps": fps}
 
 
 def write_videos(
-    out: Folder,
-    rows: Sequence[dict[str, Any]],
-    kind: str,
-    recipe: Recipe,
+    out: Folder, rows: Sequence[dict[str, Any]], kind: str, recipe: Recipe,
     sample: Callable[[list[str], list[int]], np.ndarray],
-) -> Iterator[int]:
-    """Makes the file that each row names as `kind` of its prompt and seed, a batch at a time; yields how many are done.
+) -> Iterator[int]:  # fmt: skip
+    """Samples each row's prompt and seed and writes the file that the row names as `kind`; yields rows done.
 
-    A batch whose files are there already (a killed run's) is not made again.
+    A batch whose files exist (from a killed run) is skipped.
     """
     size, fps = recipe.generate.batch_size, recipe.generate.fps * recipe.cascade.frame_skip
     for first in range(0, len(rows), size):
@@ -75,7 +63,7 @@ def write_videos(
 
 
 def read_prompts(recipe: Recipe, inputs: dict[str, Folder]) -> list[dict[str, Any]]:
-    """The recipe's prompts, one a line of `generate.prompts`, else the demo world's with the truth about each."""
+    """Reads the lines of `generate.prompts`, or else the demo world's prompts with the truth about each."""
     generate = recipe.generate
     if generate.prompts:
         with open(generate.prompts, encoding="utf-8") as file:

@@ -1,1 +1,1 @@
-"""Networks: pseudo-3D layers, the pixel U-Net, the prior, and CLIP. torch and einops only at import."""
+"""The networks: pseudo-3D layers, the pixel U-Net, the prior and CLIP. All but CLIP import torch and einops only."""

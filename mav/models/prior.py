@@ -1,10 +1,9 @@
 """The prior P: CLIP image embedding from text (Make-A-Video section 3.1, unCLIP section 2.2).
 
-A causal transformer over [BPE tokens, CLIP text embedding, noise step, noised image embedding, query]; what it says at the query is the
-clean image embedding. Embeddings inside have unit norm times sqrt(d), so that their entries are of the size of the noise.
+P is a causal transformer over [BPE tokens, CLIP text embedding, noise step, noised image embedding, query]. Its output
+at the query is the clean image embedding. Inside, embeddings are scaled from unit norm by sqrt(d), so that their
+entries are about as large as the noise.
 """
-
-from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ EXTRA_TOKENS = 4  # text embedding, noise step, noised image embedding, query
 
 
 class Block(nn.Module):
-    """Pre-norm causal attention and a four times wider network of two layers."""
+    """Pre-norm causal attention, then a two-layer network that is four times wider inside."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -32,7 +31,7 @@ class Block(nn.Module):
 
 
 class Prior(nn.Module):
-    """See the module's docstring. `config` rebuilds it."""
+    """The transformer that the module's docstring describes. `config` is enough to build it again."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -51,15 +50,19 @@ class Prior(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, config.embedding_dim)
         nn.init.normal_(self.token.weight, std=0.02)
-        for block in blocks:  # residual branches shrink with depth, as in GPT-2
+        # The deeper the network, the smaller its residual branches start, as in GPT-2.
+        for block in blocks:
             for layer in (block.attention.output, block.narrow):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * config.depth) ** 0.5)
 
     def forward(
         self, x: Tensor, t: Tensor, *, tokens: Tensor, text_embedding: Tensor, keep: Tensor | None = None
     ) -> Tensor:
-        """x: (B, d) noised image embedding; t: (B,) noise step in 0..1000; tokens: (B, L) of CLIP's BPE; text_embedding: (B, d) of unit
-        norm; keep: (B,) bool, False where the text is dropped. Returns the prediction (B, d)."""
+        """Predicts the clean image embedding, (B, d).
+
+        x: (B, d) noised image embedding. t: (B,) noise step in 0..1000. tokens: (B, L), CLIP's BPE tokens.
+        text_embedding: (B, d) of unit norm. keep: (B,) bool, False where the text is dropped.
+        """
         width, dtype = self.config.width, self.query.dtype
         words = self.token(tokens)
         text = self.text((text_embedding * text_embedding.shape[-1] ** 0.5).to(dtype))
@@ -74,16 +77,16 @@ class Prior(nn.Module):
         return self.output(self.norm(h[:, -1]))
 
     def compile_blocks(self) -> None:
-        """Compiles each block on its own: one graph, repeated."""
+        """Compiles each block on its own: all share one graph."""
         for block in self.blocks:
             block.compile(fullgraph=True, dynamic=False)
 
 
 def to_scale(embedding: Tensor) -> Tensor:
-    """Unit-norm embeddings (B, d) at the size diffusion works on: entries of about one."""
+    """Scales embeddings (B, d) from unit norm to the size that diffusion works on, with entries of about one."""
     return F.normalize(embedding.float(), dim=-1) * embedding.shape[-1] ** 0.5
 
 
 def from_scale(embedding: Tensor) -> Tensor:
-    """The way back to unit norm."""
+    """Scales embeddings back to unit norm."""
     return F.normalize(embedding.float(), dim=-1)

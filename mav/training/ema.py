@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what a stage hands on."""
+"""An exponential moving average of the weights, which is what a stage exports."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, sharing its memory; any other tensor as it is. Call it without gradients."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
+def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's part of each sharded tensor, in the same memory; others whole. Call it without gradients."""
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
 def warmed_up(decay: float) -> Callable[[int], float]:
@@ -19,22 +18,22 @@ def warmed_up(decay: float) -> Callable[[int], float]:
 
 
 class Ema:
-    """Shadows of parameters, pulled after each step by one fused operation over all of them; sharded where the parameters are."""
+    """Averages of parameters, sharded where these are, and updated after each step by one fused operation."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: Callable[[int], float]) -> None:
-        """decay: how much of the average stays at the n-th optimiser step, n from 1."""
+        """decay: the share of the average that stays at the n-th optimiser step, n from 1."""
         self.parameters = list(parameters)
         self.decay = decay
         self.shadows: list[Tensor] = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """After `steps` optimiser steps."""
-        torch._foreach_lerp_(self._shadows(), self._parameters(), 1 - self.decay(steps))
+        """Updates the average after optimiser step number `steps`."""
+        torch._foreach_lerp_(local_shards(self.shadows), local_shards(self.parameters), 1 - self.decay(steps))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """While the block runs, the network is its average."""
+        """Makes the network its average while the block runs."""
         self._exchange()
         try:
             yield
@@ -43,17 +42,11 @@ class Ema:
 
     @torch.no_grad()
     def copy_to_parameters(self) -> None:
-        """The network becomes its average; for the end of training."""
-        torch._foreach_copy_(self._parameters(), self._shadows())
+        """Makes the network its average, at the end of training."""
+        torch._foreach_copy_(local_shards(self.parameters), local_shards(self.shadows))
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        before = [p.clone() for p in self._parameters()]
-        torch._foreach_copy_(self._parameters(), self._shadows())
-        torch._foreach_copy_(self._shadows(), before)
-
-    def _parameters(self) -> list[Tensor]:
-        return [local(p.detach()) for p in self.parameters]
-
-    def _shadows(self) -> list[Tensor]:
-        return [local(shadow) for shadow in self.shadows]
+        before = [p.clone() for p in local_shards(self.parameters)]
+        self.copy_to_parameters()
+        torch._foreach_copy_(local_shards(self.shadows), before)

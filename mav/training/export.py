@@ -1,7 +1,7 @@
-"""Exports: a finished network as `network.safetensors` and a `network.json` that rebuilds it.
+"""Exports: a trained network as `network.safetensors`, and a `network.json` that describes it.
 
-The json says what the network is (kind and config), what it predicts (objective) and where it came from, so a reader needs no recipe.
-Loading is strict: a file that does not fit its own description is refused with one sentence.
+The description holds the kind and config of the network, what it predicts (objective) and where it comes from, so that
+a reader needs no recipe. Loading is strict: a file that does not fit its own description is refused.
 """
 
 import json
@@ -19,55 +19,51 @@ from mav.models.unet import UNet
 from mav.recipes import Level, Objective, PriorConfig, UNetConfig, to_plain
 from mav.storage import Folder
 
-WEIGHTS, FACTS, CURVES = "network.safetensors", "network.json", "curves.jsonl"
+WEIGHTS, DESCRIPTION, CURVES = "network.safetensors", "network.json", "curves.jsonl"
 
 
 @dataclass(frozen=True)
 class Export:
-    """A network read back, in evaluation mode, with what its file says about it."""
+    """A network that was read back, in evaluation mode, with its description."""
 
     network: UNet | Prior
     objective: Objective
-    facts: dict[str, Any]
+    description: dict[str, Any]
 
 
-def export_network(out: Folder, network: UNet | Prior, objective: Objective, **facts: Any) -> None:
-    """Writes the network's parameters (float32) and its description; `facts` are kept beside them."""
+def export_network(out: Folder, network: UNet | Prior, objective: Objective, **more: Any) -> None:
+    """Writes the network's parameters (float32) and its description, to which `more` is added."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     out.write_bytes(WEIGHTS, save(tensors))
     kind = "prior" if isinstance(network, Prior) else "unet"
     parameters = sum(p.numel() for p in network.parameters())
-    described = {
-        "kind": kind,
-        "config": to_plain(network.config),
-        "objective": to_plain(objective),
-        "parameters": parameters,
-    }
-    out.write_json(FACTS, described | facts)
+    description = {"kind": kind, "config": to_plain(network.config), "objective": to_plain(objective)}
+    out.write_json(DESCRIPTION, description | {"parameters": parameters} | more)
 
 
 def load_network(folder: Folder, device: str = "cpu") -> Export:
-    """Rebuilds a network from its own description. Raises UserError when there is none or its weights do not match."""
+    """Builds a network from its own description. Raises UserError when there is none or its weights do not match."""
     try:
-        facts = json.loads(folder.read_bytes(FACTS))
-        network = build(facts["kind"], facts["config"])
-        objective = Objective(**facts["objective"])
+        description = json.loads(folder.read_bytes(DESCRIPTION))
+        network = build(description["kind"], description["config"])
+        objective = Objective(**description["objective"])
         tensors = load(folder.read_bytes(WEIGHTS))
     except FileNotFoundError as error:
+        missing = error.filename or error
         raise UserError(
-            f"There is no trained network in {folder.url} ({error.filename or error} is missing): run its stage first."
+            f"There is no trained network in {folder.url} ({missing} is missing): run its stage first."
         ) from None
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"The network in {folder.url} cannot be read ({reason}): rerun its stage.") from None
     if problem := mismatch(network, tensors):
-        raise UserError(f"{folder.path(WEIGHTS)} does not fit {FACTS} beside it: {problem}. Rerun its stage.")
+        raise UserError(f"{folder.path(WEIGHTS)} does not fit {DESCRIPTION} beside it: {problem}. Rerun its stage.")
     network.load_state_dict(tensors)
-    return Export(network.to(device).eval().requires_grad_(False), objective, facts)
+    return Export(network.to(device).eval().requires_grad_(False), objective, description)
 
 
 def build(kind: str, config: Mapping[str, Any]) -> UNet | Prior:
-    """A fresh network of a described config."""
+    """Builds a new network of a described config."""
     if kind == "prior":
         return Prior(PriorConfig(**config))
     if kind == "unet":
@@ -76,21 +72,20 @@ def build(kind: str, config: Mapping[str, Any]) -> UNet | Prior:
 
 
 def mismatch(network: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """What keeps the tensors from being exactly the network's, or nothing."""
+    """Says what keeps the tensors from being exactly the network's; '' when they are."""
     own = network.state_dict()
-    shared = sorted(set(own) & set(tensors))
     problems = {
         "it lacks": sorted(set(own) - set(tensors)),
         "it has no place for": sorted(set(tensors) - set(own)),
-        "of another shape is": [name for name in shared if own[name].shape != tensors[name].shape],
+        "of another shape is": sorted(n for n in set(own) & set(tensors) if own[n].shape != tensors[n].shape),
     }
-    return "; ".join(f"{what} {_listed(names)}" for what, names in problems.items() if names)
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return "; ".join(
+        f"{what} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for what, names in problems.items()
+        if names
+    )
 
 
 def write_curves(out: Folder, curves: list[dict[str, float]]) -> None:
-    """One JSON object a line: samples, loss, gradient_norm, learning_rate. Holds no times, so equal runs write equal bytes."""
+    """Writes one JSON object a line: samples, loss, gradient_norm, learning_rate. They hold no times, only results."""
     out.write_bytes(CURVES, b"".join(json.dumps(line, sort_keys=True).encode() + b"\n" for line in curves))

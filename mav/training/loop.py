@@ -1,16 +1,15 @@
-"""The training loop, for every network of the system. torch only; readable from top to bottom.
+"""The training loop for every network of the system. It uses torch only, and reads from top to bottom.
 
-Samples seen is the one counter. What a step trains on, its noise, its noise steps and its dropped conditions are pure functions of
-(seed, stage, sample number), and a checkpoint holds everything else (weights, average, optimiser, counter, the log's open sums). So a run
-that was killed anywhere and resumed gives, on a CPU, the same bits as one that never stopped, and the samples of a step do not depend on
-the number of workers. Replicas and shards (`mav.training.sharding`) take the same path, and so do their checkpoints.
+Samples seen is the one counter. The data of a step, its noise, its noise steps and its dropped conditions are pure
+functions of (seed, stage, sample number), and a checkpoint holds everything else (weights, average, optimiser, counter,
+the log's open sums). So a run that was killed and resumed gives on a CPU the same bits as one that was not, and the
+samples of a step do not depend on the number of workers. Replicas and shards (`mav.training.sharding`) take the same
+path, and so do their checkpoints.
 """
 
-import resource
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,58 +21,57 @@ from mav.recipes import Cluster, Optimisation
 from mav.storage import Folder
 from mav.training.checkpoint import Checkpoints, tensors_of
 from mav.training.ema import Ema, warmed_up
+from mav.training.monitoring.log import Clock, Log, peak_memory
+from mav.training.optimiser import make_optimiser, set_learning_rate, set_steps
 from mav.training.post_hoc import PostHoc, due
-from mav.training.process.preemption import PreemptedError, Told
+from mav.training.process.preemption import PreemptedError, TerminationRequest
 from mav.training.process.stall import step_made
 from mav.training.sharding import gather, spread
-from mav.training.validation import Batch, Validation
+from mav.training.validation import Batch, LossAtLevel, Validation
 
 
 class BatchSource(Protocol):
-    """Where samples come from: a pure function of the sample's number."""
+    """Where samples come from. A sample is a pure function of its number."""
 
     def batch(self, first: int, count: int) -> Batch:
-        """Samples number first .. first + count - 1 of the training."""
-        ...
+        """Returns the samples number first .. first + count - 1 of the training."""
 
     def __len__(self) -> int:
-        """Distinct samples."""
-        ...
+        """The number of distinct samples."""
 
     def hold_out(self, count: int, total: int) -> Batch:
-        """Takes so many samples out of a training of `total` for good, and returns them."""
-        ...
+        """Takes `count` samples out of a training of `total` for good, and returns them."""
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """What a stage trains; made by `mav.training.stages`."""
 
     stage: str
     network: nn.Module
     source: BatchSource
     loss: Callable[[nn.Module, Batch, Draws], Tensor]  # mean loss of the batch's rows, a scalar
-    identity: str  # digest of all that must be equal for a checkpoint to be continued
-    late: frozenset[str] = frozenset()  # parameters that hold still for the first `late_samples`
-    late_samples: int = 0
+    finish: Callable[[Folder], dict[str, Any]] = lambda out: {}  # writes the artifact's network; returns metrics
+    loss_at: LossAtLevel | None = None  # for validation
+    frozen: frozenset[str] = frozenset()  # parameters that are not trained for the first `frozen_samples`
+    frozen_samples: int = 0
+    identity: str = ""  # digest of all that must be equal to continue a checkpoint
     validation: Validation | None = None
 
 
 @dataclass
-class Progress:
-    """The part of the run's state that is not weights."""
+class RunState:
+    """The part of a run's state that is not weights."""
 
     samples: int = 0
     steps: int = 0
     curves: list[dict[str, float]] = field(default_factory=list)
     best_loss: float | None = None  # the lowest on held-out samples
     best_samples: int = 0  # of its checkpoint
-    widths: dict[float, float] = field(
-        default_factory=dict
-    )  # loss on held-out samples by width of the average, where one is chosen
+    widths: dict[float, float] = field(default_factory=dict)  # held-out loss by width of the average, if chosen
 
     def add(self, line: dict[str, float]) -> None:
-        """Numbers of this moment, in one line of the curves."""
+        """Adds numbers of this moment to its line of the curves."""
         if not self.curves or self.curves[-1]["samples"] != self.samples:
             self.curves.append({"samples": self.samples})
         self.curves[-1] |= line
@@ -83,174 +81,130 @@ ALONE = Cluster()
 
 
 def train(
-    task: Task,
-    optimisation: Optimisation,
-    seed: int,
-    work: Folder,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    device: str = "cpu",
-    cluster: Cluster = ALONE,
-    report: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> Progress:
-    """Trains `task.network` in place, from the last checkpoint in `work` if there is one; it ends as its own moving average.
+    task: TrainingTask, optimisation: Optimisation, seed: int, work: Folder, *, rank: int = 0, world_size: int = 1,
+    device: str = "cpu", cluster: Cluster = ALONE, report: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> RunState:  # fmt: skip
+    """Trains `task.network` in place, from the last checkpoint in `work` if there is one. It ends as its own average.
 
-    With world_size > 1, torch.distributed is already initialised and every rank calls this. Raises UserError when the checkpoint is another
-    recipe's, FloatingPointError naming the samples when loss or gradient stop being finite, PreemptedError when a rank was told to end.
+    With world_size > 1, torch.distributed is initialised before and every rank calls this. Raises UserError when the
+    checkpoint is another recipe's, FloatingPointError naming the samples when loss or gradient are not finite,
+    PreemptedError when a rank was asked to end.
     """
-    o = optimisation
+    o, validation = optimisation, task.validation
 
-    # ---- network, optimiser, average: fresh, or as the last checkpoint has them
+    # ---- network, optimiser and average, new
     if device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     spread_out = spread(task.network, o, world_size, device, cluster.sharding)
     network, forward = spread_out.network, spread_out.forward
-    optimiser = make_optimiser(network, task, o, device)
-    moving = [p for group in optimiser.param_groups for p in group["params"]]
-    ema = Ema(moving, warmed_up(o.ema_decay))
-    progress, log = Progress(), Log(device, world_size)
+    optimiser = make_optimiser(network, o, device, task.frozen, task.frozen_samples)
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    ema = Ema(trained, warmed_up(o.ema_decay))
+    state, log = RunState(), Log(device, world_size)
+
+    # ---- all of them as the last checkpoint has them
     tensors = tensors_of(network, optimiser, ema)
     checkpoints = Checkpoints(work, task.identity, rank, world_size, cluster.keep_checkpoints)
     post_hoc = None
     if o.export == "post_hoc":
-        post_hoc = PostHoc(
-            network, moving, o, Checkpoints(work.child("averages"), task.identity, rank, world_size, keep=None)
-        )
+        averages = Checkpoints(work.child("averages"), task.identity, rank, world_size, keep=None)
+        post_hoc = PostHoc(network, trained, o, averages)
         tensors |= post_hoc.tensors
-    if facts := checkpoints.restore(tensors):
-        progress = Progress(**facts["progress"])
-        log.load(facts["log"])
-        set_steps(optimiser, progress.steps)
-        checkpoints.best = progress.best_samples
+    if metadata := checkpoints.restore(tensors):
+        state = RunState(**metadata["progress"])
+        log.load(metadata["log"])
+        set_steps(optimiser, state.steps)
+        checkpoints.best = state.best_samples
         if post_hoc:
-            post_hoc.keep(progress.samples)
+            post_hoc.keep(state.samples)
 
-    # ---- steps
     micro = o.batch_size // (o.accumulation * world_size)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=o.precision == "bfloat16")
-    told_to_end = Told(world_size)
-    clock, started_at = Clock(), progress.samples
-    batches = prefetch(task.source, progress.samples, o, rank, world_size)
-    while progress.samples < o.samples:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(o, progress.samples) * (progress.samples >= group["hold"])
+    termination_requested = TerminationRequest(world_size)
+    clock, started_at = Clock(), state.samples
+    batches = prefetch(task.source, state.samples, o, rank, world_size)
+    while state.samples < o.samples:
+        # ---- gradients, in parts; only the last part's backward pass exchanges them between workers
+        set_learning_rate(optimiser, o, state.samples)
         for part in range(o.accumulation):
             with clock("data_wait"):
                 first, batch = next(batches)
+            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
             draws = Draws((seed, task.stage, number) for number in range(first, first + micro))
-            with nullcontext() if part == o.accumulation - 1 else spread_out.unsynced(), autocast:
-                loss = task.loss(
-                    forward, {name: value.to(device, non_blocking=True) for name, value in batch.items()}, draws
-                )
+            with nullcontext() if part == o.accumulation - 1 else spread_out.no_sync(), autocast:
+                loss = task.loss(forward, batch, draws)
                 (loss / o.accumulation).backward()
-            log.add_loss(loss.detach() / o.accumulation)
-        norm = nn.utils.clip_grad_norm_(moving, o.gradient_clip, foreach=True)
-        log.end_step(norm, progress.samples)
+            log.loss += loss.detach() / o.accumulation
+
+        # ---- the step, and the averages
+        norm = nn.utils.clip_grad_norm_(trained, o.gradient_clip, foreach=True)
+        log.end_step(norm, state.samples)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        progress.samples += o.batch_size
-        progress.steps += 1
-        ema.update(progress.steps)
+        state.samples += o.batch_size
+        state.steps += 1
+        ema.update(state.steps)
         if post_hoc:
-            post_hoc.update(progress.steps)
+            post_hoc.update(state.steps)
         step_made()
 
-        # ---- now and then: the only places where the processor waits for the device
-        ending, done = told_to_end(), progress.samples >= o.samples
-        logs = due(progress.samples, o.log_every, o.batch_size) or done
-        saves = due(progress.samples, o.checkpoint_every, o.batch_size) or done
+        # ---- what is due after this step; only there the processor waits for the device
+        ending, done = termination_requested(), state.samples >= o.samples
+        logs = due(state.samples, o.log_every, o.batch_size) or done
+        saves = due(state.samples, o.checkpoint_every, o.batch_size) or done
+
+        # ---- a line of the curves, with the held-out loss of the average
         if logs:
-            progress.add(log.read(task.stage, o.batch_size) | {"learning_rate": optimiser.param_groups[0]["lr"]})
-        if saves and task.validation:
+            state.add(log.read(task.stage, o.batch_size) | {"learning_rate": optimiser.param_groups[0]["lr"]})
+        if saves and validation:
             with ema.in_place(), autocast:
-                progress.add(task.validation(network, device))
-            loss_now = progress.curves[-1]["validation"]
-            if progress.best_loss is None or loss_now < progress.best_loss:
-                progress.best_loss, progress.best_samples = loss_now, progress.samples
-            checkpoints.best = progress.best_samples
-        if logs or (saves and task.validation):
-            pace = (progress.samples - started_at) / clock.seconds
-            speed = {"samples_per_second": pace, "steps_per_second": pace / o.batch_size, "memory_gb": memory(device)}
-            report({"stage": task.stage, "total": o.samples, **progress.curves[-1], **speed, **clock.shares()})
+                state.add(validation(network, device))
+            loss_now = state.curves[-1]["validation"]
+            if state.best_loss is None or loss_now < state.best_loss:
+                state.best_loss, state.best_samples = loss_now, state.samples
+            checkpoints.best = state.best_samples
+        if logs or (saves and validation):
+            pace = (state.samples - started_at) / clock.seconds
+            speed = {"samples_per_second": pace, "steps_per_second": pace / o.batch_size}
+            speed |= {"memory_gb": peak_memory(device), **clock.shares()}
+            report({"stage": task.stage, "total": o.samples, **state.curves[-1], **speed})
+
+        # ---- a checkpoint, unless a step since the last was not finite
         if saves or ending:
             log.check(task.stage, o.batch_size)
             with clock("save_wait"):
                 if post_hoc:
-                    post_hoc.keep(progress.samples)
-                checkpoints.save(progress.samples, tensors, {"progress": vars(progress), "log": log.state()})
+                    post_hoc.keep(state.samples)
+                checkpoints.save(state.samples, tensors, {"progress": vars(state), "log": log.state()})
         if ending and not done:
             checkpoints.wait()
             raise PreemptedError(
-                f"{task.stage} was told to end and saved after {progress.samples} samples: it goes on from there"
+                f"{task.stage} was asked to end and saved after {state.samples} samples: it continues from there"
             )
 
-    # ---- the end: the network is its average, whole on every rank
+    # ---- the end: choose the average, make the network its average, and gather it whole on every rank
     checkpoints.wait()
-    if o.export == "best" and progress.best_samples:
-        checkpoints.load(
-            progress.best_samples, {name: value for name, value in tensors.items() if name.startswith("ema.")}
-        )
-    if post_hoc and (judge := task.validation):
+    if o.export == "best" and state.best_samples:
+        best = {name: value for name, value in tensors.items() if name.startswith("ema.")}
+        checkpoints.load(state.best_samples, best)
+    if post_hoc and validation:
 
-        def judged() -> float:
-            step_made()  # not one, but as long
+        def held_out_loss() -> float:
+            step_made()  # it takes as long as one, so the stall timer starts again
             with ema.in_place(), autocast:
-                return judge(network, device)["validation"]
+                return validation(network, device)["validation"]
 
-        progress.widths = post_hoc.choose(ema.shadows, judged)
+        state.widths = post_hoc.choose(ema.shadows, held_out_loss)
     ema.copy_to_parameters()
     gather(network, task.network, device)
-    return progress
-
-
-# ------------------------------------------------------------------------------------------------------------- the parts
-
-
-def make_optimiser(network: nn.Module, task: Task, o: Optimisation, device: str) -> torch.optim.AdamW:
-    """AdamW; weights decay, biases and norms do not. Each group knows the sample until which it holds still."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((parameter.ndim >= 2, name in task.late), []).append(parameter)
-    described = [
-        {"params": parameters, "weight_decay": o.weight_decay * decays, "hold": task.late_samples * late}
-        for (decays, late), parameters in sorted(groups.items(), reverse=True)
-    ]
-    fused = torch.device(device).type in ("cpu", "cuda")
-    optimiser = torch.optim.AdamW(described, lr=o.learning_rate, betas=o.betas, eps=o.eps, fused=fused)
-    for group in (
-        optimiser.param_groups
-    ):  # its state from the start, as it would make it at the first step: a checkpoint fills it in place
-        for p in group["params"]:
-            moments = {
-                name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in ("exp_avg", "exp_avg_sq")
-            }
-            optimiser.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device), **moments}
-    return optimiser
-
-
-def set_steps(optimiser: torch.optim.Optimizer, steps: int) -> None:
-    """Every parameter takes part in every step, so one number says how many each has taken."""
-    for moments in optimiser.state.values():
-        moments["step"].fill_(steps)
-
-
-def learning_rate(o: Optimisation, samples: int) -> float:
-    """Linear warm-up, then constant, then a linear cool-down to zero over the last samples."""
-    rate = o.learning_rate
-    if o.warmup_samples:
-        rate *= min(1.0, (samples + o.batch_size) / o.warmup_samples)
-    if o.cooldown_samples:
-        rate *= min(1.0, max(0, o.samples - samples) / o.cooldown_samples)
-    return rate
+    return state
 
 
 def prefetch(
     source: BatchSource, samples: int, o: Optimisation, rank: int, world_size: int
 ) -> Iterator[tuple[int, Batch]]:
-    """This rank's parts of each step, (first sample number, batch), one read ahead by a thread."""
+    """Yields this rank's parts of each step as (first sample number, batch). A thread reads one part ahead."""
     micro = o.batch_size // (o.accumulation * world_size)
     firsts = (
         step + (part * world_size + rank) * micro
@@ -266,80 +220,3 @@ def prefetch(
             pending = upcoming
         if pending:
             yield pending[0], pending[1].result()
-
-
-class Clock:
-    """Seconds since it was made, and the shares of them spent waiting."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.spent: dict[str, float] = {"data_wait": 0.0, "save_wait": 0.0}
-
-    @contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
-        before = time.monotonic()
-        yield
-        self.spent[what] += time.monotonic() - before
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def shares(self) -> dict[str, float]:
-        return {what: spent / self.seconds for what, spent in self.spent.items()}
-
-
-def memory(device: str) -> float:
-    """The most memory used so far, GB: the device's, or on a CPU the process's."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-class Log:
-    """Sums since the last line, kept on the device; and the first step at which something was not finite."""
-
-    def __init__(self, device: str, world_size: int) -> None:
-        self.world_size = world_size
-        self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.steps = 0
-        self.bad = torch.full((), -1, dtype=torch.long, device=device)
-
-    def add_loss(self, loss: Tensor) -> None:
-        self.loss += loss
-
-    def end_step(self, norm: Tensor, samples: int) -> None:
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self.norm += norm
-        self.steps += 1
-        finite = torch.isfinite(norm) & torch.isfinite(self.loss)
-        self.bad = torch.where((self.bad < 0) & ~finite, samples, self.bad)
-
-    def check(self, stage: str, batch_size: int) -> None:
-        """Raises FloatingPointError when a step since the start was not finite. No checkpoint is written after such a step."""
-        first = int(self.bad)
-        if first >= 0:
-            raise FloatingPointError(
-                f"{stage}: loss or gradient is not finite at samples {first} to {first + batch_size - 1}: "
-                "look at these samples, or lower the learning rate"
-            )
-
-    def read(self, stage: str, batch_size: int) -> dict[str, float]:
-        """Means since the last line, over all ranks; starts the next line."""
-        self.check(stage, batch_size)
-        sums = self.state()
-        self.load({"loss": 0.0, "norm": 0.0, "steps": 0})
-        return {"loss": sums["loss"] / sums["steps"], "gradient_norm": sums["norm"] / sums["steps"]}
-
-    def state(self) -> dict[str, Any]:
-        """The open sums, the loss as the mean of all ranks'."""
-        loss = self.loss.clone()
-        if self.world_size > 1:
-            torch.distributed.all_reduce(loss)
-            loss /= self.world_size
-        return {"loss": float(loss), "norm": float(self.norm), "steps": self.steps}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.loss.fill_(state["loss"])
-        self.norm.fill_(state["norm"])
-        self.steps = state["steps"]

@@ -1,10 +1,10 @@
-"""Choosing how long weights are averaged after they were trained (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of
-Diffusion Models", section 3).
+"""Averages of the weights whose width is chosen after the training (Karras et al. 2024, section 3, arXiv 2312.02696).
 
-A power-function average after T steps weighs the weights of step t by t^gamma. Its width, the standard deviation of that profile as a
-share of T, stays as it is while training goes on, where an exponential average forgets at a fixed rate. Two of them, kept at some moments
-of the training, span the others well: the average of any width is a sum of what was kept, whose coefficients are a small least-squares
-problem. The one of the lowest loss on held-out samples is handed on.
+A power-function average after T steps weighs the weights of step t by t^gamma. Its width, the standard deviation of
+that profile as a share of T, is constant during training, while an exponential average forgets at a fixed rate. Two
+such averages are saved at some moments of the training. The average of any other width is nearly a weighted sum of the
+saved ones, and the coefficients are a small least-squares problem. The average of the lowest loss on held-out samples
+is exported.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,23 +14,21 @@ from torch import Tensor, nn
 
 from mav.recipes import Optimisation
 from mav.training.checkpoint import Checkpoints, Tensors
-from mav.training.ema import Ema, local
+from mav.training.ema import Ema, local_shards
 
-KEPT = (0.05, 0.10)  # widths that are kept
-MOMENTS = (
-    16  # of the training at which they are kept: enough for the widths below to come out within 4 % of their profiles
-)
+KEPT = (0.05, 0.10)  # widths that are saved
+MOMENTS = 16  # times in the training at which they are: enough for the widths below to be within 4 % of their profiles
 OFFERED = (0.03, 0.04, 0.05, 0.065, 0.08, 0.10, 0.125, 0.15, 0.20)
 WIDEST = 12**-0.5  # of an average that weighs all steps alike
 
-Moment = tuple[float, int]  # an average's width, and the steps it was taken after
+Moment = tuple[float, int]  # an average's width, and the number of steps after which it was saved
 
 
 def exponent(width: float) -> float:
-    """gamma of a relative width: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), which falls as gamma grows. Widths in (0, 0.288]."""
+    """gamma of a relative width in (0, 0.288]: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), by bisection."""
     if not 0 < width <= WIDEST:
         raise ValueError(f"the relative width of an average is above 0 and at most {WIDEST:.3f}, not {width}")
-    low, high = 0.0, 1 / width  # width < 1 / (gamma + 2)
+    low, high = 0.0, 1 / width  # because width < 1 / (gamma + 2)
     for _ in range(80):
         middle = (low + high) / 2
         wider = (middle + 1) / ((middle + 2) ** 2 * (middle + 3)) > width**2
@@ -45,10 +43,10 @@ def power_decay(width: float) -> Callable[[int], float]:
 
 
 def coefficients(kept: Sequence[Moment], wanted: Moment) -> Tensor:
-    """float64 (kept,): what the kept averages are multiplied by so that their sum is closest to the wanted one."""
+    """The factors, float64 (kept,), with which the sum of the saved averages is closest to the wanted one."""
 
     def products(some: Sequence[Moment], others: Sequence[Moment]) -> Tensor:
-        """Of the weights as functions of the step: the integral over what both cover of (g + 1) t^g / T^(g + 1) times the other's."""
+        """Scalar products of profiles (g + 1) t^g / T^(g + 1), as integrals over the steps t that both cover."""
         one = torch.tensor([[exponent(width), steps] for width, steps in some], dtype=torch.float64)[:, None]
         two = torch.tensor([[exponent(width), steps] for width, steps in others], dtype=torch.float64)[None]
         (a, s), (b, t) = one.unbind(-1), two.unbind(-1)
@@ -59,18 +57,18 @@ def coefficients(kept: Sequence[Moment], wanted: Moment) -> Tensor:
 
 
 class PostHoc:
-    """The power-function averages of a training, and what was kept of them in `work`. Every rank calls every method."""
+    """The power-function averages of a training, running and saved. Every rank calls every method."""
 
     def __init__(
-        self, network: nn.Module, moving: Sequence[nn.Parameter], o: Optimisation, checkpoints: Checkpoints
+        self, network: nn.Module, trained: Sequence[nn.Parameter], o: Optimisation, checkpoints: Checkpoints
     ) -> None:
-        """moving: the parameters to average. checkpoints: where averages are kept, all of them."""
+        """trained: the parameters to average. checkpoints: where the averages are saved; none may be removed."""
         names = {id(p): name for name, p in network.named_parameters()}
-        self.averages = {width: Ema(moving, power_decay(width)) for width in KEPT}
+        self.averages = {width: Ema(trained, power_decay(width)) for width in KEPT}
         self.tensors: Tensors = {
             f"average.{width}.{names[id(p)]}": shadow
             for width, average in self.averages.items()
-            for p, shadow in zip(moving, average.shadows, strict=True)
+            for p, shadow in zip(trained, average.shadows, strict=True)
         }
         self.o, self.checkpoints = o, checkpoints
 
@@ -79,19 +77,23 @@ class PostHoc:
             average.update(steps)
 
     def keep(self, samples: int) -> None:
-        """Keeps the averages if the training's checkpoint of so many samples is one of the moments and they are not there yet.
+        """Saves the averages, if the training's checkpoint at `samples` is one of the moments and they are not saved.
 
-        Whatever was kept before is whole when this returns. So a run that goes on from a checkpoint lacks at most what belongs to it.
+        What was saved before is whole when this returns. So a run that continues from a checkpoint lacks at most the
+        averages of that one.
         """
         self.checkpoints.wait()
         o = self.o
-        planned = due(samples, o.checkpoint_every, o.batch_size)  # unlike the checkpoint of a run that was told to end
+        planned = due(samples, o.checkpoint_every, o.batch_size)  # unlike the checkpoint of a run that was asked to end
         moment = planned and due(samples, max(1, o.samples // MOMENTS), o.checkpoint_every)
         if (moment or samples >= o.samples) and samples not in self.checkpoints.finished():
             self.checkpoints.save(samples, self.tensors, {})
 
     def choose(self, into: Sequence[Tensor], loss: Callable[[], float]) -> dict[float, float]:
-        """Fills tensors, in the parameters' order, with the average of the lowest loss, asked when they hold one. Returns loss by width."""
+        """Fills tensors, in the parameters' order, with the average of the lowest loss. Returns the loss by width.
+
+        `loss` is called once for each width, when the tensors hold its average.
+        """
         self.checkpoints.wait()
         losses = {}
         for width in OFFERED:
@@ -102,16 +104,16 @@ class PostHoc:
 
     @torch.no_grad()
     def _rebuild(self, width: float, into: Sequence[Tensor]) -> None:
-        """The average of this width at the end. Memory is that of training: the running averages give their place to what was kept."""
+        """Computes the final average of a width. It takes no memory: saved averages are read over the running ones."""
         steps = {samples: samples // self.o.batch_size for samples in self.checkpoints.finished()}
         kept = [(each, count) for count in steps.values() for each in KEPT]
         factors = iter(coefficients(kept, (width, max(steps.values()))).tolist())
-        target = [local(tensor) for tensor in into]
+        target = local_shards(into)
         torch._foreach_zero_(target)
         for samples in steps:
             self.checkpoints.load(samples, self.tensors)
             for average in self.averages.values():
-                torch._foreach_add_(target, [local(shadow) for shadow in average.shadows], alpha=next(factors))
+                torch._foreach_add_(target, local_shards(average.shadows), alpha=next(factors))
 
 
 def due(samples: int, every: int, step: int) -> bool:

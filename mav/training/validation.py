@@ -1,4 +1,4 @@
-"""Loss on held-out samples at fixed noise levels: the same samples, steps and noise every time, so that two numbers can be compared."""
+"""Loss on held-out samples at fixed noise levels, of the same samples, steps and noise every time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,26 +9,25 @@ from torch import Tensor, nn
 
 from mav.diffusion.noise import Draws
 
-LEVELS = (0.125, 0.375, 0.625, 0.875)  # noise steps over the number of steps: middles of four equal parts
+LEVELS = (0.125, 0.375, 0.625, 0.875)  # noise steps as shares of all: the middles of four equal parts
 
 Batch = dict[str, Tensor]
+LossAtLevel = Callable[[nn.Module, Batch, Draws, float], Tensor]  # mean loss of the rows at one of the levels
 
 
 @dataclass(frozen=True)
 class Validation:
-    """This rank's part of the held-out samples, and how they are judged."""
+    """This rank's part of the held-out samples, and the loss on them."""
 
     rows: Batch
     first: int  # number of the first of them
-    chunk: int  # samples a forward pass
-    key: tuple[int | str, ...]
-    loss: Callable[
-        [nn.Module, Batch, Draws, float], Tensor
-    ]  # mean loss of rows whose noise step is this share of all steps
+    chunk: int  # samples in a forward pass
+    key: tuple[int | str, ...]  # of their random numbers
+    loss: LossAtLevel
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, device: str) -> dict[str, float]:
-        """Mean loss by level, as `validation/LEVEL`, and over all as `validation`. Every rank calls it."""
+        """Returns the mean loss by level as `validation/LEVEL`, and over all as `validation`. Every rank calls it."""
         count = len(next(iter(self.rows.values())))
         sums = torch.zeros(len(LEVELS), device=device)
         network.eval()
@@ -42,7 +41,6 @@ class Validation:
         if dist.is_initialized():
             dist.all_reduce(sums)
             count *= dist.get_world_size()
-        losses = (sums / count).tolist()
-        return {f"validation/{level}": loss for level, loss in zip(LEVELS, losses, strict=True)} | {
-            "validation": sum(losses) / len(losses)
-        }
+        losses = dict(zip(LEVELS, (sums / count).tolist(), strict=True))
+        by_level = {f"validation/{level}": loss for level, loss in losses.items()}
+        return by_level | {"validation": sum(losses.values()) / len(losses)}

@@ -66,7 +66,7 @@ def sample(
 ) -> tuple[np.ndarray, float]:
     before = time.process_time()
     run = kind(cascade, list(range(len(prompts))), generate)
-    embedding = run.imagine(prompts)
+    embedding = run.embed_prompts(prompts)
     videos = run.finish(run.decode(embedding), embedding)
     return videos, (time.process_time() - before) / len(prompts)
 

@@ -30,7 +30,8 @@ WINDOW = 64  # of the peer: with more it is no faster
 
 @dataclass(frozen=True)
 class NoWork:
-    def __call__(self, name: str):  # type: ignore[no-untyped-def] # the class of the answer is imported in the worker only
+    # The class of the answer is imported in the worker only.
+    def __call__(self, name: str):  # type: ignore[no-untyped-def]
         from mav.data.shards import ShardOutput
 
         return ShardOutput({"rows_in": 1, "rows_out": 1, "dropped": {}, "failed": {}})

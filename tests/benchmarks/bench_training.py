@@ -29,8 +29,8 @@ from mav.models.unet import UNet
 from mav.recipes import Optimisation, Recipe
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
-from mav.training.loop import Task as TrainingTask
-from mav.training.loop import make_optimiser, train
+from mav.training.loop import TrainingTask, train
+from mav.training.optimiser import make_optimiser
 
 ROWS = 512
 
@@ -80,7 +80,7 @@ def ours(recipe: Recipe, o: Optimisation, facts: dict[str, Any], rank: int = 0, 
 
 def bare(recipe: Recipe, o: Optimisation) -> float:
     task = make_task(recipe)
-    optimiser = make_optimiser(task.network, task, o, "cpu")
+    optimiser = make_optimiser(task.network, o, "cpu")
     parameters = list(task.network.parameters())
     started, warm = 0.0, o.log_every // o.batch_size
     steps = o.samples // o.batch_size

@@ -64,7 +64,8 @@ def _read(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"{' '.join(map(str, process.args[2:]))} ended without an answer: see its message above")  # type: ignore[index, union-attr]
+        command = " ".join(map(str, process.args[2:]))  # type: ignore[index, union-attr]
+        raise SystemExit(f"{command} ended without an answer: see its message above")
     return line
 
 

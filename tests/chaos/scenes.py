@@ -61,7 +61,8 @@ def flipped_bits(chaos: Chaos) -> None:
         )
         rerun = flow("rerun", "tiny", stage)
         _expect(chaos, rerun.returncode == 0, f"rerun of {stage}: {rerun.stderr[-300:]}")
-        _expect(chaos, not list(store.find(chaos.plan.node(stage)).problems()), f"{stage} is not whole after its rerun")  # type: ignore[union-attr]
+        problems = list(store.find(chaos.plan.node(stage)).problems())  # type: ignore[union-attr]
+        _expect(chaos, not problems, f"{stage} is not whole after its rerun")
     _done(chaos, store, flow, "bit flipped in a finished shard", len(stages), chaos.until)
 
 

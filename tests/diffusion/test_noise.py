@@ -7,7 +7,7 @@ from mav.diffusion.noise import SampleNoise, mix
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_frames_share_what_they_are_told_to(share: float) -> None:
+def test_frames_share_the_given_part(share: float) -> None:
     noise = SampleNoise(range(200), "test", (3, 8, 8), range(4), share=share)()
     assert noise.shape == (200, 4, 3, 8, 8)
     assert float(noise.var()) == pytest.approx(1.0, abs=0.03)

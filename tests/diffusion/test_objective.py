@@ -117,7 +117,7 @@ def test_learned_variance_prefers_the_true_posterior_variance():
 
 
 def test_given_frames_are_not_asked_for():
-    """F^'s loss is the mean over the frames it was not given, whatever it says about the others."""
+    """F^'s loss is the mean over the frames it was not given, whatever it predicts for the others."""
     objective = Objective(prediction="x0", min_snr_gamma=0.0)
     x0 = torch.zeros(2, 4, 3, 4, 4)
     mask = torch.tensor([[1, 0, 0, 1], [1, 0, 0, 0]]).view(2, 4, 1, 1, 1).expand(-1, -1, 1, 4, 4)

@@ -15,13 +15,12 @@ from mav.generation.write import generate_videos, read_prompts
 from mav.models.clip import ClipModel
 from mav.models.prior import Prior
 from mav.models.unet import UNet, add_masked_frames, inflate
-from mav.recipes import CascadeSizes as Sizes
-from mav.recipes import ClipConfig, Generate, Level, Objective, PriorConfig, Sampling, UNetConfig
+from mav.recipes import CascadeSizes, ClipConfig, Generate, Level, Objective, PriorConfig, Sampling, UNetConfig
 from mav.storage import Folder
 from mav.training.export import Export
 
 DIM, FRAMES = 8, 4
-SIZES = Sizes(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3)
+SIZES = CascadeSizes(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3)
 STEPS = Sampling(steps=2)
 GENERATE = Generate(
     prior=STEPS,
@@ -67,13 +66,13 @@ def cascade():
     )
 
 
-def test_text_to_video_has_the_recipe_s_size_and_tells_its_progress(cascade):
-    told = []
-    videos = cascade.sample(PROMPTS, [1, 2, 3], GENERATE, progress=lambda *line: told.append(line))
+def test_text_to_video_has_the_recipe_s_size_and_reports_progress(cascade):
+    lines = []
+    videos = cascade.sample(PROMPTS, [1, 2, 3], GENERATE, progress=lambda *line: lines.append(line))
     assert videos.shape == (3, 10, 32, 32, 3)
     assert videos.dtype == np.uint8
-    assert list(dict.fromkeys(line[0] for line in told)) == ["prior", "decoder", "interpolation", "sr_low", "sr_high"]
-    assert told[0][1:] == (1, 2)
+    assert list(dict.fromkeys(line[0] for line in lines)) == ["prior", "decoder", "interpolation", "sr_low", "sr_high"]
+    assert lines[0][1:] == (1, 2)
 
 
 @pytest.mark.parametrize("time", [True, False])
@@ -86,7 +85,7 @@ def test_a_video_is_the_same_alone_and_in_a_batch(cascade, time):
 
 def test_time_off_makes_each_frame_an_image_of_its_own(cascade):
     run = CascadeBatch(cascade, [1, 2], GENERATE, time=False)
-    embedding = run.imagine(PROMPTS[:2])
+    embedding = run.embed_prompts(PROMPTS[:2])
     clip = run.decode(embedding)
     image = cascade.decoder.network
     assert not torch.allclose(clip, CascadeBatch(cascade, [1, 2], GENERATE).decode(embedding))
@@ -123,7 +122,7 @@ def test_interpolation_keeps_known_frames_and_hands_the_boundary_on(cascade, ski
         cascade, sizes=sizes, interpolation=dataclasses.replace(cascade.interpolation, network=watch)
     )
     run = CascadeBatch(watched, [5], GENERATE)
-    embedding = run.imagine(PROMPTS[:1])
+    embedding = run.embed_prompts(PROMPTS[:1])
     clip = run.decode(embedding)
     long = run.fill(clip, embedding)
     assert long.shape[1] == sizes.long_frames == 3 * skip + 1
@@ -157,7 +156,7 @@ def test_best_candidate_is_the_one_closest_to_the_text(cascade):
     many = dataclasses.replace(GENERATE, prior_candidates=6)
     text = cascade.clip.encode_text(cascade.clip.tokenize(PROMPTS))
     one, best = (
-        CascadeBatch(cascade, [1, 2, 3], g).imagine(PROMPTS)
+        CascadeBatch(cascade, [1, 2, 3], g).embed_prompts(PROMPTS)
         for g in (dataclasses.replace(GENERATE, prior_candidates=1), many)
     )
     assert ((best * text).sum(-1) >= (one * text).sum(-1) - 1e-6).all()

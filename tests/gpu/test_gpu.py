@@ -1,4 +1,4 @@
-"""What is said of a GPU, beside what one does; without a GPU these are skipped."""
+"""Predictions about a GPU against a real one; without a GPU these tests are skipped."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
-from mav.training.describe import describe
+from mav.training.network_costs import network_costs
 from mav.training.stages import run_stage
 
 pytestmark = [
@@ -35,7 +35,7 @@ class Pictures:
 
 
 def test_described_memory_is_what_training_takes(tmp_path):
-    """The decoder of `single-gpu`, two steps in bfloat16: its state and the activations of a micro-batch, and little beside."""
+    """Two steps of `single-gpu`'s decoder in bfloat16 take its state, a micro-batch's activations, and little else."""
     recipe = load_recipe("single-gpu")
     section = recipe.train_decoder
     o = section.optimisation
@@ -51,7 +51,7 @@ def test_described_memory_is_what_training_takes(tmp_path):
     short |= {"log_every": micro, "checkpoint_every": 2 * micro}
     section = dataclasses.replace(section, optimisation=dataclasses.replace(o, **short))
     recipe = dataclasses.replace(recipe, train_decoder=section)
-    said = next(component for component in describe(recipe) if component.stage == "train-decoder")
+    described = next(component for component in network_costs(recipe) if component.stage == "train-decoder")
     torch.cuda.reset_peak_memory_stats()
     source = Pictures(recipe.cascade.base_size, section.network.embedding_dim)
     root = Folder(str(tmp_path))
@@ -59,4 +59,6 @@ def test_described_memory_is_what_training_takes(tmp_path):
         "train-decoder", recipe, {}, root.child("work"), root.child("out"), device="cuda", source=source
     )
     assert metrics["loss"] > 0
-    assert torch.cuda.max_memory_allocated() == pytest.approx(said.state_bytes + said.activation_bytes, rel=0.3)
+    assert torch.cuda.max_memory_allocated() == pytest.approx(
+        described.state_bytes + described.activation_bytes, rel=0.3
+    )

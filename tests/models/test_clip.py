@@ -9,8 +9,7 @@ import torch
 from mav.errors import UserError
 from mav.models.clip import ClipModel
 from mav.models.heads import Head, area_under_curve
-from mav.recipes import ClipConfig
-from mav.recipes import ClipSection as ClipSection
+from mav.recipes import ClipConfig, ClipSection
 from mav.storage import Folder
 from mav.world.drawing import PALETTE, SHAPES, draw, random_scene
 
@@ -59,8 +58,8 @@ def test_tokens_are_clips_own_and_fit_uint16(clip):
 
 def test_equal_captions_share_their_target(clip):
     images, tokens = pixels(4, 32, 32), clip.tokenize(["a red circle"] * 4)
-    # With one caption only, nothing can be told apart: the loss is the entropy of the shared target, log 4, for any weights
-    # as far as the text side goes, and never below it.
+    # With one caption only, nothing can be distinguished: for any weights the loss is at least log 4, the entropy of
+    # the shared target.
     assert float(clip.contrastive_loss(images, tokens)) >= np.log(4) - 1e-4
 
 
@@ -70,9 +69,8 @@ def test_saved_and_loaded_it_is_the_same(clip, tmp_path):
     clip.fit_heads(embeddings, (embeddings[:, 0] > 0).double(), torch.full((200,), float("nan")))
     clip.save(Folder(str(tmp_path / "a")))
     loaded = ClipModel.load(Folder(str(tmp_path / "a")))
-    clip.requires_grad_(
-        False
-    )  # as loaded: without gradients PyTorch's attention takes another path, whose last bit differs on some CPUs
+    # As loaded: without gradients PyTorch's attention takes another path, whose last bit differs on some CPUs.
+    clip.requires_grad_(False)
     images, tokens = pixels(2, 64, 64), clip.tokenize(["a blue cross", "a square"])
     assert torch.equal(loaded.encode_image(images), clip.encode_image(images))
     assert torch.equal(loaded.encode_text(tokens), clip.encode_text(tokens))
@@ -93,20 +91,20 @@ def test_heads_find_a_linear_score_and_report_it_on_held_out_rows(clip):
     embeddings = torch.nn.functional.normalize(torch.randn(600, 16, generator=generator), dim=1)
     unsafe = (embeddings[:, 3] > 0.1).double()
     unsafe[::3] = float("nan")
-    facts = clip.fit_heads(embeddings, unsafe, torch.full((600,), float("nan")))
-    assert facts["punsafe"]["rows"] == 400
-    assert facts["punsafe"]["held_out"] == 80
-    assert facts["punsafe"]["auc"] > 0.98
-    assert facts["punsafe"]["accuracy"] > 0.9
-    assert set(clip.scores(embeddings)) == {"punsafe"}  # nothing was known of watermarks, so there is no head to ask
+    statistics = clip.fit_heads(embeddings, unsafe, torch.full((600,), float("nan")))
+    assert statistics["punsafe"]["rows"] == 400
+    assert statistics["punsafe"]["held_out"] == 80
+    assert statistics["punsafe"]["auc"] > 0.98
+    assert statistics["punsafe"]["accuracy"] > 0.9
+    assert set(clip.scores(embeddings)) == {"punsafe"}  # nothing was known of watermarks, so there is no head
     assert clip.scores(embeddings[:5])["punsafe"].shape == (5,)
 
 
 def test_heads_are_calibrated_when_all_rows_are_alike(clip):
     embeddings = torch.nn.functional.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(3)), dim=1)
-    facts = clip.fit_heads(embeddings, torch.zeros(50), torch.zeros(50))
-    assert facts["pwatermark"]["auc"] is None
-    assert facts["pwatermark"]["accuracy"] == 1.0
+    statistics = clip.fit_heads(embeddings, torch.zeros(50), torch.zeros(50))
+    assert statistics["pwatermark"]["auc"] is None
+    assert statistics["pwatermark"]["accuracy"] == 1.0
     assert float(clip.scores(embeddings)["pwatermark"].max()) < 0.05
 
 
@@ -214,7 +212,7 @@ def test_a_few_steps_teach_colour():
         loss.backward()
         optimiser.step()
         first, last = (float(loss), float(loss)) if step == 0 else (first, float(loss))
-    clip.settle(images[:320])
+    clip.measure_batch_norms(images[:320])
     assert not clip.training
     with torch.no_grad():
         guess = (

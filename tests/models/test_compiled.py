@@ -1,4 +1,4 @@
-"""A compiled network computes what the eager one does, stage by stage in one graph, and compiles nothing again while it trains."""
+"""A compiled network computes what the eager one does, one graph a block, and compiles nothing again in training."""
 
 from functools import partial
 from typing import Any
@@ -16,9 +16,8 @@ from mav.recipes import Level, UNetConfig
 @pytest.mark.parametrize(
     ("channels", "backend"),
     [
-        pytest.param(
-            [8, 16, 24, 32], aot_eager, id="many kinds of stages, traced only"
-        ),  # more than the eight graphs dynamo allows at first
+        # More than the eight graphs that dynamo allows at first.
+        pytest.param([8, 16, 24, 32], aot_eager, id="many kinds of blocks, traced only"),
         pytest.param([8], None, id="inductor"),  # a minute of a C++ compiler
     ],
 )
@@ -30,9 +29,8 @@ def test_a_compiled_network_is_the_eager_one_and_is_not_compiled_again(
     torch.manual_seed(0)
     levels = tuple(Level(channels=c, blocks=2, attention=c in (8, 32)) for c in channels)
     net = UNet(UNetConfig(levels=levels, embedding_dim=16, head_channels=8, max_frames=3))
-    kinds = (
-        3 * len(channels) - 1
-    )  # of shapes: a level's first stage on the way down, where it widens, its others, and those of the way up
+    # Kinds of shapes: a level's first block in the encoder, where it widens, its others, and those of the decoder.
+    kinds = 3 * len(channels) - 1
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.05 * torch.randn_like(parameter)

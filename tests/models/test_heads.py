@@ -1,4 +1,4 @@
-"""Scorers from what is published: LAION's NSFW heads as .pth and as AutoKeras zips, the watermark classifier as a timm checkpoint."""
+"""Scorers from published files: LAION's NSFW heads as .pth and AutoKeras zips, the watermark classifier of timm."""
 
 import dataclasses
 import hashlib
@@ -12,8 +12,7 @@ from mav.errors import UserError
 from mav.models.checkpoints.tensor_bundle import read_bundle
 from mav.models.clip import ClipModel
 from mav.models.heads import Head, WatermarkClassifier, read_head
-from mav.recipes import ClipConfig
-from mav.recipes import ClipSection as ClipSection
+from mav.recipes import ClipConfig, ClipSection
 from mav.storage import Folder
 
 TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)

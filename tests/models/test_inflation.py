@@ -1,4 +1,4 @@
-"""Right after inflation, the video network is the image network (Make-A-Video section 3.2), for every network of the cascade."""
+"""Right after inflation the video network is the image network (Make-A-Video section 3.2)."""
 
 import pytest
 import torch

@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mav.models import pseudo3d
-from mav.models.kernels import cpu as on_cpu
+from mav.models.kernels import cpu_norm, dispatch
 from mav.models.kernels.layout import as_images, as_rows
-from mav.models.pseudo3d import FrameNorm, SelfAttention, TemporalConv, attend, convolve
+from mav.models.pseudo3d import FrameNorm, SelfAttention, TemporalConv, convolve
 
 
 def channels_last(*shape):
@@ -34,9 +33,8 @@ def test_temporal_conv_and_its_gradients_are_those_of_the_plain_convolution(clip
         conv.bias.normal_()
     x = channels_last(clips * frames, 8, 3, 4).double().requires_grad_()
     parameters = [x, conv.weight, conv.bias]
-    gradient = torch.randn(
-        clips * frames, 8, 3, 4, dtype=torch.float64
-    )  # not channels-last: as a sum over a view would hand it on
+    # Not channels-last, as the gradient of a sum over a view is.
+    gradient = torch.randn(clips * frames, 8, 3, 4, dtype=torch.float64)
     y = conv(x, frames)
     assert y.is_contiguous(memory_format=torch.channels_last)
     ours = torch.autograd.grad(y, parameters, gradient)
@@ -69,9 +67,9 @@ def reference_attention(layer: SelfAttention, x: torch.Tensor, context: torch.Te
     return layer.output(torch.cat(out, dim=-1))
 
 
-@pytest.mark.parametrize("few", [pseudo3d.FEW, 0])  # as on a CPU, and fused
+@pytest.mark.parametrize("few", [dispatch.SHORT_SEQUENCE, 0])  # as on a CPU, and fused
 def test_attention_equals_the_reference_with_and_without_context(monkeypatch, few):
-    monkeypatch.setattr(pseudo3d, "FEW", few)
+    monkeypatch.setattr(dispatch, "SHORT_SEQUENCE", few)
     layer = SelfAttention(24, 8, context_channels=10, zero_output=False).double()
     x, context = torch.randn(6, 7, 24, dtype=torch.float64), torch.randn(2, 4, 10, dtype=torch.float64)
     torch.testing.assert_close(layer(x), reference_attention(layer, x, None), rtol=1e-10, atol=1e-10)
@@ -79,11 +77,11 @@ def test_attention_equals_the_reference_with_and_without_context(monkeypatch, fe
 
 
 def test_attention_above_the_grid_limit_runs_in_chunks(monkeypatch):
-    monkeypatch.setattr(pseudo3d, "FEW", 0)
+    monkeypatch.setattr(dispatch, "SHORT_SEQUENCE", 0)
     q, k, v = (torch.randn(10, 2, 3, 4) for _ in range(3))
-    whole = attend(q, k, v)
-    monkeypatch.setattr(pseudo3d, "GRID_LIMIT", 6)
-    torch.testing.assert_close(attend(q, k, v), whole)
+    whole = dispatch.attention(q, k, v)
+    monkeypatch.setattr(dispatch, "GRID_LIMIT", 6)
+    torch.testing.assert_close(dispatch.attention(q, k, v), whole)
 
 
 def test_norm_statistics_are_per_frame():
@@ -98,11 +96,11 @@ def test_norm_statistics_are_per_frame():
 def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, path, silu):
     """As PyTorch computes them from one tensor, gradients of all inputs and parameters included, on every path."""
     if "four" in path:
-        monkeypatch.setattr(on_cpu, "CACHE", 4 * 24 * 5 * 4 * 8)
+        monkeypatch.setattr(cpu_norm, "CACHE_BYTES", 4 * 24 * 5 * 4 * 8)
     if path == "operator":  # what compiled networks call
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     if path == "PyTorch's":
-        monkeypatch.setattr(pseudo3d, "_plain_cpu", lambda x: False)
+        monkeypatch.setattr(dispatch, "_is_plain_cpu", lambda x: False)
     last = F.silu if silu else torch.nn.Identity()
     norm = FrameNorm(24, parts=2).double()
     torch.nn.init.normal_(norm.weight)
@@ -128,7 +126,7 @@ def test_norms_of_parts_and_of_clips_are_group_norms(monkeypatch, path, silu):
 
 
 def test_a_norms_gradient_is_laid_out_as_its_input_whatever_came_to_it():
-    """As inductor was told."""
+    """The fake kernel, from which inductor takes the layout, agrees."""
     x, gradient = channels_last(4, 16, 3, 3), torch.randn(9, 4, 16).permute(1, 2, 0).unflatten(2, (3, 3))
     statistics, per_channel = torch.ones(4, 4), torch.ones(1, 16)
     given = (gradient, x, statistics, statistics, per_channel, per_channel, True)

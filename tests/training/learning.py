@@ -1,7 +1,7 @@
-"""The demo's networks, objectives and optimiser values in a minute and a half of training, on pictures drawn as the demo's are. What they
-learn in it is known, and kept in `reference_curves.json`.
+"""The demo's networks, objectives and optimiser values in a minute and a half of training, on pictures drawn as the
+demo's are. `reference_curves.json` has the expected losses.
 
-    python tests/training/learning.py     trains with three seeds and writes the ranges anew, after a change that is meant to move them
+    python tests/training/learning.py     trains with three seeds and writes new ranges, after an intended change
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def shortened(seed: int, **changes: object) -> Recipe:
 
 
 class Scenes:
-    """Pictures with captions, and embeddings that tell colour and shape; sample n is a function of n."""
+    """Pictures with captions, and embeddings of colour and shape; sample n is a function of n."""
 
     def __init__(self, recipe: Recipe, size: int) -> None:
         self.size, self.tokenize = size, ClipModel.create(recipe.clip).tokenize

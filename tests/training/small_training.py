@@ -13,6 +13,7 @@ from mav.models.unet import UNet
 from mav.recipes import (
     CascadeSizes,
     ClipConfig,
+    ClipSection,
     Level,
     Optimisation,
     PriorConfig,
@@ -23,9 +24,8 @@ from mav.recipes import (
     UNetConfig,
     World,
 )
-from mav.recipes import ClipSection as ClipSection
 from mav.storage import Folder
-from mav.training.export import FACTS, export_network
+from mav.training.export import DESCRIPTION, export_network
 from mav.training.stages import INPUTS, VIDEO_STAGES, run_stage
 
 DIM, CONTEXT, FRAMES = 8, 16, 4
@@ -117,9 +117,9 @@ def parents(root: Folder, stage: str, recipe: Recipe) -> dict[str, Folder]:
         if name == "clip" and not folder.exists("clip.json"):
             torch.manual_seed(0)
             ClipModel.create(recipe.clip).save(folder)
-        elif name == "train-decoder-video" and not folder.exists(FACTS):
+        elif name == "train-decoder-video" and not folder.exists(DESCRIPTION):
             run(root, name, recipe)
-        elif name.startswith("train-") and not folder.exists(FACTS):
+        elif name.startswith("train-") and not folder.exists(DESCRIPTION):
             torch.manual_seed(0)
             section = getattr(recipe, name.replace("-", "_"))
             export_network(folder, UNet(section.network), section.objective)

@@ -1,4 +1,4 @@
-"""Nothing a kill can do is seen in the result: between steps, inside a save, by SIGTERM; and what stays of the checkpoints."""
+"""A kill between steps, inside a save or by SIGTERM changes nothing in the result; and which checkpoints stay."""
 
 import json
 import multiprocessing
@@ -93,7 +93,7 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
     assert tensors["a"].tolist() == [8, 8, 8]
 
 
-def test_a_save_that_fails_is_told_at_the_next(tmp_path, monkeypatch):
+def test_a_save_that_fails_is_raised_at_the_next(tmp_path, monkeypatch):
     from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
 
     def full(*names):
@@ -164,8 +164,8 @@ def test_held_out_loss_by_noise_level(tmp_path):
 def test_the_best_average_is_handed_on(tmp_path, monkeypatch):
     """The average of the checkpoint with the lowest loss: what a training that ended there would have handed on."""
     root, losses = Folder(str(tmp_path)), {4: 3.0, 8: 1.0, 12: 2.0, 16: 2.5}
-    told = iter(losses.values())
-    monkeypatch.setattr(Validation, "__call__", lambda *_: {"validation": next(told)})
+    measured = iter(losses.values())
+    monkeypatch.setattr(Validation, "__call__", lambda *_: {"validation": next(measured)})
     metrics = run(root, "train-prior", small_recipe(samples=16, held_out=4, export="best"), out="best")
     assert (metrics["validation"], metrics["validation_samples"]) == (1.0, 8)
     run(root, "train-prior", small_recipe(samples=8), work="short", out="short")

@@ -1,4 +1,4 @@
-"""A change that breaks learning is seen: the demo's networks learn what they did when the reference curves were kept."""
+"""The demo's networks learn as they did when the reference curves were made, so a change that breaks it is seen."""
 
 import pytest
 from learning import STEPS, curves, outside, shortened

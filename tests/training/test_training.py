@@ -15,10 +15,12 @@ from mav.models.unet import UNet
 from mav.recipes import Objective, Optimisation, TrainVideo
 from mav.storage import Folder
 from mav.training.checkpoint import Checkpoints
-from mav.training.export import CURVES, FACTS, WEIGHTS, export_network, load_network
-from mav.training.loop import Task, learning_rate, prefetch, train
-from mav.training.sheet import SHEET
-from mav.training.stages import INPUTS, VIDEO_STAGES, random_mask, run_stage
+from mav.training.conditions import random_mask
+from mav.training.export import CURVES, DESCRIPTION, WEIGHTS, export_network, load_network
+from mav.training.loop import TrainingTask, prefetch, train
+from mav.training.monitoring.sheet import SHEET
+from mav.training.optimiser import learning_rate
+from mav.training.stages import INPUTS, VIDEO_STAGES, run_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -41,8 +43,8 @@ def test_every_stage_trains_and_exports_what_loads_again(stage, tmp_path):
         for name, p in export.network.named_parameters()
         if name.startswith(("output.spatial", "output.weight"))
     )
-    assert moved > 0  # the zero-started output has learned something
-    assert export.facts["stage"] == stage
+    assert moved > 0  # the output, which starts at zero, has learned something
+    assert export.description["stage"] == stage
     assert root.exists(f"{stage}/{SHEET}") == (stage != "train-prior")
     if stage in VIDEO_STAGES:
         assert export.network.config.max_frames == FRAMES
@@ -57,15 +59,15 @@ def test_a_stage_starts_from_open_weights(tmp_path):
     section = dataclasses.replace(recipe.train_prior, start=str(tmp_path / "prior.ckpt"))
     metrics = run(root, "train-prior", dataclasses.replace(recipe, train_prior=section))
     assert load_network(root.child("train-prior")).network.noised.weight.unique().tolist() == [0.5]
-    told = root.read_json("train-prior/start.json")
-    assert (told["carried"], told["unused"]) == (["noised.weight"], ["elsewhere.bias"])
+    report = root.read_json("train-prior/start.json")
+    assert (report["carried"], report["unused"]) == (["noised.weight"], ["elsewhere.bias"])
     assert metrics["carried"] == 1
-    assert metrics["fresh"] == len(told["fresh"]) > 10
+    assert metrics["fresh"] == len(report["fresh"]) > 10
 
 
 @pytest.mark.parametrize("stage", VIDEO_STAGES)
 def test_no_text_reaches_a_video_stage(stage, tmp_path):
-    """By name: its inputs hold no pairs. By key: a batch that carries anything besides pixels and fps is refused."""
+    """By name: its inputs hold no pairs. By key: a batch that holds anything else than pixels and fps is refused."""
     root, recipe = Folder(str(tmp_path)), small_recipe()
     assert not {"image-embed", "image-download", "image-metadata", "train-prior"} & set(INPUTS[stage])
     inputs = parents(root, stage, recipe)
@@ -148,10 +150,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(tmp_path):
 
     o = Optimisation(samples=16, batch_size=2, log_every=4, checkpoint_every=4)
     with pytest.raises(FloatingPointError, match="samples 6 to 7"):
-        train(Task("test", network, Pairs(4), loss, "id"), o, 0, Folder(str(tmp_path)))
+        train(TrainingTask("test", network, Pairs(4), loss, identity="id"), o, 0, Folder(str(tmp_path)))
     saved = {f"network.{name}": torch.full_like(value, float("nan")) for name, value in network.state_dict().items()}
     checkpoints = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2)
-    while not checkpoints.finished():  # the thread that writes it goes on by itself
+    while not checkpoints.finished():  # the thread that writes it is still running
         time.sleep(0.01)
     assert checkpoints.restore(saved)["progress"]["samples"] == 4
     assert all(torch.isfinite(value).all() for value in saved.values())
@@ -185,7 +187,7 @@ def test_export_is_strict(tmp_path):
     folder.write_bytes(WEIGHTS, save(tensors | {"output.spatial.bias": torch.zeros(7)}))
     with pytest.raises(UserError, match=r"of another shape is output.spatial.bias"):
         load_network(folder)
-    folder.write_bytes(FACTS, b'{"kind": "unet"}')
+    folder.write_bytes(DESCRIPTION, b'{"kind": "unet"}')
     with pytest.raises(UserError, match="cannot be read"):
         load_network(folder)
     with pytest.raises(UserError, match="run its stage first"):

@@ -1,4 +1,4 @@
-"""Two workers: replicas and shards learn what one worker learns, save what any number of workers goes on from, and end together."""
+"""Two workers: replicas and shards learn what one learns, save what any number can continue, and end together."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
-    """One of two processes: the runs in turn, each `run`'s arguments besides `sharding` and when it is `told` to end."""
+    """One of two processes. It makes the runs in turn; each has `run`'s arguments, `sharding` and `end_at` or none."""
     from mav.training.process.preemption import PreemptedError, catch_sigterm
 
     torch.set_num_threads(1)
@@ -27,18 +27,18 @@ def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     for options in runs:
         catch_sigterm()
-        told = options.pop("told", None)
+        end_at = options.pop("end_at", None)
         recipe = small_recipe(samples=16, batch_size=4, checkpoint_every=8, **options.pop("optimisation", {}))
         recipe = dataclasses.replace(recipe, cluster=Cluster(workers=2, sharding=options.pop("sharding")))
 
-        def report(line, told=told):
-            if rank == 1 and line["samples"] == told:  # one of them is told, both end
+        def report(line, end_at=end_at):
+            if rank == 1 and line["samples"] == end_at:  # one of them is asked to end, both end
                 os.kill(os.getpid(), signal.SIGTERM)
 
         try:
             run(Folder(root), recipe=recipe, rank=rank, world_size=2, report=report, **options)
         except PreemptedError:
-            assert told
+            assert end_at
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -66,7 +66,7 @@ def losses(root: Folder, name: str) -> list[float]:
 
 @pytest.mark.slow
 def test_replicas_and_shards_learn_what_one_worker_learns(two_workers, tmp_path):
-    """And a checkpoint of shards is continued by one worker, one of one worker by shards, and both end where all others do."""
+    """And one worker continues a checkpoint of shards, shards one of one worker, and both end where the others do."""
     root, stage = Folder(str(tmp_path)), "train-decoder-video"
     sizes = {"samples": 16, "batch_size": 4, "checkpoint_every": 8, "held_out": 4}
     recipe = small_recipe(**sizes)
@@ -89,15 +89,15 @@ def test_replicas_and_shards_learn_what_one_worker_learns(two_workers, tmp_path)
 
 
 @pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_told_to_end_one_worker_ends_both_and_resume_is_bit_equal(sharding, two_workers):
+def test_one_worker_asked_to_end_ends_both_and_resume_is_bit_equal(sharding, two_workers):
     base = {"stage": "train-prior", "sharding": sharding, "optimisation": {"log_every": 4}}
     root = two_workers(
         {**base, "work": "whole", "out": "whole"},
-        {**base, "work": "told", "out": "told", "told": 4},
-        {**base, "work": "told", "out": "told"},
+        {**base, "work": "ended", "out": "ended", "end_at": 4},
+        {**base, "work": "ended", "out": "ended"},
     )
-    assert root.read_bytes(f"told/{WEIGHTS}") == root.read_bytes(f"whole/{WEIGHTS}")
-    assert losses(root, "told") == pytest.approx(losses(root, "whole"), rel=1e-6)
+    assert root.read_bytes(f"ended/{WEIGHTS}") == root.read_bytes(f"whole/{WEIGHTS}")
+    assert losses(root, "ended") == pytest.approx(losses(root, "whole"), rel=1e-6)
 
 
 @pytest.mark.slow

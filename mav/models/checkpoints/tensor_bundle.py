@@ -1,10 +1,8 @@
 """Reads the variables of a TensorFlow checkpoint (a "tensor bundle") without TensorFlow.
 
-Its index is a sorted table of blocks in which each key is told as what it shares with the one before and the rest; a value is a small
-protocol buffer that says the tensor's type, shape, offset and size in the data file.
+The index is a sorted table of blocks. A key is stored as the length of the prefix that it shares with the key before
+it, and the rest. A value is a small protocol buffer with the type, shape, offset and size of a tensor in the data file.
 """
-
-from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
@@ -18,7 +16,10 @@ FLOAT = 1  # TensorFlow's number of float32
 
 
 def read_bundle(index: bytes, data: bytes) -> dict[str, Tensor]:
-    """The float32 tensors by name; others are left out. Raises ValueError when these are no whole uncompressed bundle of one data file."""
+    """Returns the float32 tensors by name and leaves out the others.
+
+    Raises ValueError when the two files are not a whole, uncompressed bundle with one data file.
+    """
     if len(index) < FOOTER or struct.unpack("<Q", index[-8:])[0] != MAGIC:
         raise ValueError("not the index of a TensorFlow checkpoint")
     tensors: dict[str, Tensor] = {}
@@ -37,6 +38,7 @@ def read_bundle(index: bytes, data: bytes) -> dict[str, Tensor]:
 
 
 def _entries(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """The (key, value) pairs of one block."""
     block = index[offset : offset + size]
     if index[offset + size] != 0:
         raise ValueError("a compressed TensorFlow checkpoint")
@@ -52,12 +54,12 @@ def _entries(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
 
 
 def _tensor(entry: bytes, data: bytes) -> Tensor | None:
-    facts = dict(_fields(entry))
-    shape = facts.get(2)
-    if facts.get(1) != FLOAT or not isinstance(shape, bytes):
+    """The tensor of an entry, or None when it is not float32."""
+    fields = dict(_fields(entry))
+    shape, offset, size = fields.get(2), fields.get(4, 0), fields.get(5, 0)
+    if fields.get(1) != FLOAT or not isinstance(shape, bytes):
         return None
     sizes = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(shape) if number == 2 and isinstance(dim, bytes)]
-    offset, size = facts.get(4, 0), facts.get(5, 0)
     assert isinstance(offset, int)
     assert isinstance(size, int)
     part = data[offset : offset + size]
@@ -67,7 +69,7 @@ def _tensor(entry: bytes, data: bytes) -> Tensor | None:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of a protocol buffer's fields; fixed-width ones are skipped, nothing here needs them."""
+    """The (number, value) pairs of a protocol buffer; fields of fixed width, which nothing here needs, are skipped."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -84,12 +86,14 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
+    """The (offset, size) of a block, and the place after them."""
     offset, at = _varint(data, at)
     size, at = _varint(data, at)
     return (offset, size), at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The variable-length number at a place, and the place after it."""
     value = shift = 0
     while True:
         byte = data[at]

@@ -1,16 +1,24 @@
-"""The layout of all activations, (N, C, H, W) in channels-last memory, seen as rows of channels and back."""
-
-from __future__ import annotations
+"""Views of the layout that all activations have: (N, C, H, W) in channels-last memory."""
 
 from torch import Tensor
 
+# Bytes of each of the few tensors that a gradient on a CPU works on at a time, so that they stay in the processor's
+# cache.
+CACHE_BYTES = 2**21
+
 
 def as_rows(x: Tensor, clips: int) -> Tensor:
-    """(N, C, H, W) channels-last as (clips, N // clips * H * W, C): a view."""
+    """Views (N, C, H, W) channels-last as rows of channels, (clips, N // clips * H * W, C)."""
     return x.permute(0, 2, 3, 1).reshape(clips, -1, x.shape[1])
 
 
+def as_clips(x: Tensor, frames: int) -> Tensor:
+    """Views (B*T, C, H, W) channels-last as clips, (B, T, H*W, C)."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c)
+
+
 def as_images(rows: Tensor, like: Tensor) -> Tensor:
-    """The way back: rows of C channels as (N, C, H, W) channels-last, with N, H, W of `like`: a view."""
+    """Views rows of C channels as (N, C, H, W) channels-last, with N, H and W of `like` (the inverse of both above)."""
     n, _, h, w = like.shape
     return rows.reshape(n, h, w, rows.shape[-1]).permute(0, 3, 1, 2)

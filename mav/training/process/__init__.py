@@ -1,0 +1,1 @@
+"""What a training needs of its process: memory, signals, and an end when it stalls."""

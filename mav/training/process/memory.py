@@ -1,4 +1,4 @@
-"""What a training process does with the memory it frees."""
+"""How a training process keeps the memory that it frees."""
 
 import ctypes
 import sys
@@ -7,10 +7,10 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep the memory it frees, for the next step: 7 to 11 % of the demo's video steps were page faults.
+    """Makes this process keep the memory it frees: page faults were 7 to 11 % of the demo's video steps.
 
-    A step on a CPU frees and asks for the same large activations again, which glibc hands to the system and takes back, page by page.
-    Where the C library is another one, nothing happens.
+    A step on a CPU frees large activations and asks for them again, while glibc returns them to the system and gets
+    them back page by page. With another C library this does nothing.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

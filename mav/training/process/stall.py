@@ -1,5 +1,4 @@
-"""A training that hangs (storage that never answers, a deadlock, a peer that is gone) holds its machines and says nothing. Here it says
-where it stands and ends, and its stage goes on from the last checkpoint."""
+"""Ends a training that hangs (storage that never answers, a deadlock, a lost peer) and would keep its machines busy."""
 
 import faulthandler
 import time
@@ -12,7 +11,7 @@ _armed = 0.0
 
 @contextmanager
 def ended_when_stalled(seconds: float) -> Iterator[None]:
-    """While the block runs, the process writes its threads' stacks to stderr and dies once no step was made for `seconds`; 0 = never."""
+    """Kills the process, with its stacks on stderr, when the block makes no step for `seconds`; 0 = never."""
     global _seconds, _armed
     _seconds, _armed = seconds, -seconds
     step_made()
@@ -24,7 +23,7 @@ def ended_when_stalled(seconds: float) -> Iterator[None]:
 
 
 def step_made() -> None:
-    """Called after every step; the timer, which is a thread in C and needs no lock of Python's, is wound up anew now and then."""
+    """Records a step. The timer is a thread in C that needs no lock of Python's; it is reset now and then."""
     global _armed
     now = time.monotonic()
     if _seconds and now - _armed >= _seconds / 100:

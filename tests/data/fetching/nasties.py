@@ -106,10 +106,12 @@ def answers(port: int) -> Iterator[Nasty]:
 
 def addresses() -> Iterator[tuple[str, str]]:
     """(address, expectation) of addresses that are themselves the trouble; no server stands behind them."""
-    schemes = "file:///etc/passwd ftp://h/x.jpg data:image/png;base64,iVBORw0KGgo= data:, javascript:1 about:blank blob:http://h/1"
+    schemes = "file:///etc/passwd ftp://h/x.jpg data:image/png;base64,iVBORw0KGgo= data:, javascript:1 "
+    schemes += "about:blank blob:http://h/1"
     for url in f"{schemes} s3://bucket/key mailto:a@b".split():
         yield url, "bad_scheme"
-    broken = "http:///x http://h:port/ http://[::1/ http://h:99999/ http://[nonsense]/ http:// //h/x x.jpg HTTPS//h http://.../"
+    broken = "http:///x http://h:port/ http://[::1/ http://h:99999/ http://[nonsense]/ http:// //h/x x.jpg HTTPS//h "
+    broken += "http://.../"
     for url in f"{broken} http://{'a' * 70}.com/".split():
         yield url, ""
     for host in (

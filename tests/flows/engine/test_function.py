@@ -19,11 +19,11 @@ from mav.recipes import Recipe
 
 def _train(saved: str, report: Callable[[dict[str, Any]], None]) -> None:
     """Ends as a training does: after the step it is in, having saved."""
-    from mav.training.process.preemption import Told, told_to_end
+    from mav.training.process.preemption import TerminationRequest, catch_termination_signals
 
-    with told_to_end():
-        told, samples = Told(1), 0
-        while not told():
+    with catch_termination_signals():
+        requested, samples = TerminationRequest(1), 0
+        while not requested():
             samples += 1
             report({"samples": samples, "total": 1000})
             time.sleep(0.1)

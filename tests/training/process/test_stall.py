@@ -1,4 +1,4 @@
-"""A training that makes no step any more ends by itself and says where it stood; one that makes steps, or is through, is left alone."""
+"""A training that makes no more steps ends and prints its stacks; one that makes steps or has ended is left alone."""
 
 import subprocess
 import sys

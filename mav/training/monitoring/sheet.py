@@ -1,8 +1,9 @@
-"""A picture of what a network has learned: a few training samples above what it makes under the same conditions."""
+"""A picture of what a network has learned: training samples above its own, under the same conditions."""
 
 import io
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mav.diffusion.guidance import Denoiser
@@ -19,16 +20,16 @@ STEPS = 12
 def write_sheet(
     out: Folder, network: nn.Module, objective: Objective, x0: Tensor, conditions: dict[str, Tensor], seed: int
 ) -> None:
-    """Writes `samples.png`: true clips x0 (B, T, 3, S, S) over sampled ones. Images stand side by side; clips are rows of frames."""
+    """Writes `samples.png`, training clips x0 (B, T, 3, S, S) over sampled ones.
+
+    Images are in one row, side by side. Clips are rows of frames, where each sampled clip is below its training clip.
+    """
     from PIL import Image
 
     noise = SampleNoise(range(seed, seed + len(x0)), "sheet", x0.shape[2:], range(x0.shape[1]), x0.device)
-    denoiser = Denoiser(network, objective, conditions)
-    made = sample(denoiser, noise, Sampling(steps=STEPS))
-    both = torch.stack([x0, made]) if x0.shape[1] == 1 else torch.stack([x0, made], dim=1)
-    rows, columns = (2, len(x0)) if x0.shape[1] == 1 else (2 * len(x0), x0.shape[1])
-    tiles = to_pixels(both).reshape(rows, columns, 3, *x0.shape[3:]).permute(0, 3, 1, 4, 2)
-    picture = tiles.reshape(rows * x0.shape[3], columns * x0.shape[4], 3).cpu().numpy()
+    made = sample(Denoiser(network, objective, conditions), noise, Sampling(steps=STEPS))
+    grid = "two b 1 c h w -> (two h) (b w) c" if x0.shape[1] == 1 else "two b t c h w -> (b two h) (t w) c"
+    picture = rearrange(to_pixels(torch.stack([x0, made])), grid).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     out.write_bytes(SHEET, buffer.getvalue())

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mav.errors import UserError
 from mav.storage import Folder
-from mav.training.board import Board, WandbBoard
+from mav.training.monitoring.board import Board, WandbBoard
 
 
 def curve(path):
@@ -28,7 +28,7 @@ def test_every_number_is_a_curve_over_samples(tmp_path):
         board(
             {"stage": "train-decoder", "total": 24, "samples": samples, "loss": 1 / samples, "samples_per_second": 3.0}
         )
-    assert [facts["samples"] for facts in passed] == [8, 16, 24]
+    assert [line["samples"] for line in passed] == [8, 16, 24]
     assert curve(tmp_path) == {
         "loss": [(8, 0.125), (16, 0.062), (24, 0.042)],
         "samples_per_second": [(8, 3.0), (16, 3.0), (24, 3.0)],
@@ -37,7 +37,7 @@ def test_every_number_is_a_curve_over_samples(tmp_path):
 
 def test_a_resumed_training_replaces_what_lay_beyond_its_checkpoint(tmp_path):
     for start, loss in ((8, 0.5), (16, 0.25)):
-        board = Board(Folder(str(tmp_path)), lambda facts: None)
+        board = Board(Folder(str(tmp_path)), lambda line: None)
         for samples in (start, start + 8, start + 16):
             board({"samples": samples, "loss": loss})
     assert curve(tmp_path)["loss"] == [(8, 0.5), (16, 0.25), (24, 0.25), (32, 0.25)]

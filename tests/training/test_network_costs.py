@@ -1,4 +1,4 @@
-"""What `mav describe` says: counted against what the networks really do."""
+"""What `mav describe` prints, against what the networks really do."""
 
 import json
 
@@ -7,15 +7,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows.cli.main import app
-from mav.models import pseudo3d
+from mav.models.kernels import dispatch
 from mav.models.unet import UNet
 from mav.recipes.reader import load_recipe
-from mav.training.describe import STATE_BYTES, describe
+from mav.training.network_costs import STATE_BYTES, network_costs
 
 
 @pytest.fixture(scope="module")
 def demo():
-    return {c.stage: c for c in describe(load_recipe("demo"))}
+    return {c.stage: c for c in network_costs(load_recipe("demo"))}
 
 
 def test_the_count_on_shapes_is_the_count_on_numbers(demo):
@@ -35,9 +35,9 @@ def test_the_count_on_shapes_is_the_count_on_numbers(demo):
 
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_activations_are_the_tensors_that_backward_needs(demo, everywhere, monkeypatch):
-    """Told is what every device keeps; a CPU keeps less, as norms there keep neither the normalised input nor what entered a SiLU."""
+    """Counted is what other devices keep; norms on a CPU keep neither the normalised input nor that of the SiLU."""
     if everywhere:
-        monkeypatch.setattr(pseudo3d, "_plain_cpu", lambda x: False)
+        monkeypatch.setattr(dispatch, "_is_plain_cpu", lambda x: False)
     recipe = load_recipe("demo")
     network, rows = UNet(recipe.train_decoder.network).train(), recipe.train_decoder.optimisation.batch_size
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -51,8 +51,8 @@ def test_activations_are_the_tensors_that_backward_needs(demo, everywhere, monke
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         network(torch.randn(rows, 1, 3, 16, 16), torch.zeros(rows), embedding=torch.randn(rows, 64)).square().mean()
         measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    told = demo["train-decoder"].activation_bytes * (1 if everywhere else 0.715)
-    assert told == pytest.approx(measured, rel=0.05)
+    counted = demo["train-decoder"].activation_bytes * (1 if everywhere else 0.715)
+    assert counted == pytest.approx(measured, rel=0.05)
 
 
 def test_a_clip_costs_more_than_its_frames(demo):
@@ -62,12 +62,12 @@ def test_a_clip_costs_more_than_its_frames(demo):
 
 @pytest.mark.slow
 def test_single_gpu_fits_an_80_gb_card_and_checkpointing_is_seen():
-    single = describe(load_recipe("single-gpu"))
+    single = network_costs(load_recipe("single-gpu"))
     for component in single:
         assert component.state_bytes + component.activation_bytes < 64 * 1024**3, (
             component
         )  # the rest is the libraries'
-    without = describe(load_recipe("single-gpu", ["train_decoder.network.checkpoint_levels=0"]))
+    without = network_costs(load_recipe("single-gpu", ["train_decoder.network.checkpoint_levels=0"]))
     assert single[4].activation_bytes < 0.8 * without[4].activation_bytes
     assert single[4].flops_per_sample > without[4].flops_per_sample
 

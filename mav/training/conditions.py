@@ -1,0 +1,58 @@
+"""What video and SR stages make of a batch: clips without text, low-resolution inputs, masks of given frames."""
+
+import torch
+from torch import Tensor
+
+from mav.diffusion.noise import Draws
+from mav.diffusion.pixels import augment, blur, crop, downsample, upsample
+from mav.recipes import TrainImage, TrainVideo
+from mav.training.validation import Batch
+
+VIDEO_KEYS = {"pixels", "fps"}  # all that a video stage may read of a clip
+
+Prepared = tuple[Tensor, dict[str, Tensor]]  # clean samples, and their conditions
+
+
+def only_motion(stage: str, batch: Batch) -> Batch:
+    """Returns the batch. Raises ValueError when it does not hold pixels and fps and nothing else, such as text."""
+    if set(batch) != VIDEO_KEYS:
+        found = ", ".join(sorted(batch))
+        raise ValueError(
+            f"{stage} trains on pixels and fps alone, as text never meets motion, but its batch holds {found}"
+        )
+    return batch
+
+
+def with_low_resolution(x0: Tensor, factor: int, section: TrainImage | TrainVideo, draws: Draws) -> Prepared:
+    """Cuts a crop out of each clip (B, T, 3, S, S), with its low-resolution copy as a condition.
+
+    The copy is blurred, and has noise of a random level, which is a condition too.
+    """
+    small = max(1, round(x0.shape[-1] * section.crop / factor))  # crops are aligned to the low-resolution grid
+    places = x0.shape[-1] // factor - small + 1
+    x0 = crop(x0, draws.integers(places, 2) * factor, small * factor)
+    low = upsample(blur(downsample(x0, small), section.blur_sigma), factor)
+    level = (draws.uniform() * section.noise_augmentation).to(x0.device)
+    noise = draws.normal(*low.shape[1:]).to(low)
+    return x0, {"low": augment(low, level, noise), "low_noise": level}
+
+
+def random_mask(draws: Draws, frames: int) -> Tensor:
+    """Draws the frames that F^ is given, (B, frames), True = given. At least one is given and at least one is not.
+
+    They are every k-th frame from a random start (k from 2), both ends, or the first (Make-A-Video 3.3: interpolation
+    with variable frame skips, and extrapolation).
+    """
+    masks = torch.zeros(len(draws), frames, dtype=torch.bool)
+    for mask, kind, skip, start in zip(masks, draws.uniform(), draws.uniform(), draws.uniform(), strict=True):
+        if kind < 0.6:
+            k = 2 + int(skip * max(1, frames - 2))
+            mask[int(start * min(k, frames)) :: k] = True
+            # A window of a long video has its first frame from the window before, whatever the others are.
+            mask[0] |= bool(kind < 0.3)
+        else:
+            mask[0] = True
+            mask[-1] = bool(kind < 0.8)
+        if mask.all():
+            mask[1:] = False
+    return masks

@@ -1,0 +1,73 @@
+"""Curves of a running training, in TensorBoard's event files and on request in Weights & Biases.
+
+`tensorboard --logdir RUNS/tensorboard` shows them. Event files are stored beside the artifacts, not in them: they hold
+clock times, and an artifact's bytes are a function of its inputs.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mav.errors import UserError
+from mav.recipes import Recipe, to_plain
+from mav.storage import Folder
+
+STEP = "samples"  # the loop's one counter
+NOT_CURVES = {STEP, "total"}
+Report = Callable[[dict[str, Any]], None]
+
+
+class Board:
+    """A report callback that writes every number as a curve over samples, then passes the report on.
+
+    A resumed training replaces what was written after its checkpoint. Only a local disk gets event files: TensorBoard
+    would write each file again on every flush to other storage. `curves.jsonl` of the artifact has the same numbers.
+    """
+
+    def __init__(self, folder: Folder, then: Report) -> None:
+        self.folder, self.then = folder, then
+        self._writer: Any = None
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        self.then(progress)
+        if not self.folder.local:
+            return
+        samples = int(progress[STEP])
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            suffix = f".{time.time_ns()}"
+            self._writer = SummaryWriter(self.folder.url, purge_step=samples, filename_suffix=suffix)
+        for name, value in sorted(_numbers(progress).items()):
+            self._writer.add_scalar(name, value, samples)
+        self._writer.flush()
+
+
+class WandbBoard:
+    """A report callback that also logs every number to a Weights & Biases project, then passes the report on.
+
+    A stage of a recipe is one run there, named by its fingerprint, so that a resumed training continues it. Raises
+    UserError when the package is missing.
+    """
+
+    def __init__(self, project: str, stage: str, recipe: Recipe, folder: Folder, then: Report) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                "WANDB_PROJECT is set but the package wandb is not installed: `pip install wandb`, "
+                "or unset WANDB_PROJECT."
+            ) from None
+        fingerprint = folder.root.rstrip("/").rpartition("/")[2]
+        config = {"seed": recipe.seed, stage: to_plain(recipe.section_of(stage))}
+        names: dict[str, Any] = {"group": recipe.name, "name": f"{recipe.name} {stage}", "id": f"{stage}-{fingerprint}"}
+        self.then = then
+        self._run: Any = wandb.init(project=project, **names, config=config, resume="allow")
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        self.then(progress)
+        self._run.log(_numbers(progress), step=int(progress[STEP]))
+
+
+def _numbers(progress: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in progress.items() if key not in NOT_CURVES and isinstance(value, (int, float))}
