@@ -17,8 +17,8 @@ import yaml
 from prefect import flow
 from pydantic import Field
 
-from flows.engine.owners import recipe_owner
 from flows.engine.stage import STAGES
+from flows.engine.store import recipe_owner
 from flows.make_a_video import make_a_video, run_pipeline
 from flows.services.environment import configure_environment
 from mav.recipes.reader import load_recipe

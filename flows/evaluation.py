@@ -53,7 +53,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
     return evaluate(job, interpolation.evaluate_interpolation, device=job.device)
 
 
-@stage("human-study", sections=("evaluate",), version=2)
+@stage("human-study", sections=("evaluate",), version=3)
 def human_study(job: Job) -> Outcome:
     """A frozen study: pairs in blind order, ready for raters."""
     from mav.study.study import freeze_study

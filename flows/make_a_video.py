@@ -9,10 +9,9 @@ from contextlib import ExitStack
 
 from flows import demo, evaluation, images, training, videos
 from flows.engine.execute import execute
-from flows.engine.owners import record
 from flows.engine.run import Run
 from flows.engine.stage import Graph
-from flows.engine.store import Store
+from flows.engine.store import Store, record
 from flows.services.terminal import Terminal
 from mav.recipes import Recipe
 from mav.storage import Artifact

@@ -1,7 +1,7 @@
 """`mav clean`: what a runs folder holds that nothing needs any more.
 
 It never removes what the recipe's graph is made of now, finished or not; what another recipe or a served study has on
-record (`flows.engine.owners`), built or not; what a kept artifact was made from; and whatever a living process works
+record (`flows.engine.store`), built or not; what a kept artifact was made from; and whatever a living process works
 on. It removes older artifacts of the recipe beyond the newest few of each stage, unfinished work of older versions, and
 what killed processes left half-written.
 """
@@ -17,9 +17,8 @@ import typer
 
 from flows.cli.options import RecipeName, Runs, Set, open_graph
 from flows.engine.lease import LEASE, exclusive, held, top
-from flows.engine.owners import Records, file_owner, owner_key, recipe_owner
 from flows.engine.stage import Graph
-from flows.engine.store import SHOWN_FINGERPRINT, Place, Store
+from flows.engine.store import SHOWN_FINGERPRINT, Place, Records, Store, file_owner, owner_key, recipe_owner
 from flows.services.terminal import plain_table, table_console
 from mav.errors import UserError
 from mav.storage import MANIFEST, TEMPORARY, Artifact, Folder, Manifest

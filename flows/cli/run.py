@@ -10,11 +10,10 @@ import typer
 from rich.console import Console
 
 from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, open_graph
-from flows.engine.owners import recipe_owner, record
 from flows.engine.retry import retry_failed
 from flows.engine.run import Run
 from flows.engine.stage import Node
-from flows.engine.store import Store
+from flows.engine.store import Store, recipe_owner, record
 from flows.services.terminal import Terminal
 from mav.errors import UserError
 from mav.recipes import Recipe

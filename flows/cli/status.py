@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.options import Json, RecipeName, Runs, Set, nothing_built, open_graph
-from flows.engine.owners import recipe_folder
+from flows.engine.store import recipe_folder
 from flows.services.terminal import ProgressLine, plain_table, spinner
 from mav.errors import UserError
 

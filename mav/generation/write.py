@@ -9,6 +9,7 @@ import numpy as np
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.generation.cascade import Cascade
+from mav.generation.prompts import end_not_seen
 from mav.recipes import Recipe
 from mav.storage import Folder
 
@@ -41,7 +42,9 @@ def generate_videos(
         for done in write_videos(out, rows, kind, recipe, sample):
             report({"stage": "generate", "samples": place * len(rows) + done, "total": len(kinds) * len(rows)})
     out.write_json(LIST, rows)
-    return {"videos": len(rows), "frames": sizes.long_frames, "size": sizes.high_size, "fps": fps}
+    cut = sum(bool(end_not_seen(cascade.clip, row["prompt"])) for row in rows)
+    beyond = {"prompts_beyond_context": cut} if cut else {}
+    return beyond | {"videos": len(rows), "frames": sizes.long_frames, "size": sizes.high_size, "fps": fps}
 
 
 def write_videos(

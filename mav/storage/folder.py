@@ -162,6 +162,45 @@ class Folder:
         elif self.fs.exists(path):
             self.fs.rm(path, recursive=True)
 
+    @contextmanager
+    def replacing(self) -> Iterator[Folder]:
+        """Yields an empty folder beside this one, which takes its place when the block ends well.
+
+        What was here before is then at `NAME.before`, unless the new folder has the same files. A block that fails, or
+        a process that is killed, leaves the folder as it was.
+        """
+        root = self.root.rstrip("/")
+        parent, name = Folder(posixpath.dirname(self.url.rstrip("/"))), posixpath.basename(root)
+        new, before = parent.child(f"{TEMPORARY}{name}"), parent.child(f"{name}.before")
+        new.remove()
+        try:
+            yield new
+        except BaseException:
+            new.remove()
+            raise
+        new.sync()
+        if self.exists() and not self._equals(new):
+            before.remove()
+            self._move_to(before)
+        self.remove()
+        new._move_to(self)
+
+    def _equals(self, other: Folder) -> bool:
+        """Says whether two folders have the same files with the same bytes."""
+        sizes = self.sizes()
+        return sizes == other.sizes() and all(
+            self.sha256(n, size) == other.sha256(n, size) for n, size in sizes.items()
+        )
+
+    def _move_to(self, target: Folder) -> None:
+        """Moves the folder to a place where nothing is; on a disk at once."""
+        if self.local:
+            os.replace(self.root, target.root)
+            return
+        for name in self.names():
+            self.fs.copy(self.path(name), target.path(name))
+        self.remove()
+
     def sha256(self, name: str, size: int = SMALL) -> str:
         """Returns a file's digest. A known small `size` lets remote storage answer in one request."""
         if not self.local and size < SMALL:

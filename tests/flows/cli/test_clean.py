@@ -14,10 +14,9 @@ from flows.cli.clean import leftovers, remove
 from flows.cli.main import app
 from flows.engine.build import build
 from flows.engine.lease import exclusive
-from flows.engine.owners import owner_key
 from flows.engine.run import Job, Run
 from flows.engine.stage import Graph, Node, Outcome, Stage
-from flows.engine.store import Store
+from flows.engine.store import Store, owner_key
 from flows.make_a_video import make_a_video
 from flows.services.terminal import Terminal
 from mav.recipes import Recipe

@@ -11,9 +11,8 @@ from test_clean import built, plan_of
 
 from flows.cli.clean import leftovers, remove
 from flows.engine.lease import exclusive
-from flows.engine.owners import Records, owner_key, recipe_owner, record, record_artifact
 from flows.engine.stage import Graph
-from flows.engine.store import Store
+from flows.engine.store import Records, Store, owner_key, recipe_owner, record, record_artifact
 from flows.make_a_video import make_a_video
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe
