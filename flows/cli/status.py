@@ -33,6 +33,9 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
             "counts": manifest.counts if manifest else {},
             "seconds": manifest.seconds if manifest else None,
         }
+        failure = store.failure(node) if state == "failed" else None
+        if failure:
+            stages[node.name] |= {"reason": failure.reason, "failed_at": failure.at}
         if node.name == "oracle" and manifest:
             verdict = manifest.metrics
     if json_:
@@ -47,6 +50,9 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
         table.add_row(name, f"[{STATE_STYLE[state]}]{state}[/]", seconds, *numbers, row["fingerprint"][:12])
     console = Console(highlight=False)
     console.print(table)
+    for name, row in stages.items():
+        if "reason" in row:
+            console.print(f"\n{name} failed at {row['failed_at']}: {row['reason']}", markup=False, soft_wrap=True)
     if verdict:
         title = f"\nThe oracle on {verdict['count']} videos, 95 % intervals in brackets:"
         console.print(title, *oracle_lines(verdict), sep="\n", markup=False)

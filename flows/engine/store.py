@@ -8,6 +8,7 @@ record, and takes back its own owner's records of what it removed.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import platform
@@ -58,6 +59,13 @@ class Store:
         folder = self.artifact(node)
         return Artifact.open(folder) if folder.exists(MANIFEST) else None
 
+    def failure(self, node: Node) -> Failure:
+        """Returns why a failed stage did."""
+        record = self.work(node).read_json_or_none("failure.json")
+        known = record if isinstance(record, dict) else {}
+        at = datetime.datetime.fromtimestamp(known.get("time", 0), datetime.UTC).isoformat(timespec="seconds")
+        return Failure(str(known.get("reason", "its failure.json cannot be read")), at)
+
     def state(self, node: Node, recipe: str) -> State:
         """Returns the state of a stage; it is stale when only an artifact of another fingerprint is there."""
         work = self.work(node)
@@ -70,6 +78,14 @@ class Store:
         others = self.root.child(f"artifacts/{node.name}")
         manifests = (others.read_json_or_none(f"{fingerprint}/{MANIFEST}") for fingerprint in others.folders())
         return "stale" if any(manifest and manifest.get("recipe") == recipe for manifest in manifests) else "missing"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage failed, in a line, and when (UTC, ISO 8601)."""
+
+    reason: str
+    at: str
 
 
 def _running(work: Folder) -> bool:
