@@ -9,8 +9,11 @@ worker can continue a checkpoint of two, and shards one of replicas.
 Training waits only while the tensors are copied, by one fused copy into buffers that are kept for it.
 """
 
+import errno
 import functools
 import json
+import os
+import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.staging import AsyncStager
 
-from mav.errors import UserError
+from mav.errors import UserError, no_space
 from mav.storage import Folder
 from mav.storage.folder import canonical_json
 from mav.training.ema import Ema, local_shards
@@ -115,10 +118,23 @@ class Checkpoints:
                     folder.write_json(METADATA, json.loads(text) | {FILES: folder.sizes()})
                 pending.set_result(None)
             except BaseException as error:  # it is raised by `wait`
-                pending.set_exception(error)
+                pending.set_exception(self._cause(error, folder, sum(t.nbytes for t in tensors.values())))
 
         self.pending = pending
         written.add_done_callback(commit)
+
+    def _cause(self, error: BaseException, folder: Folder, size: int) -> BaseException:
+        """Returns the error of a save that failed: a full disk's, where torch has hidden that behind another.
+
+        What was written is removed, which may leave room for the other files of the run.
+        """
+        if not self.work.local or self.rank:
+            return error
+        folder.remove()
+        failures = getattr(error, "failures", {}).values()
+        if shutil.disk_usage(self.work.root).free < size or any(no_space(each[0]) for each in failures):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return error
 
     def wait(self) -> None:
         """Waits until the last save is whole, then removes the checkpoints that are no longer wanted."""
