@@ -22,7 +22,7 @@ def _draw(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
     return draw(world, seed, out)
 
 
-@stage("oracle", sections=(*SAMPLING, "evaluate"))
+@stage("oracle", sections=(*SAMPLING, "evaluate"), version=2)
 def oracle(job: Job) -> Outcome:
     """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
     from mav.world.verdict import evaluate_oracle

@@ -223,6 +223,6 @@ train_decoder_video = _training_stage(
     "D^t: D inflated, learning motion from clips without text.",
 )
 train_interpolation = _training_stage(
-    "train-interpolation", ("cascade", "train_interpolation"), "F^: D^t fine-tuned to fill in masked frames."
+    "train-interpolation", ("cascade", "train_interpolation"), "F^: D^t fine-tuned to fill in masked frames.", version=2
 )
 train_sr_low_video = _training_stage("train-sr-low-video", ("cascade", "train_sr_low_video"), "SR_l^t: SR_l inflated.")

@@ -88,7 +88,12 @@ def test_every_stage_is_done_its_counts_add_up_and_the_oracle_has_its_figures(ma
     assert {"nsfw", "watermark", "toxic"} <= set(stages["image-metadata"]["counts"]["dropped"])
     assert not list((mav.runs / "work").rglob("*.json")), "nothing unfinished stays behind"
     oracle = status["oracle"]
-    assert {"colour", "shape", "motion_ratio", "motion_ratio_time_off", "chance_colour", "chance_shape"} <= set(oracle)
+    figures = {
+        "colour", "shape", "shape_by_name", "speed_ratio", "direction_cosine", "direction_cosine_clips", "reversals",
+        "reversals_clips", "area_change", "saturation_change", "frame_rate_obeyed", "persistence",
+        "interpolation_gain_db", "motion_ratio_time_off", "chance_colour", "chance_shape", "intervals",
+    }  # fmt: skip
+    assert figures <= set(oracle)
     assert 0 <= oracle["colour"] <= 1
 
 

@@ -90,6 +90,7 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
     """Starts Prefect and Ray and runs the flow of the whole graph."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # read by the imports below; our terminal shows it all
     from flows.deploy import make_a_video_flow
+    from flows.services.gpu_slots import SERVER_AWAY
     from flows.services.prefect_server import prefect_server
     from flows.services.ray_cluster import ray_cluster
 
@@ -110,5 +111,10 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
             make_a_video_flow(recipe=recipe, runs=runs, overrides=overrides or [], **choice)
         except TerminationSignal:  # Prefect's name for SIGTERM
             raise KeyboardInterrupt from None
+        except SERVER_AWAY as error:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            remedy = "see that it runs and keeps its database, then run again; what is finished is kept"
+            server = os.environ.get("PREFECT_API_URL") or "of this run"
+            raise UserError(f"The Prefect server {server} lost the run ({reason}): {remedy}.") from None
     took = f"{recipe}: done in {time.monotonic() - began:.0f} s."
     console.print(f"{took} `mav status {recipe}` and `mav report {recipe}` show it.", soft_wrap=True)

@@ -14,17 +14,33 @@ from flows.services.terminal import ProgressLine, plain_table, spinner
 from mav.errors import UserError
 
 app = typer.Typer()
-STATE_STYLE = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow", "missing": "dim"}
+FIGURES = (  # of the oracle: name, what it is, format, the name of the same figure of training clips
+    ("speed_ratio", "speed over the clips'", ".2f", ""),
+    ("direction_cosine", "direction kept (cosine)", ".2f", "direction_cosine_clips"),
+    ("reversals", "reversals", ".0%", "reversals_clips"),
+    ("area_change", "area, filled over given", "+.0%", ""),
+    ("saturation_change", "saturation, filled over given", "+.0%", ""),
+    ("frame_rate_obeyed", "frame rate obeyed (1 = right)", ".2f", ""),
+    ("persistence", "colour and shape kept", ".0%", ""),
+    ("motion_ratio_time_off", "speed with time layers off", ".2f", ""),
+)
+STATE_STYLE = {
+    "done": "green", "running": "cyan", "failed": "red", "damaged": "red", "stale": "yellow", "missing": "dim",
+}  # fmt: skip
 
 
 @app.command()
 def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: Set = None) -> None:
-    """Say of every stage whether it is done, stale, missing, failed or running."""
+    """Say of every stage whether it is done, stale, missing, running, failed or damaged, and why."""
     loaded, graph, store = open_graph(recipe, set_, runs)
     stages: dict[str, dict[str, Any]] = {}
     verdict: dict[str, Any] = {}
     for node in graph.nodes.values():
-        state = store.state(node, loaded.name)
+        state: str = store.state(node, loaded.name)
+        if state == "done" and (problem := store.problem(node)):
+            stages[node.name] = {"state": "damaged", "fingerprint": node.fingerprint, "counts": {}, "seconds": None}
+            stages[node.name] |= {"reason": problem}
+            continue
         artifact = store.find(node) if state == "done" else None
         manifest = artifact.manifest if artifact else None
         stages[node.name] = {
@@ -37,7 +53,9 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
         if failure:
             stages[node.name] |= {"reason": failure.reason, "failed_at": failure.at}
         if node.name == "oracle" and manifest:
-            verdict = manifest.metrics
+            verdict |= manifest.metrics
+        if node.name == "evaluate-interpolation" and manifest and "psnr_gain" in manifest.metrics:
+            verdict["interpolation_gain_db"] = manifest.metrics["psnr_gain"]
     if json_:
         print(json.dumps({"recipe": loaded.name, "stages": stages, "oracle": verdict}, indent=1))
         return
@@ -52,8 +70,9 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
     console.print(table)
     for name, row in stages.items():
         if "reason" in row:
-            console.print(f"\n{name} failed at {row['failed_at']}: {row['reason']}", markup=False, soft_wrap=True)
-    if verdict:
+            when = f" at {row['failed_at']}" if "failed_at" in row else ""
+            console.print(f"\n{name} {row['state']}{when}: {row['reason']}", markup=False, soft_wrap=True)
+    if "count" in verdict:
         title = f"\nThe oracle on {verdict['count']} videos, 95 % intervals in brackets:"
         console.print(title, *oracle_lines(verdict), sep="\n", markup=False)
 
@@ -68,9 +87,14 @@ def oracle_lines(verdict: dict[str, Any]) -> Iterator[str]:
         return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
 
     for name in ("colour", "shape"):
-        yield f"  {name + ' as asked':<24} {figure(name, '.0%')}, by chance {verdict['chance_' + name]:.0%}"
-    for name, what in (("motion_ratio", "displacement over clips'"), ("motion_ratio_time_off", "with time layers off")):
-        yield f"  {what:<24} {figure(name, '.2f')}"
+        yield f"  {name + ' as asked':<28} {figure(name, '.0%')}, by chance {verdict['chance_' + name]:.0%}"
+    by_name = ", ".join(f"{name} {share:.0%}" for name, share in verdict["shape_by_name"].items())
+    yield f"  {'each shape':<28} {by_name}"
+    for name, what, form, beside in FIGURES:
+        other = f", clips {figure(beside, form)}" if beside else ""
+        yield f"  {what:<28} {figure(name, form)}{other}"
+    if "interpolation_gain_db" in verdict:
+        yield f"  {'F^ over linear blending':<28} {verdict['interpolation_gain_db']:+.1f} dB"
 
 
 @app.command()

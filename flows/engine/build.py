@@ -24,14 +24,12 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     """
     store = run.store
     out, work = store.artifact(node), store.work(node)
-    found = store.find(node)
-    if found and not fresh:
+    if not fresh and (found := store.find(node)):  # a fresh build takes the place of a damaged one, too
         return found
     require_inputs(node, run)
     with full_disk_told(node.name, out.url), exclusive(work, node.name, run.recipe.name) as lease:
         # Another run may have finished it while we waited for the lease.
-        found = store.find(node)
-        if found and not fresh:
+        if not fresh and (found := store.find(node)):
             lease.clear()
             return found
         if fresh:

@@ -22,6 +22,7 @@ from typing import Literal
 
 from flows.engine.lease import LEASE, held_here, top
 from flows.engine.stage import Node
+from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.reader import shipped_recipes
 from mav.storage import MANIFEST, Artifact, Folder
@@ -58,6 +59,14 @@ class Store:
         """Returns the finished artifact of a stage, or None. Raises UserError when its manifest was changed."""
         folder = self.artifact(node)
         return Artifact.open(folder) if folder.exists(MANIFEST) else None
+
+    def problem(self, node: Node) -> str:
+        """Returns what is wrong with a finished artifact's manifest; '' when nothing is."""
+        try:
+            self.find(node)
+        except UserError as error:
+            return str(error)
+        return ""
 
     def failure(self, node: Node) -> Failure:
         """Returns why a failed stage did."""

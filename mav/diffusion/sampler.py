@@ -20,12 +20,20 @@ Noise = Callable[[], Tensor]  # returns the next tensor of standard normal noise
 
 @torch.inference_mode()
 def sample(
-    denoiser: Denoiser, noise: Noise, sampling: Sampling, progress: Callable[[int, int], None] | None = None
-) -> Tensor:
-    """Samples a batch; `progress` is called with the steps done and the number of steps."""
+    denoiser: Denoiser, noise: Noise, sampling: Sampling, progress: Callable[[int, int], None] | None = None,
+    guess: Tensor | None = None, start: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Samples a batch; `progress` is called with the steps done and the number of steps.
+
+    A sample begins as pure noise, or, with `start` below 1, as the `guess` with the noise of that share of the schedule
+    (SDEdit, Meng et al. 2022).
+    """
     schedule = denoiser.schedule
-    steps = schedule.trailing(sampling.steps)
+    steps = schedule.trailing(sampling.steps, start)
     x = noise()
+    if guess is not None and start < 1:
+        alpha, sigma = _level(schedule, steps[0])
+        x = alpha.to(x) * guess + sigma.to(x) * x
     last: tuple[Tensor, int] | None = None
     for index, t in enumerate(steps):
         s = steps[index + 1] if index + 1 < len(steps) else -1  # -1 is the clean sample

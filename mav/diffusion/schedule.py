@@ -43,15 +43,16 @@ class Schedule:
         """Steps t on the networks' scale, 0..1000, float32."""
         return t.float() * (NETWORK_STEPS / self.steps)
 
-    def trailing(self, count: int) -> list[int]:
-        """`count` sampling steps from the noisiest down, evenly spaced and ending above 0.
+    def trailing(self, count: int, start: float = 1.0) -> list[int]:
+        """`count` sampling steps from the share `start` of the schedule down, evenly spaced and ending above 0.
 
         The first step of sampling is the last one of training, which zero terminal SNR needs ("trailing", Lin et al.
         2023).
         """
-        if not 1 <= count <= self.steps:
-            raise ValueError(f"{count} sampling steps do not fit a schedule of {self.steps}: choose 1 to {self.steps}")
-        return [round(self.steps * (count - i) / count) - 1 for i in range(count)]
+        noisy = round(self.steps * start)
+        if not 1 <= count <= noisy:
+            raise ValueError(f"{count} sampling steps do not fit a schedule of {noisy}: choose 1 to {noisy}")
+        return [round(noisy * (count - i) / count) - 1 for i in range(count)]
 
 
 @functools.lru_cache(maxsize=32)

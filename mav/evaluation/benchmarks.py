@@ -43,7 +43,9 @@ def evaluate_text_to_video(
         cascade = cascade or Cascade.load(recipe, inputs, device)
         return cascade.sample(prompts, seeds, recipe.generate)
 
-    for done in write_videos(out, rows, "file", recipe, sample):
+    fps = recipe.generate.fps * recipe.cascade.frame_skip
+    files = [str(row["file"]) for row in rows]
+    for done in write_videos(out, rows, files, fps, recipe.generate.batch_size, sample):
         report({"stage": f"evaluate-{benchmark}", "samples": done, "total": len(rows)})
     measured = Settings(protocol.preparation(recipe), len(asked.prompts), settings.bootstrap, settings.seed)
     work = out.child("work")

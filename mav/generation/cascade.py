@@ -70,6 +70,15 @@ class Cascade:
         embedding = run.embed_prompts(prompts)
         return run.finish(run.decode(embedding), embedding)
 
+    def sample_decoded(
+        self, prompts: list[str], seeds: Sequence[int], generate: Generate, progress: ProgressCallback = None
+    ) -> np.ndarray:
+        """Text to the frames of D^t alone, enlarged without a network: uint8 (B, `sizes.frames`, H, W, 3)."""
+        run = CascadeBatch(self, seeds, generate, True, progress)
+        clip = run.decode(run.embed_prompts(prompts))
+        video = to_pixels(upsample(clip, self.sizes.high_size // self.sizes.base_size))
+        return rearrange(video, "b t c h w -> b t h w c").cpu().numpy()
+
     def animate(
         self, images: np.ndarray, seeds: Sequence[int], generate: Generate, progress: ProgressCallback = None
     ) -> np.ndarray:
@@ -151,11 +160,12 @@ class CascadeBatch:
         long = clip.new_zeros(len(clip), (frames - 1) * skip + 1, *clip.shape[2:])
         known = torch.zeros(long.shape[1], dtype=torch.bool, device=clip.device)
         long[:, ::skip], known[::skip] = clip, True
+        guess = _blend(clip, skip)
         fill = partial(self.fill_window, embedding=embedding, fps=self.generate.fps * skip, purpose="interpolation")
         for start in range(0, long.shape[1] - 1, frames - 1):
             window = slice(start, start + frames)
             if not known[window].all():
-                long[:, window] = fill(long[:, window], known[window], start=start)
+                long[:, window] = fill(long[:, window], known[window], start=start, guess=guess[:, window])
                 known[window] = True
         return long
 
@@ -168,13 +178,18 @@ class CascadeBatch:
         return self.fill_window(clip, mask, embedding, self.generate.fps, start=0, purpose="animation")
 
     def fill_window(
-        self, clip: Tensor, known: Tensor, embedding: Tensor, fps: float, start: int, purpose: str
-    ) -> Tensor:
-        """F^ on one window: clip (B, F, 3, s, s), known (F,) bool. Known frames are returned as they are."""
+        self, clip: Tensor, known: Tensor, embedding: Tensor, fps: float, start: int, purpose: str,
+        guess: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """F^ on one window: clip (B, F, 3, s, s), known (F,) bool. Known frames are returned as they are.
+
+        guess: the window as it may look, which sampling starts from where the recipe says so (`interpolation_start`).
+        """
         mask = known_frames(clip, known.expand(len(clip), -1))
         conditions = {"embedding": embedding, "fps": self._each(fps), "known": mask}
         frames = range(start, start + clip.shape[1])
-        made = self._frames("interpolation", self.generate.interpolation, frames, clip.shape[-1], conditions, purpose)
+        sampling = self.generate.interpolation
+        made = self._frames("interpolation", sampling, frames, clip.shape[-1], conditions, purpose, guess)
         return torch.where(known[:, None, None, None], clip, made)
 
     def upsample_low(self, clip: Tensor) -> Tensor:
@@ -209,22 +224,31 @@ class CascadeBatch:
 
     def _frames(
         self, name: str, sampling: Sampling, frames: Sequence[int], size: int, conditions: dict[str, Tensor],
-        purpose: str = "",
+        purpose: str = "", guess: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """A clip from one of the U-Nets, (B, len(frames), 3, size, size). Each frame's noise is keyed by its number."""
         share = getattr(self.cascade, name).objective.shared_noise
         noise = SampleNoise(self.seeds, purpose or name, (3, size, size), frames, self.cascade.device, share)
-        return self._denoise(name, sampling, conditions, noise, clip=True, time=self.time)
+        return self._denoise(name, sampling, conditions, noise, guess, clip=True, time=self.time)
 
     def _denoise(
-        self, name: str, sampling: Sampling, conditions: dict[str, Tensor], noise: SampleNoise, **options: Any
-    ) -> Tensor:
+        self, name: str, sampling: Sampling, conditions: dict[str, Tensor], noise: SampleNoise,
+        guess: Tensor | None = None, **options: Any,
+    ) -> Tensor:  # fmt: skip
         """A sample of one network under its conditions. The options are those of `Denoiser`."""
         export: Export = getattr(self.cascade, name)
         guidance = (sampling.guidance, sampling.guidance_rescale)
         denoiser = Denoiser(export.network, export.objective, conditions, *guidance, **options)
-        return sample(denoiser, noise, sampling, partial(self.progress, name) if self.progress else None)
+        progress = partial(self.progress, name) if self.progress else None
+        return sample(denoiser, noise, sampling, progress, guess, self.generate.interpolation_start)
 
     def _each(self, value: float) -> Tensor:
         """The value for each sample of the batch."""
         return torch.full((len(self.seeds),), float(value), device=self.cascade.device)
+
+
+def _blend(clip: Tensor, skip: int) -> Tensor:
+    """Blends neighbouring frames linearly: (B, F, ...) to (B, (F - 1) * skip + 1, ...)."""
+    shares = [number / skip for number in range(skip)]
+    between = torch.stack([torch.lerp(clip[:, :-1], clip[:, 1:], share) for share in shares], dim=2)
+    return torch.cat([rearrange(between, "b f k c h w -> b (f k) c h w"), clip[:, -1:]], dim=1)

@@ -1,5 +1,6 @@
 """The `generate` stage: it writes the recipe's prompts as mp4 files, and a list of them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,9 +24,9 @@ def generate_videos(
 ) -> dict[str, Any]:  # fmt: skip
     """Writes `videos/NNNNN.mp4` for each prompt, and `videos.json`; returns metrics.
 
-    When the recipe asks for it, a twin with time switched off is written under `time-off/`. An entry of `videos.json`
-    has index, prompt, seed, file, twin, fps, and what else is known of the prompt. Raises UserError when there is no
-    prompt.
+    When the recipe asks for them, a twin with time switched off is written under `time-off/`, and the frames of D^t
+    alone, asked for at other frame rates, under `rates/`. An entry of `videos.json` has index, prompt, seed, file,
+    twin, rates, fps, and what else is known of the prompt. Raises UserError when there is no prompt.
     """
     generate, sizes = recipe.generate, recipe.cascade
     prompts = read_prompts(recipe, inputs)
@@ -34,13 +35,19 @@ def generate_videos(
     rows = [
         prompt | {"index": index, "seed": recipe.seed + index, "file": f"videos/{index:05d}.mp4", "fps": fps}
         | {"twin": f"time-off/{index:05d}.mp4" if generate.time_off_twin else None}
+        | {"rates": {f"{rate:g}": f"rates/{rate:g}/{index:05d}.mp4" for rate in generate.frame_rates}}
         for index, prompt in enumerate(prompts)
     ]  # fmt: skip
-    kinds = {"file": True} | ({"twin": False} if generate.time_off_twin else {})  # with layers over time, and without
-    for place, (kind, time) in enumerate(kinds.items()):
-        sample = functools.partial(cascade.sample, generate=generate, time=time)
-        for done in write_videos(out, rows, kind, recipe, sample):
-            report({"stage": "generate", "samples": place * len(rows) + done, "total": len(kinds) * len(rows)})
+    passes = [([row["file"] for row in rows], fps, functools.partial(cascade.sample, generate=generate))]
+    if generate.time_off_twin:
+        off = functools.partial(cascade.sample, generate=generate, time=False)
+        passes.append(([row["twin"] for row in rows], fps, off))
+    for rate in generate.frame_rates:
+        asked = functools.partial(cascade.sample_decoded, generate=dataclasses.replace(generate, fps=rate))
+        passes.append(([row["rates"][f"{rate:g}"] for row in rows], rate, asked))
+    for place, (files, frame_rate, sample) in enumerate(passes):
+        for done in write_videos(out, rows, files, frame_rate, generate.batch_size, sample):
+            report({"stage": "generate", "samples": place * len(rows) + done, "total": len(passes) * len(rows)})
     out.write_json(LIST, rows)
     cut = sum(bool(end_not_seen(cascade.clip, row["prompt"])) for row in rows)
     beyond = {"prompts_beyond_context": cut} if cut else {}
@@ -48,20 +55,19 @@ def generate_videos(
 
 
 def write_videos(
-    out: Folder, rows: Sequence[dict[str, Any]], kind: str, recipe: Recipe,
+    out: Folder, rows: Sequence[dict[str, Any]], files: Sequence[str], fps: float, size: int,
     sample: Callable[[list[str], list[int]], np.ndarray],
 ) -> Iterator[int]:  # fmt: skip
-    """Samples each row's prompt and seed and writes the file that the row names as `kind`; yields rows done.
+    """Samples each row's prompt and seed, `size` at a time, and writes its file; yields rows done.
 
     A batch whose files exist (from a killed run) is skipped.
     """
-    size, fps = recipe.generate.batch_size, recipe.generate.fps * recipe.cascade.frame_skip
     for first in range(0, len(rows), size):
-        batch = rows[first : first + size]
-        if not all(out.exists(row[kind]) for row in batch):
+        batch, names = rows[first : first + size], files[first : first + size]
+        if not all(out.exists(name) for name in names):
             videos = sample([row["prompt"] for row in batch], [row["seed"] for row in batch])
-            for row, video in zip(batch, videos, strict=True):
-                out.write_bytes(row[kind], encode_mp4(video, fps, crf=CRF))
+            for name, video in zip(names, videos, strict=True):
+                out.write_bytes(name, encode_mp4(video, fps, crf=CRF))
         yield first + len(batch)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mav.models import pseudo3d
+from mav.models.kernels.layout import weights_channels_last
 from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, sinusoid, zero
 from mav.recipes import Level, UNetConfig
 
@@ -158,7 +159,7 @@ class UNet(nn.Module):
         self.output_norm = FrameNorm(first)
         self.output = PseudoConv3d(first, config.out_channels, video=video)
         zero(self.output.spatial)
-        channels_last(self)
+        weights_channels_last(self)
 
     def forward(
         self, x: Tensor, t: Tensor, *, time: bool = True, keep: Tensor | None = None, embedding: Tensor | None = None,
@@ -167,24 +168,30 @@ class UNet(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Predicts from a noisy clip what the network's objective asks for: (B, T, out_channels, H, W).
 
-        x: (B, T, C, H, W). t: (B,) noise step in 0..1000. time: False switches every temporal layer off, so that the
-        frames are T independent images. keep: (B,) bool, False where the embedding is dropped. embedding: (B, d) of
-        unit norm. fps: (B,). low: (B, T, 3, H, W), the low-resolution input, upsampled. low_noise: (B,), its noise
-        level in 0..1. known: (B, T, 4, H, W), see `known_frames`. Raises ValueError for what the network does not take.
+        x: (B, T, C, H, W). t: noise step in 0..1000, (B,) of clips or (B, T) of their frames. time: False switches
+        every temporal layer off, so that the frames are T independent images. keep: (B,) bool, False where the
+        embedding is dropped. embedding: (B, d) of unit norm. fps: (B,). low: (B, T, 3, H, W), the low-resolution input,
+        upsampled. low_noise: (B,), its noise level in 0..1. known: (B, T, 4, H, W), see `known_frames`. Raises
+        ValueError for what the network does not take.
         """
         self._check(x, time, {"embedding": embedding, "low": low, "known": known, "fps": fps})
         b, n = x.shape[:2]
         frames = n if time and self.config.max_frames else 0
 
-        # The conditions: one vector for each clip, and CLIP's tokens for attention.
-        condition, context = self.time(t), None
+        # Known frames are clean in the input too, at the step of clean frames, which the network knows how to read.
+        if known is not None:
+            given = known[:, :, 3:] > 0
+            x, t = torch.where(given, known[:, :, :3].to(x), x), torch.where(given[:, :, 0, 0, 0], 0, t.view(b, -1))
+
+        # The conditions: one vector for each clip, or for each frame, and CLIP's tokens for attention.
+        condition, context, each = self.time(t.flatten()), None, t.numel() // b
         if self.fps is not None and frames:
-            condition = condition + self.fps(fps)
+            condition = condition + self.fps(fps).repeat_interleave(each, 0)
         if self.clip is not None:
             addition, context = self.clip(embedding, keep)
-            condition = condition + addition
+            condition = condition + addition.repeat_interleave(each, 0)
         if self.low_noise is not None and low_noise is not None:
-            condition = condition + self.low_noise(1000 * low_noise)
+            condition = condition + self.low_noise(1000 * low_noise).repeat_interleave(each, 0)
         condition = F.silu(condition)
 
         # The inputs.
@@ -248,17 +255,6 @@ class UNet(nn.Module):
         # By default dynamo allows a function eight graphs; here one function is that of all blocks.
         for block in blocks:
             block.compile(fullgraph=True, dynamic=False, recompile_limit=8 * len(blocks))
-
-
-def channels_last(net: nn.Module) -> None:
-    """Lays the weights of convolutions out in memory as their activations are.
-
-    The weights are copied, because `contiguous` leaves the strides of 1x1 kernels as they are. Those are not the
-    strides of their gradients, so DDP would copy each of these gradients.
-    """
-    for parameter in net.parameters():
-        if parameter.ndim == 4:
-            parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)
 
 
 def _to_images(clip: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ class Generate:
     prior_candidates: int = 2  # the draw closest to the text embedding is kept (unCLIP 2.2)
     decoder: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance=2.0))
     interpolation: Sampling = field(default_factory=lambda: Sampling(steps=15))
+    interpolation_start: float = 1.0  # F^ starts from its neighbours' blend with so much of the noise; 1 = all noise
     sr_low: Sampling = field(default_factory=lambda: Sampling(steps=10))
     sr_high: Sampling = field(default_factory=lambda: Sampling(steps=5))
     noise_augmentation: float = 0.0  # noise level added to the input of the SR networks, and their condition
+    frame_rates: tuple[float, ...] = ()  # also sample D^t alone at these rates, with the same seeds (the demo's check)
     time_off_twin: bool = False  # also sample each prompt with the temporal layers off (for the demo's comparison)

@@ -105,8 +105,26 @@ def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
     def place(ratio: float | None) -> float | None:
         return None if ratio is None else 100 * min(max((math.log2(max(ratio, 1e-6)) + 4) / 8, 0.0), 1.0)
 
-    interval = result["intervals"]["motion_ratio"]
-    result["place"] = {name: place(result[name]) for name in ("motion_ratio", "motion_ratio_time_off")}
+    def row(what: str, name: str, form: str, right: str) -> dict[str, str]:
+        value, interval = result[name], result["intervals"][name]
+        shown = "nothing to read" if value is None else f"{value:{form}}"
+        return {"what": what, "value": shown, "right": right,
+                "interval": f"{interval[0]:{form}} to {interval[1]:{form}}" if interval else ""}  # fmt: skip
+
+    def clips(name: str, form: str) -> str:
+        return "" if result[name] is None else f"{result[name]:{form}} in the clips"
+
+    result["rows"] = [
+        row("direction kept: mean cosine of successive displacements", "direction_cosine", ".2f",
+            clips("direction_cosine_clips", ".2f")),
+        row("reversals of the direction", "reversals", ".0%", clips("reversals_clips", ".0%")),
+        row("area of the object, filled over given frames", "area_change", "+.0%", "0 %"),
+        row("saturation of the object, filled over given frames", "saturation_change", "+.0%", "0 %"),
+        row("frame rate obeyed by D^t", "frame_rate_obeyed", ".2f", "1"),
+        row("colour and shape of the first frame kept", "persistence", ".0%", "100 %"),
+    ]  # fmt: skip
+    interval = result["intervals"]["speed_ratio"]
+    result["place"] = {name: place(result[name]) for name in ("speed_ratio", "motion_ratio_time_off")}
     result["span"] = [place(end) for end in interval] if interval else None
     return result
 

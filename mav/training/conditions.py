@@ -37,22 +37,22 @@ def with_low_resolution(x0: Tensor, factor: int, section: TrainImage | TrainVide
     return x0, {"low": augment(low, level, noise), "low_noise": level}
 
 
-def random_mask(draws: Draws, frames: int) -> Tensor:
+def random_mask(draws: Draws, frames: int, skip: int) -> Tensor:
     """Draws the frames that F^ is given, (B, frames), True = given. At least one is given and at least one is not.
 
     They are every k-th frame from a random start (k from 2), both ends, or the first (Make-A-Video 3.3: interpolation
-    with variable frame skips, and extrapolation).
+    with variable frame skips, and extrapolation). Half of the masks are every `skip`-th frame, as in generation.
     """
     masks = torch.zeros(len(draws), frames, dtype=torch.bool)
-    for mask, kind, skip, start in zip(masks, draws.uniform(), draws.uniform(), draws.uniform(), strict=True):
-        if kind < 0.6:
-            k = 2 + int(skip * max(1, frames - 2))
+    for mask, kind, step, start in zip(masks, draws.uniform(), draws.uniform(), draws.uniform(), strict=True):
+        if kind < 0.75:
+            k = min(skip, frames - 1) if kind < 0.5 else 2 + int(step * max(1, frames - 2))
             mask[int(start * min(k, frames)) :: k] = True
             # A window of a long video has its first frame from the window before, whatever the others are.
-            mask[0] |= bool(kind < 0.3)
+            mask[0] |= bool(kind < 0.35)
         else:
             mask[0] = True
-            mask[-1] = bool(kind < 0.8)
+            mask[-1] = bool(kind < 0.87)
         if mask.all():
             mask[1:] = False
     return masks

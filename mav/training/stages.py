@@ -186,7 +186,9 @@ def _with_clip(setup: StageSetup, network: UNet) -> TrainingTask:
         x0 = downsample(to_unit(pixels), setup.recipe.cascade.base_size)
         conditions = {"embedding": embedding, "fps": batch["fps"]}
         if network.config.masked_frames:
-            conditions["known"] = known_frames(x0, random_mask(draws, x0.shape[1]).to(x0.device))
+            conditions["known"] = known_frames(
+                x0, random_mask(draws, x0.shape[1], setup.recipe.cascade.frame_skip).to(x0.device)
+            )
         return x0, conditions
 
     return _diffusion(setup, network, source, prepare)
@@ -261,7 +263,8 @@ def _diffusion(
     if video.trainable == "temporal":
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in old)
-    return dataclasses.replace(task, frozen=old, frozen_samples=video.temporal_first_samples)
+    task = dataclasses.replace(task, inherited=old, frozen_samples=video.temporal_first_samples)
+    return dataclasses.replace(task, new_rate=video.new_layers_rate)
 
 
 def _validation(setup: StageSetup, task: TrainingTask, rank: int, world_size: int) -> Validation | None:

@@ -29,13 +29,16 @@ TEMPLATE_SHIFTS = np.linspace(-0.2, 0.2, 7)
 class Reading:
     """The object seen in one frame. colour, shape and centre (x, y as fractions of the side) are None if none is clear.
 
-    overlap: intersection over union with the best template.
+    overlap: intersection over union with the best template. area: share of the frame that the object covers.
+    saturation: mean difference between the largest and smallest channel over the object, 0..1.
     """
 
     colour: str | None
     shape: str | None
     centre: tuple[float, float] | None
     overlap: float
+    area: float = 0.0
+    saturation: float = 0.0
 
 
 NOTHING = Reading(None, None, None, 0.0)
@@ -52,7 +55,8 @@ def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
         height, width = frame.shape[:2]
     # Find the colour of most coloured pixels, and the largest connected part of that colour.
     pixels = frame.astype(np.float32)
-    coloured = pixels.max(axis=2) - pixels.min(axis=2) >= SATURATION
+    spread = pixels.max(axis=2) - pixels.min(axis=2)
+    coloured = spread >= SATURATION
     if coloured.mean() < LEAST_AREA:
         return NOTHING
     colour = _colour(pixels[coloured])
@@ -68,7 +72,8 @@ def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
     shape, overlap = _shape(weight, centre, shapes)
     if overlap < LEAST_OVERLAP:
         return NOTHING
-    return Reading(colour, shape, (centre[0] / width, centre[1] / height), overlap)
+    place, covered = (centre[0] / width, centre[1] / height), area / (height * width)
+    return Reading(colour, shape, place, overlap, covered, float((spread * weight).sum() / area / 255))
 
 
 def _colour(pixels: np.ndarray) -> str:
@@ -143,35 +148,61 @@ def _templates(shapes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class VideoReading:
-    """One video compared with its truth.
+    """All frames of one video as they were read, and the colour and shape that it should show (None: unknown)."""
 
-    colour, shape: shares of frames with the right one. steps: displacements between consecutive frames that both show
-    an object, in sides. unreadable: frames without a clear object.
-    """
+    frames: tuple[Reading, ...]
+    colour: str | None = None
+    shape: str | None = None
 
-    colour: float
-    shape: float
-    steps: tuple[float, ...]
-    unreadable: int
+    def share(self, kind: str) -> float:
+        """Returns the share of frames with the right "colour" or "shape". A frame without a clear object is wrong."""
+        wanted = getattr(self, kind)
+        return float(np.mean([wanted is not None and getattr(frame, kind) == wanted for frame in self.frames]))
+
+    def right(self, kind: str) -> bool:
+        """Says whether more than half of the frames have the right "colour" or "shape"."""
+        return self.share(kind) > 0.5
 
     @property
-    def colour_right(self) -> bool:
-        return self.colour > 0.5
+    def unreadable(self) -> int:
+        return sum(frame.centre is None for frame in self.frames)
+
+    @functools.cached_property
+    def moves(self) -> list[np.ndarray | None]:
+        """The displacement (x, y) between each pair of consecutive frames, in sides; None without an object in both."""
+        centres = [frame.centre for frame in self.frames]
+        return [np.subtract(b, a) if a and b else None for a, b in itertools.pairwise(centres)]
 
     @property
-    def shape_right(self) -> bool:
-        return self.shape > 0.5
+    def steps(self) -> list[float]:
+        """The lengths of the displacements."""
+        return [float(np.hypot(*move)) for move in self.moves if move is not None]
+
+    @property
+    def turns(self) -> list[float]:
+        """The cosines between successive displacements: 1 goes straight on, -1 reverses."""
+        pairs = ((a, b) for a, b in itertools.pairwise(self.moves) if a is not None and b is not None)
+        norms = ((a, b, float(np.linalg.norm(a) * np.linalg.norm(b))) for a, b in pairs)
+        return [float(a @ b) / norm for a, b, norm in norms if norm > 0]
+
+    def filled_over_given(self, what: str, skip: int) -> float:
+        """Returns the mean "area" or "saturation" of filled frames over that of given ones (every skip-th), less 1."""
+        values = np.array([getattr(frame, what) for frame in self.frames])
+        given = np.arange(len(values)) % skip == 0
+        reference = float(values[given].mean())
+        return float(values[~given].mean()) / reference - 1 if reference > 0 and not given.all() else float("nan")
+
+    @property
+    def persistence(self) -> float:
+        """The share of later frames that show the colour and the shape of the first frame; 0 when that shows none."""
+        first, *later = self.frames
+        kept = [frame.colour == first.colour and frame.shape == first.shape for frame in later]
+        return float(np.mean(kept)) if first.colour is not None and kept else 0.0
 
 
 def read_video(
     frames: np.ndarray, truth: Mapping[str, Any] | None = None, shapes: tuple[str, ...] = SHAPES
 ) -> VideoReading:
-    """Reads uint8 (F, H, W, 3) and compares it with the colour and shape of `truth`, which motion does not need."""
-    readings, truth = [read_frame(frame, shapes) for frame in frames], truth or {}
-    pairs = [(a.centre, b.centre) for a, b in itertools.pairwise(readings) if a.centre and b.centre]
-    return VideoReading(
-        colour=float(np.mean([r.colour is not None and r.colour == truth.get("colour") for r in readings])),
-        shape=float(np.mean([r.shape is not None and r.shape == truth.get("shape") for r in readings])),
-        steps=tuple(float(np.hypot(b[0] - a[0], b[1] - a[1])) for a, b in pairs),
-        unreadable=sum(r.centre is None for r in readings),
-    )
+    """Reads every frame of uint8 (F, H, W, 3). `truth` has the colour and shape it should show."""
+    truth = truth or {}
+    return VideoReading(tuple(read_frame(f, shapes) for f in frames), truth.get("colour"), truth.get("shape"))

@@ -1,7 +1,11 @@
-"""The stage `oracle`: whether generated videos of the demo world obey their text and move like the training clips."""
+"""The stage `oracle`: whether generated videos of the demo world obey their text and move like the training clips.
+
+Every frame of the finished videos is read, those that F^ filled in too.
+"""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,85 +23,163 @@ from mav.world.oracle import VideoReading, read_video
 
 TRAINING_CLIPS = 64  # clips whose motion is measured: enough for a median
 
-Statistic = Callable[[list[VideoReading]], float]
+Readings = Sequence[VideoReading]
+Statistic = Callable[[Readings], float]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the verdict is about: generated videos as uint8 (F, H, W, 3) each, and what they are compared with.
+
+    truths: {"colour", "shape"} of each video. training: clips at the videos' own frame rate. time_off: videos of the
+    same cascade with its time layers off. rates: clips of D^t alone, of the same prompts and seeds, by the frame rate
+    asked for. skip: every skip-th frame was given to F^.
+    """
+
+    videos: Sequence[np.ndarray]
+    truths: Sequence[Mapping[str, Any]]
+    training: Sequence[np.ndarray] = ()
+    time_off: Sequence[np.ndarray] = ()
+    rates: Mapping[float, Sequence[np.ndarray]] | None = None
+    skip: int = 1
+    shapes: tuple[str, ...] = SHAPES
 
 
 def evaluate_oracle(
     recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Report = lambda _: None
 ) -> dict[str, Any]:
-    """Writes the oracle's verdict on the generated videos; inputs: generate, video-shards, demo-world.
-
-    Motion is compared between the frames made by D^t (every frame_skip-th) and training clips at the same frame rate.
-    """
+    """Writes the oracle's verdict on the generated videos; inputs: generate, video-shards, demo-world."""
     rows = [row for row in inputs["generate"].read_json("videos.json") if "colour" in row and "shape" in row]
     if not rows:
         raise UserError(
             "No generated prompt says which colour and shape it asks for: the oracle knows the demo world's prompts "
             "only."
         )
+    sizes, settings = recipe.cascade, recipe.evaluate
 
     def read(name: str) -> np.ndarray:
-        return read_frames(inputs["generate"].read_bytes(name))[:: recipe.cascade.frame_skip]
+        return read_frames(inputs["generate"].read_bytes(name))
 
     training: list[np.ndarray] = []
     for shard in tar_names(inputs["video-shards"]):
         for _, files in read_tar(inputs["video-shards"], shard):
             if len(training) < TRAINING_CLIPS:
                 with contextlib.suppress(ValueError):  # a clip too short for a training sample taught no motion
-                    training.append(central_frames(files["mp4"], recipe.cascade.frames, recipe.generate.fps))
-    twins = [read(row["twin"]) for row in rows if row.get("twin")]
-    settings = recipe.evaluate
-    videos, shapes = [read(row["file"]) for row in rows], tuple(inputs["demo-world"].read_json("truth.json")["shapes"])
-    verdict = oracle_verdict(videos, rows, training, twins, settings.bootstrap, settings.seed, shapes)
+                    fps = recipe.generate.fps * sizes.frame_skip
+                    training.append(central_frames(files["mp4"], sizes.frames, fps))
+    material = Material(
+        [read(row["file"]) for row in rows],
+        rows,
+        training,
+        [read(row["twin"]) for row in rows if row.get("twin")],
+        {rate: [read(row["rates"][f"{rate:g}"]) for row in rows] for rate in recipe.generate.frame_rates},
+        sizes.frame_skip,
+        tuple(inputs["demo-world"].read_json("truth.json")["shapes"]),
+    )
+    verdict = oracle_verdict(material, settings.bootstrap, settings.seed)
     for row, seen in zip(rows, verdict["videos"], strict=True):
         seen |= {"file": row["file"], "prompt": row["prompt"]}
     out.write_json(RESULT, verdict)
     return {key: value for key, value in verdict.items() if key != "videos"}
 
 
-def oracle_verdict(
-    videos: Sequence[np.ndarray], truths: Sequence[Mapping[str, Any]], training: Sequence[np.ndarray],
-    time_off: Sequence[np.ndarray] = (), draws: int = 200, seed: int = 0, shapes: tuple[str, ...] = SHAPES,
-) -> dict[str, Any]:  # fmt: skip
+def oracle_verdict(material: Material, draws: int = 200, seed: int = 0) -> dict[str, Any]:
     """Returns how often the text was obeyed, and whether things move as they do in the training clips.
 
-    videos: generated, uint8 (F, H, W, 3) each; truths: {"colour", "shape"} of each. training: clips at the same
-    interval between frames; time_off: videos of the same cascade with its time layers off. shapes: those of this world,
-    among which the reading chooses.
-
-    A video is right when more than half of its frames are; a frame without a clear object is wrong, and nothing is
-    dropped. motion_ratio is the median displacement per frame over that of the training clips (None when nothing can be
-    followed). Intervals are 95 %, by resampling videos.
+    colour, shape: share of videos more than half of whose frames are right; a frame without a clear object is wrong,
+    and nothing is dropped. speed_ratio: median displacement a frame over that of training clips at the same frame rate.
+    direction_cosine: mean cosine of successive displacements; reversals: share of them that are negative.
+    area_change, saturation_change: of filled over given frames, less 1. frame_rate_obeyed: displacement a frame at the
+    lowest rate over that at the highest, over the ratio of the rates; 1 is right. persistence: share of frames that
+    keep the first frame's colour and shape. What cannot be read is None. Intervals are 95 %, by resampling videos.
     """
+    videos, truths, shapes = material.videos, material.truths, material.shapes
     if len(videos) != len(truths) or not videos:
         raise ValueError(f"{len(videos)} videos and {len(truths)} truths: there must be as many, and at least one")
     ours = [read_video(frames, truth, shapes) for frames, truth in zip(videos, truths, strict=True)]
-    twins = [read_video(frames) for frames in time_off]
-    reference = _median_step([read_video(frames) for frames in training])
+    twins = [read_video(frames, None, shapes) for frames in material.time_off]
+    clips = [read_video(frames, None, shapes) for frames in material.training]
+    reference = _median_step(clips)
 
-    def ratio(readings: list[VideoReading]) -> float:
-        return _median_step(readings) / reference if reference > 0 else float("nan")
-
-    def measured(readings: list[VideoReading], statistic: Statistic) -> tuple[float | None, list[float] | None]:
+    def measured(readings: Readings, statistic: Statistic) -> tuple[float | None, list[float] | None]:
         value = statistic(readings) if readings else float("nan")
         if not np.isfinite(value):
             return None, None
         return value, list(bootstrap(lambda rows: statistic([readings[i] for i in rows]), len(readings), draws, seed))
 
+    def speed(readings: Readings) -> float:
+        return _median_step(readings) / reference if reference > 0 else float("nan")
+
     measures = {
-        "colour": measured(ours, lambda readings: float(np.mean([r.colour_right for r in readings]))),
-        "shape": measured(ours, lambda readings: float(np.mean([r.shape_right for r in readings]))),
-        "motion_ratio": measured(ours, ratio),
-        "motion_ratio_time_off": measured(twins, ratio),
+        "colour": measured(ours, lambda readings: _mean(r.right("colour") for r in readings)),
+        "shape": measured(ours, lambda readings: _mean(r.right("shape") for r in readings)),
+        "speed_ratio": measured(ours, speed),
+        "direction_cosine": measured(ours, _direction),
+        "direction_cosine_clips": measured(clips, _direction),
+        "reversals": measured(ours, _reversals),
+        "reversals_clips": measured(clips, _reversals),
+        "area_change": measured(ours, _change("area", material.skip)),
+        "saturation_change": measured(ours, _change("saturation", material.skip)),
+        "frame_rate_obeyed": (None, None),
+        "persistence": measured(ours, lambda readings: _mean(r.persistence for r in readings)),
+        "motion_ratio_time_off": measured(twins, speed),
     }
-    seen = [{"colour": r.colour_right, "shape": r.shape_right, "frames_without_object": r.unreadable} for r in ours]
-    chances = {"chance_colour": 1 / len({truth["colour"] for truth in truths}), "chance_shape": 1 / len(shapes)}
-    displacement = {"training_displacement": reference if np.isfinite(reference) else None}
-    verdict = {name: value for name, (value, _) in measures.items()} | chances | displacement
-    intervals = {name: interval for name, (_, interval) in measures.items()}
-    return verdict | {"intervals": intervals, "videos": seen, "count": len(ours)}
+    if material.rates and len(material.rates) > 1:
+        measures["frame_rate_obeyed"] = _frame_rate_obeyed(material.rates, shapes, draws, seed)
+    names = sorted({str(truth["shape"]) for truth in truths})
+    by_name = {name: _mean(r.right("shape") for r in ours if r.shape == name) for name in names}
+    seen = [
+        {"colour": r.right("colour"), "shape": r.right("shape"), "frames_without_object": r.unreadable} for r in ours
+    ]
+    return {
+        **{name: value for name, (value, _) in measures.items()},
+        "shape_by_name": by_name,
+        "chance_colour": 1 / len({truth["colour"] for truth in truths}),
+        "chance_shape": 1 / len(shapes),
+        "training_displacement": reference if np.isfinite(reference) else None,
+        "intervals": {name: interval for name, (_, interval) in measures.items()},
+        "videos": seen,
+        "count": len(ours),
+    }
 
 
-def _median_step(readings: Sequence[VideoReading]) -> float:
+def _frame_rate_obeyed(
+    rates: Mapping[float, Sequence[np.ndarray]], shapes: tuple[str, ...], draws: int, seed: int
+) -> tuple[float | None, list[float] | None]:
+    low, high = min(rates), max(rates)
+    slow, fast = ([read_video(frames, None, shapes) for frames in rates[rate]] for rate in (low, high))
+
+    def statistic(rows: Sequence[int]) -> float:
+        steps = _median_step([fast[i] for i in rows])
+        return _median_step([slow[i] for i in rows]) / steps / (high / low) if steps > 0 else float("nan")
+
+    value = statistic(range(len(slow)))
+    if not np.isfinite(value):
+        return None, None
+    return value, list(bootstrap(lambda rows: statistic(rows.tolist()), len(slow), draws, seed))
+
+
+def _mean(values: Any) -> float:
+    found = [float(value) for value in values]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _median_step(readings: Readings) -> float:
     steps = [step for reading in readings for step in reading.steps]
     return float(np.median(steps)) if steps else float("nan")
+
+
+def _direction(readings: Readings) -> float:
+    return _mean(turn for reading in readings for turn in reading.turns)
+
+
+def _reversals(readings: Readings) -> float:
+    return _mean(turn < 0 for reading in readings for turn in reading.turns)
+
+
+def _change(what: str, skip: int) -> Statistic:
+    def statistic(readings: Readings) -> float:
+        changes = [reading.filled_over_given(what, skip) for reading in readings]
+        return _mean(change for change in changes if np.isfinite(change))
+
+    return statistic

@@ -24,7 +24,7 @@ from mav.diffusion.guidance import Denoiser
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.recipes import Generate, Sampling
 from mav.world.drawing import PALETTE
-from mav.world.verdict import oracle_verdict
+from mav.world.verdict import Material, oracle_verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def main() -> None:
         ("unCLIP", UnclipRun, as_unclip(recipe.generate)),
     ):
         videos, seconds[name] = sample(kind, cascade, prompts, generate)
-        verdict = oracle_verdict(list(videos), truths, [], shapes=shapes)
+        verdict = oracle_verdict(Material(list(videos), truths, shapes=shapes))
         verdicts[name] = {key: round(verdict[key], 3) for key in ("colour", "shape")}
         print(f"{name}: {seconds[name]:.2f} s a clip, {verdicts[name]}", flush=True)
     row = cost(

@@ -188,7 +188,7 @@ def test_oracle_stage_judges_the_generated_videos(inputs, tmp_path):
     assert metrics["colour"] == 1
     assert metrics["shape"] == 1
     assert metrics["count"] == 8
-    assert metrics["motion_ratio_time_off"] > metrics["motion_ratio"]
+    assert metrics["motion_ratio_time_off"] > metrics["speed_ratio"]
     assert out.read_json("result.json")["videos"][0] == {
         "file": "videos/00000.mp4", "prompt": inputs["generate"].read_json("videos.json")[0]["prompt"],
         "colour": True, "shape": True, "frames_without_object": 0,

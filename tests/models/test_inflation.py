@@ -85,8 +85,15 @@ def test_interpolation_starts_as_the_video_decoder(dtype):
     (x, t), given = noisy(dtype), conditions(DECODER, dtype)
     given["fps"] = torch.tensor([4.0, 24.0])
     mask = torch.tensor([[True, False, False, False, True], [True, False, False, False, False]])
+    clean = noisy(dtype)[0] + 1
+    shown, steps = torch.where(mask[:, :, None, None, None], clean, x), torch.where(mask, 0, t[:, None])
     with torch.no_grad():
-        assert torch.equal(interpolation(x, t, known=known_frames(x, mask), **given), decoder(x, t, **given))
+        started = interpolation(x, t, known=known_frames(clean, mask), **given)
+        assert torch.equal(started, decoder(shown, steps, **given)), (
+            "known frames are clean, at the step of clean frames"
+        )
+        nothing = interpolation(x, t, known=known_frames(clean, mask & False), **given)
+        torch.testing.assert_close(nothing, decoder(x, t, **given))
 
 
 def test_time_off_is_the_image_network_also_after_training():

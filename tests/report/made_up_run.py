@@ -114,10 +114,16 @@ def make_run(root, videos=6, size=32, frames=8):
         )
     folders["generate"].write_json("videos.json", rows)
     verdict = {
-        "colour": 0.958, "shape": 0.667, "motion_ratio": 1.24, "motion_ratio_time_off": 7.1,
+        "colour": 0.958, "shape": 0.667, "speed_ratio": 1.24, "motion_ratio_time_off": 7.1,
+        "shape_by_name": {"circle": 1.0, "cross": 0.25}, "direction_cosine": 0.61, "direction_cosine_clips": 0.97,
+        "reversals": 0.12, "reversals_clips": 0.01, "area_change": -0.11, "saturation_change": -0.02,
+        "frame_rate_obeyed": None, "persistence": 0.8,
         "chance_colour": 1 / 6, "chance_shape": 0.25,
-        "intervals": {"colour": [0.875, 1.0], "shape": [0.48, 0.83], "motion_ratio": [0.98, 1.51],
-                      "motion_ratio_time_off": [5.9, 8.3]},
+        "intervals": {"colour": [0.875, 1.0], "shape": [0.48, 0.83], "speed_ratio": [0.98, 1.51],
+                      "motion_ratio_time_off": [5.9, 8.3], "direction_cosine": [0.5, 0.7],
+                      "direction_cosine_clips": [0.95, 0.99], "reversals": [0.08, 0.2], "reversals_clips": [0.0, 0.02],
+                      "area_change": [-0.15, -0.07], "saturation_change": [-0.03, 0.0], "frame_rate_obeyed": None,
+                      "persistence": [0.7, 0.9]},
         "videos": seen, "training_displacement": 0.021, "count": videos,
     }  # fmt: skip
     folders["oracle"].write_json("result.json", verdict)

@@ -1,12 +1,14 @@
 """The oracle is calibrated: what it reads from drawings is what was drawn."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 
 from mav.world.drawing import GROUNDS, PALETTE, SHAPES, draw, draw_clip, draw_ground, random_scene
 from mav.world.oracle import NOTHING, read_frame, read_video
-from mav.world.verdict import oracle_verdict
+from mav.world.verdict import Material, oracle_verdict
 
 
 def scenes(count, seed=1):
@@ -58,26 +60,84 @@ def test_frames_too_small_or_not_frames_are_refused():
 def test_displacement_is_the_scenes_velocity():
     scene = scenes(1, seed=5)[0]
     reading = read_video(draw_clip(scene, 64, 8, 24), {"colour": scene.colour, "shape": scene.shape})
-    assert reading.colour_right
-    assert reading.shape_right
+    assert reading.right("colour")
+    assert reading.right("shape")
     assert reading.unreadable == 0
     assert np.median(reading.steps) == pytest.approx(np.hypot(*scene.velocity) / 24, rel=0.25)
 
 
-def test_verdict_on_drawn_videos_is_full_marks_and_shuffled_frames_jump():
-    drawn = scenes(6, seed=7)
-    clips = [draw_clip(scene, 32, 8, 8) for scene in drawn]
+def moving(count, seed):
+    """Scenes whose object moves fast enough to be followed, and stays inside for a second."""
+    drawn = [scene for scene in scenes(20 * count, seed) if 0.25 < np.hypot(*scene.velocity) < 0.6]
+    return [dataclasses.replace(scene, radius=0.16, centre=tuple(0.5 - 0.5 * v for v in scene.velocity))
+            for scene in drawn[:count]]  # fmt: skip
+
+
+def verdict_on(videos, drawn, **more):
     truths = [{"colour": scene.colour, "shape": scene.shape} for scene in drawn]
-    others = [draw_clip(scene, 32, 8, 8) for scene in scenes(6, seed=8)]
+    training = [draw_clip(scene, 64, 15, 16) for scene in moving(8, seed=8)]
+    return oracle_verdict(Material(videos, truths, training, skip=2, **more), draws=50)
+
+
+def test_true_videos_get_full_marks_and_shuffled_frames_jump():
+    drawn = moving(6, seed=7)
     jumping = [np.stack([draw(other, 32) for other in scenes(8, seed=20 + i)]) for i in range(6)]
-    verdict = oracle_verdict(clips, truths, others, jumping, draws=50)
-    assert verdict["colour"] == verdict["shape"] == 1.0
-    assert 0.5 < verdict["motion_ratio"] < 2
-    assert verdict["motion_ratio_time_off"] > 2 * verdict["motion_ratio"]
-    assert verdict["chance_colour"] == 1 / len({t["colour"] for t in truths})
-    low, high = verdict["intervals"]["motion_ratio"]
-    assert low <= verdict["motion_ratio"] <= high
+    rates = {rate: [draw_clip(scene, 64, 4, rate) for scene in drawn] for rate in (4.0, 16.0)}
+    verdict = verdict_on([draw_clip(scene, 64, 15, 16) for scene in drawn], drawn, time_off=jumping, rates=rates)
+    assert verdict["colour"] == verdict["shape"] == verdict["persistence"] == 1.0
+    assert 0.5 < verdict["speed_ratio"] < 2
+    assert verdict["direction_cosine"] > 0.9
+    assert verdict["direction_cosine_clips"] > 0.9
+    assert verdict["reversals"] < 0.05
+    assert abs(verdict["area_change"]) < 0.03
+    assert abs(verdict["saturation_change"]) < 0.03
+    assert verdict["frame_rate_obeyed"] == pytest.approx(1, abs=0.2)
+    assert verdict["motion_ratio_time_off"] > 2 * verdict["speed_ratio"]
+    assert verdict["chance_colour"] == 1 / len({scene.colour for scene in drawn})
+    assert set(verdict["shape_by_name"]) == {scene.shape for scene in drawn}
+    low, high = verdict["intervals"]["speed_ratio"]
+    assert low <= verdict["speed_ratio"] <= high
     assert verdict["count"] == 6
+
+
+def test_strobing_is_seen():
+    """Every second frame shows a smaller, paler object somewhere else."""
+    drawn, videos = moving(6, seed=7), []
+    for scene in drawn:
+        elsewhere = dataclasses.replace(scene, radius=0.12, centre=(scene.centre[0] + 0.12, scene.centre[1]))
+        given, filled = draw_clip(scene, 64, 15, 16), draw_clip(elsewhere, 64, 15, 16)
+        videos.append(np.where((np.arange(15) % 2 == 0)[:, None, None, None], given, (0.7 * filled).astype(np.uint8)))
+    verdict = verdict_on(videos, drawn)
+    assert verdict["reversals"] > 0.5
+    assert verdict["direction_cosine"] < 0
+    assert verdict["area_change"] < -0.2
+    assert verdict["saturation_change"] < -0.2
+
+
+def test_frozen_videos_and_an_ignored_frame_rate_are_seen():
+    drawn = moving(6, seed=7)
+    still = [np.repeat(draw_clip(scene, 64, 1, 16), 15, axis=0) for scene in drawn]
+    same = {rate: [draw_clip(scene, 64, 4, 8.0) for scene in drawn] for rate in (4.0, 16.0)}
+    verdict = verdict_on(still, drawn, rates=same)
+    assert verdict["speed_ratio"] == 0
+    assert verdict["frame_rate_obeyed"] == pytest.approx(0.25, abs=0.05)
+
+
+def test_reversing_videos_are_seen():
+    drawn = moving(6, seed=7)
+    there_and_back = [draw_clip(scene, 64, 15, 16)[[0, 3] * 7 + [0]] for scene in drawn]
+    verdict = verdict_on(there_and_back, drawn)
+    assert verdict["reversals"] == 1
+    assert verdict["direction_cosine"] < -0.9
+
+
+def test_dissolving_videos_are_seen():
+    drawn = moving(6, seed=7)
+    empty = [np.repeat(draw_ground("smooth", 3, 64).astype(np.uint8)[None], 15, axis=0) for _ in drawn]
+    videos = [np.concatenate([draw_clip(scene, 64, 15, 16)[:6], e[:9]]) for scene, e in zip(drawn, empty, strict=True)]
+    verdict = verdict_on(videos, drawn)
+    assert verdict["persistence"] < 0.5
+    assert verdict["colour"] == 0, "six of fifteen frames are not more than half"
 
 
 def test_nothing_is_dropped():
@@ -86,10 +146,11 @@ def test_nothing_is_dropped():
     empty = np.zeros((8, 32, 32, 3), np.uint8)
     half = draw_clip(scene, 32, 8, 8)
     half[:4] = 0  # exactly half is not more than half
-    verdict = oracle_verdict([empty, half, draw_clip(scene, 32, 8, 8)], [truth] * 3, [empty], draws=20)
+    verdict = oracle_verdict(Material([empty, half, draw_clip(scene, 32, 8, 8)], [truth] * 3, [empty]), draws=20)
     assert verdict["colour"] == pytest.approx(1 / 3)
     assert [v["frames_without_object"] for v in verdict["videos"]] == [8, 4, 0]
-    assert verdict["motion_ratio"] is None  # the training clips show nothing to follow
+    assert verdict["speed_ratio"] is None  # the training clips show nothing to follow
     assert verdict["motion_ratio_time_off"] is None
+    assert verdict["frame_rate_obeyed"] is None
     with pytest.raises(ValueError, match="truths"):
-        oracle_verdict([empty], [], [empty])
+        oracle_verdict(Material([empty], []))

@@ -1,6 +1,7 @@
 """Views of the layout that all activations have: (N, C, H, W) in channels-last memory."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 # Bytes of each of the few tensors that a gradient on a CPU works on at a time, so that they stay in the processor's
 # cache.
@@ -22,3 +23,14 @@ def as_images(rows: Tensor, like: Tensor) -> Tensor:
     """Views rows of C channels as (N, C, H, W) channels-last, with N, H and W of `like` (the inverse of both above)."""
     n, _, h, w = like.shape
     return rows.reshape(n, h, w, rows.shape[-1]).permute(0, 3, 1, 2)
+
+
+def weights_channels_last(net: nn.Module) -> None:
+    """Lays the weights of convolutions out in memory as their activations are.
+
+    The weights are copied, because `contiguous` leaves the strides of 1x1 kernels as they are. Those are not the
+    strides of their gradients, so DDP would copy each of these gradients.
+    """
+    for parameter in net.parameters():
+        if parameter.ndim == 4:
+            parameter.data = torch.empty_like(parameter, memory_format=torch.channels_last).copy_(parameter.data)

@@ -142,17 +142,31 @@ def test_every_example_of_the_help_is_a_command(example: str) -> None:
 
 def test_the_oracles_figures_are_lines_for_a_person() -> None:
     verdict = {
-        "colour": 1.0, "shape": 2 / 3, "motion_ratio": 0.594, "motion_ratio_time_off": None,
+        "colour": 1.0, "shape": 2 / 3, "shape_by_name": {"circle": 1.0, "cross": 1 / 3},
+        "speed_ratio": 0.594, "motion_ratio_time_off": None, "direction_cosine": 0.62, "direction_cosine_clips": 0.97,
+        "reversals": 0.1, "reversals_clips": 0.01, "area_change": -0.23, "saturation_change": 0.02,
+        "frame_rate_obeyed": 0.25, "persistence": 0.5, "interpolation_gain_db": -8.04,
         "chance_colour": 1 / 6, "chance_shape": 1 / 3,
         "intervals": {
-            "colour": [1, 1], "shape": [0.458, 0.833], "motion_ratio": [0.512, 0.667], "motion_ratio_time_off": None,
+            "colour": [1, 1], "shape": [0.458, 0.833], "speed_ratio": [0.512, 0.667], "motion_ratio_time_off": None,
+            "direction_cosine": [0.5, 0.7], "direction_cosine_clips": [0.95, 0.99], "reversals": [0, 0.2],
+            "reversals_clips": [0, 0.02], "area_change": [-0.3, -0.2], "saturation_change": [0, 0.04],
+            "frame_rate_obeyed": [0.2, 0.3], "persistence": [0.4, 0.6],
         },
     }  # fmt: skip
     assert [" ".join(line.split()) for line in oracle_lines(verdict)] == [
         "colour as asked 100% [100%, 100%], by chance 17%",
         "shape as asked 67% [46%, 83%], by chance 33%",
-        "displacement over clips' 0.59 [0.51, 0.67]",
-        "with time layers off nothing to read",
+        "each shape circle 100%, cross 33%",
+        "speed over the clips' 0.59 [0.51, 0.67]",
+        "direction kept (cosine) 0.62 [0.50, 0.70], clips 0.97 [0.95, 0.99]",
+        "reversals 10% [0%, 20%], clips 1% [0%, 2%]",
+        "area, filled over given -23% [-30%, -20%]",
+        "saturation, filled over given +2% [+0%, +4%]",
+        "frame rate obeyed (1 = right) 0.25 [0.20, 0.30]",
+        "colour and shape kept 50% [40%, 60%]",
+        "speed with time layers off nothing to read",
+        "F^ over linear blending -8.0 dB",
     ]
 
 
