@@ -78,8 +78,8 @@ class Markers:
         if not marked:
             return set()
         present = self.out.sizes()
-        known = self._ledger() if LEDGER in present else None
-        known = self._read(sorted(marked)) if known is None else known
+        ledger = self._ledger() if LEDGER in present else None
+        known = self._read(sorted(marked)) if ledger is None else ledger
         return {
             marker["shard"]
             for marker in known
