@@ -90,7 +90,6 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
     """Starts Prefect and Ray and runs the flow of the whole graph."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # read by the imports below; our terminal shows it all
     from flows.deploy import make_a_video_flow
-    from flows.services.gpu_slots import SERVER_AWAY
     from flows.services.prefect_server import prefect_server
     from flows.services.ray_cluster import ray_cluster
 
@@ -103,7 +102,8 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
         prefect = prefect_server(meanwhile=lambda: dashboards.append(services.enter_context(cluster)))
         console.print(f"Prefect UI     {services.enter_context(prefect)}")
         console.print(f"Ray dashboard  {dashboards[0] or 'off (cluster.dashboard)'}")
-        from prefect.exceptions import TerminationSignal
+        import httpx
+        from prefect.exceptions import ObjectNotFound, TerminationSignal
 
         # Ray has set its own handler by now, and Prefect passes on what it receives.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -111,7 +111,7 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
             make_a_video_flow(recipe=recipe, runs=runs, overrides=overrides or [], **choice)
         except TerminationSignal:  # Prefect's name for SIGTERM
             raise KeyboardInterrupt from None
-        except SERVER_AWAY as error:
+        except (httpx.HTTPError, ObjectNotFound) as error:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             remedy = "see that it runs and keeps its database, then run again; what is finished is kept"
             server = os.environ.get("PREFECT_API_URL") or "of this run"

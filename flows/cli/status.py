@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.options import Json, RecipeName, Runs, Set, nothing_built, open_graph
-from flows.engine.store import recipe_folder
+from flows.engine.store import recipe_folder, recipe_owner
 from flows.services.terminal import ProgressLine, plain_table, spinner
 from mav.errors import UserError
 
@@ -36,7 +36,7 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
     stages: dict[str, dict[str, Any]] = {}
     verdict: dict[str, Any] = {}
     for node in graph.nodes.values():
-        state: str = store.state(node, loaded.name)
+        state: str = store.state(node, loaded.name, recipe_owner(recipe))
         if state == "done" and (problem := store.problem(node)):
             stages[node.name] = {"state": "damaged", "fingerprint": node.fingerprint, "counts": {}, "seconds": None}
             stages[node.name] |= {"reason": problem}
@@ -139,7 +139,7 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     from mav.report.page import write_report
 
     loaded, graph, store = open_graph(recipe, set_, runs)
-    views = stage_views(graph.nodes.values(), store, loaded.name)
+    views = stage_views(graph.nodes.values(), store, loaded.name, recipe_owner(recipe))
     if all(view.artifact is None for view in views):
         raise nothing_built(recipe, store)
     folder = store.root.child(f"reports/{recipe_folder(recipe)}")

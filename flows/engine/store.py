@@ -75,8 +75,11 @@ class Store:
         at = datetime.datetime.fromtimestamp(known.get("time", 0), datetime.UTC).isoformat(timespec="seconds")
         return Failure(str(known.get("reason", "its failure.json cannot be read")), at)
 
-    def state(self, node: Node, recipe: str) -> State:
-        """Returns the state of a stage; it is stale when only an artifact of another fingerprint is there."""
+    def state(self, node: Node, recipe: str, owner: str = "") -> State:
+        """Returns the state of a stage; it is stale when the recipe has only an artifact of another fingerprint.
+
+        `owner` tells the recipe from others of its name.
+        """
         work = self.work(node)
         if self.artifact(node).exists(MANIFEST):
             return "done"
@@ -85,8 +88,10 @@ class Store:
         if work.exists("failure.json"):
             return "failed"
         others = self.root.child(f"artifacts/{node.name}")
-        manifests = (others.read_json_or_none(f"{fingerprint}/{MANIFEST}") for fingerprint in others.folders())
-        return "stale" if any(manifest and manifest.get("recipe") == recipe for manifest in manifests) else "missing"
+        manifests = {name: others.read_json_or_none(f"{name}/{MANIFEST}") for name in others.folders()}
+        named = [name for name, manifest in manifests.items() if manifest and manifest.get("recipe") == recipe]
+        owners = [Records.read(self).owners((node.name, name)) for name in named]
+        return "stale" if any(not keys or owner_key(owner or recipe) in keys for keys in owners) else "missing"
 
 
 @dataclass(frozen=True)
