@@ -18,6 +18,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.engine.stage import STAGES
+from flows.engine.store import recipe_owner
 from flows.make_a_video import make_a_video, run_pipeline
 from flows.services.environment import configure_environment
 from mav.recipes.reader import load_recipe
@@ -56,7 +57,8 @@ def make_a_video_flow(
         overrides: Recipe values to change, each as key=value, such as generate.count=4.
     """
     configure_environment()
-    return sorted(run_pipeline(load_recipe(recipe, overrides), runs, until=until, only=only, fresh=fresh))
+    chosen, owner = load_recipe(recipe, overrides), recipe_owner(recipe)
+    return sorted(run_pipeline(chosen, runs, owner=owner, until=until, only=only, fresh=fresh))
 
 
 def stage_flow(name: str, about: str) -> Any:
@@ -75,8 +77,8 @@ def stage_flow(name: str, about: str) -> Any:
             overrides: Recipe values to change, each as key=value, such as generate.count=4.
         """
         configure_environment()
-        chosen = load_recipe(recipe, overrides)
-        return sorted(run_pipeline(chosen, runs, only=[name], fresh=[name] if fresh else []))
+        chosen, owner = load_recipe(recipe, overrides), recipe_owner(recipe)
+        return sorted(run_pipeline(chosen, runs, owner=owner, only=[name], fresh=[name] if fresh else []))
 
     return one_stage
 

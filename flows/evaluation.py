@@ -53,7 +53,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
     return evaluate(job, interpolation.evaluate_interpolation, device=job.device)
 
 
-@stage("human-study", sections=("evaluate",), version=2)
+@stage("human-study", sections=("evaluate",), version=3)
 def human_study(job: Job) -> Outcome:
     """A frozen study: pairs in blind order, ready for raters."""
     from mav.study.study import freeze_study
@@ -70,7 +70,7 @@ def report(job: Job) -> Outcome:
     return Outcome()
 
 
-def stage_views(nodes: Iterable[Node], store: Store, recipe: str) -> list[Any]:
+def stage_views(nodes: Iterable[Node], store: Store, recipe: str, owner: str = "") -> list[Any]:
     """Returns what the report shows of each stage: its place in the graph, its state and its artifact."""
     from mav.report.page import StageView
 
@@ -83,7 +83,7 @@ def stage_views(nodes: Iterable[Node], store: Store, recipe: str) -> list[Any]:
                 fingerprint=node.fingerprint,
                 inputs=[needed.name for needed in node.inputs],
                 artifact=artifact,
-                state="done" if artifact else store.state(node, recipe),
+                state="done" if artifact else store.state(node, recipe, owner),
                 seconds=artifact.manifest.seconds if artifact else 0.0,
             )
         )

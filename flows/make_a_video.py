@@ -11,7 +11,7 @@ from flows import demo, evaluation, images, training, videos
 from flows.engine.execute import execute
 from flows.engine.run import Run
 from flows.engine.stage import Graph
-from flows.engine.store import Store
+from flows.engine.store import Store, record
 from flows.services.terminal import Terminal
 from mav.recipes import Recipe
 from mav.storage import Artifact
@@ -55,11 +55,12 @@ def make_a_video(recipe: Recipe) -> Graph:
 
 
 def run_pipeline(
-    recipe: Recipe, runs: str, *, until: str = "", only: Iterable[str] = (), fresh: Iterable[str] = ()
+    recipe: Recipe, runs: str, *, owner: str = "", until: str = "", only: Iterable[str] = (), fresh: Iterable[str] = ()
 ) -> dict[str, Artifact]:
     """Builds a recipe within the present flow run: all of it, the part up to `until`, or just the stages in `only`.
 
-    `fresh` stages are built again. Raises UserError for a stage that does not exist.
+    `fresh` stages are built again. What the graph is made of is recorded as needed by `owner`, by default the recipe's
+    name. Raises UserError for a stage that does not exist.
     """
     from flows.services.prefect_artifacts import stage_artifacts
 
@@ -73,4 +74,5 @@ def run_pipeline(
         wanted = graph.until(until) if until else list(graph.nodes.values())
     with ExitStack() as services, Terminal() as terminal:
         run = Run(recipe, Store(runs), terminal, services, make_a_video)
+        record(owner or recipe.name, run.store, graph.nodes.values(), recipe)
         return execute(graph, run, wanted, again, stage_artifacts)

@@ -18,7 +18,7 @@ from flows.engine.capacity import Capacity
 from flows.engine.function import SAVE_SECONDS, ProgressFile, following, run_on_ray
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
-from mav.errors import UserError
+from mav.errors import UserError, full_disk_told
 from mav.recipes import Recipe
 from mav.storage import Folder
 
@@ -195,7 +195,8 @@ def _run(
         if orders.wandb:
             report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
     given = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
-    with ended_when_stalled(orders.recipe.cluster.stall_seconds):
+    stall_seconds = orders.recipe.cluster.stall_seconds
+    with full_disk_told(orders.stage, orders.work.url), ended_when_stalled(stall_seconds):
         return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report)
 
 

@@ -1,11 +1,43 @@
 """The one error a user can cause."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Bad input or a missing prerequisite. The message is one sentence: what is wrong, and the remedy. Exit 2."""
+
+
+class DivergedError(UserError, FloatingPointError):
+    """A training whose loss or gradient is not finite. Every try ends in the same way."""
+
+
+def no_space(error: BaseException | None) -> bool:
+    """Says whether a full disk or quota is behind an error, whichever library hid it behind its own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def full_disk_told(what: str, where: str) -> Iterator[None]:
+    """Turns a full disk into a UserError, whatever was being written: a shard, a checkpoint, a lease, a manifest."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not no_space(error):
+            raise
+        remedy = "free some, then run again; finished shards and whole checkpoints are kept"
+        raise UserError(f"{what}: no space is left where {where} is written: {remedy}.") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +13,14 @@ import typer
 from flows.cli.options import RecipeName, Runs, Set, device, open_graph
 from flows.services.terminal import ProgressLine
 from mav.errors import UserError
+from mav.recipes import to_plain
 from mav.recipes.reader import load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
 
     from mav.recipes import CascadeSizes, Recipe
+    from mav.storage import Artifact
 
 app = typer.Typer()
 
@@ -27,6 +31,7 @@ Seed = Annotated[int, typer.Option("--seed", help="The first video's seed; the n
 Count = Annotated[int, typer.Option("--count", "-n", min=1, help="How many videos, each with its own seed.")]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the videos go.")]
 OUT = Path("videos")
+NOT_OF_A_VIDEO = ("prompts", "count", "batch_size", "time_off_twin")  # settings that change no video
 
 
 @app.command()
@@ -81,30 +86,66 @@ def _make(
     """
     import numpy as np
 
+    from mav.generation.outputs import find_output, write_output
+    from mav.generation.prompts import told
+
     if out.suffix in (".mp4", ".gif"):
         raise UserError(f"--out names a folder, which gets an mp4 and a GIF of each seed: give --out {out.parent}.")
     inputs = read(load_recipe(recipe, set_ or ()).cascade)
-    batches = [[one] * count if isinstance(one, str) else np.stack([one] * count) for one in inputs]
-    loaded, cascade = load_cascade(recipe, runs, set_)
-    seeds = list(range(seed, seed + count))
+    loaded, cascade, networks = load_cascade(recipe, runs, set_)
+    texts = [one for one in inputs if isinstance(one, str)]
+    captions = None if loaded.clip.pretrained else networks.pop("image-embed", None)
+    for sentence in told(cascade.clip, texts, captions):
+        print(f"mav: {sentence}", file=sys.stderr)
+    settings = {name: value for name, value in to_plain(loaded.generate).items() if name not in NOT_OF_A_VIDEO}
+    about = {
+        "use": use, **({"prompt": title} if texts else {"input": title, "input_sha256": _digest(inputs)}),
+        "recipe": loaded.name, "generate": settings, "cascade": to_plain(loaded.cascade),
+        "networks": {stage: artifact.manifest.fingerprint for stage, artifact in sorted(networks.items())},
+    }  # fmt: skip
+    fps, size = loaded.generate.fps * loaded.cascade.frame_skip, loaded.generate.batch_size
     with ProgressLine() as line:
-        videos = getattr(cascade, use)(*batches, seeds, loaded.generate, progress=line)
-    _write(loaded, videos, seeds, out, title)
+        for first in range(seed, seed + count, size):
+            seeds = range(first, min(first + size, seed + count))
+            outputs = {number: find_output(out, title, number, about | {"seed": number}) for number in seeds}
+            left = [number for number, output in outputs.items() if not output.done]
+            if left:
+                batch = [[one] * len(left) if isinstance(one, str) else np.stack([one] * len(left)) for one in inputs]
+                videos = getattr(cascade, use)(*batch, left, loaded.generate, progress=line)
+                for number, video in zip(left, videos, strict=True):
+                    write_output(outputs[number], video, fps)
+            for output in outputs.values():
+                print(output.path, flush=True)
+                if output.done:
+                    print(f"mav: {output.path} was there already, made in the same way.", file=sys.stderr)
 
 
-def load_cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[Recipe, Any]:
-    """Returns the recipe and its trained networks. Raises UserError naming the first stage that is not done."""
+def _digest(inputs: list[Any]) -> str:
+    """Returns the digest of pictures and clips as the networks see them."""
+    return hashlib.sha256(b"".join(one.tobytes() for one in inputs)).hexdigest()
+
+
+def load_cascade(
+    recipe: str, runs: str, overrides: list[str] | None
+) -> tuple[Recipe, Any, dict[str, Artifact]]:  # fmt: skip
+    """Returns the recipe, its trained networks, and the artifacts that they and their captions are from.
+
+    Raises UserError naming the first stage that is not done.
+    """
     from mav.generation import cascade
 
     loaded, graph, store = open_graph(recipe, overrides, runs)
-    inputs = {}
+    found = {}
     for name in ("clip", *cascade.NETWORKS.values()):
-        node = graph.node(name)
-        if store.find(node) is None:
+        artifact = store.find(graph.node(name))
+        if artifact is None:
             remedy = f"`mav run {recipe} --until generate` trains what sampling needs"
             raise UserError(f"{name} of {recipe} is not trained yet: {remedy}.")
-        inputs[name] = store.artifact(node)
-    return loaded, cascade.Cascade.load(loaded, inputs, device())
+        found[name] = artifact
+    networks = cascade.Cascade.load(loaded, {name: artifact.folder for name, artifact in found.items()}, device())
+    if captions := store.find(graph.node("image-embed")):
+        found["image-embed"] = captions
+    return loaded, networks, found
 
 
 def _read_image(path: Path, sizes: CascadeSizes) -> np.ndarray:
@@ -139,21 +180,3 @@ def _read_clip(path: Path, sizes: CascadeSizes) -> np.ndarray:
         raise UserError(f"{path} cannot be read ({error}): give an mp4, webm, mov or avi.") from None
     fitted = [ImageOps.fit(Image.fromarray(frame), size, Image.Resampling.LANCZOS) for frame in frames]
     return np.stack([np.asarray(frame) for frame in fitted])
-
-
-def _write(recipe: Recipe, videos: np.ndarray, seeds: list[int], out: Path, title: str) -> None:
-    """Writes each video as mp4 and as an endless GIF, and prints the paths."""
-    from PIL import Image
-
-    from mav.data.videos.video_io import encode_mp4
-
-    fps = recipe.generate.fps * recipe.cascade.frame_skip
-    out.mkdir(parents=True, exist_ok=True)
-    slug = "-".join("".join(c if c.isalnum() else " " for c in title.lower()).split())[:60] or "video"
-    for seed, video in zip(seeds, videos, strict=True):
-        path = out / f"{slug}-{seed}.mp4"
-        path.write_bytes(encode_mp4(video, fps, crf=8))
-        first, *rest = [Image.fromarray(frame) for frame in video]
-        options: dict[str, Any] = {"append_images": rest, "duration": round(1000 / fps), "loop": 0}
-        first.save(path.with_suffix(".gif"), save_all=True, **options)
-        print(path)

@@ -12,6 +12,8 @@ from mav.errors import UserError
 app = typer.Typer()
 TOKEN = "HF_TOKEN"
 NAME = frozenset(string.ascii_letters + string.digits + "-_.")
+LICENSE = "The networks' licence as the hub names it, e.g. cc-by-4.0; your data may decide it."
+MEASURED = ("evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "oracle")
 STAGES = typer.Argument(metavar="[STAGE]...", help="Training stages; default: all that are done.")
 
 
@@ -20,6 +22,7 @@ def publish(
     recipe: RecipeName,
     stages: Annotated[list[str] | None, STAGES] = None,
     to: Annotated[str, typer.Option("--to", metavar="NAME", help="The repository on the hub: owner/name.")] = "",
+    license_: Annotated[str, typer.Option("--license", metavar="ID", help=LICENSE)] = "",
     push: Annotated[bool, typer.Option("--push", help="Upload it; otherwise only the folder is written.")] = False,
     runs: Runs = "runs",
     set_: Set = None,
@@ -51,9 +54,11 @@ def publish(
         for name, node in sorted(before.items())
         if name not in TRAININGS and (artifact := store.find(node)) is not None
     }
+    measured = [graph.node(name) for name in MEASURED if name in graph.nodes]
+    results = {node.name: artifact for node in measured if (artifact := store.find(node)) is not None}
 
     folder = store.root.child(f"publish/{to.replace('/', '--')}")
-    sizes = releases.write_release(loaded, networks, data, folder)
+    sizes = releases.write_release(loaded, networks, data, results, folder, license_)
     for name, size in sizes.items():
         print(f"{size:>14,}  {name}")
     print(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files, in {folder.url}")

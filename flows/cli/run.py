@@ -13,7 +13,7 @@ from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, 
 from flows.engine.retry import retry_failed
 from flows.engine.run import Run
 from flows.engine.stage import Node
-from flows.engine.store import Store
+from flows.engine.store import Store, recipe_owner, record
 from flows.services.environment import require_places
 from flows.services.terminal import Terminal
 from mav.errors import UserError
@@ -31,11 +31,15 @@ RETRY_HELP = "Of a stage that fetches: try again just the rows that failed for a
 @app.command()
 def run(recipe: RecipeName, until: Until = "", runs: Runs = "runs", set_: Set = None) -> None:
     """Build everything a recipe describes; what is done already is left alone."""
-    _, graph, store = open_graph(recipe, set_, runs)
+    loaded, graph, store = open_graph(recipe, set_, runs)
     wanted = graph.until(until) if until else list(graph.nodes.values())
     if all(store.find(node) for node in wanted):
         done = f"all {len(wanted)} stages of {recipe} are done in {store.root.url}"
         print(f"Nothing to do: {done}. See `mav status {recipe}`.")
+        try:  # another recipe may have built them
+            record(recipe_owner(recipe), store, wanted, loaded)
+        except OSError as error:  # of a folder that may only be read
+            print(f"Not recorded that {recipe} needs them ({error.strerror}): `mav clean` there may remove them.")
         return
     _run_flow(recipe, runs, set_, until=until)
 
@@ -101,7 +105,8 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
         prefect = prefect_server(meanwhile=lambda: dashboards.append(services.enter_context(cluster)))
         console.print(f"Prefect UI     {services.enter_context(prefect)}")
         console.print(f"Ray dashboard  {dashboards[0] or 'off (cluster.dashboard)'}")
-        from prefect.exceptions import TerminationSignal
+        import httpx
+        from prefect.exceptions import ObjectNotFound, TerminationSignal
 
         # Ray has set its own handler by now, and Prefect passes on what it receives.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -109,5 +114,10 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
             make_a_video_flow(recipe=recipe, runs=runs, overrides=overrides or [], **choice)
         except TerminationSignal:  # Prefect's name for SIGTERM
             raise KeyboardInterrupt from None
+        except (httpx.HTTPError, ObjectNotFound) as error:
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            remedy = "see that it runs and keeps its database, then run again; what is finished is kept"
+            server = os.environ.get("PREFECT_API_URL") or "of this run"
+            raise UserError(f"The Prefect server {server} lost the run ({reason}): {remedy}.") from None
     took = f"{recipe}: done in {time.monotonic() - began:.0f} s."
     console.print(f"{took} `mav status {recipe}` and `mav report {recipe}` show it.", soft_wrap=True)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.options import Json, RecipeName, Runs, Set, nothing_built, open_graph
+from flows.engine.store import recipe_folder, recipe_owner
 from flows.services.terminal import ProgressLine, plain_table, spinner
 from mav.errors import UserError
 
@@ -23,17 +24,23 @@ FIGURES = (  # of the oracle: name, what it is, format, the name of the same fig
     ("persistence", "colour and shape kept", ".0%", ""),
     ("motion_ratio_time_off", "speed with time layers off", ".2f", ""),
 )
-STATE_STYLE = {"done": "green", "running": "cyan", "failed": "red", "stale": "yellow", "missing": "dim"}
+STATE_STYLE = {
+    "done": "green", "running": "cyan", "failed": "red", "damaged": "red", "stale": "yellow", "missing": "dim",
+}  # fmt: skip
 
 
 @app.command()
 def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: Set = None) -> None:
-    """Say of every stage whether it is done, stale, missing, failed or running."""
+    """Say of every stage whether it is done, stale, missing, running, failed or damaged, and why."""
     loaded, graph, store = open_graph(recipe, set_, runs)
     stages: dict[str, dict[str, Any]] = {}
     verdict: dict[str, Any] = {}
     for node in graph.nodes.values():
-        state = store.state(node, loaded.name)
+        state: str = store.state(node, loaded.name, recipe_owner(recipe))
+        if state == "done" and (problem := store.problem(node)):
+            stages[node.name] = {"state": "damaged", "fingerprint": node.fingerprint, "counts": {}, "seconds": None}
+            stages[node.name] |= {"reason": problem}
+            continue
         artifact = store.find(node) if state == "done" else None
         manifest = artifact.manifest if artifact else None
         stages[node.name] = {
@@ -42,6 +49,9 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
             "counts": manifest.counts if manifest else {},
             "seconds": manifest.seconds if manifest else None,
         }
+        failure = store.failure(node) if state == "failed" else None
+        if failure:
+            stages[node.name] |= {"reason": failure.reason, "failed_at": failure.at}
         if node.name == "oracle" and manifest:
             verdict |= manifest.metrics
         if node.name == "evaluate-interpolation" and manifest and "psnr_gain" in manifest.metrics:
@@ -58,6 +68,10 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
         table.add_row(name, f"[{STATE_STYLE[state]}]{state}[/]", seconds, *numbers, row["fingerprint"][:12])
     console = Console(highlight=False)
     console.print(table)
+    for name, row in stages.items():
+        if "reason" in row:
+            when = f" at {row['failed_at']}" if "failed_at" in row else ""
+            console.print(f"\n{name} {row['state']}{when}: {row['reason']}", markup=False, soft_wrap=True)
     if "count" in verdict:
         title = f"\nThe oracle on {verdict['count']} videos, 95 % intervals in brackets:"
         console.print(title, *oracle_lines(verdict), sep="\n", markup=False)
@@ -125,10 +139,10 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     from mav.report.page import write_report
 
     loaded, graph, store = open_graph(recipe, set_, runs)
-    views = stage_views(graph.nodes.values(), store, loaded.name)
+    views = stage_views(graph.nodes.values(), store, loaded.name, recipe_owner(recipe))
     if all(view.artifact is None for view in views):
         raise nothing_built(recipe, store)
-    folder = store.root.child(f"reports/{loaded.name}")
+    folder = store.root.child(f"reports/{recipe_folder(recipe)}")
     with spinner("Gathering what the stages made"):
         write_report(loaded, views, folder)
     print(folder.path("index.html"))

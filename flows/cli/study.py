@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
 from flows.cli.options import Json, require_folder
+from flows.engine.store import record_artifact
 from flows.services.ports import port_is_free
 from flows.services.terminal import plain_table, table_console
 from mav.errors import UserError
@@ -64,7 +65,10 @@ def freeze(
         raise UserError(
             f"{out} holds a frozen study already: choose another folder, so that its votes keep their meaning."
         )
-    frozen = freeze(pairs_of(systems, read_prompts(Folder(prompts)), pairs, seed), target, seed, session)
+    chosen = pairs_of(systems, read_prompts(Folder(prompts)), pairs, seed)
+    frozen = freeze(chosen, target, seed, session)
+    if same := [pair.prompt for pair in chosen if pair.videos[0] == pair.videos[1]]:
+        print(f"{len(same)} pairs show one video twice, the first for {same[0]!r}: answers to them are chance.")
     print(f"{out}: {frozen['pairs']} pairs, {frozen['raters']} raters each, sha256 {frozen['study_sha256']}")
     raters = _raters_needed(frozen["pairs"], session, frozen["raters"])
     print(f"`mav study serve {out} --raters {raters}` serves it.")
@@ -93,8 +97,10 @@ def serve(
             "or its systems share no prompt."
         )
     needed = raters or _raters_needed(pairs, frozen.session, frozen.raters)
-    page = make_app(database, Folder(study))
-    links = _write_links(database, folder / LINKS, needed, (url or f"http://{host}:{port}").rstrip("/"))
+    url = (url or f"http://{host}:{port}").rstrip("/")
+    page = make_app(database, Folder(study), urlsplit(url).path)
+    record_artifact(f"the votes in {folder.resolve()}", study)
+    links = _write_links(database, folder / LINKS, needed, url)
     if not port_is_free(port, host):
         raise UserError(f"Port {port} of {host} is taken: choose another with --port.")
     print(f"{links} links for raters: {folder / LINKS}")
@@ -146,18 +152,23 @@ def _raters_needed(pairs: int, session: int, raters: int) -> int:
 def _write_links(database: Votes, path: Path, count: int, url: str) -> int:
     """Writes every rater's link to a file that only its owner can read, and returns how many it holds.
 
-    Links of earlier calls stay valid, under the present address.
+    Links of earlier calls stay valid, under the present address. A file that was changed, as in a spreadsheet, stays as
+    `links-before-N.csv` beside the new one.
     """
-    tokens = []
-    if path.exists():
-        rows = csv.DictReader(io.StringIO(path.read_text()))
-        tokens = [row["link"].rpartition("/")[2] for row in rows]
-    tokens += database.invite(count)
-    text = io.StringIO()
-    links = ((number, f"{url}/r/{token}") for number, token in enumerate(tokens, 1))
-    csv.writer(text, lineterminator="\n").writerows([("rater", "link"), *links])
+    before = path.read_bytes() if path.exists() else b""
+    text = before.replace(b"\0", b"").decode("latin-1")  # whatever a spreadsheet made of it
+    database.tokens(re.findall(r"/r/([\w-]+)", text))
+    database.invite(count)
+    tokens = database.tokens()
+    rows = [f"{number},{url}/r/{token}" for number, token in enumerate(tokens, 1)]
+    if before and not re.fullmatch(r"rater,link\n(\d+,\S+/r/[\w-]+\n)*", text):
+        number = 1
+        while (kept := path.with_name(f"{path.stem}-before-{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(kept)
+        print(f"{path} was changed by hand: it is kept as {kept}.")
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text.getvalue())
+        file.write("\n".join(["rater,link", *rows, ""]))
     return len(tokens)
 
 
@@ -197,6 +208,8 @@ def print_report(found: dict[str, Any]) -> None:
     raters, pairs, votes = found["raters"], found["pairs"], found["votes"]
     rated = f"{raters['rated']} of {raters['invited']} rated, {raters['finished']} finished"
     console.print(f"Pairs: {pairs['complete']} of {pairs['total']} have all their ratings. Intervals: 95 %.")
+    if same := found["same_video"]:
+        console.print(f"{same} of the pairs show one video twice: answers to them are chance.")
     console.print(f"Raters: {rated}, {len(raters['left_out'])} left out.")
     for rater, reason in raters["left_out"].items():
         console.print(f"  {rater}: {reason}")

@@ -1,18 +1,18 @@
 """How a stage's artifact is built exactly once: lease, heartbeat, body, manifest."""
 
 import datetime
-import errno
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+
+from rich.markup import escape
 
 from flows.engine.lease import LEASE, exclusive
 from flows.engine.run import Job, Run, heartbeat
 from flows.engine.stage import Node, Outcome
-from mav.errors import UserError
-from mav.storage import MANIFEST, Artifact, Folder
+from mav.errors import UserError, full_disk_told
+from mav.storage import MANIFEST, Artifact
 
 SOFTWARE = ("make-a-video-system", "torch", "ray", "prefect", "img2dataset", "open_clip_torch", "pyarrow", "numpy")
 
@@ -24,14 +24,12 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     """
     store = run.store
     out, work = store.artifact(node), store.work(node)
-    found = store.find(node)
-    if found and not fresh:
+    if not fresh and (found := store.find(node)):  # a fresh build takes the place of a damaged one, too
         return found
     require_inputs(node, run)
-    with _full_disk_as_user_error(node.name, out), exclusive(work, node.name, run.recipe.name) as lease:
+    with full_disk_told(node.name, out.url), exclusive(work, node.name, run.recipe.name) as lease:
         # Another run may have finished it while we waited for the lease.
-        found = store.find(node)
-        if found and not fresh:
+        if not fresh and (found := store.find(node)):
             lease.clear()
             return found
         if fresh:
@@ -54,8 +52,8 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
                 run.terminal.end(node.name, "stopped")
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            run.terminal.end(node.name, f"[red]failed[/]: {reason}")
-            if not (isinstance(error, OSError) and error.errno == errno.ENOSPC):  # on a full disk it cannot be recorded
+            run.terminal.end(node.name, f"[red]failed[/]: {escape(reason)}")
+            with suppress(OSError):  # on a full disk it cannot be recorded
                 work.write_json("failure.json", {"reason": reason, "kind": type(error).__name__, "time": time.time()})
             raise
         run.terminal.end(node.name, summary(artifact))
@@ -79,19 +77,6 @@ def _publish(job: Job, outcome: Outcome, seconds: float) -> Artifact:
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         software=software(),
     )
-
-
-@contextmanager
-def _full_disk_as_user_error(name: str, out: Folder) -> Iterator[None]:
-    """Turns a full disk into a UserError, whatever was being written: a shard, a lease, a manifest."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"{name}: no space is left where {out.url} is written: free some, then run again; finished shards are kept."
-        ) from error
 
 
 def require_inputs(node: Node, run: Run) -> None:

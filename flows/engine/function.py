@@ -13,26 +13,31 @@ from flows.services.ray_metrics import report_training
 from mav.storage import Folder
 
 T = TypeVar("T")
-PROGRESS = "progress.json"
+PROGRESS, TOLD = "progress.json", "told.json"
 SAVE_SECONDS = 20.0  # for a training that is being stopped
 
 
 class ProgressFile:
     """Writes a worker's latest progress where the driver reads it, and sets Ray's gauges, at most once a second.
 
-    It is called with a mapping of "samples" (done so far), "total" and other values (loss, samples per second).
+    It is called with a mapping of "samples" (done so far), "total" and other values (loss, samples per second). A
+    sentence for the user is in "told".
     """
 
     def __init__(self, work: Folder) -> None:
         self.work = work
         self._last = 0.0
+        self._told: list[str] = []
 
     def begin(self) -> None:
         """Records that the work has its processors, before there is progress."""
         self.work.write_json(PROGRESS, {})
 
     def __call__(self, progress: dict[str, Any]) -> None:
-        if time.monotonic() - self._last > 1.0:
+        if sentence := progress.get("told"):
+            self._told.append(sentence)
+            self.work.write_json(TOLD, self._told)
+        elif time.monotonic() - self._last > 1.0:
             self._last = time.monotonic()
             self.work.write_json(PROGRESS, progress)
             report_training(progress)
@@ -41,9 +46,18 @@ class ProgressFile:
 @contextmanager
 def following(job: Job, capacity: Capacity) -> Iterator[None]:
     """Reports the worker's progress file while the block runs; until it exists, what the worker waits for."""
-    job.work.remove(PROGRESS)  # an earlier worker may have left one
+    for name in (PROGRESS, TOLD):
+        job.work.remove(name)  # an earlier worker may have left one
+    told: list[str] = []
+
+    def say() -> None:
+        for sentence in job.work.read_json_or_none(TOLD) or ():
+            if sentence not in told:
+                told.append(sentence)
+                job.run.terminal.say(f"  {sentence}")
 
     def look() -> None:
+        say()
         progress = job.work.read_json_or_none(PROGRESS)
         if job.run.stopping.is_set():
             return
@@ -53,8 +67,11 @@ def following(job: Job, capacity: Capacity) -> Iterator[None]:
             progress.pop("stage", None)
             job.report(progress.pop("samples", 0), progress.pop("total", 0), **progress)
 
-    with every(1.0, look):
-        yield
+    try:
+        with every(1.0, look):
+            yield
+    finally:
+        say()
 
 
 def run_on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> T:

@@ -40,8 +40,7 @@ def build_on_cluster(node: Node, run: Run, fresh: bool = False) -> Artifact:
     Raises UserError for what a user can correct, RuntimeError when the job died or the cluster is gone. An exception
     that ends this call ends the job too; a killed process does not.
     """
-    found = run.store.find(node)
-    if found and not fresh:
+    if not fresh and (found := run.store.find(node)):
         return found
     require_inputs(node, run)
     client = _client()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.engine.run import Job
+from mav.errors import UserError
 from mav.storage import TEMPORARY, Folder
 from mav.storage.counts import add_counts
 from mav.storage.ledger import LEDGER, LedgerWriter, Marker, read_ledger
@@ -77,13 +78,22 @@ class Markers:
         if not marked:
             return set()
         present = self.out.sizes()
-        known = read_ledger(self.out, counts=False) if LEDGER in present else self._read(sorted(marked))
+        ledger = self._ledger() if LEDGER in present else None
+        known = self._read(sorted(marked)) if ledger is None else ledger
         return {
             marker["shard"]
             for marker in known
             if marker["shard"] in marked
             and all(present.get(file) == entry["bytes"] for file, entry in marker["files"].items())
         }
+
+    def _ledger(self) -> list[Marker] | None:
+        """Returns the ledger's shards without their counts; None when it cannot be read, and the markers must do."""
+        try:
+            return list(read_ledger(self.out, counts=False))
+        except UserError:
+            self.forget_ledger()
+            return None
 
     def intact(self, name: str) -> bool:
         """Says whether a shard's files have the bytes that its marker names: two attempts may have written them."""
@@ -97,7 +107,8 @@ class Markers:
 
         Raises OSError when a marker is missing or torn: a ledger without it would lose the shard's rows.
         """
-        if self.out.exists(LEDGER) and [m["shard"] for m in read_ledger(self.out, counts=False)] == list(names):
+        known = self._ledger() if self.out.exists(LEDGER) else None
+        if known is not None and [marker["shard"] for marker in known] == list(names):
             return add_counts(marker["counts"] for marker in read_ledger(self.out))
         counts = add_counts([])
         with LedgerWriter(self.out) as ledger:

@@ -1,17 +1,39 @@
-"""Where artifacts and unfinished work are stored, and the state of each stage that follows from it."""
+"""Where artifacts and unfinished work are stored, the state of each stage that follows from it, and who needs what.
 
+`RUNS/recipes/OWNER/STAGE/FINGERPRINT.json` records that an owner needs an artifact. A run records what its graph is
+made of before it builds or takes anything, so that a stopped run's inputs are known as well as a finished one's. A
+served study records the artifact that its votes are about. `mav clean` removes nothing that another owner has on
+record, and takes back its own owner's records of what it removed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
 import os
+import platform
+import posixpath
+import re
 import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 from flows.engine.lease import LEASE, held_here, top
 from flows.engine.stage import Node
+from mav.errors import UserError
+from mav.recipes import Recipe
+from mav.recipes.reader import shipped_recipes
 from mav.storage import MANIFEST, Artifact, Folder
 
 SILENT_SECONDS = 30.0  # a run without a heartbeat for this long counts as dead
 SHOWN_FINGERPRINT = 16  # hex digits of a fingerprint that are used in paths
 
+RECORDS = "recipes"  # the folder of the records
+
 State = Literal["done", "stale", "missing", "failed", "running"]
+Place = tuple[str, str]  # stage, shown fingerprint
 
 
 class Store:
@@ -19,6 +41,11 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.root = Folder(os.path.abspath(url) if "://" not in url else url)
+
+    @staticmethod
+    def place(node: Node) -> Place:
+        """Returns the stage and the shown fingerprint, which name the folders of a node."""
+        return node.name, node.fingerprint[:SHOWN_FINGERPRINT]
 
     def artifact(self, node: Node) -> Folder:
         """Returns the folder of a stage's artifact, whether or not it exists."""
@@ -33,8 +60,26 @@ class Store:
         folder = self.artifact(node)
         return Artifact.open(folder) if folder.exists(MANIFEST) else None
 
-    def state(self, node: Node, recipe: str) -> State:
-        """Returns the state of a stage; it is stale when only an artifact of another fingerprint is there."""
+    def problem(self, node: Node) -> str:
+        """Returns what is wrong with a finished artifact's manifest; '' when nothing is."""
+        try:
+            self.find(node)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def failure(self, node: Node) -> Failure:
+        """Returns why a failed stage did."""
+        record = self.work(node).read_json_or_none("failure.json")
+        known = record if isinstance(record, dict) else {}
+        at = datetime.datetime.fromtimestamp(known.get("time", 0), datetime.UTC).isoformat(timespec="seconds")
+        return Failure(str(known.get("reason", "its failure.json cannot be read")), at)
+
+    def state(self, node: Node, recipe: str, owner: str = "") -> State:
+        """Returns the state of a stage; it is stale when the recipe has only an artifact of another fingerprint.
+
+        `owner` tells the recipe from others of its name.
+        """
         work = self.work(node)
         if self.artifact(node).exists(MANIFEST):
             return "done"
@@ -43,8 +88,18 @@ class Store:
         if work.exists("failure.json"):
             return "failed"
         others = self.root.child(f"artifacts/{node.name}")
-        manifests = (others.read_json_or_none(f"{fingerprint}/{MANIFEST}") for fingerprint in others.folders())
-        return "stale" if any(manifest and manifest.get("recipe") == recipe for manifest in manifests) else "missing"
+        manifests = {name: others.read_json_or_none(f"{name}/{MANIFEST}") for name in others.folders()}
+        named = [name for name, manifest in manifests.items() if manifest and manifest.get("recipe") == recipe]
+        owners = [Records.read(self).owners((node.name, name)) for name in named]
+        return "stale" if any(not keys or owner_key(owner or recipe) in keys for keys in owners) else "missing"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage failed, in a line, and when (UTC, ISO 8601)."""
+
+    reason: str
+    at: str
 
 
 def _running(work: Folder) -> bool:
@@ -54,3 +109,96 @@ def _running(work: Folder) -> bool:
         return False
     beat = work.read_json_or_none("heartbeat.json")
     return bool(here or (beat and abs(time.time() - beat["time"]) < SILENT_SECONDS))
+
+
+def recipe_owner(recipe: str) -> str:
+    """Identifies a recipe: a shipped one by its name, a file by its machine and path. File names are not unique."""
+    return recipe if recipe in shipped_recipes() else file_owner(recipe)
+
+
+def file_owner(path: str) -> str:
+    """Identifies a file or folder of this machine."""
+    return f"{platform.node()}:{os.path.realpath(path)}"
+
+
+def owner_key(owner: str) -> str:
+    """Returns the name of an owner's folder of records: readable, and unique by a digest."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", posixpath.basename(owner).removesuffix(".yaml"))[:40].strip("-")
+    return f"{readable}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}"
+
+
+def recipe_folder(recipe: str) -> str:
+    """Returns the name of the folder of a recipe's report: its own, even where another recipe has the same name."""
+    return recipe if recipe in shipped_recipes() else owner_key(recipe_owner(recipe))
+
+
+def record(owner: str, store: Store, nodes: Iterable[Node], recipe: Recipe) -> None:
+    """Records that `owner` needs the artifacts of these stages, and those from which its recipe names files."""
+    places = [store.place(node) for node in nodes]
+    places += [place for _, path in recipe.paths() if (place := artifact_place(store.root, path))]
+    _write(owner, store.root, places)
+
+
+def record_artifact(owner: str, folder: str) -> None:
+    """Records that `owner` needs the artifact that this folder belongs to. Does nothing for any other folder."""
+    runs, artifacts, _ = os.path.realpath(folder).rpartition("/artifacts/")
+    if artifacts and (place := artifact_place(root := Folder(runs), folder)):
+        _write(owner, root, [place])
+
+
+def artifact_place(root: Folder, path: str) -> Place | None:
+    """Returns the stage and fingerprint of the artifact that a path is in; None when it is in none."""
+    here = root.local and "://" not in path
+    full, base = (os.path.realpath(each) if here else each for each in (path, root.url))
+    inside = full.removeprefix(f"{base}/artifacts/")
+    stage, _, rest = inside.partition("/")
+    return (stage, rest.partition("/")[0]) if rest and inside != full else None
+
+
+def _write(owner: str, root: Folder, places: Iterable[Place]) -> None:
+    folder = root.child(f"{RECORDS}/{owner_key(owner)}")
+    present = set(folder.names())
+    for stage, fingerprint in places:
+        if (name := f"{stage}/{fingerprint}.json") not in present:
+            folder.write_json(name, {"owner": owner})
+
+
+@dataclass(frozen=True)
+class Records:
+    """All records of a runs folder: of each owner's key, what it needs and how it is shown."""
+
+    root: Folder
+    needs: dict[str, set[Place]]
+    shown: dict[str, str]
+
+    @classmethod
+    def read(cls, store: Store) -> Records:
+        """Lists the records. What a damaged one stands for is known from its name."""
+        root, needs, shown = store.root.child(RECORDS), defaultdict(set), {}
+        for name in root.names():
+            key, _, rest = name.partition("/")
+            stage, _, file = rest.partition("/")
+            if file.endswith(".json"):
+                needs[key].add((stage, file.removesuffix(".json")))
+                if key not in shown and isinstance(content := root.read_json_or_none(name), dict):
+                    shown[key] = str(content.get("owner", key))
+        return cls(root, dict(needs), shown)
+
+    def owners(self, place: Place) -> set[str]:
+        """Returns the keys of all owners that have a place on record."""
+        return {key for key, places in self.needs.items() if place in places}
+
+    def keys(self, names: Iterable[str]) -> set[str]:
+        """Returns the keys of owners, each given as it is shown, or without its machine."""
+        wanted = set(names)
+        meant = {key for key, shown in self.shown.items() if wanted & {shown, shown.partition(":")[2]}}
+        return meant | {owner_key(name) for name in wanted}
+
+    def others(self, place: Place, mine: set[str]) -> list[str]:
+        """Returns the owners besides `mine` who have a place on record at this moment."""
+        stage, fingerprint = place
+        return [k for k in self.root.folders() if k not in mine and self.root.exists(f"{k}/{stage}/{fingerprint}.json")]
+
+    def forget(self, key: str, place: Place) -> None:
+        """Takes a record back."""
+        self.root.remove(f"{key}/{place[0]}/{place[1]}.json")

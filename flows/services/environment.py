@@ -21,7 +21,10 @@ DEFAULTS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # img2dataset's resizing library would ask the package index for updates
 }
+# Ray opens a socket to a public address to learn this machine's own. A cluster on this machine alone needs none.
+ON_THIS_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def configure_environment() -> None:
@@ -29,7 +32,8 @@ def configure_environment() -> None:
 
     Raises UserError when a package is installed that would break Prefect's server.
     """
-    for name, value in DEFAULTS.items():
+    alone = {} if os.environ.get("RAY_ADDRESS") else ON_THIS_MACHINE
+    for name, value in (DEFAULTS | alone).items():
         os.environ.setdefault(name, value)
     # Libraries read either spelling, some only one: both name all hosts of both.
     spared = [host.strip() for name in ("no_proxy", "NO_PROXY") for host in os.environ.get(name, "").split(",")]

@@ -8,6 +8,8 @@ the networks. A change of any of them therefore leads to another folder.
 import io
 import itertools
 import json
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,7 +151,7 @@ def compute(
     if not out.exists(PROVENANCE):
         out.write_json(PROVENANCE, shaped | {"source": source.url})
     # The chunks that are not there. Those of which no file exists need no network and no other process.
-    present = set(out.names())
+    present = {name for name in out.names() if name.endswith(".npz") and _whole(out, name)}
     chunks = [(n, tuple(entries[start : start + CHUNK])) for n, start in enumerate(range(0, len(entries), CHUNK))]
     todo = [chunk for chunk in chunks if f"{chunk[0]:06d}.npz" not in present]
     work = FeatureWork(source, preparation, networks, out)
@@ -164,6 +166,15 @@ def compute(
         done += len(chunks[number][1])
         report(done, len(entries))
     return Features(out, tuple(entries), networks.names)
+
+
+def _whole(out: Folder, name: str) -> bool:
+    """Says whether a chunk's file has all of its bytes; one that lost some is made again."""
+    try:
+        with out.open(name) as file, zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError):
+        return False
 
 
 def _identity(source: Folder, file: str) -> list[Any]:

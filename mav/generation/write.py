@@ -11,6 +11,7 @@ from mav.data import prompts as prompt_lists
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.generation.cascade import Cascade
+from mav.generation.prompts import end_not_seen
 from mav.recipes import Recipe
 from mav.storage import Folder
 
@@ -49,7 +50,9 @@ def generate_videos(
         for done in write_videos(out, rows, files, frame_rate, generate.batch_size, sample):
             report({"stage": "generate", "samples": place * len(rows) + done, "total": len(passes) * len(rows)})
     out.write_json(LIST, rows)
-    return {"videos": len(rows), "frames": sizes.long_frames, "size": sizes.high_size, "fps": fps}
+    cut = sum(bool(end_not_seen(cascade.clip, row["prompt"])) for row in rows)
+    beyond = {"prompts_beyond_context": cut} if cut else {}
+    return beyond | {"videos": len(rows), "frames": sizes.long_frames, "size": sizes.high_size, "fps": fps}
 
 
 def write_videos(

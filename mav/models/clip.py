@@ -93,6 +93,14 @@ class ClipModel(nn.Module):
         """BPE tokens, int64 (B, context), padded with zeros; every value fits uint16. Longer texts are cut."""
         return self._tokenizer(texts) if texts else torch.zeros(0, self.context, dtype=torch.long)
 
+    def encode(self, text: str) -> list[int]:
+        """Returns all tokens of a text, without the marks of start and end."""
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Returns the text of tokens, in the tokenizer's lower case."""
+        return str(self._tokenizer.decode(tokens)).strip()
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embeds pictures, uint8 (B, 3, H, W) of any size, as (B, d) of unit norm.
 

@@ -1,35 +1,66 @@
 """A release: trained networks as safetensors and json with a model card, in a folder ready for a hub repository."""
 
 import json
+import shutil
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 from mav.errors import UserError
 from mav.recipes import Recipe, to_plain
+from mav.report.page import METRICS
 from mav.storage import Artifact, Folder
 
 CARD = "README.md"
 LEFT_OUT = ("start.json",)  # it names files of the operator
+OWN_LICENSE = "apache-2.0"  # of what is made of nothing but this program's own drawings
+LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
+READ_BACK = ("colour", "shape")  # what the demo's oracle sees
 SHOWN_POINTS = 6  # points of each curve in the card
 
 
 def write_release(
-    recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Artifact], folder: Folder
-) -> dict[str, int]:
-    """Replaces the folder by a release: STAGE/network.safetensors and so on, and the card.
+    recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Artifact], results: Mapping[str, Artifact],
+    folder: Folder, license_: str = "",
+) -> dict[str, int]:  # fmt: skip
+    """Replaces the folder, as a whole, by a release: STAGE/network.safetensors and so on, and the card.
 
-    Returns bytes by file name. `networks` are by stage, and `data` are the artifacts that they were trained on. Raises
-    UserError when a file differs from its manifest.
+    Returns bytes by file name. `networks` are by stage, `data` are the artifacts that they were trained on, and
+    `results` what was measured on them. Raises UserError when a file differs from its manifest; the release before then
+    stays.
     """
-    folder.remove()
     for stage, artifact in networks.items():
         if problem := next(artifact.problems(), None):
             raise UserError(f"{stage} is not released: {problem}; rerun it.")
-        for name in artifact.files():
-            if name not in LEFT_OUT:
-                folder.write_bytes(f"{stage}/{name}", artifact.folder.read_bytes(name))
-    folder.write_bytes(CARD, card(recipe, networks, data).encode())
+    with folder.replacing() as new:
+        for stage, artifact in networks.items():
+            for name in artifact.files():
+                if name not in LEFT_OUT:
+                    with artifact.folder.open(name) as source, new.create(f"{stage}/{name}") as target:
+                        if name.endswith(".safetensors"):
+                            _mark_format(source, target)
+                        shutil.copyfileobj(source, target, 1 << 22)
+        new.write_bytes(CARD, card(recipe, networks, data, results, license_).encode())
     return {name: folder.size(name) for name in folder.names()}
+
+
+def _mark_format(source: IO[bytes], target: IO[bytes]) -> None:
+    """Copies the header of a safetensors file and says in it that the tensors are torch's, as other readers demand.
+
+    A file with another header is copied as it is.
+    """
+    start = source.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) == 8 and length <= LONGEST_HEADER:
+        text = source.read(length)
+        with suppress(ValueError, TypeError):
+            header = json.loads(text)
+            header["__metadata__"] = header.get("__metadata__", {}) | {"format": "pt"}
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)  # the tensors stay aligned
+            start = len(text).to_bytes(8, "little")
+        start += text
+    target.write(start)
 
 
 def push(folder: Folder, repository: str, token: str) -> str:
@@ -46,14 +77,20 @@ def push(folder: Folder, repository: str, token: str) -> str:
     return str(address)
 
 
-def card(recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Artifact]) -> str:
-    """Returns the model card from the artifacts alone: what the networks are, their data, training, cost and losses."""
+def card(
+    recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Artifact], results: Mapping[str, Artifact],
+    license_: str = "",
+) -> str:  # fmt: skip
+    """Returns the model card from the artifacts alone: the networks, data, training, cost, losses, results, limits."""
     trained = {stage: artifact.manifest for stage, artifact in networks.items()}
     sources = {name: artifact.manifest for name, artifact in data.items()}
     # The head that the hub reads, and the title.
+    license_ = license_ or (OWN_LICENSE if recipe.world else "")
     tags = ["library_name: make-a-video-system", "pipeline_tag: text-to-video", "tags: [make-a-video, text-to-video]"]
+    tags += [f"license: {json.dumps(license_)}"] if license_ else []
     about = "Networks of Make-A-Video (Singer et al. 2022), the average weights of each training stage."
     lines = ["---", *tags, "---", "", f"# {recipe.name}", "", recipe.about, "", about, ""]
+    lines += [*_limits(recipe, license_, results), ""]
     # One row for each network, and one for each artifact of data.
     rows = [
         [stage, *_numbers(m.metrics, "parameters", "samples", "loss"), f"{m.seconds / 3600:.3g}", _code(m.fingerprint)]
@@ -79,6 +116,36 @@ def card(recipe: Recipe, networks: Mapping[str, Artifact], data: Mapping[str, Ar
     software = next(iter(trained.values())).software
     lines += ["## Software", "", ", ".join(f"{name} {version}" for name, version in sorted(software.items())), ""]
     return "\n".join(lines)
+
+
+def _limits(recipe: Recipe, license_: str, results: Mapping[str, Artifact]) -> list[str]:
+    """Returns the lines on licence, results and limits: every number with its interval, the poor ones too."""
+    granted = (
+        f"Licence: {license_}." if license_ else "No licence is granted with these networks: ask whoever made them."
+    )
+    rows, said = [], [granted]
+    for artifact in results.values():
+        metrics = artifact.manifest.metrics
+        for name, (title, better, digits) in METRICS.items():
+            if (value := metrics.get(name)) is not None:
+                low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+                interval = "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+                protocol, samples = (str(metrics.get(key, "")) for key in ("protocol", "samples"))
+                rows.append([title, f"{value:.{digits}f}", interval, better, samples, protocol])
+        if (gain := metrics.get("psnr_gain")) is not None and gain <= 0:
+            said.append(f"F^ is no better here than blending two frames (a gain of {gain:.2f} dB).")
+        if "chance_colour" in metrics:
+            facts = (f"{k} as asked in {metrics[k]:.0%}, by chance in {metrics[f'chance_{k}']:.0%}" for k in READ_BACK)
+            said.append(f"Of {metrics['count']} videos, {'; '.join(facts)}.")
+    if recipe.world:
+        said.append("The networks were trained on drawn shapes: they know no photograph, and nothing but these shapes.")
+    said.append(
+        "They show what their training data show, mistakes and prejudice included. Numbers of a demo protocol are not "
+        "comparable with published ones."
+    )
+    columns = ["metric", "value", "95 % interval", "better", "samples", "protocol"]
+    table = _table("Measured", columns, rows) if rows else ["## Measured", "", "Nothing was measured on them yet."]
+    return [*table, "", "## Licence and limits", "", *said]
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> list[str]:

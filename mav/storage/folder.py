@@ -156,8 +156,11 @@ class Folder:
         self.write_bytes(name, canonical_json(value))
 
     def remove(self, name: str = "") -> None:
-        """Removes a file, or the whole folder. It is no error when nothing is there."""
+        """Removes a file, or the whole folder; of a link only the link. It is no error when nothing is there."""
         path = self.path(name)
+        if self.local and os.path.islink(path):
+            os.unlink(path)
+            return
         if not self.fs.exists(path):
             return
         if self.local or not has_magic(path):
@@ -165,6 +168,45 @@ class Folder:
         else:  # other storages would take brackets in the name for a pattern
             for found in self.fs.find(path):
                 self.fs.rm_file(found)
+
+    @contextmanager
+    def replacing(self) -> Iterator[Folder]:
+        """Yields an empty folder beside this one, which takes its place when the block ends well.
+
+        What was here before is then at `NAME.before`, unless the new folder has the same files. A block that fails, or
+        a process that is killed, leaves the folder as it was.
+        """
+        root = self.root.rstrip("/")
+        parent, name = Folder(posixpath.dirname(self.url.rstrip("/"))), posixpath.basename(root)
+        new, before = parent.child(f"{TEMPORARY}{name}"), parent.child(f"{name}.before")
+        new.remove()
+        try:
+            yield new
+        except BaseException:
+            new.remove()
+            raise
+        new.sync()
+        if self.exists() and not self._equals(new):
+            before.remove()
+            self._move_to(before)
+        self.remove()
+        new._move_to(self)
+
+    def _equals(self, other: Folder) -> bool:
+        """Says whether two folders have the same files with the same bytes."""
+        sizes = self.sizes()
+        return sizes == other.sizes() and all(
+            self.sha256(n, size) == other.sha256(n, size) for n, size in sizes.items()
+        )
+
+    def _move_to(self, target: Folder) -> None:
+        """Moves the folder to a place where nothing is; on a disk at once."""
+        if self.local:
+            os.replace(self.root, target.root)
+            return
+        for name in self.names():
+            self.fs.copy(self.path(name), target.path(name))
+        self.remove()
 
     def sha256(self, name: str, size: int = SMALL) -> str:
         """Returns a file's digest. A known small `size` lets remote storage answer in one request."""

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mav.errors import UserError
+
 if TYPE_CHECKING:
     from mav.storage.folder import Folder
 
@@ -50,15 +52,21 @@ def ledgers(names: Iterable[str]) -> list[str]:
 
 def read_ledger(folder: Folder, name: str = LEDGER, counts: bool = True) -> Iterator[Marker]:
     """The shards of a ledger, in order; without their counts where those are not asked for."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with folder.open(name) as file:
-        for batch in pq.ParquetFile(file).iter_batches(columns=["shard", "files", *(["counts"] if counts else [])]):
-            columns = batch.to_pydict()
-            for shard, files, text in zip(
-                columns["shard"], columns["files"], columns.get("counts", columns["shard"]), strict=True
-            ):
-                yield {"shard": shard, "counts": json.loads(text) if counts else {}, "files": json.loads(files)}
+    try:
+        with folder.open(name) as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=["shard", "files", *(["counts"] if counts else [])]):
+                columns = batch.to_pydict()
+                texts = columns.get("counts", columns["shard"])
+                for shard, files, text in zip(columns["shard"], columns["files"], texts, strict=True):
+                    yield {"shard": shard, "counts": json.loads(text) if counts else {}, "files": json.loads(files)}
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{folder.path(name)} is not a readable ledger ({reason}): rerun its stage.") from None
 
 
 class LedgerWriter:

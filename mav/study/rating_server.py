@@ -44,16 +44,21 @@ class Vote(BaseModel):
     played: Literal[True]  # both clips have played to their end
 
 
-def make_app(votes: Votes, folder: Folder) -> FastAPI:
-    """Returns the application. Raises UserError when the study is not on a disk of this machine."""
+def make_app(votes: Votes, folder: Folder, prefix: str = "") -> FastAPI:
+    """Returns the application. Raises UserError when the study is not on a disk of this machine.
+
+    Behind a proxy it is reached under `prefix`, whether or not the proxy takes that off what it passes on.
+    """
     if not folder.local:
         raise UserError(f"{folder.url} is not on this machine: copy the study to a disk to serve it.")
-    app = FastAPI(title="Video comparison", openapi_url=None, docs_url=None, redoc_url=None)
+    options: dict[str, Any] = dict.fromkeys(("openapi_url", "docs_url", "redoc_url"))
+    app = FastAPI(title="Video comparison", redirect_slashes=False, **options)
     page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     headers = _headers(page)
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        request.scope["root_path"] = prefix
         response = await call_next(request)
         for name, value in headers.items():
             response.headers.setdefault(name, value)
@@ -68,6 +73,7 @@ def make_app(votes: Votes, folder: Folder) -> FastAPI:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     @app.get("/r/{token}")
+    @app.get("/r/{token}/")
     async def show(token: str) -> HTMLResponse:
         return HTMLResponse(page, headers=NO_STORE)
 

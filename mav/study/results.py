@@ -6,6 +6,7 @@ Raters are left out only by the rule that was fixed when the study was frozen.
 import csv
 import io
 import itertools
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -27,9 +28,9 @@ Row = dict[str, Any]
 
 
 def report_study(study: Study, votes: Votes, out: Folder) -> dict[str, Any]:
-    """Writes report.json, votes.csv and raters.csv (with completion codes, for crowd platforms); returns the report.
+    """Writes votes.csv, raters.csv (with completion codes, for crowd platforms) and report.json; returns the report.
 
-    Raises UserError when nobody has rated a pair yet.
+    Raises UserError when there is no rating to report, and says why; the votes and codes are written all the same.
     """
     rows, raters = votes.rows()
     for row in rows:
@@ -38,8 +39,10 @@ def report_study(study: Study, votes: Votes, out: Folder) -> dict[str, Any]:
         row |= {**shown, "preferred": item[row["answer"]], "category": study.items[row["item"]]["category"]}
     excluded = {rater["rater"]: rater["excluded"] for rater in raters if rater["excluded"]}
     kept = [row for row in rows if row["complete"] and row["rater"] not in excluded and row["kind"] == "pair"]
+    out.write_bytes(VOTES_CSV, _csv(VOTE_COLUMNS, rows))
+    out.write_bytes(RATERS_CSV, _csv(RATER_COLUMNS, raters))
     if not kept:
-        raise UserError("Nobody has rated a pair yet: send out the links of links.csv.")
+        raise UserError(f"{_why_nothing(rows, excluded)} {VOTES_CSV} and {RATERS_CSV} are in {out.url} all the same.")
     ratings = Counter(row["item"] for row in kept if row["question"] == study.questions[0]["id"])
     report: dict[str, Any] = {
         "study_sha256": study.sha256,
@@ -55,6 +58,7 @@ def report_study(study: Study, votes: Votes, out: Folder) -> dict[str, Any]:
             "complete": sum(count >= study.raters for count in ratings.values()),
             "ratings": sum(ratings.values()),
         },
+        "same_video": sum(study.items[n]["left"] == study.items[n]["right"] for n in study.of_kind("pair")),
         "votes": {
             "kept": len(kept),
             "of_raters_left_out": sum(row["rater"] in excluded for row in rows),
@@ -69,9 +73,25 @@ def report_study(study: Study, votes: Votes, out: Folder) -> dict[str, Any]:
         },
     }
     out.write_json(REPORT, report)
-    out.write_bytes(VOTES_CSV, _csv(VOTE_COLUMNS, rows))
-    out.write_bytes(RATERS_CSV, _csv(RATER_COLUMNS, raters))
     return report
+
+
+def _why_nothing(rows: Sequence[Row], excluded: dict[int, str]) -> str:
+    """Says why there is no complete rating of a pair by a rater who counts."""
+    raters = {row["rater"] for row in rows}
+    if not rows:
+        return "Nobody has rated a pair yet: send out the links of links.csv."
+    if raters <= excluded.keys():
+        reasons = Counter(re.sub(r"\d+", "N", excluded[rater]) for rater in raters)
+        why = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        return (
+            f"The rule of the study leaves out all {len(raters)} raters who answered ({why}): invite others with "
+            "`mav study serve --raters`."
+        )
+    left_out = len(raters & excluded.keys())
+    begun = f"answers so far: {len(rows)}, of {len(raters)} {'rater' if len(raters) == 1 else 'raters'}"
+    more = f", {left_out} of them left out by the rule" if left_out else ""
+    return f"No pair has a rating that counts yet ({begun}{more}): wait until a rater has answered all about a pair."
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:

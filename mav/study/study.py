@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from mav.data.videos.index_first import index_first
 from mav.data.videos.shown import ShownVideo
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation.reading import LIST, find_videos
 from mav.recipes import Recipe
 from mav.storage import Folder
+from mav.storage.folder import canonical_json
 
 STUDY, KEY = "study.json", "key.json"
 QUESTIONS = (
@@ -79,10 +81,12 @@ def freeze(pairs: Sequence[Pair], out: Folder, seed: int = 0, session: int = SES
         add("gold", gold, _store(gold, out), bool(rng.integers(2)))
     order = rng.permutation(len(items))
     study = {"version": 2, "questions": list(QUESTIONS), "raters": RATERS, "session": session, "rule": RULE}
-    out.write_json(STUDY, study | {"items": [items[i] for i in order]})
-    digest = out.sha256(STUDY)
+    shown = canonical_json(study | {"items": [items[i] for i in order]})
+    digest = hashlib.sha256(shown).hexdigest()
     systems = list(dict.fromkeys(name for pair in pairs for name in pair.systems))
     out.write_json(KEY, {"study_sha256": digest, "systems": systems, "items": key})
+    out.sync()
+    out.write_bytes(STUDY, shown)  # comes last: from here on there is a study
     return {"pairs": len(pairs), "items": len(items), "raters": RATERS, "study_sha256": digest}
 
 
@@ -147,8 +151,9 @@ def _mp4(folder: Folder, file: str) -> bytes:
 
 def _store(pair: Pair, out: Folder) -> tuple[str, ...]:
     """Stores both videos under their digests and returns their paths."""
-    names = tuple(f"videos/{hashlib.sha256(video).hexdigest()[:16]}.mp4" for video in pair.videos)
-    for name, video in zip(names, pair.videos, strict=True):
+    videos = [index_first(video) for video in pair.videos]  # they are shown before they are whole
+    names = tuple(f"videos/{hashlib.sha256(video).hexdigest()[:16]}.mp4" for video in videos)
+    for name, video in zip(names, videos, strict=True):
         out.write_bytes(name, video)
     return names
 

@@ -9,57 +9,23 @@ exactly this number of ratings. A lease expires; a rater who returns later keeps
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from mav.errors import UserError
 from mav.storage import Folder
+from mav.study.queries import ALL_RATERS, ALL_VOTES, NEXT_PAIR, SCHEMA
 from mav.study.study import GOLD_EVERY, GOLD_MISSES, KEY, MIRROR_EVERY, SIDE_ANSWERS, STUDY
 
 LEASE_SECONDS = 600.0
 UNKNOWN_LINK = "This link is not known. Open the link you were sent."
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS study (sha256 TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS raters (
-    id INTEGER PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, code TEXT NOT NULL, excluded TEXT NOT NULL DEFAULT '',
-    finished REAL);
-CREATE TABLE IF NOT EXISTS pairs (item TEXT PRIMARY KEY, place INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS leases (
-    item TEXT NOT NULL, rater INTEGER NOT NULL, expires REAL NOT NULL, PRIMARY KEY (item, rater));
-CREATE TABLE IF NOT EXISTS ratings (
-    item TEXT NOT NULL, rater INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (item, rater));
-CREATE TABLE IF NOT EXISTS votes (
-    id INTEGER PRIMARY KEY, item TEXT NOT NULL, question TEXT NOT NULL, rater INTEGER NOT NULL REFERENCES raters,
-    answer TEXT NOT NULL CHECK (answer IN ('left', 'right')), milliseconds INTEGER NOT NULL, at REAL NOT NULL,
-    UNIQUE (item, question, rater));
-CREATE TRIGGER IF NOT EXISTS votes_stay BEFORE UPDATE ON votes
-    BEGIN SELECT RAISE(ABORT, 'votes are append only'); END;
-CREATE TRIGGER IF NOT EXISTS votes_remain BEFORE DELETE ON votes
-    BEGIN SELECT RAISE(ABORT, 'votes are append only'); END;
-"""
-# The pair that the rater has a lease of, or the one with the fewest taken seats.
-NEXT_PAIR = """
-SELECT item, taken FROM (
-    SELECT p.item, p.place, (SELECT COUNT(*) FROM leases WHERE item = p.item AND rater = :rater) AS mine,
-        (SELECT COUNT(*) FROM ratings g JOIN raters r ON r.id = g.rater WHERE g.item = p.item AND r.excluded = '')
-        + (SELECT COUNT(*) FROM leases WHERE item = p.item AND expires > :now AND rater <> :rater) AS taken
-    FROM pairs p WHERE NOT EXISTS (SELECT 1 FROM ratings WHERE item = p.item AND rater = :rater))
-WHERE taken < :seats ORDER BY mine DESC, taken, (place * 7919 + :rater * 104729) % 10007, place LIMIT 1
-"""
-ALL_VOTES = """
-SELECT v.item, v.question, v.rater, v.answer, v.milliseconds, v.at,
-    EXISTS (SELECT 1 FROM ratings WHERE item = v.item AND rater = v.rater) AS complete FROM votes v ORDER BY v.id
-"""
-ALL_RATERS = """
-SELECT id AS rater, code, excluded, finished, (SELECT COUNT(*) FROM ratings WHERE rater = raters.id) AS ratings
-FROM raters ORDER BY id
-"""
 
 
 class RefusedError(Exception):
@@ -115,7 +81,19 @@ class Votes:
         pairs, self._gold = study.of_kind("pair"), study.of_kind("gold")
         self._mirror_of = {study.key[name]["of"]: name for name in study.of_kind("mirror")}
         self._pairs = frozenset(pairs)
+        remedy = "bring it back from a copy, or move it away to begin anew"
+        if os.path.exists(path) and not os.path.getsize(path):
+            raise UserError(f"{path} is empty, so the votes in it are lost: {remedy}.")
+        try:
+            self._begin(pairs)
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{path} is not a database of votes that can be used ({error}): {remedy}.") from None
+
+    def _begin(self, pairs: list[str]) -> None:
+        """Makes the tables, unless they are there."""
         self._connection().executescript(SCHEMA)
+        os.chmod(self.path, 0o600)  # it holds everybody's link
+        study, path = self.study, self.path
         with self._transaction() as db:
             known = db.execute("SELECT sha256 FROM study").fetchone()
             if known is None:
@@ -148,17 +126,39 @@ class Votes:
             raise
 
     def invite(self, count: int) -> list[str]:
-        """Makes raters until there are `count`; returns the tokens of the new ones, which are stored as digests."""
+        """Makes raters until there are `count`; returns the tokens of the new ones."""
         with self._transaction() as db:
             present = db.execute("SELECT COUNT(*) FROM raters").fetchone()[0]
             tokens = [secrets.token_urlsafe(18) for _ in range(count - present)]
-            rows = [(_digest(token), secrets.token_hex(4).upper()) for token in tokens]
-            db.executemany("INSERT INTO raters (token_sha256, code) VALUES (?, ?)", rows)
+            for token in tokens:
+                row = (_digest(token), secrets.token_hex(4).upper())
+                rater = db.execute("INSERT INTO raters (token_sha256, code) VALUES (?, ?)", row).lastrowid
+                db.execute("INSERT INTO links VALUES (?, ?)", (token, rater))
         return tokens
+
+    def tokens(self, known: Iterable[str] = ()) -> list[str]:
+        """Returns a token of every rater, in their order, so that lost links can be written again.
+
+        A database of before did not store them: of such a rater, one of the `known` tokens, or else a second one that
+        is as good as the first.
+        """
+        with self._transaction() as db:
+            raters = dict(db.execute("SELECT token_sha256, id FROM raters ORDER BY id").fetchall())
+            stored = {rater: token for token, rater in db.execute("SELECT token, rater FROM links").fetchall()}
+            found = {raters[digest]: token for token in known if (digest := _digest(token)) in raters}
+            for rater in raters.values():
+                if rater not in stored:
+                    stored[rater] = found.get(rater) or secrets.token_urlsafe(18)
+                    db.execute("INSERT INTO links VALUES (?, ?)", (stored[rater], rater))
+        return [stored[rater] for rater in raters.values()]
 
     def _rater(self, db: sqlite3.Connection, token: str) -> tuple[int, str]:
         """Returns (id, completion code) of a rater. Raises RefusedError for an unknown token."""
-        row = db.execute("SELECT id, code FROM raters WHERE token_sha256 = ?", (_digest(token),)).fetchone()
+        query = "SELECT id, code FROM raters WHERE token_sha256 = ? OR id = (SELECT rater FROM links WHERE token = ?)"
+        try:
+            row = db.execute(query, (_digest(token), token)).fetchone()
+        except UnicodeEncodeError:  # a token that SQLite cannot hold is nobody's
+            row = None
         if row is None:
             raise RefusedError(401, UNKNOWN_LINK)
         return int(row[0]), str(row[1])
@@ -264,7 +264,10 @@ class Votes:
 
     def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Returns (votes, raters) as plain rows; a vote says whether its rating is complete."""
-        votes, raters = (self._connection().execute(query) for query in (ALL_VOTES, ALL_RATERS))
+        try:
+            votes, raters = (self._connection().execute(query).fetchall() for query in (ALL_VOTES, ALL_RATERS))
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self.path} cannot be read ({error}): bring it back from a copy.") from None
         return [dict(row) for row in votes], [dict(row) for row in raters]
 
 

@@ -1,14 +1,22 @@
 """Checkpoints of a training: torch.distributed.checkpoint on any storage, written while the training goes on.
 
 A checkpoint is a folder named after the samples seen. It holds the run's tensors as every rank has them (whole, or one
-shard each), the metadata that are not tensors, and `.metadata`, which is written last: a folder without it was being
-written when the run died, and is never read. Tensors are stored by name, so that one worker can continue a checkpoint
-of two, and shards one of replicas.
+shard each), torch's `.metadata` about them, and `facts.json` with what is not a tensor and the size of every file. The
+latter is written last, when all else is on the disk: a folder without it was being written when the run died, and is
+never read. One that lost bytes since is told, and the one before is taken. Tensors are stored by name, so that one
+worker can continue a checkpoint of two, and shards one of replicas.
 
 Training waits only while the tensors are copied, by one fused copy into buffers that are kept for it.
 """
 
+import errno
+import functools
+import json
+import os
+import shutil
 import warnings
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,14 +28,15 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.staging import AsyncStager
 
-from mav.errors import UserError
+from mav.errors import UserError, no_space
 from mav.storage import Folder
+from mav.storage.folder import canonical_json
 from mav.training.ema import Ema, local_shards
 
 # The writing thread warns so at every save of one worker, which is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
-COMMITTED, METADATA = ".metadata", "facts.json"
+COMMITTED, METADATA, FILES = ".metadata", "facts.json", "files"
 RUN = "run"  # all tensors are under one key, because DCP is slow for many keys at the top
 Tensors = dict[str, Tensor]
 
@@ -45,9 +54,12 @@ def tensors_of(network: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema) -
 class Checkpoints:
     """The checkpoints of one run in a folder. All ranks call all methods; rank 0 alone removes and writes metadata."""
 
-    def __init__(self, work: Folder, identity: str, rank: int, world_size: int, keep: int | None) -> None:
+    def __init__(
+        self, work: Folder, identity: str, rank: int, world_size: int, keep: int | None,
+        tell: Callable[[str], None] = lambda sentence: None,
+    ) -> None:  # fmt: skip
         """identity: digest of all that must be equal to continue a checkpoint. keep: how many stay (None: all)."""
-        self.work, self.identity, self.rank, self.keep = work, identity, rank, keep
+        self.work, self.identity, self.rank, self.keep, self.tell = work, identity, rank, keep, tell
         self.alone = world_size == 1
         # The writing thread has a group of its own, because the ranks use the others at the same time.
         self.group = None if self.alone else dist.new_group(backend="gloo")
@@ -57,8 +69,30 @@ class Checkpoints:
 
     def finished(self) -> list[int]:
         """Samples of every whole checkpoint, ascending."""
-        ends = [name.split("/") for name in self.work.names() if name.endswith(f"/{COMMITTED}")]
-        return sorted(int(parts[0]) for parts in ends if len(parts) == 2)
+        return [samples for samples, problem in self._inspect().items() if not problem]
+
+    def _inspect(self) -> dict[int, str]:
+        """Returns what is wrong with each checkpoint that was written to its end, by its samples, ascending."""
+        files: dict[int, dict[str, int]] = defaultdict(dict)
+        for name, size in self.work.sizes().items():
+            folder, _, file = name.partition("/")
+            if folder.isdecimal() and "/" not in file:
+                files[int(folder)][file] = size
+        return {
+            samples: self._problem(samples, files[samples]) for samples in sorted(files) if METADATA in files[samples]
+        }
+
+    def _problem(self, samples: int, sizes: dict[str, int]) -> str:
+        """Returns what is wrong with the files of a checkpoint; ''."""
+        try:
+            metadata = self.folder(samples).read_json(METADATA)
+            known = metadata.get(FILES, {COMMITTED: sizes.get(COMMITTED)})  # an older version did not write it
+        except (ValueError, AttributeError):
+            return f"{METADATA} cannot be read"
+        for name, size in known.items():
+            if sizes.get(name) != size or not size:
+                return f"{name} has {sizes.get(name, 0)} of {size or 'its'} bytes"
+        return ""
 
     def folder(self, samples: int) -> Folder:
         return self.work.child(f"{samples:012d}")
@@ -69,11 +103,38 @@ class Checkpoints:
         folder = self.folder(samples)
         if self.rank == 0:
             folder.remove()  # a killed save may have left files
-            folder.write_json(METADATA, {"identity": self.identity, **metadata})
         options: dict[str, Any] = {"process_group": self.group, "async_stager": self.stager, "no_dist": self.alone}
-        pending = dcp.async_save({RUN: tensors}, storage_writer=FsspecWriter(folder.url), **options)
-        assert isinstance(pending, Future)
+        written = dcp.async_save({RUN: tensors}, storage_writer=FsspecWriter(folder.url), **options)
+        assert isinstance(written, Future)
+        pending: Future[None] = Future()
+        text = canonical_json({"identity": self.identity, **metadata}) if self.rank == 0 else b""
+
+        def commit(written: Future[Any]) -> None:
+            """Runs in the writing thread."""
+            try:
+                written.result()
+                if self.rank == 0:
+                    folder.sync()
+                    folder.write_json(METADATA, json.loads(text) | {FILES: folder.sizes()})
+                pending.set_result(None)
+            except BaseException as error:  # it is raised by `wait`
+                pending.set_exception(self._cause(error, folder, sum(t.nbytes for t in tensors.values())))
+
         self.pending = pending
+        written.add_done_callback(commit)
+
+    def _cause(self, error: BaseException, folder: Folder, size: int) -> BaseException:
+        """Returns the error of a save that failed: a full disk's, where torch has hidden that behind another.
+
+        What was written is removed, which may leave room for the other files of the run.
+        """
+        if not self.work.local or self.rank:
+            return error
+        folder.remove()
+        failures = getattr(error, "failures", {}).values()
+        if shutil.disk_usage(self.work.root).free < size or any(no_space(each[0]) for each in failures):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return error
 
     def wait(self) -> None:
         """Waits until the last save is whole, then removes the checkpoints that are no longer wanted."""
@@ -94,19 +155,44 @@ class Checkpoints:
     def restore(self, tensors: Tensors) -> dict[str, Any] | None:
         """Fills the tensors from the last whole checkpoint and returns its metadata, or None when there is none.
 
-        Raises UserError when it is of another recipe.
+        A damaged one is told, and the one before is taken. Raises UserError when the checkpoint is of another recipe,
+        or when there are checkpoints and all of them are damaged.
         """
-        last: list[int | None] = [max(self.finished(), default=None)]
+        found = self._agreed(self._inspect)
+        for samples, problem in sorted(found.items(), reverse=True):
+            folder = self.folder(samples)
+            if not problem:
+                metadata: dict[str, Any] = self._agreed(functools.partial(folder.read_json, METADATA))
+                if metadata["identity"] != self.identity:
+                    remedy = "remove it, or train in another folder"
+                    raise UserError(f"{folder.url} is the checkpoint of another recipe: {remedy}.")
+                if self.try_load(samples, tensors):
+                    return {name: value for name, value in metadata.items() if name != FILES}
+                problem = "its tensors cannot be read"
+            self.tell(f"the checkpoint {folder.url} is damaged ({problem}), so the one before is taken.")
+            if self.rank == 0:
+                folder.remove(METADATA)  # from here on it is none
+        if found:
+            problem = f"All checkpoints in {self.work.url} are damaged"
+            raise UserError(f"{problem}: bring one back from a copy; without one, the same command begins anew.")
+        return None
+
+    def _agreed(self, look: Callable[[], Any]) -> Any:
+        """Returns on every rank what rank 0 sees."""
+        seen = [look() if self.rank == 0 else None]
         if not self.alone:
-            dist.broadcast_object_list(last, src=0, group=self.group)
-        if last[0] is None:
-            return None
-        folder = self.folder(last[0])
-        metadata: dict[str, Any] = folder.read_json(METADATA)
-        if metadata["identity"] != self.identity:
-            raise UserError(f"{folder.url} is the checkpoint of another recipe: remove it, or train in another folder.")
-        self.load(last[0], tensors)
-        return metadata
+            dist.broadcast_object_list(seen, src=0, group=self.group)
+        return seen[0]
+
+    def try_load(self, samples: int, tensors: Tensors) -> bool:
+        """Fills the tensors from a checkpoint, and says whether that was possible; if not, they hold anything."""
+        try:
+            self.load(samples, tensors)
+        except (Exception, CheckpointException) as error:  # each damage has its own
+            if isinstance(error, OSError) and not self.work.local:
+                raise  # storage that cannot be reached says nothing about the checkpoint
+            return False
+        return True
 
     def load(self, samples: int, tensors: Tensors) -> None:
         """Fills the tensors from one checkpoint, which may hold more than these."""

@@ -87,7 +87,7 @@ def train(
     """Trains `task.network` in place, from the last checkpoint in `work` if there is one. It ends as its own average.
 
     With world_size > 1, torch.distributed is initialised before and every rank calls this. Raises UserError when the
-    checkpoint is another recipe's, FloatingPointError naming the samples when loss or gradient are not finite,
+    checkpoint is another recipe's, DivergedError naming the samples when loss or gradient are not finite,
     PreemptedError when a rank was asked to end.
     """
     o, validation = optimisation, task.validation
@@ -105,10 +105,14 @@ def train(
 
     # ---- all of them as the last checkpoint has them
     tensors = tensors_of(network, optimiser, ema)
-    checkpoints = Checkpoints(work, task.identity, rank, world_size, cluster.keep_checkpoints)
+
+    def tell(sentence: str) -> None:
+        report({"stage": task.stage, "total": o.samples, "samples": state.samples, "told": f"{task.stage}: {sentence}"})
+
+    checkpoints = Checkpoints(work, task.identity, rank, world_size, cluster.keep_checkpoints, tell)
     post_hoc = None
     if o.export == "post_hoc":
-        averages = Checkpoints(work.child("averages"), task.identity, rank, world_size, keep=None)
+        averages = Checkpoints(work.child("averages"), task.identity, rank, world_size, None, tell)
         post_hoc = PostHoc(network, trained, o, averages)
         tensors |= post_hoc.tensors
     if metadata := checkpoints.restore(tensors):
@@ -187,7 +191,9 @@ def train(
     checkpoints.wait()
     if o.export == "best" and state.best_samples:
         best = {name: value for name, value in tensors.items() if name.startswith("ema.")}
-        checkpoints.load(state.best_samples, best)
+        if not checkpoints.try_load(state.best_samples, best):
+            tell("the average of the lowest loss is lost with its checkpoint: the last average is exported instead.")
+            checkpoints.load(state.samples, best)
     if post_hoc and validation:
 
         def held_out_loss() -> float:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mav.errors import UserError
 from mav.recipes import Optimisation
-from mav.training.checkpoint import Checkpoints, Tensors
+from mav.training.checkpoint import METADATA, Checkpoints, Tensors
 from mav.training.ema import Ema, local_shards
 
 KEPT = (0.05, 0.10)  # widths that are saved
@@ -95,6 +96,12 @@ class PostHoc:
         `loss` is called once for each width, when the tensors hold its average.
         """
         self.checkpoints.wait()
+        for samples in (saved := self.checkpoints.finished()):
+            if not self.checkpoints.try_load(samples, self.tensors):
+                self.checkpoints.tell(f"the averages saved after {samples} samples are damaged and left out.")
+                self.checkpoints.folder(samples).remove(METADATA)
+        if not saved:
+            raise UserError(f"All averages in {self.checkpoints.work.url} are damaged: rerun the stage.")
         losses = {}
         for width in OFFERED:
             self._rebuild(width, into)

@@ -156,6 +156,17 @@ def test_real_features_are_kept_by_what_shapes_them(tmp_path, networks, folders)
     assert all(p["networks"]["demo"] == networks.describe()["demo"]["sha256"] and p["videos"] == 8 for p in provenance)
 
 
+@pytest.mark.parametrize("damage", ["empty", "truncated", "zeros"])
+def test_damaged_features_are_computed_again(tmp_path, networks, folders, damage):
+    _, real = folders
+    entries, keep = find_videos(real, (), 8)[0], Folder(str(tmp_path / "kept"))
+    whole = compute(entries, real, PREPARATION, networks, keep).load("demo")[1]
+    for path in (tmp_path / "kept").rglob("*.npz"):
+        data = path.read_bytes()
+        path.write_bytes({"empty": b"", "truncated": data[: len(data) // 2], "zeros": bytes(len(data))}[damage])
+    assert np.array_equal(compute(entries, real, PREPARATION, networks, keep).load("demo")[1], whole)
+
+
 def test_long_features_take_the_jackknife(tmp_path, networks, folders, monkeypatch):
     from mav.evaluation import score
 

@@ -17,6 +17,7 @@ from flows.cli.main import app
 from flows.services.ports import reserve_port
 from mav.errors import UserError
 from mav.storage import MANIFEST, Artifact, Folder
+from mav.storage.ledger import LEDGER, LedgerWriter, read_ledger
 
 FACTS: dict[str, Any] = {"stage": "s", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "config": {}, "inputs": {}}
 
@@ -104,3 +105,43 @@ def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
     assert f"{shard} was changed" in mav("verify", "tiny", expect=1)
     assert "Nothing to remove" in mav("clean", "tiny", "--delete")
     assert mav("report", "tiny").strip().endswith("index.html")
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_folder_is_replaced_as_a_whole(request: pytest.FixtureRequest, tmp_path: Path, where: str) -> None:
+    folder = request.getfixturevalue("folder") if where == "s3" else Folder(str(tmp_path / "parent/folder"))
+    before, parent = Folder(f"{folder.url}.before"), Folder(os.path.dirname(folder.url))
+
+    def replace(**files: bytes) -> None:
+        with folder.replacing() as new:
+            for name, data in files.items():
+                new.write_bytes(f"inner/{name}", data)
+
+    replace(one=b"1", two=b"2")
+    replace(one=b"1", two=b"2")
+    assert not before.exists(), "nothing was replaced"
+    replace(one=b"1")
+    assert (folder.names(), before.names()) == (["inner/one"], ["inner/one", "inner/two"])
+
+    def fail() -> None:
+        with folder.replacing() as new:
+            new.write_bytes("inner/one", b"broken")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert folder.read_bytes("inner/one") == b"1"
+    own = os.path.basename(folder.url)
+    assert {name.split("/")[0] for name in parent.sizes(temporary=True) if own in name} == {own, f"{own}.before"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"x" * 500])
+def test_a_damaged_ledger_is_a_sentence(tmp_path: Path, damage: bytes) -> None:
+    folder = Folder(str(tmp_path))
+    with LedgerWriter(folder) as ledger:
+        ledger.write([{"shard": "00000", "counts": {}, "files": {}}])
+    whole = folder.read_bytes(LEDGER)
+    for data in (damage, whole[: len(whole) // 2]):
+        folder.write_bytes(LEDGER, data)
+        with pytest.raises(UserError, match=r"shards.parquet is not a readable ledger .*rerun its stage"):
+            list(read_ledger(folder))

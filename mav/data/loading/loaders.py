@@ -125,6 +125,7 @@ class ClipSource(SampleSource):
         self._clips = _Clips(shards)
         super().__init__(seed, self._clips.sizes, shards.url, corrupted_share)
         self._room = IN_MEMORY
+        self._longest = 0  # frames of the longest clip seen so far
         self._decoded: dict[int, np.ndarray] = {}
 
     def read(self, index: int, number: int) -> Sample:
@@ -147,10 +148,17 @@ class ClipSource(SampleSource):
         wanted = draw_fps(self._fps, number / self._total, rng)
         known = metadata.get("times")
         times = frame_times(float(metadata["fps"]), int(metadata["frames"])) if known is None else np.asarray(known)
+        self._longest = max(self._longest, len(times))
         if len(times) < self._frames or (self._fps.short_clips == "skip" and too_short(times, self._frames, wanted)):
             raise PassedOverError("too_short")
         indices, rate = frame_indices(times, self._frames, wanted, float(rng.uniform()))
         return indices, wanted, rate
+
+    def misfit(self) -> str:
+        if self._longest >= self._frames:
+            return ""
+        found = f"a sample takes {self._frames} frames and the longest clip has {self._longest}"
+        return f"{found}, so lower `cascade.frames` (or the stage's own `frames`) or bring longer clips"
 
     def _reserve(self, cost: int) -> bool:
         """Takes this many bytes from the memory budget, or returns False when they are not left."""

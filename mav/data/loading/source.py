@@ -86,9 +86,9 @@ class SampleSource(ABC):
                 with suppress(PassedOverError, ValueError):  # such a sample stays in the training, which counts it
                     held[index] = self.read(index, len(held) * total // count)
         if len(held) < count:
-            raise UserError(
-                f"`optimisation.held_out` asks for {count} of the {self.count} samples in {self.what}: hold out fewer."
-            )
+            remedy = self.misfit() or "hold out fewer"
+            asked = f"`optimisation.held_out` asks for {count} of the {self.count} samples in {self.what}"
+            raise UserError(f"{asked}, of which {len(held)} can be used: {remedy}.")
         indices = np.sort(np.array(list(held), np.int64))
         self._gaps = indices - np.arange(count)
         shards = np.searchsorted(np.cumsum(self._sizes), indices, side="right")
@@ -111,10 +111,12 @@ class SampleSource(ABC):
             else:
                 self.record("samples")
                 return sample
-        raise UserError(
-            f"None of the {self.count} samples in {self.what} can be used ({dict(self.counts)}): rerun the stage that "
-            "made them."
-        )
+        remedy = self.misfit() or "rerun the stage that made them"
+        raise UserError(f"None of the {self.count} samples in {self.what} can be used ({dict(self.counts)}): {remedy}.")
+
+    def misfit(self) -> str:
+        """Says what keeps intact samples from being used, with the remedy; '' when nothing does."""
+        return ""
 
     def record(self, event: str) -> None:
         """Counts an event of a sample."""

@@ -4,6 +4,7 @@
 clock times, and an artifact's bytes are a function of its inputs.
 """
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from mav.storage import Folder
 
 STEP = "samples"  # the loop's one counter
 NOT_CURVES = {STEP, "total"}
+TOLD = "told"  # a report with a sentence for the user has no numbers
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -30,7 +32,7 @@ class Board:
 
     def __call__(self, progress: dict[str, Any]) -> None:
         self.then(progress)
-        if not self.folder.local:
+        if not self.folder.local or TOLD in progress:
             return
         samples = int(progress[STEP])
         if self._writer is None:
@@ -62,11 +64,15 @@ class WandbBoard:
         config = {"seed": recipe.seed, stage: to_plain(recipe.section_of(stage))}
         names: dict[str, Any] = {"group": recipe.name, "name": f"{recipe.name} {stage}", "id": f"{stage}-{fingerprint}"}
         self.then = then
+        if folder.local:  # what is written offline lies beside TensorBoard's files, not where a worker happens to run
+            names["dir"] = folder.path("wandb")
+            os.makedirs(names["dir"], exist_ok=True)
         self._run: Any = wandb.init(project=project, **names, config=config, resume="allow")
 
     def __call__(self, progress: dict[str, Any]) -> None:
         self.then(progress)
-        self._run.log(_numbers(progress), step=int(progress[STEP]))
+        if TOLD not in progress:
+            self._run.log(_numbers(progress), step=int(progress[STEP]))
 
 
 def _numbers(progress: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mav.errors import DivergedError
+
 
 class Log:
     """Sums since the last line, kept on the device, and the first step at which something was not finite."""
@@ -27,12 +29,13 @@ class Log:
         self.bad = torch.where((self.bad < 0) & ~finite, samples, self.bad)
 
     def check(self, stage: str, batch_size: int) -> None:
-        """Raises FloatingPointError when a step was not finite. No checkpoint is written after such a step."""
+        """Raises DivergedError when a step was not finite. No checkpoint is written after such a step."""
         first = int(self.bad)
         if first >= 0:
-            raise FloatingPointError(
-                f"{stage}: loss or gradient is not finite at samples {first} to {first + batch_size - 1}: "
-                "look at these samples, or lower the learning rate"
+            problem = f"{stage}: loss or gradient is not finite at samples {first} to {first + batch_size - 1}"
+            key = f"{stage.replace('-', '_')}.optimisation"
+            raise DivergedError(
+                f"{problem}: look at these samples, lower `{key}.learning_rate` or raise `{key}.warmup_samples`."
             )
 
     def read(self, stage: str, batch_size: int) -> dict[str, float]:

@@ -150,6 +150,17 @@ def test_clips_too_short_for_the_rate_are_passed_over_when_the_recipe_says_so(tm
     assert [skipped.batch(n, 1)["fps"] for n in range(10)] == list(skipped.batch(0, 10)["fps"])
 
 
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_when_all_clips_are_too_short_it_says_how_long_they_are(tmp_path, held_out):
+    folder, pixels = Folder(str(tmp_path / "short")), np.zeros((5, 32, 32, 3), np.uint8)
+    clip = {"mp4": encode_mp4(pixels, 24), "json": json_bytes({"fps": 24.0, "frames": 5})}
+    write_tar(folder, "00000.tar", {f"{i:010d}": clip for i in range(3)})
+    source = clips(folder, frames=8)
+    sentence = "a sample takes 8 frames and the longest clip has 5, so lower `cascade.frames`"
+    with pytest.raises(UserError, match=sentence):
+        source.hold_out(held_out, 4) if held_out else source.batch(0, 1)
+
+
 def test_clips_of_uneven_time_and_clips_within_a_video(tmp_path):
     """Frame i has level 10 i. One clip runs at ten, then at five frames a second; the other begins at frame 6."""
     folder = Folder(str(tmp_path / "times"))

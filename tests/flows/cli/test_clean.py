@@ -16,7 +16,7 @@ from flows.engine.build import build
 from flows.engine.lease import exclusive
 from flows.engine.run import Job, Run
 from flows.engine.stage import Graph, Node, Outcome, Stage
-from flows.engine.store import Store
+from flows.engine.store import Store, owner_key
 from flows.make_a_video import make_a_video
 from flows.services.terminal import Terminal
 from mav.recipes import Recipe
@@ -74,7 +74,7 @@ def test_old_artifacts_go_and_what_is_needed_stays(small_recipe: Recipe, store: 
     assert cleaning.bytes > 4000
     assert len(leftovers(plan, store, keep_last=3).leftovers) == 0
     assert all(store.find(node) for _, *nodes in versions for node in nodes), "looking removes nothing"
-    assert [remove(store, item) for item in cleaning.leftovers] == [""] * 4
+    assert [remove(store, item, {owner_key("small")}) for item in cleaning.leftovers] == [""] * 4
     assert all(store.find(node) for node in now)
     assert not any(store.find(node) for _, *nodes in (versions[0], versions[2]) for node in nodes)
     assert leftovers(plan, store, keep_last=0).leftovers == []
@@ -108,7 +108,7 @@ def test_unfinished_work(small_recipe: Recipe, any_store: Store) -> None:
     assert sorted((item.what, item.place[0]) for item in found) == [
         ("abandoned work", "first"), ("abandoned work", "first"), ("work of a finished stage", "second"),
     ]  # fmt: skip
-    assert [remove(store, item) for item in found] == [""] * 3
+    assert [remove(store, item, {owner_key("small")}) for item in found] == [""] * 3
     assert store.work(theirs).exists("checkpoint")
     assert not store.artifact(old_first).exists()
     assert not store.work(second).exists()
@@ -142,7 +142,7 @@ def test_half_written_files_go_unless_somebody_writes(small_recipe: Recipe, stor
     with exclusive(store.work(first), "first", "small"):
         assert [item.place[0] for item in leftovers(plan, store, 0).leftovers] == ["second"]
     for item in leftovers(plan, store, 0).leftovers:
-        assert remove(store, item) == ""
+        assert remove(store, item, {owner_key("small")}) == ""
     assert not any(os.path.exists(path) for path in half)
     assert all(store.find(node) for node in (first, second))
     assert not store.work(second).exists()

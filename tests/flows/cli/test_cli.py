@@ -199,3 +199,31 @@ def test_a_png_with_long_notes_among_its_pixels_is_a_picture(tmp_path):
     Image.new("RGB", (80, 60), (10, 200, 30)).save(tmp_path / "photo.png", pnginfo=notes)
     pixels = _read_image(tmp_path / "photo.png", load_recipe("demo").cascade)
     assert (pixels == (10, 200, 30)).all()
+
+
+def test_status_says_why_and_when_a_stage_failed(tmp_path: Path, mav: Mav) -> None:
+    node, store = make_a_video(load_recipe("tiny")).node("train-prior"), Store(str(tmp_path))
+    failure = {
+        "reason": "train-prior: loss or gradient is not finite [at samples 8]",
+        "kind": "DivergedError",
+        "time": 0,
+    }
+    store.work(node).write_json("failure.json", failure)
+    _, out, _ = mav("status", "tiny", "--runs", str(tmp_path))
+    assert f"train-prior failed at 1970-01-01T00:00:00+00:00: {failure['reason']}" in out
+    _, out, _ = mav("status", "tiny", "--json", "--runs", str(tmp_path))
+    told = json.loads(out)["stages"]["train-prior"]
+    assert (told["state"], told["reason"]) == ("failed", failure["reason"])
+    assert told["failed_at"] == "1970-01-01T00:00:00+00:00"
+    store.work(node).write_bytes("failure.json", b"")
+    assert "train-prior failed" in mav("status", "tiny", "--runs", str(tmp_path))[1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"stage": "demo-world"}'])
+def test_a_damaged_manifest_is_told_by_status(tmp_path: Path, mav: Mav, damage: bytes) -> None:
+    node, store = make_a_video(load_recipe("tiny")).node("demo-world"), Store(str(tmp_path))
+    store.artifact(node).write_bytes("manifest.json", damage)
+    code, out, _ = mav("status", "tiny", "--runs", str(tmp_path))
+    assert code == 0
+    assert "demo-world damaged: " in out
+    assert "rerun its stage" in out

@@ -1,11 +1,17 @@
 """`mav publish`: the folder, the card, what is refused, and what a push sends."""
 
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import create_autospec
 
 import huggingface_hub
 import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from flows.cli import publish as cli_publish
@@ -13,7 +19,8 @@ from flows.engine.store import Store
 from flows.make_a_video import make_a_video
 from mav.errors import UserError
 from mav.recipes.reader import load_recipe
-from mav.storage import Artifact
+from mav.report.publish import card as write_card
+from mav.storage import Artifact, Folder
 
 CURVES = b"".join(
     json.dumps({"samples": n, "loss": 1 / n, "validation": 2 / n}).encode() + b"\n" for n in range(8, 88, 8)
@@ -118,3 +125,64 @@ def test_a_push_sends_the_folder(runs: Path, monkeypatch: pytest.MonkeyPatch) ->
     } == FILES
     assert "https://hub.invalid/someone/films" in told
     assert "hf_secret" not in told
+
+
+def test_a_release_that_fails_leaves_the_one_before(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(runs, "--to", "someone/films")
+    folder = runs / "publish" / "someone--films"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mav.report.publish.card", full)
+    with pytest.raises(OSError, match="No space"):
+        publish(runs, "--to", "someone/films")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing half-written"
+
+
+def test_what_was_changed_in_the_release_before_is_kept_beside_the_new_one(runs: Path) -> None:
+    publish(runs, "--to", "someone/films")
+    folder = runs / "publish" / "someone--films"
+    publish(runs, "--to", "someone/films")
+    assert not folder.with_name("someone--films.before").exists(), "they were the same"
+    (folder / "README.md").write_text("my own words")
+    publish(runs, "--to", "someone/films")
+    assert (folder.with_name("someone--films.before") / "README.md").read_text() == "my own words"
+    assert "my own words" not in (folder / "README.md").read_text()
+
+
+def test_weights_say_their_format_and_are_otherwise_the_same(runs: Path) -> None:
+    artifact = next(runs.glob("artifacts/train-decoder/*"))
+    tensors = {"one": torch.arange(5.0), "two": torch.ones(3, 4, dtype=torch.bfloat16)}
+    for metadata in (None, {"made_by": "somebody"}):
+        save_file(tensors, artifact / "network.safetensors", metadata)
+        manifest = json.loads((artifact / "manifest.json").read_text())
+        (artifact / "manifest.json").unlink()
+        Artifact.publish(Folder(str(artifact)), **{k: v for k, v in manifest.items() if k not in ("files", "digest")})
+        publish(runs, "--to", "someone/films")
+        with safe_open(runs / "publish/someone--films/train-decoder/network.safetensors", "pt") as released:
+            assert released.metadata() == {"format": "pt", **(metadata or {})}
+            assert all(torch.equal(released.get_tensor(name), value) for name, value in tensors.items())
+
+
+def test_the_card_has_a_licence_and_the_poor_numbers_too(runs: Path) -> None:
+    node = make_a_video(load_recipe("tiny")).node("evaluate-interpolation")
+    metrics = {"psnr": 11.0, "psnr_gain": -3.5, "psnr_gain_low": -4.0, "psnr_gain_high": -3.0, "samples": 16}
+    folder = Store(str(runs)).artifact(node)
+    known = {"stage": node.name, "version": 2, "fingerprint": node.fingerprint, "recipe": "tiny"}
+    Artifact.publish(folder, **known, config={}, inputs={}, metrics=metrics | {"protocol": "interpolation-demo v1"})
+    publish(runs, "--to", "a/b")
+    card = (runs / "publish/a--b/README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
+    assert "| Gain | -3.50 | -4.00 to -3.00 | higher | 16 | interpolation-demo v1 |" in card
+    assert "no better here than blending" in card
+    publish(runs, "--to", "a/b", "--license", "cc-by-4.0")
+    card = (runs / "publish/a--b/README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
+    trained = make_a_video(load_recipe("tiny")).node("train-decoder")
+    networks = {"train-decoder": Artifact.open(Store(str(runs)).artifact(trained))}
+    card = write_card(replace(load_recipe("tiny"), world=None), networks, {}, {})
+    assert "license" not in yaml.safe_load(card.split("---")[1])
+    assert "No licence is granted" in card

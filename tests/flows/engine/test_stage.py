@@ -199,3 +199,12 @@ def test_what_is_ready_first_is_what_leads_furthest() -> None:
     ready = [plan.node(name) for name in ("train-prior", "train-sr-high", "train-decoder", "train-sr-low")]
     ordered: list[Node] = sorted(ready, key=lambda node: -plan.length_after(node))
     assert [node.name for node in ordered[:2]] == ["train-decoder", "train-sr-low"]
+
+
+def test_a_damaged_artifact_can_be_built_again(small_recipe: Recipe, tmp_path: Path) -> None:
+    counter = Counter(small_recipe, Store(str(tmp_path)))
+    build(counter.first, counter.run)
+    counter.run.store.artifact(counter.first).write_bytes(MANIFEST, b"")
+    with pytest.raises(UserError, match="rerun its stage"):
+        build(counter.first, counter.run)
+    assert build(counter.first, counter.run, fresh=True).manifest.stage == "first"

@@ -1,7 +1,10 @@
 """Ports and servers that a run stands on."""
 
 import http.server
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -53,3 +56,30 @@ def test_an_address_of_another_protocol_is_a_sentence(something_else: str) -> No
         prefect_server(),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1:6379"])
+def test_no_dependency_is_left_to_ask_other_machines(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    from flows.services.environment import configure_environment
+
+    silent = {"NO_ALBUMENTATIONS_UPDATE": "1", "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
+    for name in (*silent, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    configure_environment()
+    assert {name: os.environ.get(name) for name in silent} == silent
+    assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == (None if address else "0"), "a cluster has addresses"
+
+
+def test_ray_finds_its_own_address_without_a_socket_to_another() -> None:
+    code = """
+import socket
+from flows.services.environment import configure_environment
+configure_environment()
+import ray._private.services as services
+services.node_ip_address_from_perspective = lambda *_: exit("asked")
+print(services.get_node_ip_address())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() in ("127.0.0.1", "::1"), done.stderr
