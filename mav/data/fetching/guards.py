@@ -2,6 +2,7 @@
 
 - Only http and https are allowed. Every hop's host is resolved here, private addresses are refused before any
   connection, and the connection goes to the address that was checked: a second DNS answer cannot lead it elsewhere.
+- Proxies of the environment are not used, because a proxy would resolve the host again.
 - One deadline covers the whole of a URL, redirects and retries included. Bytes are limited as sent and as unpacked. A
   short body is an error.
 - X-Robots-Tag and TDM-Reservation are honoured. A host gets few connections, and its Retry-After holds for all of its

@@ -110,7 +110,14 @@ def stream_address(page: str) -> str:
             "The list names YouTube videos, and yt-dlp is not installed: `pip install yt-dlp`, or put the videos into "
             "a folder and name it as `video_shards.files`."
         ) from None
-    quiet = {"quiet": True, "no_warnings": True, "noprogress": True, "format": STREAMS, "cachedir": False}
+    quiet: dict[str, Any] = {
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "format": STREAMS,
+        "cachedir": False,
+    }
+    quiet["proxy"] = ""  # like our own opener, it uses no proxy of the environment
     try:
         with yt_dlp.YoutubeDL(quiet) as downloader:
             info: dict[str, Any] = downloader.extract_info(page, download=False) or {}

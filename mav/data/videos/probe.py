@@ -49,7 +49,7 @@ def _is_cut(data: bytes) -> bool:
     """
     if data[:4] == b"RIFF":
         size = int.from_bytes(data[4:8], "little")
-        return size not in NO_SIZE and size + 8 > len(data) + 1
+        return size not in NO_SIZE and size > len(data)  # some writers count the first eight bytes too
     if data[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
         return False
     at = 0

@@ -99,7 +99,7 @@ def test_an_avi_from_a_pipe_is_whole(options):
     data = brighter("avi", "mpeg4", Pipe(), **options)
     assert data[4:8] == b"\xff\xff\xff\xff"
     assert convert(data, RULE).metadata["frames"] == len(ShownVideo(data)) == RATE * SECONDS
-    for size in (0, 0xFFFFFFFF):
+    for size in (0, 0xFFFFFFFF, len(data), len(data) - 8, len(data) - 100):
         assert convert(data[:4] + struct.pack("<I", size) + data[8:], RULE).metadata["frames"] == RATE * SECONDS
     whole = brighter("avi", "mpeg4", **options)
     claimed = whole.replace(struct.pack("<I", RATE * SECONDS), struct.pack("<I", 9 * RATE * SECONDS))
