@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, Runs, device, open_graph
+from flows.cli.options import Json, Runs, device, open_graph, require_folder
 from flows.services.terminal import ProgressLine, plain_table, table_console
 from mav.errors import UserError
 from mav.recipes import Cluster, Evaluate
@@ -19,6 +19,7 @@ from mav.storage import Folder
 
 if TYPE_CHECKING:
     from mav.evaluation.feature_store import Chunk, FeatureWork, Runner
+    from mav.evaluation.features import Networks
 
 app = typer.Typer()
 
@@ -89,6 +90,8 @@ def evaluate(
     for name, folder in (("--videos", videos), ("--real", real)):
         if folder and not Folder(folder).exists():
             raise UserError(f"{folder} is not there: name a folder with {name}.")
+    for name, folder in (("--out", str(out)), ("--cache", cache)):
+        require_folder(name, folder, written=True)
     demo = "demo" in chosen.networks or chosen.name == "interpolation-demo"
     loaded = load_recipe(recipe) if demo else None
     target = Folder(str(out))
@@ -111,6 +114,7 @@ def evaluate(
             networks = Networks(chosen.networks, weights_dir, clip, on)
             filmed = Folder(real) if real else None
             wanted = samples or chosen.samples
+            _require_weights(networks, benchmark)
             asked = read_set(chosen, filmed, wanted, Folder(prompts) if prompts else None)
             settings = Settings(chosen.preparation(loaded), wanted or len(asked.prompts), endless=endless)
             with features_on_ray(on) as run:
@@ -121,6 +125,18 @@ def evaluate(
     else:
         print_result(result)
         print(f"written: {out / 'result.json'}")
+
+
+def _require_weights(networks: Networks, benchmark: str) -> None:
+    """Raises UserError when published weights are missing. It names the protocol that needs none, if there is one."""
+    from mav.evaluation.protocols import protocol_names
+
+    try:
+        networks.describe()
+    except UserError as error:
+        free = [name for name in protocol_names(benchmark) if name.endswith("-demo")]
+        also = f" --protocol {free[0]} needs none: it uses the CLIP of --recipe." if free else ""
+        raise UserError(f"{error}{also}") from None
 
 
 def _clip(recipe: str, runs: str) -> Folder:

@@ -151,16 +151,15 @@ def load_cascade(
 def _read_image(path: Path, sizes: CascadeSizes) -> np.ndarray:
     """Returns a picture's central square at the cascade's final size, uint8 (S, S, 3)."""
     import numpy as np
-    from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    from mav.data.images.pictures import read_picture
 
     size = (sizes.high_size, sizes.high_size)
-    # Photo editors write more text into PNGs than the 1 MB that Pillow allows.
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(ImageOps.fit(upright, size, Image.Resampling.LANCZOS))
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        picture = Image.fromarray(read_picture(path.read_bytes()))
+        return np.asarray(ImageOps.fit(picture, size, Image.Resampling.LANCZOS))
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} is not a picture that can be read ({reason}): give a jpg, png or webp.") from None
 
@@ -170,13 +169,14 @@ def _read_clip(path: Path, sizes: CascadeSizes) -> np.ndarray:
     import numpy as np
     from PIL import Image, ImageOps
 
-    from mav.data.videos.video_io import open_video, read_frames
+    from mav.data.videos.shown import ShownVideo
 
     size = (sizes.high_size, sizes.high_size)
     try:
-        total = len(open_video(str(path)))
-        frames = read_frames(str(path), np.linspace(0, total - 1, sizes.frames).round().astype(int))
-    except ValueError as error:
+        shown = ShownVideo(path.read_bytes())
+        frames = shown.frames(np.linspace(0, len(shown) - 1, sizes.frames).round().astype(int).tolist())
+    except (OSError, ValueError) as error:
+        error = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({error}): give an mp4, webm, mov or avi.") from None
     fitted = [ImageOps.fit(Image.fromarray(frame), size, Image.Resampling.LANCZOS) for frame in frames]
     return np.stack([np.asarray(frame) for frame in fitted])

@@ -1,7 +1,10 @@
 """The `mav` command: its families of commands in one application, and the exit codes of its errors."""
 
+import os
 import sys
-from typing import Any
+import tempfile
+import traceback
+from typing import Annotated, Any
 
 import typer
 
@@ -9,6 +12,7 @@ from flows.cli import clean, demo_world, describe, evaluate, generate, plan, pub
 from flows.services.environment import configure_environment
 from mav.errors import UserError
 
+BROKEN_PIPE = 141  # the shell's exit code of a command whose output nobody reads any more
 INTERRUPTED = 130  # the shell's exit code of a command that Ctrl-C ended
 
 app = typer.Typer(
@@ -71,8 +75,17 @@ def _add_commands() -> None:
 _add_commands()
 
 
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unforeseen error.")] = False,
+) -> None:
+    """Takes the options that stand before a command; `main` reads them."""
+
+
 def main() -> None:
-    """Runs the command. An error that a user can cause is one sentence and exit 2."""
+    """Runs the command. An error, foreseen or not, is one sentence and exit 2; `--debug` adds its traceback."""
+    debug = "--debug" in sys.argv[1:]
+    sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
         configure_environment()
         code = app(prog_name="mav", standalone_mode=False) or 0  # the code of a typer.Exit is the returned value
@@ -89,10 +102,37 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except Exception as error:
         show = getattr(error, "show", None)  # click's usage errors print themselves
-        if show is None:
-            raise
-        show()
-        sys.exit(getattr(error, "exit_code", 2))
+        if show is not None:
+            show()
+            sys.exit(getattr(error, "exit_code", 2))
+        if isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(BROKEN_PIPE)
+        if debug:
+            traceback.print_exception(error)
+        where = "" if debug else _record(error)
+        print(f"mav: {' '.join(_sentence(error).split())}{where}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str:
+    """Returns what is wrong and the remedy, for an error that no part of the program foresaw."""
+    if isinstance(error, OSError) and error.strerror:
+        path = error.filename2 or error.filename or "A file"
+        remedy = "check that the place is there, may be written and has space, or name another one"
+        return f"{path} cannot be used ({error.strerror.lower()}): {remedy}."
+    last = (str(error).strip().splitlines() or [""])[-1]  # Ray's errors end with the cause
+    return f"an unforeseen error ended this ({type(error).__name__}: {last}): run it again, and report it if it stays."
+
+
+def _record(error: Exception) -> str:
+    """Writes the traceback to a file and returns where it is."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="mav-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:  # no room for it
+        return " --debug shows its traceback."
+    return f" Its traceback is in {file.name}."
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import typer
 from flows.engine.stage import Graph
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
+from flows.services.environment import can_be_folder
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe, shipped_recipes
@@ -42,6 +43,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def open_graph(recipe: str, overrides: list[str] | None, runs: str) -> tuple[Recipe, Graph, Store]:
     """Returns the recipe, its graph, and its store. Raises UserError when one of them cannot be opened."""
     loaded = load_recipe(recipe, overrides or ())
+    require_folder("--runs", runs)
     try:
         store = Store(runs)
         store.root.local or store.root.exists()
@@ -49,6 +51,13 @@ def open_graph(recipe: str, overrides: list[str] | None, runs: str) -> tuple[Rec
         remedy = "check the address, AWS_ENDPOINT_URL and credentials"
         raise UserError(f"--runs {runs} cannot be reached ({error}): {remedy}.") from None
     return loaded, make_a_video(loaded), store
+
+
+def require_folder(option: str, url: str, written: bool = False) -> None:
+    """Raises UserError when a path of this machine that an option gives is no folder, or cannot be `written`."""
+    if "://" not in url and not can_be_folder(url, written):
+        what = "cannot be written" if can_be_folder(url) else "cannot be a folder: it is, or lies below, a file"
+        raise UserError(f"{option} {url} {what}; name another folder.")
 
 
 def nothing_built(recipe: str, store: Store) -> UserError:

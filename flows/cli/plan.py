@@ -10,14 +10,15 @@ import typer
 from rich.console import Console
 
 from flows.cli.describe import short
-from flows.cli.options import Json, RecipeName, Set
+from flows.cli.options import Json, RecipeName, Runs, Set, open_graph
 from flows.services.terminal import plain_table, spinner, table_console
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.plan import RATES, Rate, StagePlan, plan_stages, with_rates
-from mav.recipes.reader import load_recipe
+from mav.storage import Artifact
 
 app = typer.Typer()
+SHARES = {"image-metadata": "kept", "image-download": "reached", "video-shards": "clip_reached"}  # stage -> rate
 MEASURED_ROWS = 60_000
 MEASURED_SECONDS = 1.5
 WORDS = [
@@ -42,13 +43,18 @@ RateOption = typer.Option("--rate", metavar="NAME=VALUE", help="Give a rate inst
 
 @app.command()
 def plan(
-    recipe: RecipeName, rate: Annotated[list[str] | None, RateOption] = None, json_: Json = False, set_: Set = None
-) -> None:
-    """Say how many rows, shards, bytes, hours and days the data of a recipe will take, and from which assumptions."""
-    loaded = load_recipe(recipe, set_ or ())
+    recipe: RecipeName, rate: Annotated[list[str] | None, RateOption] = None, json_: Json = False,
+    runs: Runs = "runs", set_: Set = None,
+) -> None:  # fmt: skip
+    """Say how many rows, shards, bytes, hours and days the data of a recipe will take, and from which assumptions.
+
+    Of stages that are done in --runs, the shares of rows that came through are known.
+    """
+    loaded, graph, store = open_graph(recipe, set_, runs)
     given = dict(_given(text) for text in rate or ())
+    built = {name: share for stage, name in SHARES.items() if (share := _share(store.find(graph.node(stage))))}
     with spinner("Measuring what a core of this machine does"):
-        rates = with_rates(given, measure(loaded, skip=set(given)))
+        rates = with_rates(given, built | measure(loaded, skip=set(given)))
     stages = plan_stages(loaded, rates, image_rows(loaded), clips(loaded))
     if json_:
         body = {
@@ -59,6 +65,12 @@ def plan(
         print(json.dumps(body, indent=1))
         return
     _show(loaded, stages, rates)
+
+
+def _share(artifact: Artifact | None) -> float:
+    """Returns the share of a stage's rows that came through; 0 when it is not known."""
+    counts = artifact.manifest.counts if artifact else {}
+    return float(counts["rows_out"] / counts["rows_in"]) if counts.get("rows_in") else 0.0
 
 
 def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> None:
@@ -89,7 +101,9 @@ def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> No
         value = f"{rate.value:,.4g}" if rate.value < 1000 else f"{rate.value:,.0f}"
         assumptions.add_row(name, value, rate.unit, rate.origin, rate.about)
     Console(highlight=False, width=console.width).print(assumptions)  # without soft_wrap, so that its last column wraps
-    console.print("Measured: on one core of this machine. Assumed: give your own with --rate NAME=VALUE.")
+    console.print(
+        "Measured: on one core of this machine, or in stages that are done. Assumed: give yours with --rate NAME=VALUE."
+    )
 
 
 def _hours(value: float) -> str:

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, open_graph
+from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, open_graph, require_folder
 from flows.engine.retry import retry_failed
 from flows.engine.run import Run
 from flows.engine.stage import Node
 from flows.engine.store import Store, recipe_owner, record
+from flows.services.environment import require_places
 from flows.services.terminal import Terminal
 from mav.errors import UserError
 from mav.recipes import Recipe
@@ -88,6 +89,8 @@ def _retry(recipe: Recipe, node: Node, store: Store) -> int:
 
 def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any) -> None:
     """Starts Prefect and Ray and runs the flow of the whole graph."""
+    require_folder("--runs", runs, written=True)
+    require_places()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # read by the imports below; our terminal shows it all
     from flows.deploy import make_a_video_flow
     from flows.services.prefect_server import prefect_server

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from flows.cli.options import Json
+from flows.cli.options import Json, require_folder
 from flows.engine.store import record_artifact
 from flows.services.ports import port_is_free
 from flows.services.terminal import plain_table, table_console
@@ -59,6 +59,7 @@ def freeze(
             remedy = "give a name, = and a folder that is there, for example film=outputs/film"
             raise UserError(f"--system {named}: {remedy}.")
         systems[name] = Folder(folder)
+    require_folder("--out", str(out), written=True)
     target = Folder(str(out))
     if target.exists(STUDY):
         raise UserError(

@@ -22,6 +22,7 @@ import fsspec
 from mav.errors import UserError, nearest
 from mav.recipes import Recipe, digest
 from mav.storage import Folder
+from mav.storage.patterns import matching_paths
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,9 @@ class Graph:
 
 def file_identity(path: str) -> list[Any]:
     """Returns the size and modification mark of each file of a path or glob. Raises UserError without a file."""
-    fs, root = fsspec.core.url_to_fs(path)
     identity = []
-    for name in sorted(fs.glob(root)) if "*" in root else [root]:
+    for url in matching_paths(path):
+        fs, name = fsspec.core.url_to_fs(url)
         try:
             info = fs.info(name)
         except FileNotFoundError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from flows.services.environment import require_places
 from mav.errors import UserError
 from mav.recipes import Cluster
 
@@ -51,12 +52,14 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
         "dashboard_host": "127.0.0.1",
         "object_store_memory": cluster.object_store_mb * 2**20,
     }  # fmt: skip
+    if not address:
+        require_places()
     try:
         with _quiet_dashboard():
             context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises bare exceptions too
         problem = f"RAY_ADDRESS={address} cannot be joined" if address else "Ray did not start on this machine"
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{problem} ({reason}): check the cluster, or unset RAY_ADDRESS.") from None
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""

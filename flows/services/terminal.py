@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +23,7 @@ from rich.progress import (
 from rich.table import Column, Table
 
 PLAIN_SECONDS = 15.0  # without a terminal, a stage prints at most one progress line in this time
+WIDEST = 10_000  # columns in which every table finds room
 FILE_WIDTH = 160  # columns of a table that is printed to a file
 PROGRESS = {  # what is shown of a stage's progress; TensorBoard and Ray's metrics have the rest
     "loss": "loss {:.3g}", "samples_per_second": "{:.3g} samples/s",
@@ -39,9 +41,25 @@ def table_console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
-def plain_table(*columns: str, right: tuple[str, ...] = (), **options: Any) -> Table:
+class PlainTable(Table):
+    """A table that is printed row by row, each under its name, where the terminal is too narrow for its columns."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if Measurement.get(console, options.update(max_width=WIDEST), self).minimum <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        if self.title:
+            yield console.render_str(str(self.title))
+        for name, *cells in zip(*(column.cells for column in self.columns), strict=True):
+            yield console.render_str(str(name), style="bold")
+            for column, cell in zip(self.columns[1:], cells, strict=True):
+                if str(cell):
+                    yield console.render_str(f"  {column.header}: {cell}")
+
+
+def plain_table(*columns: str, right: tuple[str, ...] = (), **options: Any) -> PlainTable:
     """Returns a table without borders; the columns named in `right` are added at the right and aligned there."""
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False, title_justify="left", **options)
+    table = PlainTable(*columns, box=None, header_style="bold", pad_edge=False, title_justify="left", **options)
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table

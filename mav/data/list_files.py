@@ -1,10 +1,12 @@
-"""Streams the rows of CSV, jsonl and parquet files from any storage, with the place at which reading can resume."""
+"""Streams the rows of CSV, TSV, jsonl and parquet files from any storage, with the place where reading can resume."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
+import datetime
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -12,9 +14,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mav.data.text_rows import Lines, delimiter_of, fields_of, records
 from mav.errors import UserError
+from mav.storage.patterns import matching_paths
 
 Row = dict[str, Any]
+NULLS = ("", "none", "null", "nan", "nat", "<na>", "n/a")
+WHOLE = re.compile(r"^([0-9]+)\.0+$")  # a whole number that was once a float
 
 
 def matching(sources: Sequence[str], key: str) -> list[str]:
@@ -24,11 +30,7 @@ def matching(sources: Sequence[str], key: str) -> list[str]:
     """
     paths: list[str] = []
     for source in sources:
-        if "*" not in source:
-            paths.append(source)
-            continue
-        fs, pattern = fsspec.core.url_to_fs(source)
-        found = sorted(fs.unstrip_protocol(path) if "://" in source else path for path in fs.glob(pattern))
+        found = matching_paths(source)
         if not found:
             raise UserError(f"No file matches {source}: correct `{key}`.")
         paths += found
@@ -39,108 +41,140 @@ def matching(sources: Sequence[str], key: str) -> list[str]:
 def _opened(path: str) -> Iterator[IO[bytes]]:
     """Opens a list. Errors of opening and reading it become UserErrors that name it."""
     try:
-        with fsspec.open(path, "rb") as file:
+        fs, name = fsspec.core.url_to_fs(path)
+        with fs.open(name, "rb") as file:
+            if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                raise UserError(f"{path} is text in UTF-16: save it as UTF-8.")
+            file.seek(0)
             yield file
     except FileNotFoundError:
         raise UserError(f"There is no file {path}: correct `video_shards.sources`.") from None
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowException, OSError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (pa.ArrowException, OSError) as error:
+        what = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{path} cannot be read as a list of clips ({what}): it must be parquet, or CSV or jsonl in UTF-8."
+            f"{path} cannot be read as a list of clips ({what}): it must be parquet, or CSV, TSV or jsonl in UTF-8."
         ) from None
 
 
-def columns_of(path: str) -> tuple[str, ...]:
-    """Returns the column names of a CSV or parquet file. Raises UserError for an empty file."""
+def is_parquet(path: str) -> bool:
+    """Says whether a list is a parquet file, by its ending in any case."""
+    return path.lower().endswith((".parquet", ".pq"))
+
+
+def is_jsonl(path: str) -> bool:
+    """Says whether a list has one JSON object a line, by its ending in any case."""
+    return path.lower().endswith((".jsonl", ".json", ".ndjson"))
+
+
+def columns_of(path: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Returns the column names of a CSV or parquet file, which is delimited so that most `known` ones are found.
+
+    Raises UserError for an empty file.
+    """
     with _opened(path) as file:
-        if path.endswith(".parquet"):
+        if is_parquet(path):
             return tuple(pq.ParquetFile(file).schema_arrow.names)
-        columns = _header(csv.reader(_Lines(file)))
+        columns = _header(Lines(file), known, path)[0]
     if not columns:
         raise UserError(f"{path} is empty: expected is a CSV whose first line names its columns.")
     return columns
 
 
-def _header(reader: Iterator[list[str]]) -> tuple[str, ...]:
-    return tuple(column.strip().lstrip("\ufeff") for column in next(reader, []))
+def _header(lines: Lines, known: Sequence[str], path: str) -> tuple[tuple[str, ...], str]:
+    """Reads the first line that is not blank; returns its columns and the delimiter."""
+    line = next((line for line in lines if line.strip("\ufeff \t\r\n")), "").lstrip("\ufeff")
+    delimiter = delimiter_of(line, known, path)
+    return tuple(column.strip() for column in fields_of(line, delimiter)), delimiter
 
 
 def rows(path: str, columns: Sequence[str], place: int = -1) -> Iterator[tuple[int, Row]]:
     """Yields place and row from `place` on (-1: the first). A place is a byte of CSV and jsonl, a row of parquet.
 
-    Rows hold the given columns as text, "" where a row has none. jsonl has no columns: its objects stay as they are.
+    Rows hold the given columns as text, "" where a row has none or a null. jsonl has no columns: its objects stay as
+    they are, and a later line that is no object is an empty one. Raises UserError for a first line that is none.
     """
     with _opened(path) as file:
-        if path.endswith(".parquet"):
-            yield from _parquet_rows(file, columns, max(place, 0))
+        if is_parquet(path):
+            yield from _parquet_rows(path, file, columns, max(place, 0))
         elif columns:
-            yield from _csv_rows(file, place)
+            yield from _csv_rows(path, file, columns, place)
         else:
             yield from _jsonl_rows(path, file, max(place, 0))
 
 
-def _csv_rows(file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
-    lines = _Lines(file)
-    reader = csv.reader(lines)
-    columns = _header(reader)
+def _csv_rows(path: str, file: IO[bytes], wanted: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
+    lines = Lines(file)
+    columns, delimiter = _header(lines, [name.lower() for name in wanted], path)
     if place >= 0:
         lines.seek(place)
-    for begin, record in lines.places_of(reader):
-        if record:
-            yield begin, dict.fromkeys(columns, "") | dict(zip(columns, record, strict=False))
+    for begin, record in records(lines, delimiter, len(columns)):
+        yield begin, dict.fromkeys(columns, "") | {c: text(v) for c, v in zip(columns, record, strict=False)}
 
 
 def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
-    lines = _Lines(file)
+    lines = Lines(file)
     lines.seek(place)
-    for begin, line in lines.places_of(lines):
-        if not (text := line.strip()):
+    first = place == 0
+    while True:
+        begin = lines.offset
+        line = next(lines, None)
+        if line is None:
+            return
+        if not (line := line.strip("\ufeff \t\r\n")):
             continue
-        value = json.loads(line)
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{path} is no list of clips: a line of it holds {text[:40]!r} where an object is expected."
-            )
-        yield begin, value
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if first and not isinstance(value, dict):
+            what = "cannot be read as a list of clips" if value is None else "is no list of clips"
+            raise UserError(f"{path} {what}: its first line is {line[:40]!r}, and a JSON object is expected.")
+        first = False
+        yield begin, value if isinstance(value, dict) else {}
 
 
-def _parquet_rows(file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(path: str, file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
     parquet = pq.ParquetFile(file)
+    for name in columns:
+        kind = parquet.schema_arrow.field(name).type
+        if pa.types.is_nested(kind):
+            raise UserError(f"{path}: the column {name} is of the type {kind}: write it as one text or number a row.")
     first = 0
     for group in range(parquet.num_row_groups):
         number, first = first, first + parquet.metadata.row_group(group).num_rows
         if first <= place:
             continue
         for batch in parquet.iter_batches(1024, row_groups=[group], columns=list(columns)):
-            for row in batch.to_pylist():
+            cells = [_cells(batch.column(name)) for name in batch.schema.names]
+            for values in zip(*cells, strict=True):
                 if number >= place:
-                    yield number, {name: "" if value is None else str(value) for name, value in row.items()}
+                    yield number, dict(zip(batch.schema.names, map(text, values), strict=True))
                 number += 1
 
 
-class _Lines:
-    """Decoded lines of a binary file, with the byte at which the next one begins."""
+def _cells(column: pa.Array) -> list[Any]:
+    """Returns the values of a column. Text comes as bytes, which need not be UTF-8."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        column = column.cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.binary())
+    values: list[Any] = column.to_pylist()
+    return values
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._offset = file, file.tell()
 
-    def seek(self, offset: int) -> None:
-        self._file.seek(offset)
-        self._offset = offset
+def storable(name: str) -> str:
+    """Returns a text without lone surrogates, which no file in UTF-8 can hold."""
+    return name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
-    def __iter__(self) -> _Lines:
-        return self
 
-    def __next__(self) -> str:
-        line = self._file.readline()
-        if not line:
-            raise StopIteration
-        self._offset += len(line)
-        return line.decode()
-
-    def places_of(self, records: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-        """Yields records read from these lines with the byte at which each begins. A record may span lines."""
-        begin = self._offset
-        for record in records:
-            yield begin, record
-            begin = self._offset
+def text(value: Any) -> str:
+    """Returns a cell as text, "" for what stands for null. A whole number is written alike, whatever its type was."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if isinstance(value, datetime.timedelta):
+        value = value.total_seconds()
+    if isinstance(value, float) and math.isfinite(value):
+        value = int(value) if value == int(value) else f"{value:f}" if "e" in repr(value) else value
+    found = str(value).strip()
+    return "" if found.lower() in NULLS else WHOLE.sub(r"\1", found)

@@ -29,7 +29,7 @@ def sample(
     (SDEdit, Meng et al. 2022).
     """
     schedule = denoiser.schedule
-    steps = schedule.trailing(sampling.steps, start)
+    steps = schedule.trailing(sampling.steps, start if guess is not None else 1.0)
     x = noise()
     if guess is not None and start < 1:
         alpha, sigma = _level(schedule, steps[0])

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mav.data.videos.video_io import encode_mp4, fit, open_video
+from mav.data.videos.shown import ShownVideo
+from mav.data.videos.video_io import encode_mp4, fit
 from mav.diffusion.pixels import to_pixels
 from mav.errors import UserError
 from mav.evaluation import protocols
@@ -24,7 +25,7 @@ from mav.evaluation.measure import RESULT, Report, flat
 from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import TOO_FEW, prepare, whole_video
-from mav.evaluation.sets import VIDEO_ENDINGS, read_set
+from mav.evaluation.sets import VIDEO_ENDINGS, read_set, visible
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.recipes import Evaluate, Recipe
 from mav.storage import Folder
@@ -88,8 +89,10 @@ def measure_interpolation(
     reported. Raises UserError when no clip can be compared.
     """
     prep = protocol.preparation(None) if protocol.name != "interpolation-demo" else Preparation(frames=0)
-    names = [name for name in truth.names() if name.lower().endswith(VIDEO_ENDINGS)][: protocol.samples]
-    theirs = {PurePosixPath(name).stem: name for name in videos.names() if name.lower().endswith(VIDEO_ENDINGS)}
+    names = [name for name in visible(truth.names()) if name.lower().endswith(VIDEO_ENDINGS)][: protocol.samples]
+    theirs = {
+        PurePosixPath(name).stem: name for name in visible(videos.names()) if name.lower().endswith(VIDEO_ENDINGS)
+    }
     measured = Middles(skip)
     for number, name in enumerate(names):
         try:
@@ -174,14 +177,13 @@ def longest_run(video: bytes, prep: Preparation, skip: int) -> tuple[np.ndarray,
     There are at most `prep.frames` given frames. The run has the rate `prep.fps`; 0 takes all frames. Raises ValueError
     when there is not one gap.
     """
-    reader = open_video(video)
-    native = float(reader.get_avg_fps())
-    step = max(native / prep.fps, 1.0) if prep.fps else 1.0
-    available = int((len(reader) - 1) / step) + 1
+    shown = ShownVideo(video)
+    step = max(shown.fps / prep.fps, 1.0) if prep.fps else 1.0
+    available = int((len(shown) - 1) / step) + 1
     gaps = min((available - 1) // skip, prep.frames - 1)
     if gaps < 1:
         raise ValueError(TOO_FEW)
     count = gaps * skip + 1
-    start = (len(reader) - 1 - step * (count - 1)) / 2
-    indices = [min(int(start + step * i + 0.5), len(reader) - 1) for i in range(count)]
-    return prepare(np.asarray(reader.get_batch(indices).asnumpy()), prep), native / step
+    start = (len(shown) - 1 - step * (count - 1)) / 2
+    indices = shown.nearest([start + step * i for i in range(count)])
+    return prepare(shown.frames(indices), prep), shown.fps / step

@@ -1,26 +1,30 @@
-"""Reads videos of any system: mp4 and other containers, GIF, folders of PNG or JPEG frames, tensors in npy or pt files.
+"""Reads videos of any system: mp4 and other containers, GIF, WEBP, folders of PNG or JPEG frames, npy or pt tensors.
 
 The videos of a folder are assigned to the prompts they were made for: by `videos.json` ([{"file", "prompt"}, ...]),
-else by the number that is their name (00042.mp4 belongs to prompt 42, counted from 0), else they are sorted by name.
+else by the number that is the name of most of them (00042.mp4 belongs to prompt 42, counted from 0), else by the prompt
+that is their name (VBench's `a boat-0.mp4`), else they are sorted by name. What belongs to no video is left aside.
 """
 
 import io
 import posixpath
+import re
 from dataclasses import dataclass
 
-import av
 import cv2
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image
 
-from mav.data.videos.video_io import open_video
+from mav.data.images.pictures import read_picture
+from mav.data.videos.shown import ShownVideo
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation
-from mav.evaluation.sets import VIDEO_ENDINGS
+from mav.evaluation.sets import VIDEO_ENDINGS, visible
 from mav.storage import Folder
 
 PICTURES = (".png", ".jpg", ".jpeg")
 TENSORS = (".npy", ".pt")
+ANIMATIONS = (".gif", ".webp")
+ENDINGS = (*VIDEO_ENDINGS, *TENSORS, *ANIMATIONS)
 LIST = "videos.json"
 # The reasons why a video cannot be used that are counted by their own name; all others count as "unreadable".
 TOO_FEW, SIZES, BAD_FRAME, NOT_FINITE = "too few frames", "frames of several sizes", "an unreadable frame", "not finite"
@@ -28,7 +32,6 @@ BAD_TENSOR, BAD_SHAPE = "not a readable tensor", "not of the shape (F, H, W, 3) 
 BAD_TYPE, BAD_RANGE = "neither bytes nor floats", "floats must lie in 0 to 1 or -1 to 1"
 BAD_GIF = "not a readable GIF"
 COUNTED = {TOO_FEW, SIZES, BAD_FRAME, NOT_FINITE, BAD_TENSOR, BAD_SHAPE, BAD_TYPE, BAD_RANGE, BAD_GIF}
-PICTURE_ERRORS = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError)
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,34 @@ def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple
     if folder.exists(LIST):
         return _listed(folder, set(names), samples)
     stems = {name: posixpath.splitext(posixpath.basename(name))[0] for name in names}
-    if all(stem.isdecimal() and stem.isascii() for stem in stems.values()):
-        by_number = {int(stem): name for name, stem in stems.items()}
-        files = [by_number.get(index, "") for index in range(samples)]
-        texts: tuple[str, ...] = prompts
+    numbers = {int(stem): name for name, stem in stems.items() if stem.isdecimal() and stem.isascii()}
+    texts: tuple[str, ...] = prompts
+    if 2 * len(numbers) >= len(names):
+        files = [numbers.get(index, "") for index in range(samples)]
+    elif any(named := _named(names, prompts)):
+        files = [*named, *[""] * samples][:samples]
     else:
         files = [*names[:samples], *[""] * (samples - len(names))]
         texts = ()  # the prompt of a file is unknown
     entries = [Entry(i, name, texts[i] if i < len(texts) else "") for i, name in enumerate(files)]
     return entries, len(names) - sum(bool(name) for name in files)
+
+
+def _named(names: list[str], prompts: tuple[str, ...]) -> list[str]:
+    """Returns for each prompt the video whose name is the prompt, or the prompt and a number: the first of several."""
+    found: dict[str, str] = {}
+    for name in names:
+        stem = posixpath.basename(name)
+        stem = posixpath.splitext(stem)[0] if posixpath.splitext(stem)[1].lower() in ENDINGS else stem
+        for text in (stem, re.sub(r"-\d+$", "", stem)):
+            found.setdefault(text, name)
+    return [found.get(prompt.replace("/", "_"), "") for prompt in prompts]
+
+
+def left_aside(folder: Folder, entries: list[Entry]) -> list[str]:
+    """Returns the files below a folder that belong to none of these videos."""
+    used = {entry.file for entry in entries}
+    return [n for n in folder.names() if n != LIST and n not in used and posixpath.dirname(n) not in used - {""}]
 
 
 def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry], int]:
@@ -81,9 +103,9 @@ def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry],
 def _names(folder: Folder) -> list[str]:
     """Returns the videos below a folder, sorted; a folder of pictures is one video."""
     found = set()
-    for name in folder.names():
+    for name in visible(folder.names()):
         ending = posixpath.splitext(name)[1].lower()
-        if ending in (*VIDEO_ENDINGS, *TENSORS, ".gif"):
+        if ending in ENDINGS and not (ending == ".webp" and "/" in name):
             found.add(name)
         elif ending in PICTURES and "/" in name:
             found.add(posixpath.dirname(name))
@@ -101,8 +123,12 @@ def read_video(folder: Folder, name: str, preparation: Preparation) -> np.ndarra
     elif ending in TENSORS:
         frames = _tensor(folder.read_bytes(name), ending)
         frames = frames[central_indices(len(frames), 0.0, preparation.frames, 0.0)]
-    elif ending == ".gif":
-        frames = _gif(folder.read_bytes(name), preparation)
+    elif ending in ANIMATIONS:
+        data = folder.read_bytes(name)
+        try:
+            frames = central_frames(data, preparation.frames, preparation.fps)
+        except ValueError as error:
+            raise ValueError(TOO_FEW if str(error) == TOO_FEW else BAD_GIF) from None
     else:
         frames = _frame_folder(folder, name, preparation)
     return prepare(frames, preparation)
@@ -113,31 +139,32 @@ def central_indices(available: int, native: float, frames: int, fps: float) -> l
 
     A clip that is too short gives its frames more densely. Raises ValueError when it has fewer frames than asked for.
     """
+    places = central_places(available, native, frames, fps)
+    return [min(int(np.floor(place + 0.5)), available - 1) for place in places]
+
+
+def central_places(available: int, native: float, frames: int, fps: float) -> list[float]:
+    """Returns what `central_indices` rounds."""
     if available < frames:
         raise ValueError(TOO_FEW)
     step = min(max(native / fps, 1.0), (available - 1) / max(frames - 1, 1)) if fps else 1.0
     start = (available - 1 - step * (frames - 1)) / 2
-    return [min(int(np.floor(start + step * i + 0.5)), available - 1) for i in range(frames)]
+    return [start + step * i for i in range(frames)]
 
 
 def central_frames(video: bytes, frames: int, fps: float) -> np.ndarray:
     """Returns uint8 frames (frames, H, W, 3) from a clip's middle. Raises ValueError if it is broken or too short."""
-    import decord
-
-    reader = open_video(video)
-    indices = central_indices(len(reader), float(reader.get_avg_fps()), frames, fps)
-    try:
-        return np.asarray(reader.get_batch(indices).asnumpy())
-    except (decord.DECORDError, RuntimeError) as error:
-        raise ValueError(f"undecodable frames: {str(error).splitlines()[0]}") from None
+    shown = ShownVideo(video)
+    if fps == 0:
+        return shown.frames(central_indices(len(shown), shown.fps, frames, fps))
+    return shown.frames(shown.nearest(central_places(len(shown), shown.fps, frames, fps)))
 
 
 def whole_video(data: bytes) -> np.ndarray:
-    """Returns every frame, uint8 (F, H, W, 3), also of sizes too small for decord. Raises ValueError if unreadable."""
+    """Returns every frame, uint8 (F, H, W, 3). Raises ValueError if unreadable."""
     try:
-        with av.open(io.BytesIO(data), mode="r") as container:
-            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    except (av.error.FFmpegError, IndexError, ValueError):
+        return ShownVideo(data).frames()
+    except ValueError:
         raise ValueError("unreadable") from None
 
 
@@ -167,29 +194,17 @@ def _tensor(data: bytes, ending: str) -> np.ndarray:
     return np.asarray((unit * 255 + 0.5).astype(np.uint8))
 
 
-def _gif(data: bytes, preparation: Preparation) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
-            milliseconds = float(image.info.get("duration") or 0)
-    except (*PICTURE_ERRORS, ValueError, EOFError):
-        raise ValueError(BAD_GIF) from None
-    native, fps = (1000 / milliseconds, preparation.fps) if milliseconds else (0.0, 0.0)
-    return np.stack([frames[i] for i in central_indices(len(frames), native, preparation.frames, fps)])
-
-
 def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.ndarray:
     inside = folder.child(name)
-    pictures = [file for file in inside.names() if file.lower().endswith(PICTURES) and "/" not in file]
+    pictures = [file for file in visible(inside.names()) if file.lower().endswith(PICTURES) and "/" not in file]
     pictures.sort(key=lambda file: (len(file), file))  # frame2 comes before frame10
     if not pictures:
         raise FileNotFoundError(name)
     frames = []
     for index in central_indices(len(pictures), 0.0, preparation.frames, 0.0):
         try:
-            with Image.open(io.BytesIO(inside.read_bytes(pictures[index]))) as image:
-                frames.append(np.asarray(image.convert("RGB")))
-        except PICTURE_ERRORS:
+            frames.append(read_picture(inside.read_bytes(pictures[index])))
+        except ValueError:
             raise ValueError(BAD_FRAME) from None
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(SIZES)

@@ -8,12 +8,13 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from mav.data.prompts import read_prompts, text_lines
 from mav.errors import UserError
 from mav.evaluation.protocols import Protocol
 from mav.storage import Folder
@@ -22,7 +23,13 @@ VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 MSRVTT_JSON = ("captions.json", "test_videodatainfo.json", "MSRVTT_data.json")
 MSRVTT_CSV, MSRVTT_LIST = "MSRVTT_JSFUSION_test.csv", "msrvtt_test.list"
 MSRVTT_FILES = (*MSRVTT_JSON, MSRVTT_CSV)
+HIDDEN = (".", "__MACOSX", "@eaDir")
 SENTENCES = "class_prompts.txt"
+
+
+def visible(names: Iterable[str]) -> list[str]:
+    """Leaves out what systems put beside a user's files: hidden files and folders, and the shadows of a Mac's zip."""
+    return [name for name in names if not any(part.startswith(HIDDEN) for part in name.split("/"))]
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
 
 def _located(folder: Folder, paths: Sequence[str]) -> tuple[str, ...]:
     """Returns the listed videos where they are below the folder, because sets are unpacked in many layouts."""
-    names = [name for name in folder.names() if name.lower().endswith(VIDEO_ENDINGS)]
+    names = [name for name in visible(folder.names()) if name.lower().endswith(VIDEO_ENDINGS)]
     present = {PurePosixPath(name).stem.lower(): name for name in reversed(names)}
     return tuple(present.get(PurePosixPath(path).stem.lower(), path) for path in paths)
 
@@ -165,46 +172,19 @@ def _msrvtt_json(folder: Folder, name: str) -> list[MsrvttClip]:
 
 def _msrvtt_csv(folder: Folder) -> list[MsrvttClip]:
     """The 1k-A list has one caption of each of its 1,000 clips. The other test clips have none and are real ones."""
-    rows = csv.DictReader(io.StringIO(folder.read_bytes(MSRVTT_CSV).decode("utf-8")))
+    rows = csv.DictReader(io.StringIO(folder.read_bytes(MSRVTT_CSV).decode("utf-8-sig"), newline=""))
     captions = {row["video_id"]: row["sentence"] for row in rows}
     listed = json.loads(folder.read_bytes(MSRVTT_LIST)) if folder.exists(MSRVTT_LIST) else []
     names = [*captions, *(str(video) for video in listed if video not in captions)]
     return [MsrvttClip(f"videos/{video}.mp4", (captions[video],) if video in captions else ()) for video in names]
 
 
-def read_prompts(file: Folder) -> list[tuple[str, str]]:
-    """Returns (prompt, category) of each prompt of a file; the category may be ''.
-
-    The file is a CSV with a Prompt column (DrawBench's), a JSON list of {"prompt", "category"}, or one prompt a line.
-    Raises UserError when it is missing, malformed or empty.
-    """
-    try:
-        text = file.read_bytes("").decode("utf-8-sig")
-        if file.url.endswith(".csv"):
-            table = csv.DictReader(io.StringIO(text))
-            rows = [{key.strip().lower(): value for key, value in row.items() if key} for row in table]
-        elif file.url.endswith(".json"):
-            rows = json.loads(text)
-        else:
-            rows = [{"prompt": line} for line in text.splitlines()]
-        pairs = [(str(row["prompt"]).strip(), str(row.get("category") or "").strip()) for row in rows]
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{file.url} is not there: name a file of prompts.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = "give one a line, or a CSV with a Prompt column"
-        raise UserError(f"{file.url} cannot be read as prompts ({error!r}): {remedy}.") from None
-    pairs = [(prompt, category) for prompt, category in pairs if prompt]
-    if not pairs:
-        raise UserError(f"{file.url} holds no prompt: write one a line.")
-    return pairs
-
-
 def _lines(folder: Folder, name: str) -> list[str]:
     """Returns the stripped lines of a list of UCF-101, without empty ones."""
     try:
-        text = folder.read_bytes(name).decode("utf-8")
+        text = folder.read_bytes(name).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{folder.path(name)} is missing: name a folder of UCF-101 as distributed.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{folder.path(name)} is not text ({error.reason}).") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return text_lines(text)

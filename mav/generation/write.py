@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mav.data import prompts as prompt_lists
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.generation.cascade import Cascade
@@ -72,11 +73,13 @@ def write_videos(
 
 
 def read_prompts(recipe: Recipe, inputs: dict[str, Folder]) -> list[dict[str, Any]]:
-    """Reads the lines of `generate.prompts`, or else the demo world's prompts with the truth about each."""
+    """Reads the prompts of the file `generate.prompts`, or else the demo world's with the truth about each."""
     generate = recipe.generate
     if generate.prompts:
-        with open(generate.prompts, encoding="utf-8") as file:
-            prompts: list[dict[str, Any]] = [{"prompt": line.strip()} for line in file if line.strip()]
+        listed = prompt_lists.read_prompts(Folder(generate.prompts))
+        prompts: list[dict[str, Any]] = [
+            {"prompt": text} | ({"category": kind} if kind else {}) for text, kind in listed
+        ]
     elif "demo-world" in inputs:
         prompts = inputs["demo-world"].read_json("prompts.json")
     else:

@@ -119,9 +119,25 @@ def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
     return _merge(_read_tree(str(parent), (*seen, name_or_path)), tree) if parent else tree
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice: YAML libraries forget the first without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    first = lines[key.value]
+                    raise yaml.YAMLError(f"`{key.value}` stands in line {first} and again in line {line}: keep one.")
+                lines[key.value] = line
+        return node
+
+
 def _parse_yaml(text: str, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
 

@@ -102,7 +102,6 @@ class TrainVideo:
     objective: Objective = field(default_factory=Objective)
     optimisation: Optimisation
     trainable: Literal["all", "temporal"] = "all"  # the paper says both (sections 3.2.2 and 3.4)
-    new_layers_rate: float = 1.0  # learning rate of the layers that the image network lacks, over that of the others
     temporal_first_samples: int = 0  # samples for which only the new layers are trained, before `trainable` applies
     fps: FpsCurriculum = field(default_factory=FpsCurriculum)
     frames: int = 0  # frames of a training clip; 0 = cascade.frames

@@ -10,6 +10,7 @@ import posixpath
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import has_magic
 from typing import IO, Any
 
 import fsspec
@@ -159,8 +160,13 @@ class Folder:
         path = self.path(name)
         if self.local and os.path.islink(path):
             os.unlink(path)
-        elif self.fs.exists(path):
+        elif not self.fs.exists(path):
+            return
+        elif self.local or not has_magic(path):
             self.fs.rm(path, recursive=True)
+        else:  # other storages would take brackets in the name for a pattern
+            for found in self.fs.find(path):
+                self.fs.rm_file(found)
 
     @contextmanager
     def replacing(self) -> Iterator[Folder]:
@@ -198,7 +204,7 @@ class Folder:
             os.replace(self.root, target.root)
             return
         for name in self.names():
-            self.fs.copy(self.path(name), target.path(name))
+            self.fs.cp_file(self.path(name), target.path(name))
         self.remove()
 
     def sha256(self, name: str, size: int = SMALL) -> str:

@@ -7,20 +7,18 @@ by which a rater is left out is fixed here, in advance.
 """
 
 import hashlib
-import io
 import itertools
-import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
 
 from mav.data.videos.index_first import index_first
+from mav.data.videos.shown import ShownVideo
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
-from mav.evaluation.reading import LIST, find_videos, whole_video
+from mav.evaluation.reading import LIST, find_videos
 from mav.recipes import Recipe
 from mav.storage import Folder
 from mav.storage.folder import canonical_json
@@ -34,6 +32,7 @@ RATERS = 5  # raters of a pair; the paper takes their majority
 SESSION = 24  # pairs that one rater is asked for, without the checks
 GOLD_EVERY, MIRROR_EVERY = 8, 6  # pairs between two checks of a kind
 GOLD = 6  # gold pairs of a study
+UNTOLD = 8.0  # frames a second of a video that does not say
 BLOCK = 8  # pixels of the blocks of a degraded copy
 GOLD_MISSES, SIDE_ANSWERS = 1, 4  # misses that the rule allows, and mirrored questions from which on it judges
 RULE = (
@@ -134,8 +133,7 @@ def pairs_of(
 def _by_prompt(folder: Folder, prompts: Sequence[str]) -> dict[str, str]:
     """Returns prompt -> file of a system's folder."""
     entries = [entry for entry in find_videos(folder, tuple(prompts), len(prompts))[0] if entry.file]
-    stems = [posixpath.splitext(posixpath.basename(entry.file))[0] for entry in entries]
-    if not folder.exists(LIST) and not all(stem.isdecimal() for stem in stems):
+    if not folder.exists(LIST) and not all(entry.prompt for entry in entries):
         problem = f"Nothing says which prompt each video of {folder.url} was made for"
         raise UserError(f"{problem}: number the files as the prompts.")
     return {entry.prompt: entry.file for entry in entries}
@@ -145,7 +143,8 @@ def _mp4(folder: Folder, file: str) -> bytes:
     """Encodes a video again at high quality, so that neither codec nor container reveals the system."""
     data = folder.read_bytes(file)
     try:
-        return encode_mp4(whole_video(data), _rate(data), crf=10)
+        shown = ShownVideo(data)
+        return encode_mp4(shown.frames(shown.nearest(range(len(shown)))), shown.fps or UNTOLD, crf=10)
     except ValueError as error:
         raise UserError(f"{folder.path(file)} cannot be shown ({error}): give mp4, webm, mov, avi or GIF.") from None
 
@@ -161,14 +160,9 @@ def _store(pair: Pair, out: Folder) -> tuple[str, ...]:
 
 def _degrade(data: bytes, rng: np.random.Generator) -> bytes:
     """Returns the video in coarse blocks with shuffled frames, which no attentive rater prefers."""
-    frames = whole_video(data)
+    shown = ShownVideo(data)
+    frames = shown.frames()
     block = max(2, min(BLOCK, min(frames.shape[1:3]) // 4))
     middles = [np.minimum(np.arange(side) // block * block + block // 2, side - 1) for side in frames.shape[1:3]]
     coarse = frames[:, middles[0]][:, :, middles[1]]
-    return encode_mp4(np.ascontiguousarray(coarse[rng.permutation(len(coarse))]), _rate(data))
-
-
-def _rate(data: bytes) -> float:
-    """Returns the frame rate of a video; 8 where the file does not say it."""
-    with av.open(io.BytesIO(data), mode="r") as container:
-        return float(container.streams.video[0].average_rate or 8)
+    return encode_mp4(np.ascontiguousarray(coarse[rng.permutation(len(coarse))]), shown.fps or UNTOLD)

@@ -53,9 +53,8 @@ class TrainingTask:
     loss: Callable[[nn.Module, Batch, Draws], Tensor]  # mean loss of the batch's rows, a scalar
     finish: Callable[[Folder], dict[str, Any]] = lambda out: {}  # writes the artifact's network; returns metrics
     loss_at: LossAtLevel | None = None  # for validation
-    inherited: frozenset[str] = frozenset()  # parameters of a parent network; the others are new
-    frozen_samples: int = 0  # for so many samples the inherited parameters are not trained
-    new_rate: float = 1.0  # learning rate of new parameters over that of inherited ones
+    frozen: frozenset[str] = frozenset()  # parameters that are not trained for the first `frozen_samples`
+    frozen_samples: int = 0
     identity: str = ""  # digest of all that must be equal to continue a checkpoint
     validation: Validation | None = None
 
@@ -99,7 +98,7 @@ def train(
         torch.backends.cudnn.benchmark = True
     spread_out = spread(task.network, o, world_size, device, cluster.sharding)
     network, forward = spread_out.network, spread_out.forward
-    optimiser = make_optimiser(network, o, device, task.inherited, task.frozen_samples, task.new_rate)
+    optimiser = make_optimiser(network, o, device, task.frozen, task.frozen_samples)
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     ema = Ema(trained, warmed_up(o.ema_decay))
     state, log = RunState(), Log(device, world_size)

@@ -10,26 +10,20 @@ from mav.recipes import Optimisation
 
 
 def make_optimiser(
-    network: nn.Module, o: Optimisation, device: str, inherited: Collection[str] = (), frozen_samples: int = 0,
-    new_rate: float = 1.0,
-) -> torch.optim.AdamW:  # fmt: skip
+    network: nn.Module, o: Optimisation, device: str, frozen: Collection[str] = (), frozen_samples: int = 0
+) -> torch.optim.AdamW:
     """Makes AdamW, with weight decay for weights and none for biases and norms.
 
-    The parameters named in `inherited` are in groups of their own: the key `frozen_samples` is the sample at which a
-    group begins to train, `rate` its learning rate over the schedule's, which is `new_rate` for the others.
+    The parameters named in `frozen` are in groups of their own, whose key `frozen_samples` is the sample at which they
+    begin to train.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim >= 2, name in inherited), []).append(parameter)
+            groups.setdefault((parameter.ndim >= 2, name in frozen), []).append(parameter)
     described: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "weight_decay": o.weight_decay * decays,
-            "frozen_samples": frozen_samples * old,
-            "rate": 1.0 if old else new_rate,
-        }
-        for (decays, old), parameters in sorted(groups.items(), reverse=True)
+        {"params": parameters, "weight_decay": o.weight_decay * decays, "frozen_samples": frozen_samples * held}
+        for (decays, held), parameters in sorted(groups.items(), reverse=True)
     ]
     fused = torch.device(device).type in ("cpu", "cuda")
     optimiser = torch.optim.AdamW(described, lr=o.learning_rate, betas=o.betas, eps=o.eps, fused=fused)
@@ -49,7 +43,7 @@ def set_steps(optimiser: torch.optim.Optimizer, steps: int) -> None:
 def set_learning_rate(optimiser: torch.optim.Optimizer, o: Optimisation, samples: int) -> None:
     """Sets the learning rate of the next step, which is 0 for parameters that are still frozen."""
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate(o, samples) * group["rate"] * (samples >= group["frozen_samples"])
+        group["lr"] = learning_rate(o, samples) * (samples >= group["frozen_samples"])
 
 
 def learning_rate(o: Optimisation, samples: int) -> float:

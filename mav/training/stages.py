@@ -263,8 +263,7 @@ def _diffusion(
     if video.trainable == "temporal":
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in old)
-    task = dataclasses.replace(task, inherited=old, frozen_samples=video.temporal_first_samples)
-    return dataclasses.replace(task, new_rate=video.new_layers_rate)
+    return dataclasses.replace(task, frozen=old, frozen_samples=video.temporal_first_samples)
 
 
 def _validation(setup: StageSetup, task: TrainingTask, rank: int, world_size: int) -> Validation | None:

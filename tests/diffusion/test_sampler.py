@@ -38,6 +38,16 @@ def test_sampler_recovers_a_gaussian(sampler, steps, tolerance, prediction, term
     assert abs(found.std() - SPREAD) < tolerance
 
 
+def test_a_guess_is_kept_as_far_as_the_start_says():
+    denoiser, guess, sampling = gaussian(Objective()), torch.full((20_000,), MEAN + 2 * SPREAD), Sampling(steps=100)
+    noise = SampleNoise([0], "test", (20_000,))()
+    moved = {start: sample(denoiser, lambda: noise, sampling, guess=guess, start=start).mean() for start in (0.2, 1.0)}
+    assert moved[0.2] > MEAN + SPREAD
+    assert moved[1.0] == pytest.approx(MEAN, abs=0.02), "from pure noise"
+    unguided = sample(denoiser, lambda: noise, sampling, start=0.2)
+    assert torch.equal(unguided, sample(denoiser, lambda: noise, sampling)), "without a guess there is only noise"
+
+
 def test_second_order_beats_first_at_equal_steps():
     objective = Objective()
     noise = SampleNoise([0], "test", (20_000,))()

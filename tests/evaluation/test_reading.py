@@ -8,7 +8,7 @@ from small_videos import FRAMES, frames, save, write
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation, load_protocol
-from mav.evaluation.reading import find_videos, read_video
+from mav.evaluation.reading import find_videos, left_aside, read_video
 from mav.evaluation.sets import read_msrvtt, read_prompts, read_set, read_ucf101
 from mav.storage import Folder
 
@@ -124,3 +124,45 @@ def test_the_sets_as_they_are_distributed(real_data):
     listed = Folder(str(real_data / "prompts" / "drawbench_200.csv"))
     assert len(read_set(load_protocol("drawbench"), None, 200, listed).prompts) == 200
     assert len({category for _, category in read_prompts(listed)}) == 11
+
+
+STRAYS = ["grid.gif", "._00000.mp4", ".DS_Store", "__MACOSX/._00001.mp4", ".ipynb_checkpoints/00002-checkpoint.mp4",
+          "@eaDir/00001.mp4", "Thumbs.db", "prompts.txt", ".hidden/00003.mp4", "preview.webp"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["mp4", "gif", "npy", "frames"])
+def test_what_lies_beside_the_videos_takes_no_place(tmp_path, form):
+    folder = Folder(str(tmp_path))
+    for i in range(4):
+        if form == "frames":
+            for k, pixels in enumerate(frames(i)):
+                folder.write_bytes(f"{i:05d}/frame{k}.png", b"")
+                Image.fromarray(pixels).save(tmp_path / f"{i:05d}/frame{k}.png")
+        elif form == "gif":
+            first, *rest = map(Image.fromarray, frames(i))
+            first.save(tmp_path / f"{i:05d}.gif", save_all=True, append_images=rest)
+        else:
+            write(folder, [i]) if form == "mp4" else save(frames(i), tmp_path / f"{i:05d}.npy", "npy")
+    alone = find_videos(folder, PROMPTS, 4)[0]
+    for stray in STRAYS:
+        folder.write_bytes(stray, b"x")
+    if form == "frames":
+        folder.write_bytes("00001/.ipynb_checkpoints/0-checkpoint.png", (tmp_path / "00001/frame0.png").read_bytes())
+        folder.write_bytes("00001/._frame0.png", b"x")
+    found = find_videos(folder, PROMPTS, 4)[0]
+    assert found == alone
+    assert [entry.prompt for entry in found] == list(PROMPTS[:4])
+    assert set(STRAYS) <= set(left_aside(folder, found))
+    assert read_video(folder, found[1].file, PREPARATION).shape[0] == FRAMES
+
+
+def test_videos_named_by_their_prompts(tmp_path):
+    """VBench's names: the prompt and the number of the sample, of which the first counts."""
+    folder = Folder(str(tmp_path))
+    prompts = ("a boat", "a cat. It sleeps", "2 dogs-1", "no video", "and/or")
+    for name in ("a cat. It sleeps-0", "a boat-0", "a boat-1", "2 dogs-1-0", "and_or-0", "a stray"):
+        folder.write_bytes(f"{name}.mp4", b"x")
+    entries, beside = find_videos(folder, prompts, 5)
+    files = ["a boat-0.mp4", "a cat. It sleeps-0.mp4", "2 dogs-1-0.mp4", "", "and_or-0.mp4"]
+    assert [(entry.file, entry.prompt) for entry in entries] == list(zip(files, prompts, strict=True))
+    assert beside == 2

@@ -77,3 +77,32 @@ def test_plain_data_makes_the_same_recipe(small_recipe: Recipe) -> None:
 def test_a_run_without_world_needs_sources(small_recipe: Recipe) -> None:
     with pytest.raises(UserError, match=r"image_metadata\.sources"):
         recipe_from_dict(to_plain(small_recipe))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("generate: {count: 3}\nseed: 5\ngenerate: {batch_size: 2}\n", "generate", (2, 4)),
+        ("generate:\n  count: 3\n  count: 4\n", "count", (3, 4)),
+        ("generate: {count: 3, count: 3}\n", "count", (2, 2)),
+        ('seed: 1\n"seed": 2\n', "seed", (2, 3)),
+        ("screening:\n  word_lists: [en]\n  min_side: 1\n  word_lists: [de]\n", "word_lists", (3, 5)),
+    ],
+)
+def test_a_key_stands_once(tmp_path: Path, text: str, key: str, lines: tuple[int, int]) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(f"extends: tiny\n{text}")
+    with pytest.raises(UserError, match=f"`{key}` stands in line {lines[0]} and again in line {lines[1]}"):
+        load_recipe(str(path))
+
+
+def test_keys_of_several_sections_and_merges_are_no_repetition(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        "extends: tiny\nimage_download: &floors {success_floor: 0.1, shard_floor: 0.2}\n"
+        "video_shards: {<<: *floors, success_floor: 0.3}\n"
+    )
+    recipe = load_recipe(str(path))
+    assert (recipe.video_shards.success_floor, recipe.video_shards.shard_floor) == (0.3, 0.2)
+    with pytest.raises(UserError, match="stands in line 1"):
+        load_recipe("tiny", ["generate={count: 1, count: 2}"])

@@ -63,5 +63,5 @@ def resolve(resolver: Resolver, host: str, port: int, end: float) -> list[str]:
 def _look_up(resolver: Resolver, host: str, port: int, answers: queue.SimpleQueue[list[str] | FetchError]) -> None:
     try:
         answers.put(list(resolver(host, port)) or FetchError("dns"))
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):  # a name may hold what no resolver takes
         answers.put(FetchError("dns"))

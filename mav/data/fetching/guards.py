@@ -122,7 +122,7 @@ class GuardedOpener:
             connection.request("GET", rules.request_target(parts), headers=self._headers())
             response = connection.getresponse()
             if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
-                return location
+                return rules.as_sent(location)
             if response.status in RETRIED:
                 raise self._pause(host, f"http_{response.status}", response.getheader("Retry-After"))
             if response.status != 200:

@@ -5,6 +5,9 @@ import re
 import time
 import urllib.parse
 from collections.abc import Sequence
+from contextlib import suppress
+
+import idna
 
 AGENT = "make-a-video-system"
 # Directives of X-Robots-Tag with a colon of their own.
@@ -56,6 +59,26 @@ def opted_out(values: Sequence[str], refuse: Sequence[str]) -> bool:
     return False
 
 
+def as_sent(header: str) -> str:
+    """Returns an address from a header, which http.client reads as Latin-1, as browsers read it: as UTF-8.
+
+    Bytes that are not UTF-8 are percent-encoded, and backslashes before the query are slashes.
+    """
+    address = percent_encoded(header.strip().encode("latin-1", "replace"))
+    before, mark, query = address.partition("?")
+    return before.replace("\\", "/") + mark + query
+
+
+def percent_encoded(address: bytes | str) -> str:
+    """Returns an address as text that can be stored; its bytes that are not UTF-8 are percent-encoded.
+
+    In a text they are what the error handler `surrogateescape` made of them; other lone surrogates become U+FFFD.
+    """
+    text = address.decode("utf-8", "surrogateescape") if isinstance(address, bytes) else address
+    text = re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 def split_url(url: str) -> urllib.parse.SplitResult:
     """Returns the parts of an http or https URL, its host in ASCII. Raises FetchError for any other."""
     try:
@@ -68,10 +91,18 @@ def split_url(url: str) -> urllib.parse.SplitResult:
     if not parts.hostname:
         raise FetchError("bad_url")
     try:
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname.encode("idna").decode()
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else _ascii_host(parts.hostname)
     except UnicodeError:
         raise FetchError("bad_url") from None
     return parts._replace(netloc=host + (f":{port}" if port else ""))
+
+
+def _ascii_host(host: str) -> str:
+    """Returns a host's name in ASCII, as browsers make it: Python's own codec follows the older IDNA 2003."""
+    if not host.isascii():
+        with suppress(idna.IDNAError):
+            return idna.encode(host, uts46=True).decode()
+    return host.encode("idna").decode()  # which also refuses empty and overlong labels
 
 
 def request_target(parts: urllib.parse.SplitResult) -> str:

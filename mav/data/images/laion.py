@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mav.data.images.columns import is_textual, numbers, texts
 from mav.data.list_files import matching
 from mav.errors import UserError
 
@@ -28,6 +29,7 @@ TYPES = {
 }  # fmt: skip
 DIGESTS = ("sha256", "sha512", "md5", "hash")  # columns, in any case, that may hold digests; the first counts
 HEX = r"^(?:[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{128})$"
+UNSAFE = ("NSFW", "TRUE")  # tags, in capitals
 BATCH_ROWS = 65_536
 LARGE_GROUP = 256 << 20  # bytes; larger row groups are read in pages, smaller ones whole, which is faster
 PAGE_BYTES = 4 << 20
@@ -79,19 +81,24 @@ def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator
     Row groups are read one by one, a few pages at a time. Raises UserError for a file that is no such table.
     """
     with _opened(path) as parquet:
-        schema = recognise(parquet.schema_arrow.names, path)
+        names = parquet.schema_arrow.names
         digest = _digest_column(parquet.schema_arrow)
+    schema = recognise(names, path)
     if digest and digest == schema.columns.get("hash"):  # a textual `hash` is no hash of address and caption
         schema = replace(schema, columns={ours: theirs for ours, theirs in schema.columns.items() if ours != "hash"})
     schema = replace(schema, digest=digest)
 
-    def batches() -> Iterator[pa.Table]:
-        wanted = sorted({*schema.columns.values(), schema.tag, schema.digest} - {""})
-        with _opened(path) as parquet:
-            for batch in parquet.iter_batches(batch_size=batch_rows, columns=wanted, use_threads=False):
-                yield _canonical(pa.Table.from_batches([batch]), schema)
+    wanted = sorted({*schema.columns.values(), schema.tag, schema.digest} - {""})
+    if twice := [name for name in wanted if names.count(name) > 1]:
+        raise UserError(f"{path} has several columns of the name {twice[0]}: keep one.")
+    return schema, (_canonical(table, schema, path) for table in _tables(path, wanted, batch_rows))
 
-    return schema, batches()
+
+def _tables(path: str, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
+    """Yields the rows of a part as they are stored."""
+    with _opened(path) as parquet:
+        for batch in parquet.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
+            yield pa.Table.from_batches([batch])
 
 
 def hash_column(path: str) -> np.ndarray | None:
@@ -125,8 +132,8 @@ def _opened(path: str) -> Iterator[Any]:
                 yield parquet
     except FileNotFoundError:
         raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        what = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError) as error:
+        what = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path} cannot be read as parquet ({what}): bring the file again.") from None
     except ImportError as error:
         raise UserError(f"{path} needs a storage package that is not installed ({error}).") from None
@@ -134,27 +141,37 @@ def _opened(path: str) -> Iterator[Any]:
 
 def _digest_column(schema: pa.Schema) -> str:
     """Returns the column that holds a digest of the picture as text, or an empty string."""
-    textual = {field.name.lower(): field.name for field in schema if field.type in (pa.string(), pa.large_string())}
+    textual = {field.name.lower(): field.name for field in schema if is_textual(field.type)}
     return next((textual[name] for name in DIGESTS if name in textual), "")
 
 
-def _canonical(table: pa.Table, schema: Schema) -> pa.Table:
-    """Returns a table with the columns and types of `TYPES`."""
+def _canonical(table: pa.Table, schema: Schema, path: str) -> pa.Table:
+    """Returns a table with the columns and types of `TYPES`. Raises UserError naming a column that cannot be read."""
+
+    def read(column: str, kind: str) -> pa.ChunkedArray:
+        target = pa.type_for_alias(kind)
+        stored = table.column(column)
+        found = texts(stored, column.lower() == "url") if kind == "string" else numbers(stored, target)
+        if found is None:
+            what = "text" if kind == "string" else "numbers"
+            raise UserError(f"{path}: the column {column} is of the type {stored.type}: write it as {what}, one a row.")
+        return found
+
     columns: dict[str, Any] = {}
     for name, kind in TYPES.items():
-        target = pa.type_for_alias(kind)
-        if name == "digest" and schema.digest:
-            text = pc.ascii_lower(pc.utf8_trim_whitespace(pc.cast(table.column(schema.digest), pa.string())))
-            columns[name] = pc.if_else(pc.match_substring_regex(text, HEX), text, pa.scalar(None, pa.string()))
-        elif name in schema.columns:
-            column = table.column(schema.columns[name])
-            if pa.types.is_floating(column.type):  # NaN means unknown too, and must not pass for a low score
-                column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
-            safe = pa.types.is_string(target)
-            columns[name] = column if column.type == target else pc.cast(column, target, safe=safe)
+        theirs = schema.digest if name == "digest" else schema.columns.get(name, "")
+        # A hash of another type is no hash of address and caption, and nobody needs it.
+        if not theirs or (name == "hash" and not pa.types.is_integer(table.column(theirs).type)):
+            columns[name] = pa.nulls(len(table), pa.type_for_alias(kind))
+        elif name == "hash":
+            columns[name] = table.column(theirs).cast(pa.int64(), safe=False)
         else:
-            columns[name] = pa.nulls(len(table), target)
+            columns[name] = read(theirs, kind)
+    if schema.digest:
+        text = pc.ascii_lower(pc.utf8_trim_whitespace(columns["digest"]))
+        columns["digest"] = pc.if_else(pc.match_substring_regex(text, HEX), text, pa.scalar(None, pa.string()))
     if schema.tag:
-        unsafe = pc.fill_null(pc.equal(pc.utf8_upper(pc.cast(table.column(schema.tag), pa.string())), "NSFW"), False)
+        tags = pc.utf8_upper(read(schema.tag, "string"))
+        unsafe = pc.fill_null(pc.is_in(tags, pa.array(UNSAFE)), False)
         columns["punsafe"] = pc.if_else(unsafe, pa.scalar(1.0, pa.float32()), pa.scalar(None, pa.float32()))
     return pa.table(columns)

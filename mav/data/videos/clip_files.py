@@ -1,6 +1,7 @@
 """The bytes of listed clips: from a folder, from paths, from the web under the guards, from YouTube through yt-dlp."""
 
 import collections
+import errno
 import importlib
 import urllib.parse
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ AHEAD_BYTES = 256 << 20  # unless this many bytes wait already
 YOUTUBE = ("youtube.com", "youtu.be")
 # yt-dlp's choice of stream; sound is not needed.
 STREAMS = "bv*[protocol^=http][height<=720][ext=mp4]/b[protocol^=http][height<=720]/b[protocol^=http]"
+
+UNUSABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP)  # faults of one path
 
 Body = bytes | ClipError
 
@@ -82,6 +85,10 @@ class ClipFiles:
             return ClipError(error.reason)
         except FileNotFoundError:
             return ClipError("missing_file")
+        except OSError as error:
+            if error.errno in UNUSABLE:
+                return ClipError("unreadable_file")
+            raise
         except ValueError:
             return ClipError("bad_url")
 

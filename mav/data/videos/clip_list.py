@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mav.data.list_files import Row, columns_of, matching, rows
+from mav.data.fetching.rules import percent_encoded
+from mav.data.list_files import Row, columns_of, is_jsonl, matching, rows, storable, text
 from mav.errors import UserError
 
 SPANS_A_VIDEO = 3
@@ -36,7 +37,7 @@ class ListedClip:
 
     path: the clip's file in `video_shards.files`, unless page_dir/videoid.mp4; without that folder and a url, the full
     path of its file. start, end: seconds; end 0 = to the end. duration: seconds according to the list, 0 = unknown.
-    problem: the reason not to fetch it (duplicate, bad_span, no_spans), or empty.
+    problem: the reason not to fetch it (duplicate, bad_row, bad_span, no_spans), or empty.
     """
 
     videoid: str
@@ -71,7 +72,7 @@ def split_lists(sources: Sequence[str], clips_per_part: int) -> list[Part]:
     firsts, ids = array("q"), array("q")
     starts: list[tuple[str, int, tuple[str, ...]]] = []
     for path in matching(sources, "video_shards.sources"):
-        columns = () if path.endswith((".jsonl", ".json")) else _columns(path)
+        columns = () if is_jsonl(path) else _columns(path)
         roles = _roles(columns)
         rows_per_part = clips_per_part if columns else max(clips_per_part // SPANS_A_VIDEO, 1)
         before = len(ids)
@@ -80,7 +81,11 @@ def split_lists(sources: Sequence[str], clips_per_part: int) -> list[Part]:
                 starts.append((path, place, columns))
                 firsts.append(len(ids))
             # Digests of 64 bits sort ten million ids in seconds, where a set of strings would fill gigabytes.
-            identity = _identity(_fields(row, roles)) if columns else _video(path, row)
+            if not columns and len(ids) == before and "video_id" not in row:
+                raise UserError(
+                    f"{path} is no HD-VILA list: expected is one {{video_id, url, clip: [{{clip_id, span}}]}} a line."
+                )
+            identity = _identity(_fields(row, roles)) if columns else text(row.get("video_id")) or f"{path}\n{place}"
             ids.append(int.from_bytes(_digest(identity), "little", signed=True))
         if len(ids) == before:
             raise UserError(f"{path} lists no clips: bring a list with rows, or take it out of `video_shards.sources`.")
@@ -100,11 +105,11 @@ def split_lists(sources: Sequence[str], clips_per_part: int) -> list[Part]:
 
 def _columns(path: str) -> tuple[str, ...]:
     """Returns the columns of a table that are read. Raises UserError when they do not say where a clip is."""
-    columns = columns_of(path)
+    columns = columns_of(path, [name for names in ROLES.values() for name in names])
     known = {name: column for name, column in _roles(columns).items() if column}
     if not {"url", "path"} & set(known):
         raise UserError(
-            f"{path} is no list of clips: it has the columns {', '.join(columns)}, and expected are WebVid's "
+            f"{path} is no list of clips: it has the columns {storable(', '.join(columns))}, and expected are WebVid's "
             "(videoid, contentUrl, duration, page_dir), or url or path, with videoid, start and end where known."
         )
     return tuple(known.values())
@@ -117,7 +122,8 @@ def _roles(columns: Sequence[str]) -> dict[str, str]:
 
 
 def _fields(row: Row, roles: dict[str, str]) -> dict[str, str]:
-    return {name: row[column].strip() if column else "" for name, column in roles.items()}
+    fields = {name: row[column] if column else "" for name, column in roles.items()}
+    return fields | {"url": percent_encoded(fields["url"])}
 
 
 def _identity(fields: dict[str, str]) -> str:
@@ -125,25 +131,25 @@ def _identity(fields: dict[str, str]) -> str:
     return "\n".join([fields["videoid"] or fields["path"] or fields["url"], fields["start"], fields["end"]])
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+def _digest(identity: str) -> bytes:
+    return hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def read_clips(part: Part, seed: int) -> Iterator[ListedClip]:
     """Yields the clips of a part in order; of an HD-VILA video a few spans drawn by seed."""
     found, roles = rows(part.path, part.columns, part.place), _roles(part.columns)
-    for number, (_, row) in zip(range(part.rows), found, strict=False):
+    for number, (place, row) in zip(range(part.rows), found, strict=False):
         problem = "duplicate" if number in part.repeated else ""
         if part.columns:
             yield _clip(_fields(row, roles), problem)
         else:
-            yield from _spans(part.path, row, problem, seed)
+            yield from _spans(row, problem, seed, f"{part.path}\n{place}")
 
 
 def _clip(fields: dict[str, str], problem: str) -> ListedClip:
     # Without an id the clip is named by a digest, because an address of stock footage contains its caption.
     identity = "\n".join([fields["path"] or fields["url"], fields["start"], fields["end"]])
-    name = fields["videoid"] or hashlib.sha256(identity.encode()).hexdigest()[:16]
+    name = storable(fields["videoid"]) or hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     place: dict[str, Any] = {name: fields[name] for name in ("url", "page_dir", "path")}
     start, end = (_seconds(fields[side]) if fields[side] else 0.0 for side in ("start", "end"))
     if start is None or end is None or (end and end <= start):
@@ -154,32 +160,32 @@ def _clip(fields: dict[str, str], problem: str) -> ListedClip:
     return ListedClip(name, **place, start=start, end=end, duration=listed, problem=problem)
 
 
-def _video(path: str, video: Row) -> str:
-    if "video_id" not in video:
-        raise UserError(
-            f"{path} is no HD-VILA list: expected is one {{video_id, url, clip: [{{clip_id, span}}]}} a line."
-        )
-    return str(video["video_id"])
-
-
-def _spans(path: str, video: Row, problem: str, seed: int) -> Iterator[ListedClip]:
-    name, url, listed = _video(path, video), str(video.get("url", "")), video.get("clip")
+def _spans(video: Row, problem: str, seed: int, place: str) -> Iterator[ListedClip]:
+    """Yields a few spans of a video. place: names the line of one that is no entry."""
+    name, url, listed = (
+        storable(text(video.get("video_id"))),
+        percent_encoded(text(video.get("url"))),
+        video.get("clip"),
+    )
+    if not name:
+        yield ListedClip(_digest(place).hex(), problem=problem or "bad_row")
+        return
     clips: list[Any] = listed if isinstance(listed, list) else []
     if not clips:
         yield ListedClip(name, url, problem=problem or "no_spans")
     salt = int.from_bytes(_digest(name), "little")
     for number in sorted(np.random.default_rng([seed, salt]).permutation(len(clips))[:SPANS_A_VIDEO].tolist()):
         clip = clips[number] if isinstance(clips[number], dict) else {}
-        clip_id = str(clip.get("clip_id", f"{name}.{number}.mp4")).removesuffix(".mp4")
+        clip_id = storable(text(clip.get("clip_id")) or f"{name}.{number}.mp4").removesuffix(".mp4")
         span = clip.get("span")
-        times = [_seconds(str(time)) for time in span] if isinstance(span, list) else []
-        if len(times) != 2 or times[0] is None or times[1] is None or times[1] <= times[0]:
+        times = [_seconds(text(time) or "0") for time in span] if isinstance(span, list) else []
+        if len(times) != 2 or times[0] is None or times[1] is None or (times[1] and times[1] <= times[0]):
             yield ListedClip(clip_id, url, problem=problem or "bad_span")
         else:
             yield ListedClip(clip_id, url, path=f"{name}.mp4", start=times[0], end=times[1], problem=problem)
 
 
-def _seconds(text: str) -> float | None:
+def _seconds(time: str) -> float | None:
     """Returns the seconds of 00:01:02.500 or of plain seconds; None for anything else."""
-    match = TIME.fullmatch(text.strip())
+    match = TIME.fullmatch(time.strip())
     return 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3]) if match else None

@@ -9,12 +9,21 @@ import av
 import numpy as np
 from av.stream import Disposition
 
+# FFmpeg's name of a container -> extension. Playlists and slide lists are left out: they open other files.
+CONTAINERS = {
+    "mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "mkv", "avi": "avi", "mpegts": "ts", "mpeg": "mpg",
+    "mpegvideo": "m2v", "flv": "flv", "asf": "wmv", "ogg": "ogv", "gif": "gif", "h264": "h264", "hevc": "hevc",
+    "m4v": "m4v", "dv": "dv", "rm": "rm",
+}  # fmt: skip
 MIN_FRAMES = 8
 RATES = (1.0, 120.0)  # frame rates that are believed
 GAP = 10.0  # seconds from one frame to the next that are believed
 SET_BACK = 0.5  # seconds: a clock that falls further was reset, and its later times are shifted
 CORRECTED = 0.25  # share of times that may need correction
 STEADY = 0.002  # seconds by which a frame of a constant rate may be off: containers round to milliseconds
+NO_SIZE = (0, 0xFFFFFFFF)  # of a RIFF file whose writer could not go back to fill it in
+BOXES = (b"moov", b"moof", b"mdat")  # of an MP4: without the whole of each, frames are missing
+ANIMATED = ("gif", "apng", "webp")  # animated pictures: like pictures, they lie over white
 SEEK = 4.0  # seconds: spans that begin later are sought, earlier ones are reached by decoding
 
 
@@ -34,20 +43,25 @@ def refuse_early(data: bytes) -> None:
 
 
 def _is_cut(data: bytes) -> bool:
-    """Says whether an MP4 or AVI ends before its own headers say."""
+    """Says whether an MP4 or AVI ends before its own headers say.
+
+    An AVI that was written into a pipe has no size. Behind the boxes of an MP4 may stand what is none.
+    """
     if data[:4] == b"RIFF":
-        return int.from_bytes(data[4:8], "little") + 8 > len(data) + 1
+        size = int.from_bytes(data[4:8], "little")
+        return size not in NO_SIZE and size + 8 > len(data) + 1
     if data[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
         return False
-    at, found = 0, False
+    at = 0
+    found: set[bytes] = set()
     while at + 8 <= len(data):
         size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else len(data) - at if size == 0 else size
-        found = found or kind in (b"moov", b"moof")
         if size < 8 or at + size > len(data):
-            return at + size > len(data)
+            return kind in BOXES or not ({b"moov", b"moof"} & found and b"mdat" in found)
+        found.add(kind)
         at += size
-    return not found
+    return not {b"moov", b"moof"} & found
 
 
 def video_stream(container: Any) -> av.VideoStream:
@@ -64,14 +78,23 @@ class TimedFrames:
     """Iterates over the decoded frames of a span, each with its seconds since the video's beginning, increasing.
 
     Raises ClipError when the video ends before half of the frames it announces, or of the seconds that a list claims.
-    rate: frames a second, as the container claims; skipped: frames decoded before the span.
+    rate: frames a second, as the container claims; skipped: frames decoded before the span; hidden: whether the file
+    holds frames that players do not show, as its edit list says. Without `strict` nothing is refused: damaged packets
+    are left out, and odd times are taken as they are.
     """
 
     def __init__(
-        self, container: Any, stream: av.VideoStream, start: float, end: float, listed: float, seek: bool
-    ) -> None:
-        self._container, self._stream, self._seek = container, stream, seek
-        self._announced, self._listed = stream.frames, listed
+        self, container: Any, stream: av.VideoStream, start: float = 0.0, end: float = np.inf, listed: float = 0.0,
+        seek: bool = False, strict: bool = True,
+    ) -> None:  # fmt: skip
+        if stream.codec_context is None:
+            raise ClipError("undecodable")
+        self._container, self._stream, self._seek, self._strict = container, stream, seek, strict
+        # The index has what is shown; a header may claim any number.
+        shown = [not entry.is_discard for entry in stream.index_entries]
+        self._announced, self._listed = min(stream.frames, sum(shown)), listed
+        self.hidden = not all(shown)
+        self.background = 255 if stream.codec_context.name in ANIMATED else 0
         self._start, self._end = start, end
         # Where the claimed rate is wild, a usual one is assumed: the frames' own times decide in the end.
         claims = (stream.average_rate, stream.guessed_rate, stream.base_rate)
@@ -89,6 +112,8 @@ class TimedFrames:
                 yield time, frame
             else:
                 self.skipped += 1
+        if not self._strict:
+            return
         if self._decoded < 0.5 * self._announced or self._last + self._tick < 0.5 * self._listed:
             raise ClipError("truncated")
 
@@ -105,7 +130,12 @@ class TimedFrames:
                 yield from itertools.chain([first], frames)
                 return
             container.seek(0)
-        yield from container.decode(stream)
+        for packet in container.demux(stream):
+            try:
+                yield from packet.decode()
+            except av.error.InvalidDataError:
+                if self._strict:
+                    raise
 
     def _increasing(self, frames: Iterable[av.VideoFrame]) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yields the container's times, corrected: one that is missing or not after the last is a tick later."""
@@ -124,12 +154,12 @@ class TimedFrames:
                     if self._last - time > SET_BACK:
                         shift += next_tick - time
                     time = next_tick
-                elif self._decoded and time - self._last > GAP:
+                elif self._decoded and time - self._last > GAP and self._strict:
                     raise ClipError("wild_timestamps")
             self._decoded += 1
             self._last = time
             yield time, frame
-        if corrected > CORRECTED * timed:
+        if corrected > CORRECTED * timed and self._strict:
             raise ClipError("wild_timestamps")
 
 
@@ -140,14 +170,22 @@ def clip_metadata(times: list[float], width: int, height: int, claimed: float) -
     """
     if len(times) < MIN_FRAMES:
         raise ClipError("too_short")
-    at = np.array(times) - times[0]
-    mean = float((len(at) - 1) / at[-1])
+    mean, constant = frame_rate(times, claimed)
     if not RATES[0] <= mean <= RATES[1]:
         raise ClipError("wild_frame_rate")
-    rates = (claimed, float(Fraction(mean).limit_denominator(1001)))
-    steady = (rate for rate in rates if np.abs(at - np.arange(len(at)) / rate).max() <= STEADY)
-    constant = next(steady, None)
     fps = mean if constant is None else constant
     size = {"width": width, "height": height, "seconds": round(len(times) / fps, 6)}
     uneven = {"times": [round(time - times[0], 6) for time in times]} if constant is None else {}
     return {"fps": fps, "frames": len(times), **size, **uneven}
+
+
+def frame_rate(times: list[float], claimed: float) -> tuple[float, float | None]:
+    """Returns the mean rate of two frames or more at these times (s), and their constant one, None without one.
+
+    claimed: frames a second, as the container says.
+    """
+    at = np.array(times) - times[0]
+    mean = float((len(at) - 1) / at[-1])
+    rates = (claimed, float(Fraction(mean).limit_denominator(1001)))
+    steady = (rate for rate in rates if rate and np.abs(at - np.arange(len(at)) / rate).max() <= STEADY)
+    return mean, next(steady, None)

@@ -17,19 +17,13 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
 
-from mav.data.videos.probe import ClipError, TimedFrames, clip_metadata, refuse_early, video_stream
+from mav.data.videos.probe import CONTAINERS, ClipError, TimedFrames, clip_metadata, refuse_early, video_stream
+from mav.data.videos.shown import HDR, deinterlaced, is_transparent, target_size, upright
 from mav.data.videos.video_io import open_video, read_squares
 from mav.recipes import VideoShards
 
 MAX_PIXELS = 7680 * 4320
 TICKS = 90_000  # a second, of clips without a constant rate
-# FFmpeg's name of a container -> extension. Playlists and slide lists are left out: they open other files.
-CONTAINERS = {
-    "mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "mkv", "avi": "avi", "mpegts": "ts", "mpeg": "mpg",
-    "mpegvideo": "m2v", "flv": "flv", "asf": "wmv", "ogg": "ogv", "gif": "gif", "h264": "h264", "hevc": "hevc",
-    "m4v": "m4v", "dv": "dv", "rm": "rm",
-}  # fmt: skip
-HDR = (16, 18)  # transfer characteristics: PQ and HLG
 UNSPECIFIED, ITU601 = 2, (5, 6)  # matrix coefficients
 
 
@@ -89,17 +83,17 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, 
     times: list[float] = []
     pictures = _record_times(frames, times)
     first = next(pictures)
-    width, height = _target_size(first, source.pixel_aspect, rule.short_side)
+    width, height = target_size(first, source.pixel_aspect, rule.short_side)
     pictures = itertools.chain([first], pictures)
     if first.interlaced_frame:
-        pictures = _deinterlaced(pictures)
+        pictures = deinterlaced(pictures)
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=source.rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {**encoder_options(rule)}
         packets: list[Any] = []
-        for number, picture in enumerate(_fitted(pictures, width, height)):
+        for number, picture in enumerate(_fitted(pictures, width, height, source.background)):
             picture.pts, picture.time_base = number, 1 / source.rate
             packets += stream.encode(picture)
         packets += stream.encode()
@@ -122,9 +116,9 @@ def _kept(data: bytes, extension: str, frames: Iterable[tuple[float, av.VideoFra
     """Keeps the original bytes if training's decoder shows them correctly and finds as many frames."""
     times: list[float] = []
     sizes: set[tuple[int, int]] = set()
-    odd = source.pixel_aspect != 1
+    odd = source.pixel_aspect != 1 or source.hidden
     for frame in _record_times(frames, times):
-        odd |= bool(frame.rotation or frame.interlaced_frame or frame.color_trc in HDR or _transparent(frame))
+        odd |= bool(frame.rotation or frame.interlaced_frame or frame.color_trc in HDR or is_transparent(frame))
         sizes.add((frame.width, frame.height))
     metadata = clip_metadata(times, *min(sizes), float(source.rate))
     if odd or len(sizes) > 1:
@@ -143,41 +137,14 @@ def _record_times(frames: Iterable[tuple[float, av.VideoFrame]], times: list[flo
         yield frame
 
 
-def _deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Yields as many frames, each of one moment: the filter bwdif interpolates the lines of the other field."""
-    frames = iter(frames)
-    first = next(frames)
-    graph = av.filter.Graph()
-    graph.threads = 1
-    base = Fraction(1, 1000)
-    source = graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=base)
-    bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-    graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
-    for number, frame in enumerate(itertools.chain([first], frames, [None])):
-        if frame is not None:
-            frame.pts, frame.time_base = number, base
-        graph.vpush(frame)
-        while True:
-            try:
-                yield graph.vpull()
-            except (av.BlockingIOError, av.EOFError):  # the filter waits for the next frame, or has ended
-                break
-
-
-def _fitted(frames: Iterable[av.VideoFrame], width: int, height: int) -> Iterator[av.VideoFrame]:
+def _fitted(frames: Iterable[av.VideoFrame], width: int, height: int, background: int) -> Iterator[av.VideoFrame]:
     """Yields new frames to encode: upright, opaque, of the size, 8-bit 4:2:0 of limited range with the usual matrix.
 
     They are new objects, because the picture types and the subtitles in the old ones' side data must not be encoded.
     """
     reformatter = VideoReformatter()
     for frame in frames:
-        if turn := frame.rotation % 360:
-            upright: Any = np.rot90(frame.to_ndarray(format="rgb24"), turn // 90)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(upright), format="rgb24")
-        elif _transparent(frame):  # transparent pictures are laid over black
-            colours: Any = frame.to_ndarray(format="rgba")
-            opaque = (colours[..., :3].astype(np.uint16) * colours[..., 3:] // 255).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(opaque), format="rgb24")
+        frame = upright(frame, background)
         target: dict[str, Any] = {"width": width, "height": height, "format": "yuv420p", "threads": 1}
         target |= {"interpolation": Interpolation.BILINEAR, "dst_color_range": ColorRange.MPEG}
         if frame.colorspace not in (UNSPECIFIED, *ITU601):
@@ -186,16 +153,3 @@ def _fitted(frames: Iterable[av.VideoFrame], width: int, height: int) -> Iterato
             target |= {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
         planes: Any = reformatter.reformat(frame, **target).to_ndarray()
         yield av.VideoFrame.from_ndarray(planes, format="yuv420p")
-
-
-def _transparent(frame: av.VideoFrame) -> bool:
-    return any(component.is_alpha for component in frame.format.components)
-
-
-def _target_size(frame: av.VideoFrame, aspect: Fraction, short_side: int) -> tuple[int, int]:
-    """Returns even sides, upright and with square pixels, the shorter at most `short_side`: enlarging adds nothing."""
-    width, height = frame.width * float(aspect), float(frame.height)
-    if frame.rotation % 180:
-        width, height = height, width
-    scale = min(short_side / min(width, height), 1.0)
-    return max(2 * round(width * scale / 2), 2), max(2 * round(height * scale / 2), 2)

@@ -99,6 +99,7 @@ def read_frames(
 def _made_for_access(container: Any, stream: Any) -> bool:
     """Says whether the container's index names every frame, in the order shown."""
     whole = stream.frames > 0 and len(stream.index_entries) == stream.frames
+    whole = whole and not any(entry.is_discard for entry in stream.index_entries)  # which an edit list hides
     return whole and container.format.name.startswith("mov") and not stream.codec_context.has_b_frames
 
 

@@ -11,10 +11,13 @@ from typer.testing import CliRunner
 
 from flows.cli import plan as cli_plan
 from flows.cli.plan import clips, image_rows
+from flows.engine.store import Store
+from flows.make_a_video import make_a_video
 from mav.errors import UserError
 from mav.recipes import ImageMetadata, Recipe, VideoShards
 from mav.recipes.plan import RATES, plan_stages, with_rates
 from mav.recipes.reader import load_recipe
+from mav.storage import Artifact
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +89,17 @@ def test_days_are_of_what_is_scarcest() -> None:
     )
     assert slow_cores.days == pytest.approx(kept / 0.1 / (64 * 8) / 86_400)
     assert slow_cores.cpu_hours == pytest.approx(kept / 0.1 / 3600)
+
+
+def test_shares_of_stages_that_are_done_are_known(tmp_path: Path) -> None:
+    graph, store = make_a_video(load_recipe("tiny")), Store(str(tmp_path))
+    for stage, rows in {"image-metadata": (200, 50), "image-download": (50, 40), "video-shards": (0, 0)}.items():
+        node = graph.node(stage)
+        counts = {"rows_in": rows[0], "rows_out": rows[1], "dropped": {}, "failed": {"dns": rows[0] - rows[1]}}
+        Artifact.publish(
+            store.artifact(node), stage=stage, version=1, fingerprint=node.fingerprint, recipe="tiny", config={},
+            inputs={}, counts=counts, metrics={}, seconds=1.0, finished="", software={},
+        )  # fmt: skip
+    rates = json.loads(run("tiny", "--json", "--runs", str(tmp_path), "--rate", "reached=0.7"))["rates"]
+    found = {name: (rates[name]["value"], rates[name]["origin"]) for name in ("kept", "reached", "clip_reached")}
+    assert found == {"kept": (0.25, "measured"), "reached": (0.7, "given"), "clip_reached": (0.8, "assumed")}

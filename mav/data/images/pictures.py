@@ -1,0 +1,223 @@
+"""The one reader of pictures, for shards, evaluation, studies and the commands: upright, opaque, 8 bits, sRGB.
+
+A picture's header is read before it is decoded, so that a decompression bomb is refused. OpenCV decodes what it decodes
+rightly, and Pillow the rest.
+"""
+
+import io
+import re
+import warnings
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+# Pillow warns about large pictures, whose limit is ours to set, and about odd metadata.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # of pictures from the web
+JPEGS = ("JPEG", "MPO")
+PNG = b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 0x0112  # EXIF's tag
+MAX_PIXELS = 178_000_000  # of a user's own picture: what Pillow takes
+REDUCTIONS = (8, 4, 2)  # scales at which a JPEG can be decoded
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # among entropy-coded data: what ends it
+BARE = frozenset(range(0xD0, 0xD8)) | {0x01, 0xD8}  # JPEG markers without a length
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture's header says. problem: the reason to refuse it, or empty."""
+
+    problem: str = ""
+    form: str = ""
+    mode: str = ""  # Pillow's name of the kind of pixel
+    width: int = 0  # as stored
+    height: int = 0
+    orientation: int = 1  # EXIF's: from 5 on the picture lies on its side
+    profile: bytes = b""  # the ICC profile
+    keyed: bool = False  # a PNG in which one level of grey is transparent
+
+
+def look(data: bytes, max_pixels: int, formats: tuple[str, ...] | None = FORMATS) -> Look:
+    """Reads headers only, so that a decompression bomb is refused before it is decoded. formats: None takes all.
+
+    Reasons to refuse are not_an_image, truncated, too_many_pixels and undecodable.
+    """
+    try:
+        # PNG headers are read here, because Pillow refuses real PNGs for long texts among their chunks.
+        if data[:8] == PNG and data[12:16] == b"IHDR":
+            seen, whole = _look_at_png(data)
+        else:
+            image = Image.open(io.BytesIO(data), formats=formats)
+            form, profile = image.format or "", image.info.get("icc_profile") or b""
+            orientation = _orientation(image.getexif())
+            seen = Look("", form, image.mode, *image.size, orientation, bytes(profile))
+            whole = _jpeg_ends(data) if form in JPEGS else form != "WEBP" or len(data) >= _riff_size(data)
+    except Image.DecompressionBombError:
+        return Look("too_many_pixels")
+    except UnidentifiedImageError:
+        return Look("not_an_image")
+    except Exception:  # parsers of hostile bytes raise anything, struct.error and RecursionError included
+        return Look("undecodable")
+    if seen.width * seen.height > max_pixels:
+        return Look("too_many_pixels")
+    if min(seen.width, seen.height) < 1:
+        return Look("undecodable")
+    return seen if whole else Look("truncated")
+
+
+def _orientation(exif: Image.Exif) -> int:
+    value = exif.get(ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def _look_at_png(data: bytes) -> tuple[Look, bool]:
+    """Walks the chunks of a PNG; also says whether its last one is there."""
+    size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    mode = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}.get(data[25], "") if data[24] <= 8 else "I;16"
+    at, orientation, profile, keyed = 8, 1, b"", False
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        body = data[at + 8 : at + 8 + min(length, 1 << 24)]
+        if kind == b"IEND":
+            return Look("", "PNG", mode, *size, orientation, profile, keyed), True
+        with suppress(Exception):  # an odd note does not make an odd picture
+            if kind == b"eXIf":
+                exif = Image.Exif()
+                exif.load(b"Exif\0\0" + body)
+                orientation = _orientation(exif)
+            elif kind == b"iCCP":
+                profile = zlib.decompressobj().decompress(body.partition(b"\0")[2][1:], 1 << 24)
+            elif kind == b"tRNS":
+                keyed = mode == "L"
+        at += 12 + length
+    return Look("", "PNG", mode, *size, orientation, profile, keyed), False
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Walks a JPEG's segments to its end, since OpenCV fills what is missing with grey without an error.
+
+    Thumbnails within a segment and files behind the picture have markers of their own, which do not count.
+    """
+    at = 2
+    while 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
+        kind = data[at + 1]
+        if kind == 0xD9:
+            return True
+        if kind in (0x00, 0xFF) or kind in BARE:
+            at += 1 if kind == 0xFF else 2
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if kind == 0xDA:  # a scan: entropy-coded data follow
+            found = JPEG_MARKER.search(data, at)
+            if found is None:
+                return False
+            at = found.start()
+    return False
+
+
+def _riff_size(data: bytes) -> int:
+    return int.from_bytes(data[4:8], "little") + 8
+
+
+def unpack(data: bytes, seen: Look, side: int = 1 << 30) -> np.ndarray | None:
+    """Returns uint8 pixels in OpenCV's channel order, upright and opaque; None when the bytes cannot be decoded.
+
+    A JPEG whose shorter side is at least twice `side` is decoded at a reduced size that is not smaller than `side`.
+    """
+    pixels = _by_pillow(data) if _is_for_pillow(seen) else None
+    if pixels is None:
+        if seen.form not in FORMATS + JPEGS:
+            return None
+        flags = cv2.IMREAD_COLOR if seen.form in JPEGS and seen.orientation > 1 else cv2.IMREAD_UNCHANGED
+        reduction = next((r for r in REDUCTIONS if min(seen.width, seen.height) >= r * side), 1)
+        if reduction > 1 and seen.form in JPEGS and seen.mode in ("RGB", "L"):
+            flags = getattr(cv2, f"IMREAD_REDUCED_{'COLOR' if seen.mode == 'RGB' else 'GRAYSCALE'}_{reduction}")
+            flags |= 0 if seen.orientation > 1 else cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if pixels is None:
+            return None
+        pixels = _eight_bits(pixels)
+        if seen.form in ("PNG", "WEBP"):  # OpenCV turns the others itself
+            pixels = _turned(pixels, seen.orientation)
+    if pixels.ndim == 3 and pixels.shape[2] == 4:  # transparent pictures are laid over white
+        alpha = pixels[:, :, 3, np.newaxis]
+        flat = alpha / 255 * pixels[..., :3] + 255 - alpha
+        pixels = np.rint(flat.clip(min=0, max=255)).astype(np.uint8)
+    return _in_srgb(data, pixels, seen)
+
+
+def read_picture(data: bytes) -> np.ndarray:
+    """Returns uint8 (H, W, 3) RGB of a user's own picture. Raises ValueError with the reason when it has none."""
+    seen = look(data, MAX_PIXELS, formats=None)
+    if seen.problem:
+        raise ValueError(seen.problem.replace("_", " "))
+    try:
+        pixels = unpack(data, seen)
+    except Exception:  # decoders of odd bytes raise anything
+        pixels = None
+    if pixels is None:
+        raise ValueError("undecodable")
+    return np.ascontiguousarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if pixels.ndim == 2 else pixels[..., ::-1])
+
+
+def over_white(picture: Image.Image) -> np.ndarray:
+    """Returns uint8 (H, W, 3) RGB of what Pillow has decoded; transparent parts are white."""
+    if not picture.has_transparency_data:
+        return np.asarray(picture.convert("RGB"))
+    layered = picture.convert("RGBA")
+    white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, layered).convert("RGB"))
+
+
+def _is_for_pillow(seen: Look) -> bool:
+    """Says whether OpenCV reads such a picture wrongly, or not at all."""
+    return seen.keyed or seen.form not in FORMATS + JPEGS or (seen.form == "TIFF" and "a" in seen.mode.lower())
+
+
+def _by_pillow(data: bytes) -> np.ndarray | None:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return _turned(over_white(picture), _orientation(picture.getexif()))[..., ::-1]
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Scales deep pixels: 16 bits by their range, others by the brightest."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    pixels = np.nan_to_num(pixels, posinf=0.0, neginf=0.0)
+    white = 65535.0 if pixels.dtype == np.uint16 else max(float(pixels.max()), 1.0)
+    return np.clip(pixels * (255.0 / white), 0, 255).astype(np.uint8)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns a picture upright, as EXIF's orientation (1 to 8) asks for."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _in_srgb(data: bytes, pixels: np.ndarray, seen: Look) -> np.ndarray:
+    """Returns colours in sRGB, as browsers show them. A profile that cannot be applied is left out, as they do."""
+    if not seen.profile or pixels.ndim == 2 or b"sRGB" in seen.profile or b"s\0R\0G\0B" in seen.profile:
+        return pixels
+    with suppress(ImageCms.PyCMSError, OSError, ValueError):
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(seen.profile))
+        space, to = profile.profile.xcolor_space.strip(), ImageCms.createProfile("sRGB")
+        if space == "RGB":
+            rgb = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
+            return np.asarray(ImageCms.profileToProfile(rgb, profile, to))[..., ::-1]
+        if space == "CMYK" and seen.mode == "CMYK":
+            colours = ImageCms.profileToProfile(Image.open(io.BytesIO(data)), profile, to, outputMode="RGB")
+            return _turned(np.asarray(colours), seen.orientation)[..., ::-1]
+    return pixels

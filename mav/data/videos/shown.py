@@ -1,0 +1,169 @@
+"""A video's frames as a player shows them: without hidden ones, upright, with square pixels, each at its own time.
+
+Shards, evaluation, studies and the commands agree on what a video shows, because all read it through `TimedFrames` and
+these functions.
+"""
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorTrc
+from PIL import Image, ImageSequence
+
+from mav.data.images.pictures import over_white
+from mav.data.videos.probe import CONTAINERS, ClipError, TimedFrames, frame_rate, video_stream
+
+HDR = (16, 18)  # transfer characteristics: PQ and HLG
+HELD = 256 << 20  # bytes of decoded frames that are kept; a longer video is decoded a second time
+PICTURES = (b"GIF8", b"RIFF", b"\x89PNG")  # how animated pictures begin; of RIFF files, those that are WEBP
+SHORTEST, USUAL = 0.011, 0.1  # seconds: a picture that is to be shown for less is shown for the usual time
+
+
+class ShownVideo:
+    """The frames of a video or of an animated picture, in bytes. Raises ValueError when there are none.
+
+    times: seconds of each frame since the first; fps: their constant rate, or the mean one; uneven: there is only this.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._held, self._bytes = data, [], 0
+        self._animated = data[:4] in PICTURES and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")
+        self.times: list[float] = []
+        self._claimed, self._size = 0.0, (0, 0)
+        for time, frame in self._decoded():
+            self.times.append(time)
+            self._bytes += frame.nbytes if isinstance(frame, np.ndarray) else 3 * frame.width * frame.height
+            self._held.append(frame)
+            if self._bytes > HELD:
+                self._held.clear()
+        if not self.times:
+            raise ValueError("not a decodable video: the video has no frames")
+        mean, constant = frame_rate(self.times, self._claimed) if len(self.times) > 1 else (self._claimed, 0.0)
+        self.fps, self.uneven = constant or mean, constant is None
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def nearest(self, places: Sequence[float]) -> list[int]:
+        """Returns the frames at places counted in frames of the rate `fps`: of an uneven video, those shown then."""
+        if self.uneven:
+            at = np.asarray(places) / self.fps + self.times[0]
+            places = np.interp(at, self.times, np.arange(len(self))).tolist()
+        return [min(int(np.floor(place + 0.5)), len(self) - 1) for place in places]
+
+    def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Returns uint8 (F, H, W, 3) RGB of these frames, or of all."""
+        wanted = range(len(self)) if indices is None else indices
+        chosen: dict[int, np.ndarray] = {}
+        last, needed = max(wanted), set(wanted)
+        frames = self._held if len(self._held) == len(self) else (frame for _, frame in self._decoded())
+        for number, frame in enumerate(itertools.islice(frames, last + 1)):
+            if number in needed:
+                chosen[number] = frame if isinstance(frame, np.ndarray) else self._pixels(frame)
+        return np.stack([chosen[number] for number in wanted])
+
+    def _decoded(self) -> Iterator[tuple[float, Any]]:
+        try:
+            if self._animated:
+                yield from _animation(self._data)
+                return
+            with av.open(io.BytesIO(self._data), options={"format_whitelist": ",".join(CONTAINERS)}) as container:
+                source = TimedFrames(container, video_stream(container), strict=False)
+                self._claimed, self._background = float(source.rate), source.background
+                timed = iter(source)
+                first = next(timed, None)
+                if first is None:
+                    return
+                self._size = target_size(first[1], source.pixel_aspect)
+                yield from _progressive(itertools.chain([first], timed), first[1].interlaced_frame)
+        except (av.error.FFmpegError, OverflowError, MemoryError, OSError) as error:
+            raise ValueError(f"not a decodable video: {getattr(error, 'strerror', None) or error}") from None
+        except ClipError as error:
+            raise ValueError(f"not a decodable video: {str(error).replace('_', ' ')}") from None
+
+    def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        frame = upright(frame, self._background)
+        if (frame.width, frame.height) != self._size or frame.color_trc in HDR:
+            target: dict[str, Any] = {"width": self._size[0], "height": self._size[1], "format": "rgb24"}
+            if frame.color_trc in HDR:
+                target |= {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
+            frame = frame.reformat(**target)
+        pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+        return pixels
+
+
+def _animation(data: bytes) -> Iterator[tuple[float, np.ndarray]]:
+    """Yields the seconds and pixels of each frame of a GIF, WEBP or PNG, over white, timed as browsers do."""
+    time = 0.0
+    with Image.open(io.BytesIO(data)) as picture:
+        for frame in ImageSequence.Iterator(picture):
+            pixels = over_white(frame)
+            yield time, pixels
+            seconds = float(frame.info.get("duration") or 0) / 1000
+            time += seconds if seconds >= SHORTEST else USUAL
+
+
+def _progressive(timed: Iterable[tuple[float, av.VideoFrame]], interlaced: bool) -> Iterator[tuple[float, Any]]:
+    if not interlaced:
+        yield from timed
+        return
+    times, frames = itertools.tee(timed)
+    yield from zip((time for time, _ in times), deinterlaced(frame for _, frame in frames), strict=False)
+
+
+def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """Yields as many frames, each of one moment: the filter bwdif interpolates the lines of the other field."""
+    frames = iter(frames)
+    first = next(frames)
+    graph = av.filter.Graph()
+    graph.threads = 1
+    base = Fraction(1, 1000)
+    source = graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=base)
+    bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
+    for number, frame in enumerate(itertools.chain([first], frames, [None])):
+        if frame is not None:
+            frame.pts, frame.time_base = number, base
+        graph.vpush(frame)
+        while True:
+            try:
+                yield graph.vpull()
+            except (av.BlockingIOError, av.EOFError):  # the filter waits for the next frame, or has ended
+                break
+
+
+def upright(frame: av.VideoFrame, background: int) -> av.VideoFrame:
+    """Returns a frame turned as its display matrix says, or laid over a background (a level of grey), or itself."""
+    if turn := frame.rotation % 360:
+        turned: Any = np.rot90(frame.to_ndarray(format="rgb24"), turn // 90)
+        return av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
+    if not is_transparent(frame):
+        return frame
+    colours: Any = frame.to_ndarray(format="rgba")
+    alpha = colours[..., 3:].astype(np.uint16)
+    opaque = ((colours[..., :3] * alpha + background * (255 - alpha)) // 255).astype(np.uint8)
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(opaque), format="rgb24")
+
+
+def is_transparent(frame: av.VideoFrame) -> bool:
+    """Says whether a frame has an alpha channel."""
+    return any(component.is_alpha for component in frame.format.components)
+
+
+def target_size(frame: av.VideoFrame, aspect: Fraction, short_side: int = 0) -> tuple[int, int]:
+    """Returns the sides of a frame, upright and with square pixels.
+
+    With a `short_side` they are even, and the shorter is at most this: enlarging adds nothing.
+    """
+    width, height = frame.width * float(aspect), float(frame.height)
+    if frame.rotation % 180:
+        width, height = height, width
+    if not short_side:
+        return max(round(width), 1), max(round(height), 1)
+    scale = min(short_side / min(width, height), 1.0)
+    return max(2 * round(width * scale / 2), 2), max(2 * round(height * scale / 2), 2)

@@ -1,0 +1,123 @@
+"""LAION-like tables whose cells and columns are odd: every row comes through, or the column is named with its type."""
+
+import datetime
+import decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from filters.screen import MetadataWork, Screen
+from mav.data.images.laion import read_part
+from mav.errors import UserError
+from mav.recipes import Screening
+from mav.storage import Folder
+
+ROWS = 4
+SCORES = [0.01, 0.02, 0.9, 0.03]
+PLAIN = {
+    "URL": [f"http://example.invalid/{i}.jpg" for i in range(ROWS)], "TEXT": [f"a picture {i}" for i in range(ROWS)],
+    "WIDTH": [640] * ROWS, "HEIGHT": [480] * ROWS, "punsafe": SCORES, "pwatermark": [0.01] * ROWS,
+    "hash": list(range(ROWS)), "md5": ["0123456789abcdef" * 2] * ROWS,
+}  # fmt: skip
+
+
+def screened(path, **columns):
+    pq.write_table(pa.table(PLAIN | columns), path)
+    screen = Screen(Screening())
+    kept = [screen(batch)[0] for batch in read_part(str(path))[1]]
+    assert screen.rows_in == ROWS
+    return pa.concat_tables(kept)
+
+
+READ = {
+    "large text": {"TEXT": pa.array(PLAIN["TEXT"], pa.large_string())},
+    "text as views": {"TEXT": pa.array(PLAIN["TEXT"], pa.string_view())},
+    "text as categories": {"TEXT": pa.array(PLAIN["TEXT"]).dictionary_encode()},
+    "text as bytes": {"TEXT": [text.encode() for text in PLAIN["TEXT"]]},
+    "numbers as captions": {"TEXT": [1, 2, 3, 4]},
+    "days as captions": {"TEXT": [datetime.date(2020, 1, i + 1) for i in range(ROWS)]},
+    "times as captions": {"TEXT": [datetime.datetime(2020, 1, i + 1) for i in range(ROWS)]},
+    "scores as text": {"punsafe": ["0.01", " 0.02 ", "9e-1", "0.03"]},
+    "scores as decimals": {"punsafe": [decimal.Decimal(str(score)) for score in SCORES]},
+    "scores as categories": {"punsafe": pa.array([str(score) for score in SCORES]).dictionary_encode()},
+    "scores as halves": {"punsafe": pa.array(np.array(SCORES, np.float16))},
+    "sizes as floats": {"WIDTH": [640.0] * ROWS},
+    "sizes as floats in text": {"WIDTH": ["640.0"] * ROWS},
+    "sizes as decimals": {"HEIGHT": [decimal.Decimal("480")] * ROWS},
+    "sizes beyond a number": {"WIDTH": [2**40] * ROWS},
+    "hash as lists": {"hash": [[1]] * ROWS},
+    "hash as a struct": {"hash": [{"a": 1}] * ROWS},
+    "hash as floats": {"hash": [1.0, float("nan"), 2.0, 3.0]},
+    "hash as large numbers": {"hash": pa.array([2**63 + i for i in range(ROWS)], pa.uint64())},
+    "hash as categories": {"hash": pa.array(["x"] * ROWS).dictionary_encode()},
+    "md5 as categories": {"md5": pa.array(PLAIN["md5"]).dictionary_encode()},
+    "md5 as numbers": {"md5": [1] * ROWS},
+    "a column of nulls": {"WIDTH": pa.nulls(ROWS), "hash": pa.nulls(ROWS)},
+    "others": {"exif": [{"a": [1]}] * ROWS, "when": [datetime.datetime(2020, 1, 1)] * ROWS},
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_columns_of_other_types_are_read(tmp_path, name):
+    kept = screened(tmp_path / "a.parquet", **READ[name])
+    assert kept["url"].to_pylist() == [url for i, url in enumerate(PLAIN["URL"]) if i != 2]
+    if "sizes" in name:
+        assert set(kept["width"].to_pylist()) == ({None} if "beyond" in name else {640})
+
+
+@pytest.mark.parametrize("column", ["URL", "TEXT", "punsafe"])
+@pytest.mark.parametrize(
+    "values", [[["a"]] * ROWS, [{"en": "a"}] * ROWS, [datetime.timedelta(1)] * ROWS], ids=["list", "struct", "duration"]
+)
+def test_columns_that_cannot_be_read_are_named_with_their_type(tmp_path, column, values):
+    kind = str(pa.array(values).type).partition("<")[0]
+    with pytest.raises(UserError) as caught:
+        screened(tmp_path / "a.parquet", **{column: values})
+    assert column in str(caught.value)
+    assert kind in str(caught.value)
+    assert "bring the file again" not in str(caught.value)
+
+
+def test_two_columns_of_one_name(tmp_path):
+    columns = [pa.array(["u"]), pa.array(["t"]), pa.array(["t"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["URL", "TEXT", "TEXT"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="several columns of the name TEXT"):
+        read_part(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("null", ["", "nan", "NaN", "None", "null", "NaT", "n/a", "unknown", "inf", None])
+def test_a_score_that_is_none_is_unknown(tmp_path, null):
+    kept = screened(tmp_path / "a.parquet", punsafe=[null, "0.01", "0.9", "0.03"], WIDTH=[null, "1", "2", "3"])
+    assert kept["punsafe"].to_pylist()[0] is None
+    assert kept["width"].to_pylist() == [None, 1, 3]
+
+
+@settings(max_examples=150, deadline=None)
+@given(column=st.sampled_from(["URL", "TEXT", "md5", "punsafe", "NSFW"]), junk=st.binary(max_size=16))
+def test_bytes_in_any_text_column_of_one_row(tmp_path_factory, column, junk):
+    """The stage's own work: what it writes is valid, and the other rows are kept."""
+    folder = tmp_path_factory.mktemp("tables")
+    cells = [str(value).encode() for value in PLAIN.get(column, ["UNLIKELY"] * ROWS)]
+    cells[1] = junk
+    plain = {name: values for name, values in PLAIN.items() if name != "hash"}
+    if column == "NSFW":
+        plain = {"SAMPLE_ID": list(range(ROWS)), "URL": PLAIN["URL"], "TEXT": PLAIN["TEXT"]}
+    pq.write_table(pa.table(plain | {column: pa.array(cells).view(pa.string())}), folder / "part.parquet")
+    work = MetadataWork((str(folder / "part.parquet"),), Screening(), 10, Folder(str(folder / "out")))
+    counts = work("00000").counts
+    assert counts["rows_in"] == ROWS == counts["rows_out"] + sum(counts["dropped"].values())
+    tables = [pq.read_table(path) for path in (folder / "out").rglob("*.parquet")]
+    for table in tables:
+        table.validate(full=True)
+    urls = [url for table in tables for url in table["url"].to_pylist()]
+    assert {PLAIN["URL"][i] for i in (0, 2, 3)} <= set(urls)
+
+
+def test_addresses_keep_their_bytes(tmp_path):
+    urls = pa.array([b"http://h/caf\xe9.jpg", "http://h/größe".encode(), b"http://h/\xe2\x82", b"x"]).view(pa.string())
+    kept = screened(tmp_path / "a.parquet", URL=urls)
+    assert kept["url"].to_pylist() == ["http://h/caf%E9.jpg", "http://h/größe", "x"]

@@ -1,0 +1,187 @@
+"""What a player shows of a video is what is sharded, evaluated, rated and varied."""
+
+import io
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from odd_videos import HANDLED, picture, turned, video
+from PIL import Image
+
+from mav.data.videos.probe import ClipError
+from mav.data.videos.shown import ShownVideo
+from mav.data.videos.transcode import convert
+from mav.data.videos.video_io import read_frames
+from mav.evaluation.reading import central_frames, whole_video
+from mav.recipes import VideoShards
+
+RULE = VideoShards(short_side=48)
+SECONDS, RATE = 4, 25
+
+
+def brighter(form="mp4", codec="libx264", target=None, **options):
+    """Four seconds that grow brighter: the level of frame i is 20 + 2 i."""
+    buffer = target or io.BytesIO()
+    with av.open(buffer, "w", format=form) as out:
+        stream = out.add_stream(codec, rate=RATE)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", options
+        for i in range(RATE * SECONDS):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 2 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, RATE)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return buffer.getvalue()
+
+
+class Pipe(io.RawIOBase):
+    """Cannot seek."""
+
+    def __init__(self):
+        self.data = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.data += bytes(data)
+        return len(data)
+
+    def getvalue(self):
+        return self.data
+
+
+def boxes(data, at, end):
+    while at + 8 <= end:
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        yield kind, at
+        if kind in (b"moov", b"trak", b"edts", b"mdia"):
+            yield from boxes(data, at + 8, at + size)
+        at += size
+
+
+def trimmed(data, first, seconds):
+    """Only `seconds` from `first` on are shown, as the edit list says."""
+    at = dict(boxes(data, 0, len(data)))
+    movie = int.from_bytes(data[at[b"mvhd"] + 20 : at[b"mvhd"] + 24], "big")
+    track = int.from_bytes(data[at[b"mdhd"] + 20 : at[b"mdhd"] + 24], "big")
+    edit = at[b"elst"] + 16
+    before = struct.unpack(">i", data[edit + 4 : edit + 8])[0]
+    return data[:edit] + struct.pack(">Ii", round(seconds * movie), before + round(first * track)) + data[edit + 8 :]
+
+
+def levels(frames):
+    return frames.reshape(len(frames), -1).mean(axis=1)
+
+
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+@pytest.mark.parametrize(("first", "seconds"), [(0, 1), (1.52, 1), (3, 1), (2, 2), (0, 4)])
+def test_hidden_packets_are_nowhere_seen(b_frames, first, seconds):
+    data = trimmed(brighter(g="250", bf=b_frames), first, seconds)
+    expected = 20 + 2 * (np.arange(seconds * RATE) + first * RATE)
+    found = levels(whole_video(data))
+    assert len(found) == len(expected)
+    assert np.abs(found - expected).max() < 4
+    assert np.abs(levels(read_frames(convert(data, RULE).data)) - expected).max() < 4
+    middle = (len(expected) - 8) / 2
+    assert np.abs(levels(central_frames(data, 8, 0.0)) - expected[int(middle + 0.5) :][:8]).max() < 4
+    as_it_is = VideoShards(short_side=48, reencode=False)
+    if seconds == SECONDS:
+        assert np.abs(levels(read_frames(convert(data, as_it_is).data)) - expected).max() < 4
+    else:
+        with pytest.raises(ClipError, match="needs_reencoding"):
+            convert(data, as_it_is)
+
+
+@pytest.mark.parametrize("options", [{}, {"bf": "2"}], ids=["plain", "B-frames"])
+def test_an_avi_from_a_pipe_is_whole(options):
+    data = brighter("avi", "mpeg4", Pipe(), **options)
+    assert data[4:8] == b"\xff\xff\xff\xff"
+    assert convert(data, RULE).metadata["frames"] == len(ShownVideo(data)) == RATE * SECONDS
+    for size in (0, 0xFFFFFFFF):
+        assert convert(data[:4] + struct.pack("<I", size) + data[8:], RULE).metadata["frames"] == RATE * SECONDS
+    whole = brighter("avi", "mpeg4", **options)
+    claimed = whole.replace(struct.pack("<I", RATE * SECONDS), struct.pack("<I", 9 * RATE * SECONDS))
+    assert convert(claimed, RULE).metadata["frames"] == RATE * SECONDS
+
+
+TRAILERS = [b"\x8d\xb4\x2d\x69" * 24, b"SEFT" + bytes(9), bytes(100), b"\0\0\xff\xffskip", b"\xff" * 7, b"\0\0\1\0free"]
+
+
+@pytest.mark.parametrize("trailer", TRAILERS)
+def test_bytes_behind_the_last_box_do_no_harm(trailer):
+    for options in ({}, {"movflags": "faststart"}):
+        data = video(format_options=options)
+        assert convert(data + trailer, RULE).metadata["frames"] == 12
+        for cut in (len(data) // 2, len(data) - 10):
+            with pytest.raises(ClipError, match="truncated"):
+                convert(data[:cut], RULE)
+
+
+@pytest.mark.parametrize("name", sorted(HANDLED))
+def test_evaluation_and_shards_see_the_same_frames(name):
+    """Of every odd but good video: as many, of the same shape, of the same colours."""
+    if name == "theora ogg" and "libtheora" not in av.codecs_available:
+        pytest.skip("this build of FFmpeg does not write theora")
+    data = HANDLED[name][0]()
+    shard, seen = read_frames(convert(data, RULE).data), whole_video(data)
+    assert len(shard) == len(seen)
+    aspect = [frames.shape[1] / frames.shape[2] for frames in (shard, seen)]
+    assert aspect[0] == pytest.approx(aspect[1], rel=0.1)  # the shard's sides are even
+    small = [np.asarray(Image.fromarray(f).resize(shard.shape[2:0:-1], Image.Resampling.BOX)) for f in seen]
+    assert np.abs(shard.astype(int) - np.array(small)).mean() < 12
+
+
+def test_turned_videos_are_upright_for_evaluation():
+    for degrees in (90, 270):
+        assert whole_video(turned(degrees)).shape[1:3] == (64, 48)
+
+
+def test_an_uneven_rate_is_sampled_by_time():
+    """Twelve frames, the second half ten times as slow: at 2 fps nearly all of the middle is of the slow half."""
+    times = [0.05 * i for i in range(6)] + [0.52 + 0.5 * i for i in range(6)]
+    data = video("matroska", times=times)
+    shown = ShownVideo(data)
+    assert shown.uneven
+    assert shown.times == pytest.approx(times, abs=0.002)
+    frames = central_frames(data, 4, 2.0)
+    wanted = np.linspace(0, 1, 4) * 1.5 + (times[-1] - 1.5) / 2
+    nearest = [int(np.abs(np.array(times) - moment).argmin()) for moment in wanted]
+    every = whole_video(data)
+    assert [int(np.abs(every.astype(int) - frame).reshape(12, -1).mean(1).argmin()) for frame in frames] == nearest
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_animated_pictures_have_their_own_times(form):
+    durations = [100, 100, 500, 100, 0, 100, 100, 100]
+    frames = [Image.fromarray(picture(i)) for i in range(8)]
+    buffer = io.BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:], duration=durations, **options)
+    shown = ShownVideo(buffer.getvalue())
+    assert len(shown) == 8
+    assert shown.times == pytest.approx([0, 0.1, 0.2, 0.7, 0.8, 0.9, 1.0, 1.1])
+    assert np.abs(shown.frames([3])[0].astype(int) - picture(3)).mean() < 12
+
+
+def test_a_damaged_packet_does_not_end_an_evaluation():
+    data = bytearray(brighter("avi", "mpeg4", g="10"))
+    data[len(data) // 2 : len(data) // 2 + 4] = b"\xff" * 4
+    assert len(whole_video(bytes(data))) >= RATE * SECONDS - 10
+
+
+def test_what_is_no_video():
+    for data in (b"", b"<html>", b"GIF89a", b"RIFF\0\0\0\0WEBP", video(frames=0), b"\x89PNG\r\n\x1a\n"):
+        with pytest.raises(ValueError, match=r"not a decodable video|unreadable"):
+            whole_video(data)
+        with pytest.raises(ValueError, match="not a decodable video"):
+            ShownVideo(data)
+
+
+def test_real_videos(real_data):
+    for path in [*sorted((real_data / "cuts").iterdir()), *sorted((real_data / "videos").iterdir())]:
+        data = path.read_bytes()
+        with av.open(io.BytesIO(data)) as container:
+            shown = sum(1 for _ in container.decode(video=0))
+        assert len(ShownVideo(data)) == shown

@@ -1,0 +1,95 @@
+"""Errors, foreseen or not, are one sentence and exit 2; tables keep their names in narrow terminals."""
+
+import errno
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows.cli import main as command
+from flows.services.terminal import plain_table
+
+
+class OddError(Exception):
+    """An error of a library."""
+
+
+CASES = {
+    "full disk": (OSError(errno.ENOSPC, "No space left on device", "/runs/a"), ["/runs/a", "no space left"]),
+    "read-only": (OSError(errno.EROFS, "Read-only file system", "/runs/a"), ["/runs/a", "read-only"]),
+    "not allowed": (PermissionError(errno.EACCES, "Permission denied", "/runs/a"), ["/runs/a", "permission denied"]),
+    "two names": (
+        OSError(errno.EXDEV, "Invalid cross-device link", "/a", None, "/runs/b"),
+        ["/runs/b", "cross-device"],
+    ),
+    "no name": (OSError(errno.EMFILE, "Too many open files"), ["too many open files"]),
+    "no number": (ConnectionError("nobody answers"), ["nobody answers", "ConnectionError"]),
+    "Ray's bare one": (Exception("The current node timed out during startup."), ["timed out during startup"]),
+    "Ray's long one": (OddError("task failed\nTraceback ...\nValueError: the cause"), ["OddError", "the cause"]),
+    "without words": (OddError(), ["OddError"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_error_is_one_sentence(name, debug, monkeypatch, capsys, tmp_path):
+    error, words = CASES[name]
+
+    def fails(**_):
+        raise error
+
+    monkeypatch.setattr(command, "app", fails)
+    monkeypatch.setattr(command.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["mav", "run", "demo", *(["--debug"] if debug else [])])
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    err = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "--debug" not in sys.argv
+    assert all(word in err for word in words)
+    assert ("Traceback (most recent call last)" in err) == debug
+    if not debug:
+        assert err.count("\n") == 1
+        (file,) = tmp_path.iterdir()
+        assert str(file) in err
+        assert "Traceback (most recent call last)" in file.read_text()
+
+
+def test_no_room_for_the_traceback(monkeypatch, capsys, tmp_path):
+    def fails(**_):
+        raise OddError("a cause")
+
+    monkeypatch.setattr(command, "app", fails)
+    monkeypatch.setattr(command.tempfile, "tempdir", str(tmp_path / "gone"))
+    monkeypatch.setattr(sys, "argv", ["mav", "run", "demo"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "--debug shows its traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["file/runs", "file"])
+def test_runs_that_cannot_be_a_folder(option, mav, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for arguments in (["run", "tiny"], ["status", "tiny"], ["report", "tiny"], ["verify", "tiny"], ["clean", "tiny"]):
+        code, _, err = mav(*arguments, "--runs", str(tmp_path / option))
+        assert (code, err.count("\n")) == (2, 1), arguments
+        assert f"--runs {tmp_path / option} cannot be a folder" in err
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 160])
+@pytest.mark.parametrize("soft", [True, False])
+def test_tables_keep_all_names_and_numbers(width, soft):
+    table = plain_table("stage", "state", right=("seconds", "rows in", "rows out", "shards"), title="of tiny")
+    table.add_column("fingerprint")
+    rows = [("evaluate-interpolation", "[green]done[/]", "1,000.1", "1,234,567", "1,234,000", "17", "abcdef123456"),
+            ("train-sr-low-video", "missing", "", "", "", "", "fedcba654321")]  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False, soft_wrap=soft).print(table)
+    text = out.getvalue()
+    for word in ("of tiny", "seconds", *rows[0][:1], *rows[0][2:], rows[1][0], rows[1][-1], "done"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= width
