@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 configure_environment()
 SHARED = (
+    ".",
     "flows/cli",
     "chaos",
     "data",

@@ -160,10 +160,9 @@ class Folder:
         path = self.path(name)
         if self.local and os.path.islink(path):
             os.unlink(path)
+        elif not self.fs.exists(path):
             return
-        if not self.fs.exists(path):
-            return
-        if self.local or not has_magic(path):
+        elif self.local or not has_magic(path):
             self.fs.rm(path, recursive=True)
         else:  # other storages would take brackets in the name for a pattern
             for found in self.fs.find(path):
@@ -205,7 +204,7 @@ class Folder:
             os.replace(self.root, target.root)
             return
         for name in self.names():
-            self.fs.copy(self.path(name), target.path(name))
+            self.fs.cp_file(self.path(name), target.path(name))
         self.remove()
 
     def sha256(self, name: str, size: int = SMALL) -> str:

@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 import pytest
-import torch
 from small_videos import FRAMES, frames, save, write
 
 from mav.data.videos.video_io import encode_mp4
@@ -18,26 +17,11 @@ from mav.evaluation.measure import Settings, measure
 from mav.evaluation.protocols import Preparation, load_protocol
 from mav.evaluation.reading import find_videos
 from mav.evaluation.sets import BenchmarkSet
-from mav.models.clip import ClipModel
-from mav.recipes import ClipConfig
 from mav.storage import Folder
 from mav.world.drawing import SHAPES
 
 PREPARATION = Preparation(FRAMES)
 PROMPTS = tuple(f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in SHAPES)
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    folder = Folder(str(tmp_path_factory.mktemp("clip")))
-    torch.manual_seed(0)
-    ClipModel(ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)).save(folder)
-    return folder
-
-
-@pytest.fixture
-def networks(clip_folder):
-    return Networks(("demo",), clip=clip_folder)
 
 
 def evaluate(
@@ -154,17 +138,6 @@ def test_real_features_are_kept_by_what_shapes_them(tmp_path, networks, folders)
     provenance = [Folder(str(path)).read_json("provenance.json") for path in (tmp_path / "cache").iterdir()]
     assert len(provenance) == 3
     assert all(p["networks"]["demo"] == networks.describe()["demo"]["sha256"] and p["videos"] == 8 for p in provenance)
-
-
-@pytest.mark.parametrize("damage", ["empty", "truncated", "zeros"])
-def test_damaged_features_are_computed_again(tmp_path, networks, folders, damage):
-    _, real = folders
-    entries, keep = find_videos(real, (), 8)[0], Folder(str(tmp_path / "kept"))
-    whole = compute(entries, real, PREPARATION, networks, keep).load("demo")[1]
-    for path in (tmp_path / "kept").rglob("*.npz"):
-        data = path.read_bytes()
-        path.write_bytes({"empty": b"", "truncated": data[: len(data) // 2], "zeros": bytes(len(data))}[damage])
-    assert np.array_equal(compute(entries, real, PREPARATION, networks, keep).load("demo")[1], whole)
 
 
 def test_long_features_take_the_jackknife(tmp_path, networks, folders, monkeypatch):
