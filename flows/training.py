@@ -165,7 +165,7 @@ def _worker(config: dict[str, Orders]) -> None:
 
 
 def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Runs in a Ray task whose process may be told to end."""
+    """Runs in a Ray task whose process may receive SIGTERM."""
     from mav.training.process.preemption import PreemptedError, catch_termination_signals
 
     try:

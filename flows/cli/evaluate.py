@@ -114,8 +114,8 @@ def evaluate(
             networks = Networks(chosen.networks, weights_dir, clip, on)
             filmed = Folder(real) if real else None
             wanted = samples or chosen.samples
-            _require_weights(networks, benchmark)
             asked = read_set(chosen, filmed, wanted, Folder(prompts) if prompts else None)
+            _require_weights(networks, benchmark)
             settings = Settings(chosen.preparation(loaded), wanted or len(asked.prompts), endless=endless)
             with features_on_ray(on) as run:
                 sets = (Folder(videos), asked, filmed, networks)

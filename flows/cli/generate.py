@@ -87,7 +87,7 @@ def _make(
     import numpy as np
 
     from mav.generation.outputs import find_output, write_output
-    from mav.generation.prompts import told
+    from mav.generation.prompts import prompt_notes
 
     if out.suffix in (".mp4", ".gif"):
         raise UserError(f"--out names a folder, which gets an mp4 and a GIF of each seed: give --out {out.parent}.")
@@ -95,7 +95,7 @@ def _make(
     loaded, cascade, networks = load_cascade(recipe, runs, set_)
     texts = [one for one in inputs if isinstance(one, str)]
     captions = None if loaded.clip.pretrained else networks.pop("image-embed", None)
-    for sentence in told(cascade.clip, texts, captions):
+    for sentence in prompt_notes(cascade.clip, texts, captions):
         print(f"mav: {sentence}", file=sys.stderr)
     settings = {name: value for name, value in to_plain(loaded.generate).items() if name not in NOT_OF_A_VIDEO}
     about = {

@@ -13,7 +13,7 @@ from flows.services.ray_metrics import report_training
 from mav.storage import Folder
 
 T = TypeVar("T")
-PROGRESS, TOLD = "progress.json", "told.json"
+PROGRESS, MESSAGES = "progress.json", "messages.json"
 SAVE_SECONDS = 20.0  # for a training that is being stopped
 
 
@@ -21,22 +21,22 @@ class ProgressFile:
     """Writes a worker's latest progress where the driver reads it, and sets Ray's gauges, at most once a second.
 
     It is called with a mapping of "samples" (done so far), "total" and other values (loss, samples per second). A
-    sentence for the user is in "told".
+    sentence for the user is in "message".
     """
 
     def __init__(self, work: Folder) -> None:
         self.work = work
         self._last = 0.0
-        self._told: list[str] = []
+        self._messages: list[str] = []
 
     def begin(self) -> None:
         """Records that the work has its processors, before there is progress."""
         self.work.write_json(PROGRESS, {})
 
     def __call__(self, progress: dict[str, Any]) -> None:
-        if sentence := progress.get("told"):
-            self._told.append(sentence)
-            self.work.write_json(TOLD, self._told)
+        if sentence := progress.get("message"):
+            self._messages.append(sentence)
+            self.work.write_json(MESSAGES, self._messages)
         elif time.monotonic() - self._last > 1.0:
             self._last = time.monotonic()
             self.work.write_json(PROGRESS, progress)
@@ -46,14 +46,14 @@ class ProgressFile:
 @contextmanager
 def following(job: Job, capacity: Capacity) -> Iterator[None]:
     """Reports the worker's progress file while the block runs; until it exists, what the worker waits for."""
-    for name in (PROGRESS, TOLD):
+    for name in (PROGRESS, MESSAGES):
         job.work.remove(name)  # an earlier worker may have left one
-    told: list[str] = []
+    shown: list[str] = []
 
     def say() -> None:
-        for sentence in job.work.read_json_or_none(TOLD) or ():
-            if sentence not in told:
-                told.append(sentence)
+        for sentence in job.work.read_json_or_none(MESSAGES) or ():
+            if sentence not in shown:
+                shown.append(sentence)
                 job.run.terminal.say(f"  {sentence}")
 
     def look() -> None:

@@ -30,7 +30,7 @@ def words_not_known(clip: ClipModel, prompt: str, captions: Artifact) -> list[st
     return [word for word in dict.fromkeys(prompt.split()) if not known.issuperset(clip.encode(word))]
 
 
-def told(clip: ClipModel, prompts: Iterable[str], captions: Artifact | None) -> list[str]:
+def prompt_notes(clip: ClipModel, prompts: Iterable[str], captions: Artifact | None) -> list[str]:
     """Returns a sentence on each prompt's unseen end and unknown words."""
     sentences = []
     for prompt in dict.fromkeys(prompts):

@@ -3,8 +3,8 @@
 A checkpoint is a folder named after the samples seen. It holds the run's tensors as every rank has them (whole, or one
 shard each), torch's `.metadata` about them, and `facts.json` with what is not a tensor and the size of every file. The
 latter is written last, when all else is on the disk: a folder without it was being written when the run died, and is
-never read. One that lost bytes since is told, and the one before is taken. Tensors are stored by name, so that one
-worker can continue a checkpoint of two, and shards one of replicas.
+never read. One that has lost bytes since is reported, and the one before it is read. Tensors are stored by name, so
+that one worker can continue a checkpoint of two, and shards one of replicas.
 
 Training waits only while the tensors are copied, by one fused copy into buffers that are kept for it.
 """
@@ -155,8 +155,8 @@ class Checkpoints:
     def restore(self, tensors: Tensors) -> dict[str, Any] | None:
         """Fills the tensors from the last whole checkpoint and returns its metadata, or None when there is none.
 
-        A damaged one is told, and the one before is taken. Raises UserError when the checkpoint is of another recipe,
-        or when there are checkpoints and all of them are damaged.
+        A damaged one is reported, and the one before it is read. Raises UserError when the checkpoint is of another
+        recipe, or when there are checkpoints and all of them are damaged.
         """
         found = self._agreed(self._inspect)
         for samples, problem in sorted(found.items(), reverse=True):

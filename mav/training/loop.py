@@ -107,7 +107,9 @@ def train(
     tensors = tensors_of(network, optimiser, ema)
 
     def tell(sentence: str) -> None:
-        report({"stage": task.stage, "total": o.samples, "samples": state.samples, "told": f"{task.stage}: {sentence}"})
+        report(
+            {"stage": task.stage, "total": o.samples, "samples": state.samples, "message": f"{task.stage}: {sentence}"}
+        )
 
     checkpoints = Checkpoints(work, task.identity, rank, world_size, cluster.keep_checkpoints, tell)
     post_hoc = None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mav.generation.prompts import end_not_seen, told
+from mav.generation.prompts import end_not_seen, prompt_notes
 from mav.models.clip import ClipModel
 from mav.recipes import ClipConfig
 from mav.storage import Artifact, Folder
@@ -20,7 +20,7 @@ def test_the_end_beyond_the_context(clip):
     assert end_not_seen(clip, "one two three four five six seven eight") == "seven eight"
     long, longer = "one two three four five six seven", "one two three four five six eight"
     assert (clip.tokenize([long]) == clip.tokenize([longer])).all(), "the encoder cannot tell them apart"
-    sentence, *more = told(clip, [long, long], None)
+    sentence, *more = prompt_notes(clip, [long, long], None)
     assert "context of 8 tokens" in sentence
     assert more == []
 
@@ -31,6 +31,6 @@ def test_words_that_no_caption_has(clip, tmp_path):
         np.save(file, clip.tokenize(["a red circle", "a blue square"]).numpy().astype(np.uint16))
     facts = {"stage": "image-embed", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "config": {}, "inputs": {}}
     captions = Artifact.publish(folder, **facts)
-    assert told(clip, ["a blue circle", "A RED square"], captions) == []
-    (sentence,) = told(clip, ["a green circle \U0001f408"], captions)
+    assert prompt_notes(clip, ["a blue circle", "A RED square"], captions) == []
+    (sentence,) = prompt_notes(clip, ["a green circle \U0001f408"], captions)
     assert "green, \U0001f408" in sentence

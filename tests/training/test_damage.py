@@ -60,7 +60,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(trained, t
     told, seen = [], []
 
     def report(line):
-        told.extend([line["told"]] if "told" in line else [])
+        told.extend([line["message"]] if "message" in line else [])
         seen.append(line["samples"])
 
     run(again, STAGE, RECIPE, out="out", report=report)

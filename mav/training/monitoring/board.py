@@ -15,7 +15,7 @@ from mav.storage import Folder
 
 STEP = "samples"  # the loop's one counter
 NOT_CURVES = {STEP, "total"}
-TOLD = "told"  # a report with a sentence for the user has no numbers
+MESSAGE = "message"  # a report with a sentence for the user has no numbers
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -32,7 +32,7 @@ class Board:
 
     def __call__(self, progress: dict[str, Any]) -> None:
         self.then(progress)
-        if not self.folder.local or TOLD in progress:
+        if not self.folder.local or MESSAGE in progress:
             return
         samples = int(progress[STEP])
         if self._writer is None:
@@ -71,7 +71,7 @@ class WandbBoard:
 
     def __call__(self, progress: dict[str, Any]) -> None:
         self.then(progress)
-        if TOLD not in progress:
+        if MESSAGE not in progress:
             self._run.log(_numbers(progress), step=int(progress[STEP]))
 
 
