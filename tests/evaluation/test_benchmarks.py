@@ -70,6 +70,10 @@ def inputs(tmp_path_factory):
         row |= {"index": index, "file": f"videos/{index:05d}.mp4", "twin": f"time-off/{index:05d}.mp4"}
         folders["generate"].write_bytes(row["file"], encode_mp4(video, 24))
         folders["generate"].write_bytes(row["twin"], encode_mp4(twin, 24))
+        row["rates"] = {rate: f"rates/{rate}/{index:05d}.mp4" for rate in ("4", "16")}
+        for rate, name in row["rates"].items():
+            scene = scene_of(row["prompt"], index)
+            folders["generate"].write_bytes(name, encode_mp4(draw_clip(scene, 32, FRAMES, float(rate)), float(rate)))
     folders["generate"].write_json("videos.json", rows)
     with folders["video-shards"].create("00000.tar") as file, TarWriter(file) as tar:
         for i in range(6):
@@ -189,6 +193,7 @@ def test_oracle_stage_judges_the_generated_videos(inputs, tmp_path):
     assert metrics["shape"] == 1
     assert metrics["count"] == 8
     assert metrics["motion_ratio_time_off"] > metrics["speed_ratio"]
+    assert 0.6 < metrics["frame_rate_obeyed"] < 1.4
     assert out.read_json("result.json")["videos"][0] == {
         "file": "videos/00000.mp4", "prompt": inputs["generate"].read_json("videos.json")[0]["prompt"],
         "colour": True, "shape": True, "frames_without_object": 0,
