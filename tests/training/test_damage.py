@@ -93,6 +93,8 @@ def test_a_checkpoint_of_before_has_no_list_of_files(trained, tmp_path):
 def test_a_damaged_average_is_left_out(tmp_path, damage):
     root = Folder(str(tmp_path))
     stopped(root, recipe := small_recipe(samples=12, checkpoint_every=4, held_out=4, export="post_hoc"))
+    while Checkpoints(root.child(f"broken/{STAGE}/averages"), "", 0, 1, 2).finished() != [4, 8]:
+        time.sleep(0.01)  # a thread is still writing
     averages = sorted((tmp_path / "broken" / STAGE / "averages").glob("*/*.distcp"))
     assert averages
     DAMAGES[damage](averages[0])
