@@ -10,7 +10,7 @@ from small_training import run, small_recipe
 
 from mav.errors import UserError
 from mav.storage import Folder
-from mav.training.checkpoint import COMMITTED, Checkpoints
+from mav.training.checkpoint import COMMITTED, METADATA, Checkpoints
 from mav.training.ema import Ema
 from mav.training.export import CURVES, WEIGHTS, load_network
 from mav.training.post_hoc import KEPT, MOMENTS, OFFERED, coefficients, exponent, power_decay
@@ -96,8 +96,9 @@ def test_a_run_that_was_stopped_chooses_the_same_weights(tmp_path):
     )
     averages = checkpoints.child(f"averages/{last:012d}")
     until = time.monotonic() + 30
-    while not averages.exists(COMMITTED) and time.monotonic() < until:  # its writing thread outlived the training
+    while not averages.exists(METADATA) and time.monotonic() < until:  # its writing thread outlived the training
         time.sleep(0.02)
+    averages.remove(METADATA)
     averages.remove(COMMITTED)
     assert run(root, STAGE, recipe, work="again", out="again") == whole
     for name in (WEIGHTS, CURVES):
