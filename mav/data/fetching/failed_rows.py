@@ -1,14 +1,18 @@
 """Retry passes fetch again the rows of finished shards that failed for a transient reason (`rules.TRANSIENT`)."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mav.data.fetching.rules import is_transient
-from mav.data.shards import ShardOutput, read_table
 from mav.storage import Folder
 from mav.storage.ledger import base_shard, retry_shard
+
+if TYPE_CHECKING:
+    from mav.data.shards import ShardOutput
 
 
 class FetchWork(Protocol):
@@ -31,6 +35,8 @@ class RetryWork:
     number: int
 
     def __call__(self, name: str) -> ShardOutput:
+        from mav.data.shards import read_table  # here, since every command imports this module and not all need pyarrow
+
         base = base_shard(name)
         earlier = [retry_shard(base, number) for number in range(1, self.number)]
         last = [base, *(shard for shard in earlier if self.shards.exists(f"{shard}.parquet"))][-1]
