@@ -10,7 +10,7 @@ from flows.services.ports import port_is_free
 from mav.recipes import ImageDownload, VideoShards
 
 
-@stage("demo-world", sections=("world",))
+@stage("demo-world", sections=("world",), version=2)
 def demo_world(job: Job) -> Outcome:
     """Draws the demo world: pictures, clips, tables and their faults, with known truth."""
     from mav.world.world import draw_world

@@ -45,7 +45,7 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "msrvtt"), device=job.device)
 
 
-@stage("evaluate-interpolation", sections=(*SAMPLING, "evaluate"), version=2, gpu=True)
+@stage("evaluate-interpolation", sections=(*SAMPLING, "evaluate"), version=3, gpu=True)
 def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
     from mav.evaluation import interpolation

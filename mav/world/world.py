@@ -111,16 +111,20 @@ def _held_out(world: World, seed: int, stream: int, index: int) -> Scene:
 def _write_ucf101(world: World, seed: int, out: Folder) -> None:
     """Writes UCF-101 as distributed: a folder a class, lists with CRLF line ends, one sentence a class.
 
-    A class is a colour and a shape.
+    A class is a colour and a shape. `truth.json` says where the object of each clip is in every frame.
     """
     kinds = _kinds(world)
     names = [colour.capitalize() + shape.capitalize() for colour, shape in kinds]
-    listed = []
+    listed, truth = [], {}
     for index in range(world.evaluation_clips):
         turn, number = divmod(index, len(names))
         path = f"{names[number]}/v_{names[number]}_g{turn // 4 + 1:02d}_c{turn % 4 + 1:02d}.mp4"
-        out.write_bytes(f"ucf101/{path}", _clip(_held_out(world, seed, 4, index), world))
+        scene = _held_out(world, seed, 4, index)
+        out.write_bytes(f"ucf101/{path}", _clip(scene, world))
+        centres = [scene.centre_at(frame / world.clip_fps) for frame in range(world.clip_frames)]
+        truth[path] = {"radius": scene.radius, "centres": centres}
         listed.append(f"{path} {number + 1}\r\n")
+    out.write_json("ucf101/truth.json", truth)
     out.write_bytes("ucf101/classInd.txt", "".join(f"{i} {name}\r\n" for i, name in enumerate(names, 1)).encode())
     out.write_bytes("ucf101/trainlist01.txt", "".join(sorted(listed)).encode())
     out.write_bytes("ucf101/class_prompts.txt", "".join(f"a {colour} {shape}\n" for colour, shape in kinds).encode())

@@ -1,0 +1,62 @@
+"""What needs no learning between given frames: linear blending and motion by optical flow; and which gaps are wide."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+WIDE = 0.25  # of the object's width: in a gap of this displacement or more, blending shows two objects
+FLOW_SIDE = 64  # pixels: smaller frames are enlarged before their flow is estimated
+
+
+def blend(given: np.ndarray, skip: int) -> np.ndarray:
+    """Blends linearly between given uint8 frames (K, ...); returns ((K - 1) * skip + 1, ...)."""
+    count = (len(given) - 1) * skip + 1
+    place = np.arange(count) / skip
+    left = np.minimum(place.astype(int), max(len(given) - 2, 0))
+    share = (place - left).reshape(-1, *[1] * (given.ndim - 1))
+    right = np.minimum(left + 1, len(given) - 1)
+    return np.asarray((given[left] * (1 - share) + given[right] * share + 0.5).astype(np.uint8))
+
+
+def warp(given: np.ndarray, skip: int) -> np.ndarray | None:
+    """Moves given uint8 frames (K, H, W, 3) along the optical flow between neighbours; (K - 1) * skip + 1 frames.
+
+    The flow is DIS (Kroeger et al. 2016), in both directions; the two warped neighbours are blended. None where OpenCV
+    was built without it.
+    """
+    if not hasattr(cv2, "DISOpticalFlow_create"):
+        return None
+    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    height, width = given.shape[1:3]
+    factor = max(1, -(-FLOW_SIDE // min(height, width)))
+    large = [cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC) for frame in given]
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in large]
+    y, x = np.mgrid[0 : height * factor, 0 : width * factor].astype(np.float32)
+    made = [given[0]]
+    for index in range(len(given) - 1):
+        ends = large[index : index + 2]
+        flows = method.calc(grey[index], grey[index + 1], None), method.calc(grey[index + 1], grey[index], None)
+        for number in range(1, skip):
+            share = number / skip
+            parts = [
+                cv2.remap(end, x - way * flow[..., 0], y - way * flow[..., 1], cv2.INTER_LINEAR, None,
+                          cv2.BORDER_REPLICATE)
+                for end, flow, way in zip(ends, flows, (share, 1 - share), strict=True)
+            ]  # fmt: skip
+            both = cv2.addWeighted(parts[0], 1 - share, parts[1], share, 0)
+            made.append(cv2.resize(both, (width, height), interpolation=cv2.INTER_AREA))
+        made.append(given[index + 1])
+    return np.stack(made)
+
+
+def wide_gaps(truth: Mapping[str, Any], indices: list[int], skip: int) -> list[int]:
+    """Returns the numbers of the gaps between given frames in which the object moves at least `WIDE` of its width.
+
+    truth: `radius`, and `centres` (x, y) of each filmed frame, in sides. indices: the filmed frames that were taken, of
+    which every skip-th is given.
+    """
+    centres = np.array(truth["centres"])[indices[::skip]]
+    moved = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    return [int(gap) for gap in np.flatnonzero(moved >= WIDE * 2 * truth["radius"])]
