@@ -104,7 +104,8 @@ def measure_interpolation(
     """Compares a folder of interpolated clips with a folder of filmed ones of the same names; writes `result.json`.
 
     Every skip-th frame was given. Where `gaps.json` lies beside the filmed clips, only its gaps count. A clip that is
-    missing among `videos`, or has another length or size, is counted and reported. Raises UserError when no clip can be compared.
+    missing among `videos`, or has another length or size, is counted and reported. Raises UserError when no
+    clip can be compared.
     """
     prep = protocol.preparation(None) if protocol.name != "interpolation-demo" else Preparation(frames=0)
     names = [name for name in visible(truth.names()) if name.lower().endswith(VIDEO_ENDINGS)][: protocol.samples]
