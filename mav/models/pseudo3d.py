@@ -34,6 +34,31 @@ def sinusoid(position: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 
 
+def rate_features(fps: Tensor) -> Tensor:
+    """Frame rates (B,) as smooth numbers of about unit size, (B, 3), in float32: what a `RateGate` reads."""
+    octaves = torch.log2(fps.float() / 8)
+    return torch.stack([octaves, octaves.square(), torch.exp2(-octaves)], dim=1)
+
+
+class RateGate(nn.Module):
+    """A factor for each channel of what a layer over time adds. It follows the clip's frame rate and starts at one.
+
+    How alike successive frames are depends on the time between them. As an addition to the time embedding alone, the
+    rate is ignored even after a long training, and all clips get the mean speed. Its weights start at zero, and a short
+    training leaves them few steps to grow in, so they have a gain, which acts like a higher learning rate.
+    """
+
+    GAIN = 30.0
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = zero(nn.Linear(3, channels))
+
+    def forward(self, rate: Tensor) -> Tensor:
+        """rate: (B, 3) of `rate_features`. Returns (B, channels)."""
+        return 1 + self.GAIN * self.layer(rate.to(self.layer.weight.dtype))
+
+
 class FrameNorm(nn.GroupNorm):
     """GroupNorm whose statistics are per frame, never over frames: at most 32 groups of at least 4 channels.
 
@@ -70,10 +95,10 @@ class PseudoConv3d(nn.Module):
         self.spatial = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
         self.temporal = TemporalConv(outputs) if video else None
 
-    def forward(self, parts: list[Tensor], frames: int) -> Tensor:
-        """parts: (B*T, C_i, H, W) each, which together are the input channels."""
+    def forward(self, parts: list[Tensor], frames: int, rate: Tensor | None = None) -> Tensor:
+        """parts: (B*T, C_i, H, W) each, which together are the input channels. rate: see `TemporalConv`."""
         x = convolve(self.spatial, parts)
-        return self.temporal(x, frames) if self.temporal is not None and frames else x
+        return self.temporal(x, frames, rate) if self.temporal is not None and frames else x
 
 
 class TemporalConv(nn.Module):
@@ -84,11 +109,15 @@ class TemporalConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, channels, kernel, 1))
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.dirac_(self.weight)
+        self.gate = RateGate(channels)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x: (B*T, C, H, W) channels-last."""
+    def forward(self, x: Tensor, frames: int, rate: Tensor | None = None) -> Tensor:
+        """x: (B*T, C, H, W) channels-last. rate: (B, 3) of `rate_features`; None leaves the gate open."""
         clip = as_clips(x, frames).permute(0, 3, 1, 2)  # (B, C, T, H*W), channels-last
-        return as_images(temporal_convolution(clip, self.weight, self.bias).permute(0, 2, 3, 1), x)
+        y = temporal_convolution(clip, self.weight, self.bias)
+        if rate is not None:
+            y = torch.lerp(clip.to(y.dtype), y, self.gate(rate)[:, :, None, None].to(y.dtype))
+        return as_images(y.permute(0, 2, 3, 1), x)
 
 
 def convolve(layer: nn.Conv2d, parts: list[Tensor]) -> Tensor:
@@ -112,11 +141,11 @@ class PseudoAttention3d(nn.Module):
         self.spatial = SelfAttention(channels, head_channels, context_channels)
         self.temporal = TemporalAttention(channels, head_channels, max_frames) if max_frames else None
 
-    def forward(self, x: Tensor, context: Tensor | None, frames: int) -> Tensor:
-        """x: (B*T, C, H, W) channels-last; context: (B, tokens, D) or None."""
+    def forward(self, x: Tensor, context: Tensor | None, frames: int, rate: Tensor | None = None) -> Tensor:
+        """x: (B*T, C, H, W) channels-last; context: (B, tokens, D) or None; rate: see `TemporalConv`."""
         rows = as_rows(self.norm(x), x.shape[0])
         x = x + as_images(self.spatial(rows, context), x)
-        return self.temporal(x, frames) if self.temporal is not None and frames else x
+        return self.temporal(x, frames, rate) if self.temporal is not None and frames else x
 
 
 class TemporalAttention(nn.Module):
@@ -127,12 +156,14 @@ class TemporalAttention(nn.Module):
         self.norm = FrameNorm(channels)
         self.position = nn.Parameter(sinusoid(torch.arange(max_frames), channels, max_period=10.0 * max_frames))
         self.attention = SelfAttention(channels, head_channels)
+        self.gate = RateGate(channels)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x: (B*T, C, H, W) channels-last."""
+    def forward(self, x: Tensor, frames: int, rate: Tensor | None = None) -> Tensor:
+        """x: (B*T, C, H, W) channels-last. rate: see `TemporalConv`."""
         clips = as_clips(self.norm(x), frames)
         clips = clips + self.position[:frames, None].to(clips.dtype)
-        return x + as_images(self.attention.over_frames(clips), x)
+        y = self.attention.over_frames(clips)
+        return x + as_images(y if rate is None else y * self.gate(rate)[:, None, None].to(y.dtype), x)
 
 
 class SelfAttention(nn.Module):

@@ -3,8 +3,8 @@
 Input and output are clips (B, T, C, H, W) in [-1, 1]; an image is a clip of one frame. Inside, everything is (B*T, C,
 H, W) channels-last (see `pseudo3d`). The config decides what a network is conditioned on:
 
-- always the noise step; for a video network also the fps (with zero weights at first, so that inflation changes
-  nothing);
+- always the noise step; for a video network also the fps, in the time embedding and as a gate of every layer over time
+  (with zero weights at first, so that inflation changes nothing);
 - a CLIP image embedding, added to the time embedding and read as extra tokens in attention (unCLIP section 2.1);
 - a low-resolution input with its noise level (SR); given frames with their mask (F^, Make-A-Video section 3.3).
 
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mav.models import pseudo3d
 from mav.models.kernels.layout import weights_channels_last
-from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, sinusoid, zero
+from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, rate_features, sinusoid, zero
 from mav.recipes import Level, UNetConfig
 
 MASK_CHANNELS = 4  # RGB of the given frames, zero elsewhere, and the mask of which are given
@@ -87,11 +87,11 @@ class ResBlock(nn.Module):
         zero(self.conv2.spatial)
         self.skip = _projection(sum(inputs), outputs)
 
-    def forward(self, parts: list[Tensor], condition: Tensor, frames: int) -> Tensor:
-        """parts: (B*T, C_i, H, W) each; condition: (B, dim), already through a SiLU."""
-        h = self.conv1(self.norm1.of_parts(parts, silu=True), frames)
+    def forward(self, parts: list[Tensor], condition: Tensor, frames: int, rate: Tensor | None = None) -> Tensor:
+        """parts: (B*T, C_i, H, W) each; condition: (B, dim), already through a SiLU; rate: see `TemporalConv`."""
+        h = self.conv1(self.norm1.of_parts(parts, silu=True), frames, rate)
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
-        h = self.conv2([self.dropout(self.norm2.modulated(h, 1 + scale, shift, silu=True))], frames)
+        h = self.conv2([self.dropout(self.norm2.modulated(h, 1 + scale, shift, silu=True))], frames, rate)
         return (convolve(self.skip, parts) if isinstance(self.skip, nn.Conv2d) else parts[0]) + h
 
 
@@ -105,9 +105,11 @@ class LevelBlock(nn.Module):
         attention = (channels, config.head_channels, context, config.max_frames)
         self.attention = PseudoAttention3d(*attention) if level.attention else None
 
-    def forward(self, parts: list[Tensor], condition: Tensor, context: Tensor | None, frames: int) -> Tensor:
-        x = self.res(parts, condition, frames)
-        return self.attention(x, context, frames) if self.attention is not None else x
+    def forward(
+        self, parts: list[Tensor], condition: Tensor, context: Tensor | None, frames: int, rate: Tensor | None = None
+    ) -> Tensor:
+        x = self.res(parts, condition, frames, rate)
+        return self.attention(x, context, frames, rate) if self.attention is not None else x
 
 
 class UNet(nn.Module):
@@ -184,8 +186,9 @@ class UNet(nn.Module):
             x, t = torch.where(given, known[:, :, :3].to(x), x), torch.where(given[:, :, 0, 0, 0], 0, t.view(b, -1))
 
         # The conditions: one vector for each clip, or for each frame, and CLIP's tokens for attention.
-        condition, context, each = self.time(t.flatten()), None, t.numel() // b
-        if self.fps is not None and frames:
+        condition, context, rate, each = self.time(t.flatten()), None, None, t.numel() // b
+        if self.fps is not None and fps is not None and frames:
+            rate = rate_features(fps)
             condition = condition + self.fps(fps).repeat_interleave(each, 0)
         if self.clip is not None:
             addition, context = self.clip(embedding, keep)
@@ -196,7 +199,7 @@ class UNet(nn.Module):
 
         # The inputs.
         x = x if low is None else torch.cat([x, low.to(x)], dim=2)
-        h = self.input([_to_images(x)], frames)
+        h = self.input([_to_images(x)], frames, rate)
         if self.known_input is not None and known is not None:
             h = h + self.known_input(_to_images(known))
 
@@ -204,19 +207,20 @@ class UNet(nn.Module):
         skips = []
         for depth, blocks in enumerate(self.encoder):
             if depth:
-                h = self.down[depth - 1]([h], frames)
+                h = self.down[depth - 1]([h], frames, rate)
             for block in cast(nn.ModuleList, blocks):
-                h = self._run(block, depth, [h], condition, context, frames)
+                h = self._run(block, depth, [h], condition, context, frames, rate)
                 skips.append(h)
-        h = self.middle([h], condition, context, frames)
+        h = self.middle([h], condition, context, frames, rate)
 
         # The decoder; every block takes a skip connection from the end.
         for index, blocks in enumerate(self.decoder):
             if index:
                 h = F.interpolate(self.up[index - 1](h), scale_factor=2.0, mode="nearest")
             for block in cast(nn.ModuleList, blocks):
-                h = self._run(block, len(self.decoder) - 1 - index, [h, skips.pop()], condition, context, frames)
-        h = self.output([self.output_norm(h, silu=True)], frames)
+                depth = len(self.decoder) - 1 - index
+                h = self._run(block, depth, [h, skips.pop()], condition, context, frames, rate)
+        h = self.output([self.output_norm(h, silu=True)], frames, rate)
         return rearrange(h, "(b t) c h w -> b t c h w", b=b)
 
     def _run(self, block: nn.Module, depth: int, *inputs: Any) -> Tensor:

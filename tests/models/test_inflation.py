@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mav.models.pseudo3d import RateGate, zero
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
 from mav.recipes import Level, UNetConfig
 
@@ -107,6 +108,22 @@ def test_time_off_is_the_image_network_also_after_training():
         off, on = video_net(x, t, time=False, **given), video_net(x, t, fps=torch.tensor([4.0, 24.0]), **given)
         assert torch.equal(off, image_net(x, t, **given))
     assert (on - off).abs().mean() > 0.01
+
+
+def test_layers_over_time_are_gated_by_the_frame_rate():
+    """Without the fps in the time embedding, the same frames are still mixed otherwise at another frame rate."""
+    net = randomised(inflate(UNet(DECODER), max_frames=T))
+    zero(net.fps)
+    (x, t), given = noisy(torch.float32), conditions(DECODER, torch.float32)
+    slow, fast = torch.tensor([4.0, 24.0]), torch.tensor([16.0, 24.0])
+    with torch.no_grad():
+        difference = (net(x, t, fps=slow, **given) - net(x, t, fps=fast, **given)).abs().amax(dim=(1, 2, 3, 4))
+        assert difference[0] > 1e-3
+        assert difference[1] == 0
+        for module in net.modules():
+            if isinstance(module, RateGate):
+                zero(module)
+        assert torch.equal(net(x, t, fps=slow, **given), net(x, t, fps=fast, **given))
 
 
 def test_time_mixes_frames_and_space_does_not_mix_clips():
