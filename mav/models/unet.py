@@ -253,8 +253,9 @@ class UNet(nn.Module):
         torch.compiler.reset()  # otherwise graphs of a network compiled before in this process would count below
         blocks = [module for module in self.modules() if isinstance(module, LevelBlock)]
         # By default dynamo allows a function eight graphs; here one function is that of all blocks.
+        torch._dynamo.config.recompile_limit = 8 * len(blocks)
         for block in blocks:
-            block.compile(fullgraph=True, dynamic=False, recompile_limit=8 * len(blocks))
+            block.compile(fullgraph=True, dynamic=False)
 
 
 def _to_images(clip: Tensor) -> Tensor:

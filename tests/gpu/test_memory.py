@@ -10,10 +10,7 @@ from mav.storage import Folder
 from mav.training.network_costs import network_costs
 from mav.training.stages import run_stage
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 class Pictures:
