@@ -59,7 +59,7 @@ def temporal_convolution(clip: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
     clip: (B, C, T, H*W) channels-last; weight: (C, C, K, 1), K odd; bias: (C,), or None on a GPU.
     """
-    if _is_plain_cpu(clip):
+    if _is_plain_cpu(clip) and bias is not None:
         return TemporalConvolution.apply(clip, weight, bias)
     return F.conv2d(clip, weight, bias, padding=(weight.shape[2] // 2, 0))
 

@@ -13,7 +13,12 @@ import triton
 from torch import Tensor
 
 from mav.models.kernels.gpu.norm_kernels import (
-    apply_kernel, gradient_kernel, gradient_statistics_kernel, gradient_sum_kernel, statistics_kernel, sum_kernel,
+    apply_kernel,
+    gradient_kernel,
+    gradient_statistics_kernel,
+    gradient_sum_kernel,
+    statistics_kernel,
+    sum_kernel,
 )  # fmt: skip
 from mav.models.kernels.gpu.tiles import TILE, grid_of, in_rows, pitch_of
 
