@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mav.models import pseudo3d
+from mav.models.kernels.dispatch import add
 from mav.models.kernels.layout import weights_channels_last
-from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, sinusoid, zero
+from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, convolve_each, sinusoid, zero
 from mav.recipes import Level, UNetConfig
 
 MASK_CHANNELS = 4  # RGB of the given frames, zero elsewhere, and the mask of which are given
@@ -89,10 +90,15 @@ class ResBlock(nn.Module):
 
     def forward(self, parts: list[Tensor], condition: Tensor, frames: int) -> Tensor:
         """parts: (B*T, C_i, H, W) each; condition: (B, dim), already through a SiLU."""
-        h = self.conv1(self.norm1.of_parts(parts, silu=True), frames)
+        h, bias = self.conv1.without_bias(self.norm1.of_parts(parts, silu=True), frames)
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
-        h = self.conv2([self.dropout(self.norm2.modulated(h, 1 + scale, shift, silu=True))], frames)
-        return (convolve(self.skip, parts) if isinstance(self.skip, nn.Conv2d) else parts[0]) + h
+        h = self.norm2.modulated(h, bias, 1 + scale, shift, silu=True)
+        h, bias = self.conv2.without_bias([self.dropout(h)], frames)
+        if not isinstance(self.skip, nn.Conv2d):
+            return add([parts[0], h], bias)
+        if bias is None or self.skip.bias is None:
+            return convolve(self.skip, parts, self.skip.bias) + h
+        return add([*convolve_each(self.skip, parts, None), h], bias + self.skip.bias)
 
 
 class LevelBlock(nn.Module):

@@ -62,7 +62,7 @@ def reference_attention(layer: SelfAttention, x: torch.Tensor, context: torch.Te
     out = []
     for h in range(layer.heads):
         part = slice(h * d, (h + 1) * d)
-        qh, kh = layer.query_norm(q[..., part]), layer.key_norm(k[..., part])
+        qh, kh = (F.layer_norm(x[..., part], (d,), n.scale) for x, n in ((q, layer.query_norm), (k, layer.key_norm)))
         out.append(torch.softmax(qh @ kh.transpose(1, 2) / math.sqrt(d), dim=-1) @ v[..., part])
     return layer.output(torch.cat(out, dim=-1))
 
