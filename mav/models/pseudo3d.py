@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mav.models.kernels.dispatch import attention_of_rows, attention_over_frames, frame_norm, temporal_convolution
+from mav.models.kernels.dispatch import (
+    adds_bias_later,
+    attention_of_rows,
+    attention_over_frames,
+    frame_norm,
+    temporal_convolution,
+)  # fmt: skip
 from mav.models.kernels.layout import as_clips, as_images, as_rows
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -79,9 +85,9 @@ class FrameNorm(nn.GroupNorm):
         size = self.num_channels // self.num_groups
         return frame_norm(parts, size, self.eps, self.weight, self.bias, silu)
 
-    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = False) -> Tensor:
-        """x: (B*T, C, H, W) channels-last; scale, shift: (B, C)."""
-        return frame_norm([x], self.num_channels // self.num_groups, self.eps, scale, shift, silu)[0]
+    def modulated(self, x: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, silu: bool = False) -> Tensor:
+        """x: (B*T, C, H, W) channels-last; bias: of `PseudoConv3d.without_bias`; scale, shift: (B, C)."""
+        return frame_norm([x], self.num_channels // self.num_groups, self.eps, scale, shift, silu, bias)[0]
 
 
 # ----------------------------------------------------------------------------------------- convolutions (section 3.2.1)
@@ -97,8 +103,26 @@ class PseudoConv3d(nn.Module):
 
     def forward(self, parts: list[Tensor], frames: int, rate: Tensor | None = None) -> Tensor:
         """parts: (B*T, C_i, H, W) each, which together are the input channels. rate: see `TemporalConv`."""
-        x = convolve(self.spatial, parts)
+        x = convolve(self.spatial, parts, self.spatial.bias)
         return self.temporal(x, frames, rate) if self.temporal is not None and frames else x
+
+    def without_bias(
+        self, parts: list[Tensor], frames: int, rate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same without its bias, which is returned too: (F, C), to be added to image n by row n mod F.
+
+        A GPU adds it for nothing in the next norm or sum. Elsewhere the bias is added here, and None is returned.
+        """
+        if not adds_bias_later(parts[0]):
+            return self(parts, frames, rate), None
+        assert self.spatial.bias is not None
+        x, bias = convolve(self.spatial, parts, None), self.spatial.bias[None]
+        if self.temporal is None or not frames:
+            return x, bias
+        # What the second layer makes of the first one's bias: a clip that is the bias everywhere, seen at one pixel.
+        rows = frames if rate is None else len(x)  # gates differ from clip to clip
+        bias = self.temporal(bias[:, :, None, None].expand(rows, -1, -1, -1), frames, rate).flatten(1)
+        return self.temporal(x, frames, rate, with_bias=False), bias
 
 
 class TemporalConv(nn.Module):
@@ -111,22 +135,31 @@ class TemporalConv(nn.Module):
         nn.init.dirac_(self.weight)
         self.gate = RateGate(channels)
 
-    def forward(self, x: Tensor, frames: int, rate: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, frames: int, rate: Tensor | None = None, *, with_bias: bool = True) -> Tensor:
         """x: (B*T, C, H, W) channels-last. rate: (B, 3) of `rate_features`; None leaves the gate open."""
         clip = as_clips(x, frames).permute(0, 3, 1, 2)  # (B, C, T, H*W), channels-last
-        y = temporal_convolution(clip, self.weight, self.bias)
+        y = temporal_convolution(clip, self.weight, self.bias if with_bias else None)
         if rate is not None:
             y = torch.lerp(clip.to(y.dtype), y, self.gate(rate)[:, :, None, None].to(y.dtype))
         return as_images(y.permute(0, 2, 3, 1), x)
 
 
-def convolve(layer: nn.Conv2d, parts: list[Tensor]) -> Tensor:
+def convolve(layer: nn.Conv2d, parts: list[Tensor], bias: Tensor | None) -> Tensor:
     """The convolution of the concatenated parts, as a sum over the parts, which saves the concatenation."""
+    first, *rest = convolve_each(layer, parts, bias)
+    for term in rest:
+        first = first + term
+    return first
+
+
+def convolve_each(layer: nn.Conv2d, parts: list[Tensor], bias: Tensor | None) -> list[Tensor]:
+    """The terms of that sum, of which the first has the bias."""
     weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
-    y = F.conv2d(parts[0], weights[0], layer.bias, layer.stride, layer.padding)
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        y = y + F.conv2d(part, weight, None, layer.stride, layer.padding)
-    return y
+    biases = [bias, *[None] * (len(parts) - 1)]
+    return [
+        F.conv2d(part, weight, one, layer.stride, layer.padding)
+        for part, weight, one in zip(parts, weights, biases, strict=True)
+    ]
 
 
 # -------------------------------------------------------------------------------------------- attention (section 3.2.2)

@@ -7,8 +7,6 @@ H, W) channels-last (see `pseudo3d`). The config decides what a network is condi
   (with zero weights at first, so that inflation changes nothing);
 - a CLIP image embedding, added to the time embedding and read as extra tokens in attention (unCLIP section 2.1);
 - a low-resolution input with its noise level (SR); given frames with their mask (F^, Make-A-Video section 3.3).
-
-Conditions belong to a clip: they are projected once and shared by its frames.
 """
 
 import dataclasses
@@ -21,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mav.models import pseudo3d
+from mav.models.kernels.dispatch import add
 from mav.models.kernels.layout import weights_channels_last
-from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, rate_features, sinusoid, zero
+from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, convolve_each, sinusoid, zero
 from mav.recipes import Level, UNetConfig
 
 MASK_CHANNELS = 4  # RGB of the given frames, zero elsewhere, and the mask of which are given
@@ -34,8 +33,7 @@ class ScalarEmbedding(nn.Module):
     def __init__(self, dim: int, *, starts_at_zero: bool = False) -> None:
         super().__init__()
         self.inner = nn.Linear(dim, dim)
-        outer = nn.Linear(dim, dim)
-        self.outer = zero(outer) if starts_at_zero else outer
+        self.outer = zero(nn.Linear(dim, dim)) if starts_at_zero else nn.Linear(dim, dim)
 
     def forward(self, value: Tensor) -> Tensor:
         features = sinusoid(value, self.inner.in_features).to(self.inner.weight.dtype)
@@ -89,10 +87,15 @@ class ResBlock(nn.Module):
 
     def forward(self, parts: list[Tensor], condition: Tensor, frames: int, rate: Tensor | None = None) -> Tensor:
         """parts: (B*T, C_i, H, W) each; condition: (B, dim), already through a SiLU; rate: see `TemporalConv`."""
-        h = self.conv1(self.norm1.of_parts(parts, silu=True), frames, rate)
+        h, bias = self.conv1.without_bias(self.norm1.of_parts(parts, silu=True), frames, rate)
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
-        h = self.conv2([self.dropout(self.norm2.modulated(h, 1 + scale, shift, silu=True))], frames, rate)
-        return (convolve(self.skip, parts) if isinstance(self.skip, nn.Conv2d) else parts[0]) + h
+        h = self.norm2.modulated(h, bias, 1 + scale, shift, silu=True)
+        h, bias = self.conv2.without_bias([self.dropout(h)], frames, rate)
+        if not isinstance(self.skip, nn.Conv2d):
+            return add([parts[0], h], bias)
+        if bias is None or self.skip.bias is None:
+            return convolve(self.skip, parts, self.skip.bias) + h
+        return add([*convolve_each(self.skip, parts, None), h], bias + self.skip.bias)
 
 
 class LevelBlock(nn.Module):
@@ -105,11 +108,9 @@ class LevelBlock(nn.Module):
         attention = (channels, config.head_channels, context, config.max_frames)
         self.attention = PseudoAttention3d(*attention) if level.attention else None
 
-    def forward(
-        self, parts: list[Tensor], condition: Tensor, context: Tensor | None, frames: int, rate: Tensor | None = None
-    ) -> Tensor:
-        x = self.res(parts, condition, frames, rate)
-        return self.attention(x, context, frames, rate) if self.attention is not None else x
+    def forward(self, parts: list[Tensor], condition: Tensor, context: Tensor | None, *time: Any) -> Tensor:
+        x = self.res(parts, condition, *time)  # time: frames and rate
+        return self.attention(x, context, *time) if self.attention is not None else x
 
 
 class UNet(nn.Module):
@@ -132,7 +133,7 @@ class UNet(nn.Module):
         # and while its weights are zero the network is exactly D^t.
         self.input = PseudoConv3d(config.in_channels + 3 * config.low_resolution, first, video=video)
         known = nn.Conv2d(MASK_CHANNELS, first, 3, padding=1, bias=False) if config.masked_frames else None
-        self.known_input = zero(known) if known is not None else None
+        self.known_input = known and zero(known)
 
         # Encoder, from the highest resolution to the lowest. Between two levels the activations have the width of the
         # narrower one, here and in the decoder, which is the cheaper place to change the width.
@@ -188,14 +189,14 @@ class UNet(nn.Module):
         # The conditions: one vector for each clip, or for each frame, and CLIP's tokens for attention.
         condition, context, rate, each = self.time(t.flatten()), None, None, t.numel() // b
         if self.fps is not None and fps is not None and frames:
-            rate = rate_features(fps)
+            rate = pseudo3d.rate_features(fps)
             condition = condition + self.fps(fps).repeat_interleave(each, 0)
         if self.clip is not None:
             addition, context = self.clip(embedding, keep)
             condition = condition + addition.repeat_interleave(each, 0)
         if self.low_noise is not None and low_noise is not None:
             condition = condition + self.low_noise(1000 * low_noise).repeat_interleave(each, 0)
-        condition = F.silu(condition)
+        common = (F.silu(condition), context, frames, rate)  # every block takes them
 
         # The inputs.
         x = x if low is None else torch.cat([x, low.to(x)], dim=2)
@@ -209,17 +210,16 @@ class UNet(nn.Module):
             if depth:
                 h = self.down[depth - 1]([h], frames, rate)
             for block in cast(nn.ModuleList, blocks):
-                h = self._run(block, depth, [h], condition, context, frames, rate)
+                h = self._run(block, depth, [h], *common)
                 skips.append(h)
-        h = self.middle([h], condition, context, frames, rate)
+        h = self.middle([h], *common)
 
         # The decoder; every block takes a skip connection from the end.
         for index, blocks in enumerate(self.decoder):
             if index:
                 h = F.interpolate(self.up[index - 1](h), scale_factor=2.0, mode="nearest")
             for block in cast(nn.ModuleList, blocks):
-                depth = len(self.decoder) - 1 - index
-                h = self._run(block, depth, [h, skips.pop()], condition, context, frames, rate)
+                h = self._run(block, len(self.decoder) - 1 - index, [h, skips.pop()], *common)
         h = self.output([self.output_norm(h, silu=True)], frames, rate)
         return rearrange(h, "(b t) c h w -> b t c h w", b=b)
 
@@ -257,8 +257,9 @@ class UNet(nn.Module):
         torch.compiler.reset()  # otherwise graphs of a network compiled before in this process would count below
         blocks = [module for module in self.modules() if isinstance(module, LevelBlock)]
         # By default dynamo allows a function eight graphs; here one function is that of all blocks.
+        torch._dynamo.config.recompile_limit = 8 * len(blocks)
         for block in blocks:
-            block.compile(fullgraph=True, dynamic=False, recompile_limit=8 * len(blocks))
+            block.compile(fullgraph=True, dynamic=False)
 
 
 def _to_images(clip: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def card(device: str) -> dict[str, float]:
     seconds = gpu_kernels.seconds_of(lambda: a @ b, device)
     one = torch.randn(2**30 if device == "cuda" else 2**22, device=device, dtype=dtype)
     two = torch.empty_like(one)
-    copied = gpu_kernels.seconds_of(lambda: two.copy_(one), device)
+    copied = gpu_kernels.seconds_of(lambda: torch.neg(one, out=two), device)
     return {
         "matrix_teraflops": 2 * size**3 / seconds / 1e12,
         "bandwidth_gigabytes": 2 * one.numel() * one.element_size() / copied / 1e9,
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="single-gpu")
     parser.add_argument("--stages", default=",".join(gpu_stages.STAGES), help="of the recipe, for `stages`")
     parser.add_argument("--micro", type=json.loads, default={}, help='{"train-decoder-video": 8}: other micro-batches')
+    parser.add_argument("--checkpoint-levels", type=int, help="instead of the recipe's, for `stages`")
     parser.add_argument("--seconds", type=float, default=15.0, help="of measuring, for each stage and network")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
@@ -101,7 +102,15 @@ def main() -> None:
         "kernels": lambda: gpu_kernels.kernels(device, measured["bandwidth_gigabytes"]),
         "launches": lambda: gpu_stages.launches(options.recipe, device),
         "stages": lambda: [
-            gpu_stages.stage_pace(options.recipe, stage, device, options.seconds, rate, options.micro.get(stage))
+            gpu_stages.stage_pace(
+                options.recipe,
+                stage,
+                device,
+                options.seconds,
+                rate,
+                options.micro.get(stage),
+                options.checkpoint_levels,
+            )  # fmt: skip
             for stage in options.stages.split(",")
         ],
         "unet": lambda: unet(device, options.seconds, compiled=False),

@@ -85,7 +85,8 @@ def kernels(device: str, bandwidth: float, shapes: tuple[tuple[int, int], ...] =
 
 def _attention(x: Tensor, device: str, bandwidth: float) -> list[dict[str, Any]]:
     """Attention over frames with its norms; the norms of heads before attention over space."""
-    from mav.models.kernels.gpu_attention import attend_over_frames, heads_of_rows
+    from mav.models.kernels.gpu.frames import attend_over_frames
+    from mav.models.kernels.gpu.heads import heads_of_rows
 
     channels, unit, side = x.shape[1], x.numel() * x.element_size(), x.shape[2]
     heads = channels // HEAD

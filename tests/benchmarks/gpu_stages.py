@@ -102,26 +102,34 @@ def _shortened(recipe: Recipe, stage: str, micro: int) -> Recipe:
     section = getattr(recipe, name)
     optimisation = dataclasses.replace(
         section.optimisation, samples=10**6 * micro, batch_size=micro, accumulation=1, held_out=0, export="last",
-        log_every=LOG_STEPS * micro, checkpoint_every=10**6 * micro, warmup_samples=0, cooldown_samples=0,
+        compile=False, log_every=LOG_STEPS * micro, checkpoint_every=10**6 * micro, warmup_samples=0, cooldown_samples=0,
     )  # fmt: skip
     return dataclasses.replace(recipe, **{name: dataclasses.replace(section, optimisation=optimisation)})
 
 
+def _with_checkpoints(recipe: Recipe, stage: str, levels: int) -> Recipe:
+    """The recipe whose stage computes the activations of so many levels again."""
+    if stage == "train-prior":
+        return recipe
+    name = f"train_{_image_section(stage)}".replace("-", "_")
+    section = getattr(recipe, name)
+    network = dataclasses.replace(section.network, checkpoint_levels=levels)
+    return dataclasses.replace(recipe, **{name: dataclasses.replace(section, network=network)})
+
+
 def _useful_flops(recipe: Recipe, stage: str) -> float:
     """FLOPs of a sample without what checkpointing computes again."""
-    if stage != "train-prior":
-        name = f"train_{_image_section(stage)}".replace("-", "_")
-        section = getattr(recipe, name)
-        plain = dataclasses.replace(section.network, checkpoint_levels=0)
-        recipe = dataclasses.replace(recipe, **{name: dataclasses.replace(section, network=plain)})
+    recipe = _with_checkpoints(recipe, stage, 0)
     return next(cost.flops_per_sample for cost in network_costs(recipe) if cost.stage == stage)
 
 
 def stage_pace(
-    name: str, stage: str, device: str, seconds: float, matrix_teraflops: float, micro: int | None = None
-) -> dict[str, Any]:
+    name: str, stage: str, device: str, seconds: float, matrix_teraflops: float, micro: int | None = None,
+    levels: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """One stage's pace in the training loop itself, over the last `seconds`, and its peak memory."""
     recipe = load_recipe(name)
+    recipe = recipe if levels is None else _with_checkpoints(recipe, stage, levels)
     o = recipe.section_of(stage).optimisation
     micro = micro or o.batch_size // (o.accumulation * recipe.cluster.workers)
     recipe = _shortened(recipe, stage, micro)

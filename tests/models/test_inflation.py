@@ -94,7 +94,7 @@ def test_interpolation_starts_as_the_video_decoder(dtype):
             "known frames are clean, at the step of clean frames"
         )
         nothing = interpolation(x, t, known=known_frames(clean, mask & False), **given)
-        torch.testing.assert_close(nothing, decoder(x, t, **given))
+        torch.testing.assert_close(nothing, decoder(x, t, **given), rtol=1e-5, atol=1e-5 * float(started.abs().max()))
 
 
 def test_time_off_is_the_image_network_also_after_training():

@@ -1,5 +1,6 @@
 """The one place where a faster way for a device is chosen. The networks call these functions and name no device."""
 
+import importlib
 from collections.abc import Callable
 from types import ModuleType
 
@@ -17,15 +18,27 @@ HEAD_NORM_EPS = 1e-5
 GRID_LIMIT = 65_535  # rows x heads that one launch of the fused attention kernels can take
 
 
-def frame_norm(parts: list[Tensor], size: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> list[Tensor]:
+def adds_bias_later(x: Tensor) -> bool:
+    """Whether `frame_norm` and `add` take the bias of the convolutions before them."""
+    return _on_gpu(x)
+
+
+def add(terms: list[Tensor], bias: Tensor | None) -> Tensor:
+    """The sum of two or three tensors (N, C, H, W) channels-last and, on a GPU, of a bias (F, C): row n mod F."""
+    return terms[0] + terms[1] if bias is None else _gpu("sums").rows_add(terms, bias)
+
+
+def frame_norm(
+    parts: list[Tensor], size: int, eps: float, scale: Tensor, shift: Tensor, silu: bool, bias: Tensor | None = None
+) -> list[Tensor]:
     """Group norm of each image of the concatenated parts, scaled and shifted per channel; with `silu` a SiLU of that.
 
     parts: (N, C_i, H, W) channels-last, each of whole groups of `size` channels; scale, shift: (C,) for all their
-    channels, or (B, C), where each row belongs to N / B images. Returns the output in the same parts, or, on a GPU,
-    where it costs nothing, in one.
+    channels, or (B, C), where each row belongs to N / B images; bias: (F, C), on a GPU, added to image n before the
+    norm by row n mod F. Returns the output in the same parts, or, on a GPU, where it costs nothing, in one.
     """
-    if parts[0].is_cuda:
-        return [_gpu_norm().rows_norm(parts, size, eps, scale, shift, silu)[0]]
+    if _on_gpu(parts[0]):
+        return [_gpu("norm").rows_norm(parts, size, eps, scale, shift, bias, silu)[0]]
     widths = [part.shape[1] for part in parts]
     own = zip(parts, scale.split(widths, -1), shift.split(widths, -1), strict=True)
     return [_norm_of_part(part, part.shape[1] // size, eps, a, b, silu) for part, a, b in own]
@@ -41,12 +54,12 @@ def _norm_of_part(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tens
     return F.silu(y) if silu else y
 
 
-def temporal_convolution(clip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def temporal_convolution(clip: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A convolution over the T frames of each pixel, padded to keep T.
 
-    clip: (B, C, T, H*W) channels-last; weight: (C, C, K, 1), K odd; bias: (C,).
+    clip: (B, C, T, H*W) channels-last; weight: (C, C, K, 1), K odd; bias: (C,), or None on a GPU.
     """
-    if _is_plain_cpu(clip):
+    if _is_plain_cpu(clip) and bias is not None:
         return TemporalConvolution.apply(clip, weight, bias)
     return F.conv2d(clip, weight, bias, padding=(weight.shape[2] // 2, 0))
 
@@ -74,8 +87,8 @@ def attention_of_rows(
     qkv: (rows, length, 3 C); context: (clips, tokens, 2 C), keys and values that come before those of the rows and are
     shared by the rows / clips rows of each clip, or None; scales: (C / heads,). Returns (rows, length, C).
     """
-    if qkv.is_cuda:
-        results = _gpu_attention().heads_of_rows(qkv, context, query_scale, key_scale, heads, HEAD_NORM_EPS)
+    if _on_gpu(qkv):
+        results = _gpu("heads").heads_of_rows(qkv, context, query_scale, key_scale, heads, HEAD_NORM_EPS)
         q, k, v = (x.transpose(1, 2) for x in results)
     else:
         q, k, v = rearrange(qkv, "n l (three h c) -> three n h l c", three=3, h=heads)
@@ -96,9 +109,8 @@ def attention_over_frames(clips: Tensor, qkv: nn.Linear, query_scale: Tensor, ke
 
     clips: (B, T, P, C); scales: (C / heads,). Returns (B, T, P, C).
     """
-    if clips.is_cuda and clips.shape[1] <= SHORT_SEQUENCE:
-        kernels = _gpu_attention()
-        return kernels.attend_over_frames(qkv(clips), query_scale, key_scale, heads, HEAD_NORM_EPS)
+    if _on_gpu(clips) and clips.shape[1] <= SHORT_SEQUENCE:
+        return _gpu("frames").attend_over_frames(qkv(clips), query_scale, key_scale, heads, HEAD_NORM_EPS)
     # The frames are brought to the inside and back, because a CPU reads memory fastest in a line.
     rows = qkv(rearrange(clips, "b t p c -> (b p) t c"))
     y = attention_of_rows(rows, None, query_scale, key_scale, heads)
@@ -109,17 +121,13 @@ def _head_norm(x: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], scale, eps=HEAD_NORM_EPS)
 
 
-def _gpu_norm() -> ModuleType:
-    """The kernels for GPUs, whose compiler is imported where there is one."""
-    from mav.models.kernels import gpu_norm
-
-    return gpu_norm
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
-def _gpu_attention() -> ModuleType:
-    from mav.models.kernels import gpu_attention
-
-    return gpu_attention
+def _gpu(module: str) -> ModuleType:
+    """The kernels for GPUs, whose compiler is imported where there is a GPU."""
+    return importlib.import_module(f"mav.models.kernels.gpu.{module}")
 
 
 def _is_plain_cpu(x: Tensor) -> bool:
