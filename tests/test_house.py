@@ -50,7 +50,6 @@ PRIVATE = {
     "ray.train.torch.config._TorchBackend": "SIGTERM is caught where Ray Train sets its workers up",
     "torch.distributed.checkpoint._fsspec_filesystem.FsspecReader": "sharded checkpoints on any storage",
     "torch.distributed.checkpoint._fsspec_filesystem.FsspecWriter": "the same",
-    "torch._dynamo": "the limit of graphs a function, which is an argument of `compile` in new releases only",
     "torch._subclasses.fake_tensor": "a CUDA device without a card, for tests and `mav describe`",
     "torch.utils._python_dispatch": "the same",
     "torch.utils._pytree": "the same",
