@@ -241,8 +241,7 @@ class UNet(nn.Module):
             longest = f"this network's {config.max_frames}: sample it in windows"
             raise ValueError(f"a clip of {x.shape[1]} frames is longer than {longest}")
         takes = {"embedding": config.embedding_dim > 0, "low": config.low_resolution, "known": config.masked_frames}
-        # An fps that is given although time is off is ignored.
-        takes |= {"fps": True} if video else {}
+        takes |= {"fps": True} if video else {}  # one that is given although time is off is ignored
         for name, taken in takes.items():
             if taken != (given[name] is not None):
                 raise ValueError(f"this network {'needs' if taken else 'does not take'} the condition `{name}`")
@@ -258,8 +257,7 @@ class UNet(nn.Module):
         """Compiles each block on its own: many are alike and share a graph, and every graph has static shapes."""
         torch.compiler.reset()  # otherwise graphs of a network compiled before in this process would count below
         blocks = [module for module in self.modules() if isinstance(module, LevelBlock)]
-        # By default dynamo allows a function eight graphs; here one function is that of all blocks.
-        torch._dynamo.config.recompile_limit = 8 * len(blocks)
+        torch._dynamo.config.recompile_limit = 8 * len(blocks)  # graphs of one function, here that of all
         for block in blocks:
             block.compile(fullgraph=True, dynamic=False)
 
