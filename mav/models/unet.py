@@ -226,7 +226,9 @@ class UNet(nn.Module):
     def _run(self, block: nn.Module, depth: int, *inputs: Any) -> Tensor:
         """Runs a block; the backward pass recomputes its activations on the first `checkpoint_levels` levels."""
         recomputed = self.training and depth < self.config.checkpoint_levels
-        return checkpoint(block, *inputs, use_reentrant=False) if recomputed else block(*inputs)
+        if not recomputed:
+            return block(*inputs)
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
 
     def _check(self, x: Tensor, time: bool, given: dict[str, Tensor | None]) -> None:
         """Raises ValueError when the clip or the conditions are not what the network takes."""
@@ -239,8 +241,7 @@ class UNet(nn.Module):
             longest = f"this network's {config.max_frames}: sample it in windows"
             raise ValueError(f"a clip of {x.shape[1]} frames is longer than {longest}")
         takes = {"embedding": config.embedding_dim > 0, "low": config.low_resolution, "known": config.masked_frames}
-        # An fps that is given although time is off is ignored.
-        takes |= {"fps": True} if video else {}
+        takes |= {"fps": True} if video else {}  # one that is given although time is off is ignored
         for name, taken in takes.items():
             if taken != (given[name] is not None):
                 raise ValueError(f"this network {'needs' if taken else 'does not take'} the condition `{name}`")
@@ -251,15 +252,6 @@ class UNet(nn.Module):
         new: list[nn.Module] = [m for m in self.modules() if isinstance(m, temporal)]
         new += [m for m in (self.fps, self.known_input) if m is not None]
         return [parameter for module in new for parameter in module.parameters()]
-
-    def compile_blocks(self) -> None:
-        """Compiles each block on its own: many are alike and share a graph, and every graph has static shapes."""
-        torch.compiler.reset()  # otherwise graphs of a network compiled before in this process would count below
-        blocks = [module for module in self.modules() if isinstance(module, LevelBlock)]
-        # By default dynamo allows a function eight graphs; here one function is that of all blocks.
-        torch._dynamo.config.recompile_limit = 8 * len(blocks)
-        for block in blocks:
-            block.compile(fullgraph=True, dynamic=False)
 
 
 def _to_images(clip: Tensor) -> Tensor:

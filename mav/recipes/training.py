@@ -40,7 +40,6 @@ class Optimisation:
     precision: Literal["float32", "bfloat16"] = "float32"
     log_every: int = 1024
     checkpoint_every: int = 16384
-    compile: bool = False
     corrupted_share: float = 0.01  # share of unreadable samples above which the stage stops
     held_out: int = 0  # samples kept out of the training, on which every checkpoint measures the loss; 0 = none
     # The exported weights: the last moving average, the one with the lowest loss on the held-out samples, or the best

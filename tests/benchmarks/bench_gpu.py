@@ -48,11 +48,11 @@ def card(device: str) -> dict[str, float]:
     }
 
 
-def unet(device: str, seconds: float, compiled: bool) -> dict[str, Any]:
+def unet(device: str, seconds: float) -> dict[str, Any]:
     """Seconds a step of the same U-Net by each project, each in a process of its own, in turn."""
     preset = "gpu64" if device == "cuda" else "cpu32"
     steps: dict[str, Any] = {}
-    for name in ("ours", *SPACE_TIME_PEER, *(["ours compiled"] if compiled else [])):
+    for name in ("ours", *SPACE_TIME_PEER):
         command = [sys.executable, str(Path(__file__).parent / "unet_worker.py"), name, preset, device]
         worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert worker.stdin is not None
@@ -110,10 +110,10 @@ def main() -> None:
                 rate,
                 options.micro.get(stage),
                 options.checkpoint_levels,
-            )  # fmt: skip
+            )
             for stage in options.stages.split(",")
         ],
-        "unet": lambda: unet(device, options.seconds, compiled=False),
+        "unet": lambda: unet(device, options.seconds),
         "sampling": lambda: gpu_stages.sampling(options.recipe, device),
         "demo": lambda: demo(device),
     }

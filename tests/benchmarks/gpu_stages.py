@@ -102,7 +102,8 @@ def _shortened(recipe: Recipe, stage: str, micro: int) -> Recipe:
     section = getattr(recipe, name)
     optimisation = dataclasses.replace(
         section.optimisation, samples=10**6 * micro, batch_size=micro, accumulation=1, held_out=0, export="last",
-        compile=False, log_every=LOG_STEPS * micro, checkpoint_every=10**6 * micro, warmup_samples=0, cooldown_samples=0,
+        log_every=LOG_STEPS * micro, checkpoint_every=10**6 * micro, warmup_samples=0,
+        cooldown_samples=0,
     )  # fmt: skip
     return dataclasses.replace(recipe, **{name: dataclasses.replace(section, optimisation=optimisation)})
 

@@ -37,14 +37,7 @@ def test_described_memory_is_what_training_takes(tmp_path):
     section = recipe.train_decoder
     o = section.optimisation
     micro = o.batch_size // o.accumulation
-    short = {
-        "samples": 2 * micro,
-        "batch_size": micro,
-        "accumulation": 1,
-        "held_out": 0,
-        "export": "last",
-        "compile": False,
-    }
+    short = {"samples": 2 * micro, "batch_size": micro, "accumulation": 1, "held_out": 0, "export": "last"}
     short |= {"log_every": micro, "checkpoint_every": 2 * micro}
     section = dataclasses.replace(section, optimisation=dataclasses.replace(o, **short))
     recipe = dataclasses.replace(recipe, train_decoder=section)
