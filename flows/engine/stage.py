@@ -183,11 +183,16 @@ class Graph:
 
 def require_files(nodes: Iterable[Node]) -> None:
     """Raises UserError that names every outside file which these stages read and which is not there."""
-    absent = dict.fromkeys(place for node in nodes for place, identity in node.outside.items() if identity is None)
-    if absent:
-        named = ", ".join("`{}` names {!r}".format(*place.split(":", 1)) for place in absent)
+    if absent := absent_files(nodes):
+        named = ", ".join(f"`{key}` names {path!r}" for key, path in absent)
         what = "which does not exist: correct the path" if len(absent) == 1 else "which do not exist: correct the paths"
         raise UserError(f"{named}, {what} in the recipe or bring {'the file' if len(absent) == 1 else 'the files'}.")
+
+
+def absent_files(nodes: Iterable[Node]) -> list[tuple[str, str]]:
+    """Returns (key, path) of every outside file that these stages read and that is not there."""
+    absent = dict.fromkeys(place for node in nodes for place, identity in node.outside.items() if identity is None)
+    return [(key, path) for key, _, path in (place.partition(":") for place in absent)]
 
 
 def file_identity(path: str) -> list[Any] | None:

@@ -51,16 +51,25 @@ def deadlines(recipe: Recipe, reads: Iterable[str]) -> dict[str, Any]:
     return {value.key: value.value for value in values(recipe, reads) if value.deadline}
 
 
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Returns the values of `what` by key, such as `cascade.frames`."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{above}.{name}" if above else name
+        found |= flat(value, key) if isinstance(value, dict) else {key: value}
+    return found
+
+
 def covers(reads: Iterable[str], key: str) -> bool:
     """Says whether a key is one of the `reads`, or within one."""
     return any(key == name or key.startswith(f"{name}.") for name in reads)
 
 
-def values(recipe: Recipe, reads: Iterable[str] = ()) -> Iterator[Value]:
-    """Yields every value of the named parts, sorted by key; of the whole recipe where none is named."""
-    wanted = tuple(reads)
-    found = {value.key: value for value in _walk("", recipe, COUNTS) if not wanted or covers(wanted, value.key)}
-    for name in wanted:
+def values(recipe: Recipe, reads: Iterable[str] | None = None) -> Iterator[Value]:
+    """Yields every value of the named parts, or of the whole recipe, sorted by key."""
+    wanted = None if reads is None else tuple(reads)
+    found = {value.key: value for value in _walk("", recipe, COUNTS) if wanted is None or covers(wanted, value.key)}
+    for name in wanted or ():
         if not any(covers([name], key) for key in found):
             raise ValueError(f"{name!r} names no section or field of a recipe")
     return iter(found[key] for key in sorted(found))

@@ -14,9 +14,9 @@ from importlib import resources
 from typing import Any
 
 from mav.errors import UserError, nearest
-from mav.recipes.comments import comment_of
 from mav.recipes.recipe import Recipe
 from mav.recipes.rules import Problem, problems_of
+from mav.recipes.schema import comment_of
 from mav.recipes.sections import to_plain
 from mav.recipes.yaml_file import parse_yaml
 
