@@ -1,6 +1,7 @@
 """A recipe that records which of its values are read, and stages that run in this process, for tests of both."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +15,8 @@ from flows.engine.run import Job, Run
 from flows.engine.stage import Node, Outcome
 from flows.engine.store import Store
 from flows.services.terminal import Terminal
-from mav.recipes import Recipe
+from mav.recipes import Recipe, to_plain
+from mav.recipes.identity import Value
 from mav.storage.counts import add_counts
 
 # To write a section down, to copy it or to ask for its marks is no use of its values.
@@ -72,3 +74,34 @@ def reads_of_bodies(recipe: Recipe, nodes: list[Node], runs: str) -> dict[str, s
             run.recipe = recorded(recipe, found[node.name])
             build(node, run)
     return found
+
+
+def other(value: Any) -> Any:
+    """Returns another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 + 0.13
+    return [*value, *(value[-1:] or ["other"])] if isinstance(value, list) else f"{value}x"
+
+
+def with_other(recipe: Recipe, key: str) -> Recipe:
+    """Returns the recipe with another value at this key, whether or not it is a good one."""
+
+    def replaced(section: Any, names: list[str]) -> Any:
+        inner = getattr(section, names[0])
+        new = replaced(inner, names[1:]) if len(names) > 1 else other(to_plain(inner))
+        return dataclasses.replace(section, **{names[0]: tuple(new) if isinstance(new, list) else new})
+
+    changed: Recipe = replaced(recipe, key.split("."))
+    return changed
+
+
+def other_setting(value: Value) -> list[str]:
+    """Returns `key=value` with another valid value; nothing for a choice of words, or for the recipe's name."""
+    text = isinstance(value.value, str)
+    if value.key == "name" or (text and not value.key.endswith(("about", "contact"))):
+        return []
+    return [f"{value.key}={json.dumps(other(value.value))}"]

@@ -37,7 +37,7 @@ PANELS = {  # every command with an example, in the groups and the order that he
     },
     "Foresee": {
         "validate": "mav validate my.yaml --json",
-        "schema": "mav schema > recipe.schema.json",
+        "schema": "mav schema",
         "plan": "mav plan paper --rate fetched=400",
         "describe": "mav describe single-gpu --set cascade.frames=8",
     },

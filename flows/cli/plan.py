@@ -254,6 +254,6 @@ def _planned(recipe: Recipe) -> dict[str, StagePlan]:
     """Returns the estimates of the data stages; none where the tables and lists cannot be read."""
     try:
         counted = image_rows(recipe), clips(recipe)
-    except (UserError, OSError):
+    except (UserError, OSError, ValueError):
         return {}
     return {plan.stage: plan for plan in plan_stages(recipe, RATES, *counted)}

@@ -152,7 +152,9 @@ def _problem(error: Any) -> Problem:
     given = "set" if isinstance(error["input"], dict) and kind != "dataclass_type" else error["input"]
     if kind == UNKNOWN:
         meant = nearest(str(error["loc"][-1]), _siblings(error["loc"]))
-        return Problem(key, given, "is not a key of this section", f"did you mean {meant}" if meant else "check it")
+        return Problem(
+            key, given, "this section has no such key", f"did you mean {meant}" if meant else "check its spelling"
+        )
     if kind in ABSENT:
         return Problem(key, None, "it has no default", "give its value")
     bounds = {

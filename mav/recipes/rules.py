@@ -28,7 +28,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"`{self.key}` is {shown(self.value)}, but {self.why}: {self.remedy}."
+        end = "?" if self.remedy.startswith("did you mean") else "."
+        return f"`{self.key}` is {shown(self.value)}, but {self.why}: {self.remedy}{end}"
 
     @property
     def keys(self) -> set[str]:

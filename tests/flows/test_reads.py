@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from recorded import reads_of_bodies, run_here
+from recorded import reads_of_bodies, run_here, with_other
 
 from flows.make_a_video import make_a_video
 from flows.services.ports import reserve_port
+from mav.recipes import Recipe
 from mav.recipes.identity import covers, values
 from mav.recipes.reader import load_recipe
 
@@ -68,3 +69,33 @@ def test_a_seed_follows_only_where_it_is_read(tmp_path: Path) -> None:
     assert {*fetching, "clip", "image-screen", "image-embed"}.isdisjoint(moved("clips.csv", *given))
     (tmp_path / "clips.jsonl").write_bytes(b"")
     assert moved("clips.jsonl") & fetching == {"video-shards"}, "spans of whole videos are drawn by seed"
+
+
+def test_fingerprints_follow_every_value_that_counts_and_no_other() -> None:
+    recipe = load_recipe("tiny")
+
+    def prints(recipe: Recipe) -> dict[str, str]:
+        return {name: node.fingerprint for name, node in make_a_video(recipe).nodes.items()}
+
+    base, graph = prints(recipe), make_a_video(recipe)
+    for value in values(recipe):
+        changed = with_other(recipe, value.key)
+        moved = {name for name, print_ in prints(changed).items() if print_ != base.get(name)}
+        readers = [n.name for n in graph.nodes.values() if value.counts and covers(n.stage.reads_of(recipe), value.key)]
+        assert moved >= set(readers), value.key
+        followers = {node.name for name in readers for node in graph.downstream(name)}
+        assert moved <= {*readers, *followers}, value.key
+        assert bool(moved) == value.counts, value.key
+
+
+def test_the_pairs_of_the_study_are_those_of_the_study_alone() -> None:
+    one, two = (make_a_video(load_recipe("tiny", [f"evaluate.study_pairs={n}"])).nodes for n in (4, 5))
+    assert [name for name in one if one[name].fingerprint != two[name].fingerprint] == ["human-study", "report"]
+
+
+def test_a_checkpoint_s_interval_counts_only_where_a_checkpoint_is_chosen() -> None:
+    recipe = load_recipe("tiny")
+    counts = {value.key: value.counts for value in values(recipe) if value.key.endswith("checkpoint_every")}
+    assert [key for key, counting in counts.items() if counting] == [
+        "train_interpolation.optimisation.checkpoint_every"
+    ]
