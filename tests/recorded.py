@@ -1,7 +1,9 @@
 """A recipe that records which of its values are read, and stages that run in this process, for tests of both."""
 
 import dataclasses
+import functools
 import json
+import operator
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from flows.engine.store import Store
 from flows.services.terminal import Terminal
 from mav.recipes import Recipe, to_plain
 from mav.recipes.identity import Value
+from mav.recipes.schema import json_schema
 from mav.storage.counts import add_counts
 
 # To write a section down, to copy it or to ask for its marks is no use of its values.
@@ -89,14 +92,38 @@ def other(value: Any) -> Any:
 
 def with_other(recipe: Recipe, key: str) -> Recipe:
     """Returns the recipe with another value at this key, whether or not it is a good one."""
+    return replaced(recipe, key, other(to_plain(operator.attrgetter(key)(recipe))))
 
-    def replaced(section: Any, names: list[str]) -> Any:
-        inner = getattr(section, names[0])
-        new = replaced(inner, names[1:]) if len(names) > 1 else other(to_plain(inner))
-        return dataclasses.replace(section, **{names[0]: tuple(new) if isinstance(new, list) else new})
 
-    changed: Recipe = replaced(recipe, key.split("."))
-    return changed
+def replaced(section: Any, key: str, value: Any) -> Any:
+    """Returns the section with this value at the key."""
+    name, _, rest = key.partition(".")
+    new = replaced(getattr(section, name), rest, value) if rest else value
+    return dataclasses.replace(section, **{name: tuple(new) if isinstance(new, list) else new})
+
+
+def other_tree(key: str, value: Any) -> Any:
+    """Returns another value, and of a choice of words another of its words."""
+    words = choices().get(key, [])
+    return next((word for word in words if word != value), None) if words else other(value)
+
+
+@functools.cache
+def choices() -> dict[str, list[Any]]:
+    """Returns the words that may stand at a key, of those where only some may."""
+    schema = json_schema()
+
+    def walk(part: dict[str, Any], above: str) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for name, about in part.get("properties", {}).items():
+            key = f"{above}.{name}" if above else name
+            links = [each["$ref"] for each in (about, *about.get("anyOf", ())) if "$ref" in each]
+            found |= {key: about["enum"]} if "enum" in about else {}
+            for link in links:
+                found |= walk(schema["$defs"][link.rpartition("/")[2]], key)
+        return found
+
+    return walk(schema, "")
 
 
 def other_setting(value: Value) -> list[str]:
