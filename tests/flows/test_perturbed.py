@@ -16,7 +16,7 @@ from flows.make_a_video import make_a_video
 from flows.services.ports import reserve_port
 from flows.services.terminal import Terminal
 from mav.recipes import Recipe
-from mav.recipes.identity import values
+from mav.recipes.identity import covers, values
 from mav.recipes.reader import load_recipe
 from mav.storage import MANIFEST, Folder
 
@@ -66,7 +66,8 @@ def cases(node: Node, recipe: Recipe, read: set[str]) -> Iterator[tuple[str, Any
     for value in values(recipe):
         apart = value.key.startswith(("cluster.", "expect.", "name", "about"))
         if value.key in read and not apart and not value.key.endswith(SKIPPED):
-            yield value.key, other_value(value.key, value.value), value.counts
+            counts = value.counts and covers(node.stage.reads_of(recipe), value.key)
+            yield value.key, other_value(value.key, value.value), counts
 
 
 def test_bytes_move_exactly_where_the_marks_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
