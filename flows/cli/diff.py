@@ -121,7 +121,7 @@ def _show_artifact(name: str, difference: Difference, alone: bool) -> None:
     for (was, now), number in list(difference.rows.items())[:SHOWN]:
         print(f"  {number:,} rows: {was} -> {now} ({', '.join(difference.examples[was, now])} ...)")
     sizes = " -> ".join(f"{short(size)}B" for size in difference.bytes)
-    print(f"  {len(difference.files):,} files have other bytes; {sizes} in all")
+    print(f"  files with other bytes: {len(difference.files):,}; {sizes} in all")
 
 
 def _figure(value: Any) -> str:

@@ -129,8 +129,8 @@ def image_rows(recipe: Recipe) -> int:
 
     if recipe.expect.image_rows:
         return recipe.expect.image_rows
-    if not recipe.image_metadata.sources and recipe.world:
-        return recipe.world.images
+    if not recipe.image_metadata.sources:
+        return recipe.world.images if recipe.world else 0
     total = 0
     for path in source_parts(recipe.image_metadata.sources):
         with fsspec.open(path, "rb") as file:

@@ -77,8 +77,9 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
             console.print(f"\n{name} {row['state']}{when}: {row['reason']}", markup=False, soft_wrap=True)
         if "changes" in row:
             console.print(f"\n{name} is stale: {'; '.join(row['changes'])}", markup=False, soft_wrap=True)
-    for name, reason in graph.left_out.items():
-        console.print(f"\n{name} is left out: {reason}", markup=False, soft_wrap=True)
+    lines = [f"{name} is left out: {reason}" for name, reason in graph.left_out.items()]
+    if lines:
+        console.print("", *lines, sep="\n", markup=False, soft_wrap=True)
     if "count" in verdict:
         title = f"\nThe oracle on {verdict['count']} videos, 95 % intervals in brackets:"
         console.print(title, *oracle_lines(verdict), sep="\n", markup=False)

@@ -1,6 +1,8 @@
 """`mav validate`, `schema`, `diff`, `run --dry-run`, and why a stage is stale."""
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +17,7 @@ from flows.make_a_video import make_a_video
 from flows.services.ports import reserve_port
 from flows.services.terminal import Terminal
 from mav.recipes.reader import load_recipe
-from mav.storage import Artifact
+from mav.storage import Artifact, Folder
 
 Mav = Callable[..., tuple[int, str, str]]
 
@@ -109,6 +111,32 @@ def test_diff_of_recipes_says_lines_stages_rows_and_metrics(mav: Mav, tmp_path: 
     }
     assert "video-shards" not in found["stages"]
     assert {"image-metadata", "train-prior", "report"} <= set(found["stages"])
+
+
+def test_diff_of_two_runs_compares_their_artifacts(mav: Mav, built: Store, tmp_path: Path) -> None:
+    """Of one recipe, in two runs folders: the same bytes are no difference, other bytes are named."""
+    other = tmp_path / "other"
+    shutil.copytree(built.root.root, other)
+    runs = ("--runs", built.root.url, "--other-runs", other)
+    name = tmp_path / "same.yaml"
+    name.write_text(f"extends: tiny\nworld: {{images: 60, port: {_port(built)}}}\n")
+    assert mav("diff", name, name, *runs)[0] == 0
+    (table,) = (other / "artifacts" / "demo-world").glob("*/manifest.json")
+    manifest = Artifact.open(str(table.parent)).manifest
+    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
+    del fields["files"]
+    (table.parent / "more.json").write_text("1")
+    Artifact.publish(Folder(str(table.parent)), **fields | {"metrics": {"fvd": 2.0, "fvd_low": 1.0, "fvd_high": 3.0}})
+    code, out, _ = mav("diff", name, name, *runs)
+    assert code == 1
+    assert "fvd: none -> 2 [1, 3]" in out
+    assert "files with other bytes: 1;" in out
+
+
+def _port(store: Store) -> int:
+    (name, *_) = store.root.child("artifacts/demo-world").folders()
+    port: int = store.root.read_json(f"artifacts/demo-world/{name}/manifest.json")["config"]["world"]["port"]
+    return port
 
 
 def test_diff_of_artifacts_says_which_rows_came_and_went(mav: Mav, built: Store) -> None:
