@@ -11,7 +11,6 @@ import fsspec
 import pytest
 
 from flows.services.environment import configure_environment
-from flows.services.ray_cluster import ray_cluster
 from mav.recipes import Cluster, Recipe
 
 # The variable is read when torch is imported: the number of threads may change the last bits of a sum.
@@ -25,6 +24,7 @@ SHARED = (
     "data",
     "data/fetching",
     "evaluation",
+    "fake_device",
     "report",
     "study",
     "training",
@@ -97,5 +97,7 @@ def s3() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need it."""
+    from flows.services.ray_cluster import ray_cluster  # a bare machine with a card has no Ray
+
     with ray_cluster(Cluster(cpus=2, dashboard=False, object_store_mb=150)):
         yield

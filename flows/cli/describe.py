@@ -3,21 +3,28 @@
 import dataclasses
 import json
 import math
+import re
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from flows.cli.options import Json, RecipeName, Set
 from flows.services.terminal import plain_table, spinner
+from mav.errors import UserError
 from mav.recipes.reader import load_recipe
 
 app = typer.Typer()
 
 LEGEND = (
-    "FLOP: forward and backward of one sample, and of the whole training. State: weights, gradients, AdamW's two "
-    "moments and the averages in float32 on one worker, of which sharding leaves it a part. Activations: what backward "
-    "needs of one micro-batch. Libraries' own memory comes on top."
+    "FLOP: forward and backward of one sample. Again: the forward passes that the backward pass repeats for memory. "
+    "In all: both, of the whole training. State: weights, gradients, AdamW's two moments and the averages in float32 "
+    "on one worker, of which sharding leaves it a part, and the CLIP that a video stage needs. Activations: what a "
+    "step of one micro-batch takes on a GPU beyond that when it takes most."
 )
+Fit = Annotated[
+    str, typer.Option("--fit", metavar="SIZE", help="Show the largest micro-batches that fit a GPU, such as 80GB.")
+]
 
 
 def short(number: float) -> str:
@@ -27,27 +34,40 @@ def short(number: float) -> str:
     return f"{number / 1000**power:.3g} {units[power]}"
 
 
+def read_size(text: str) -> float:
+    """Returns the bytes of a size such as 80GB. Raises UserError for another text."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?GB", text, re.IGNORECASE)
+    if not match:
+        raise UserError(f"{text!r} is no size of a GPU's memory: write it as 80GB.")
+    return float(match[1]) * 1e9
+
+
 @app.command()
-def describe(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
+def describe(recipe: RecipeName, json_: Json = False, set_: Set = None, fit: Fit = "") -> None:
     """Parameters, arithmetic and memory of every network of a recipe; nothing is allocated or trained."""
     from mav.generation.cascade import NETWORKS
-    from mav.training.network_costs import network_costs
+    from mav.training.network_costs import fitted, network_costs
 
-    loaded = load_recipe(recipe, set_ or ())
+    loaded, memory = load_recipe(recipe, set_ or ()), read_size(fit) if fit else 0.0
     with spinner("Counting on shapes alone"):
-        components = network_costs(loaded)
+        components = fitted(loaded, memory) if fit else network_costs(loaded)
     if json_:
-        print(json.dumps([dataclasses.asdict(c) for c in components], indent=2))
+        print(json.dumps([dataclasses.asdict(c) | {"peak_bytes": c.peak_bytes} for c in components], indent=2))
         return
     console = Console(highlight=False)
     title = f"{loaded.name}, {loaded.cluster.workers} worker(s)"
-    columns = ("parameters", "FLOP", "in all", "state", "activations")
+    columns = ("parameters", "FLOP", "again", "in all", "micro-batch", "parts", "state", "activations", "together")
     table = plain_table("network", "a sample", right=columns, title=title)
     for c in components:
-        values = (c.parameters, c.flops_per_sample, c.flops_in_all, c.state_bytes, c.activation_bytes)
-        cells = (short(value) + unit for value, unit in zip(values, ("", "", "", "B", "B"), strict=True))
-        table.add_row(c.stage.removeprefix("train-"), "x".join(map(str, c.sample)), *cells)
+        counts = (short(c.parameters), short(c.flops_per_sample), short(c.recomputed_flops_per_sample))
+        step = (short(c.flops_in_all), str(c.micro_batch), str(c.accumulation))
+        memories = (short(size) + "B" for size in (c.state_bytes, c.activation_bytes, c.peak_bytes))
+        table.add_row(c.stage.removeprefix("train-"), "x".join(map(str, c.sample)), *counts, *step, *memories)
     console.print(table)
     cascade = sum(c.parameters for c in components if c.stage in NETWORKS.values())
     console.print(f"The cascade that generates: {short(cascade)} parameters.")
     console.print(LEGEND, style="dim")
+    if fit:
+        console.print(
+            f"Each micro-batch is the largest that leaves a tenth of {fit} free: set its parts as `accumulation`."
+        )

@@ -7,7 +7,7 @@ With x_t = alpha x_0 + sigma eps, the three predictions can be converted into on
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,25 +53,38 @@ def base_kind(objective: Objective) -> str:
     return "eps" if objective.prediction == "eps_learned_sigma" else objective.prediction
 
 
+def draw_noise(
+    draws: Draws, shape: Sequence[int], objective: Objective, *, drops: bool, level: float | None = None
+) -> dict[str, Tensor]:
+    """Draws all that is random in the loss of samples of a shape: the step `t` (B,) and the noise (B, *shape).
+
+    drops: also `keep` (B,), whether the condition is kept. level: the step of all samples as a share of the schedule's,
+    instead of drawn ones.
+    """
+    steps = objective.steps
+    t = draws.integers(steps) if level is None else torch.full((len(draws),), int(level * steps))
+    noise = draws.normal(*shape)
+    if objective.shared_noise and len(shape) == 4:
+        noise = mix(noise, draws.normal(1, *shape[1:]), objective.shared_noise)
+    drawn = {"t": t, "noise": noise}
+    return drawn | {"keep": draws.uniform() >= objective.condition_dropout} if drops else drawn
+
+
 def diffusion_loss(
-    network: Callable[..., Tensor], x0: Tensor, conditions: dict[str, Tensor], objective: Objective, schedule: Schedule,
-    draws: Draws, level: float | None = None,
+    network: Callable[..., Tensor], x0: Tensor, conditions: dict[str, Tensor], drawn: Mapping[str, Tensor],
+    objective: Objective, schedule: Schedule,
 ) -> Tensor:  # fmt: skip
     """Each sample's weighted squared error, (B,), for clean samples x0 (B, T, C, H, W) or (B, d).
 
-    It draws for each sample the step, the noise, and whether the condition is dropped (as `keep`, only for networks
-    that have one to drop). level: the step of all samples as a share of the schedule's, instead of drawn ones.
+    drawn: what `draw_noise` drew. All tensors, the schedule's too, are on the network's device, and the loss reads none
+    of their values on the processor.
     """
-    # Noise and steps.
-    t = draws.integers(schedule.steps) if level is None else torch.full((len(draws),), int(level * schedule.steps))
-    noise = draws.normal(*x0.shape[1:]).to(x0)
-    if objective.shared_noise and x0.ndim == 5:
-        noise = mix(noise, draws.normal(1, *x0.shape[2:]).to(x0), objective.shared_noise)
-    if "embedding" in conditions or "text_embedding" in conditions:
-        conditions = conditions | {"keep": (draws.uniform() >= objective.condition_dropout).to(x0.device)}
+    t, noise = drawn["t"], drawn["noise"].to(x0)
+    if "keep" in drawn:
+        conditions = conditions | {"keep": drawn["keep"]}
     # The prediction and its error.
     x_t = schedule.noised(x0, noise, t)
-    output = network(x_t, schedule.network_time(t).to(x0.device), **conditions).float()
+    output = network(x_t, schedule.network_time(t), **conditions).float()
     kind = base_kind(objective)
     mean, variance = output.chunk(2, dim=2) if objective.prediction == "eps_learned_sigma" else (output, None)
     alpha, sigma = schedule.at(t, x0)

@@ -30,7 +30,7 @@ class Schedule:
         return (self.alpha / self.sigma) ** 2
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma of steps t (B,), shaped to multiply `like` (B, ...). Steps and tables are on the CPU."""
+        """alpha and sigma of steps t (B,), shaped to multiply `like` (B, ...). Steps are where the tables are."""
         shape = (-1,) + (1,) * (like.ndim - 1)
         return self.alpha[t].to(like).view(shape), self.sigma[t].to(like).view(shape)
 
@@ -56,8 +56,11 @@ class Schedule:
 
 
 @functools.lru_cache(maxsize=32)
-def make_schedule(objective: Objective) -> Schedule:
-    """Makes an objective's schedule: cosine (Nichol and Dhariwal 2021) or linear (Ho et al. 2020)."""
+def make_schedule(objective: Objective, device: str = "cpu") -> Schedule:
+    """Makes an objective's schedule: cosine (Nichol and Dhariwal 2021) or linear (Ho et al. 2020).
+
+    Training looks the steps up on its device; sampling counts them on the CPU.
+    """
     steps = objective.steps
     if objective.schedule == "cosine":
         level = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
@@ -71,4 +74,4 @@ def make_schedule(objective: Objective) -> Schedule:
     if objective.shift != 1.0:  # simple diffusion (Hoogeboom et al. 2023): the log-SNR is lowered by 2 log(shift)
         odds = alpha.square() / (1 - alpha.square()) / objective.shift**2
         alpha = (odds / (1 + odds)).sqrt()
-    return Schedule(alpha, (1 - alpha.square()).sqrt())
+    return Schedule(alpha.to(device), (1 - alpha.square()).sqrt().to(device))

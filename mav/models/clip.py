@@ -171,6 +171,7 @@ class ClipModel(nn.Module):
     def fit_heads(self, embeddings: Tensor, punsafe: Tensor, pwatermark: Tensor) -> HeadStatistics:
         """Fits a logistic regression for each score without a head, on the rows where it is known (not NaN).
 
+        The embeddings (n, d) and the scores (n,) are on the processor, where a few thousand rows take no time.
         Every fifth known row is held out. Returns for each head {"rows", "held_out", "cut", "auc", "accuracy"}. The
         last two are measured on the held-out rows, where a score >= cut is the positive class (auc is None when only
         one class is present). The cut is 0.5, or the middle of the known scores when none reaches 0.5, as in a table
@@ -184,13 +185,13 @@ class ClipModel(nn.Module):
             x, y = embeddings[rows].double(), known[rows].double()
             held = torch.arange(len(rows)) % 5 == 4
             head = logistic_head(x[~held], y[~held])
-            self.heads[name] = head.to(next(self.model.parameters()).device)
             cut = 0.5 if y.max() >= 0.5 else float(y.min() + y.max()) / 2
             positive = y[held] >= cut
             guess = head(x[held].float()) if held.any() else x.new_zeros(0)
             accuracy = float(((guess >= cut) == positive).double().mean()) if held.any() else None
             counts = {"rows": len(rows), "held_out": int(held.sum())}
             statistics[name] = counts | {"cut": cut, "auc": area_under_curve(guess, positive), "accuracy": accuracy}
+            self.heads[name] = head.to(self.device)
         return statistics
 
     def save(self, folder: Folder) -> None:

@@ -76,11 +76,6 @@ class Prior(nn.Module):
             h = block(h)
         return self.output(self.norm(h[:, -1]))
 
-    def compile_blocks(self) -> None:
-        """Compiles each block on its own: all share one graph."""
-        for block in self.blocks:
-            block.compile(fullgraph=True, dynamic=False)
-
 
 def to_scale(embedding: Tensor) -> Tensor:
     """Scales embeddings (B, d) from unit norm to the size that diffusion works on, with entries of about one."""

@@ -11,10 +11,15 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from mav.models.kernels.dispatch import attention, frame_norm, temporal_convolution
+from mav.models.kernels.dispatch import (
+    adds_bias_later,
+    attention_of_rows,
+    attention_over_frames,
+    frame_norm,
+    temporal_convolution,
+)  # fmt: skip
 from mav.models.kernels.layout import as_clips, as_images, as_rows
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -51,15 +56,13 @@ class FrameNorm(nn.GroupNorm):
         return self.of_parts([x], silu)[0]
 
     def of_parts(self, parts: list[Tensor], silu: bool = False) -> list[Tensor]:
-        """Returns the norm of the concatenated parts, part by part and without the concatenation."""
-        widths = [part.shape[1] for part in parts]
-        own = zip(parts, self.weight.split(widths), self.bias.split(widths), strict=True)
+        """Returns the norm of the concatenated parts, in parts that together are its channels."""
         size = self.num_channels // self.num_groups
-        return [frame_norm(part, part.shape[1] // size, self.eps, weight, bias, silu) for part, weight, bias in own]
+        return frame_norm(parts, size, self.eps, self.weight, self.bias, silu)
 
-    def modulated(self, x: Tensor, scale: Tensor, shift: Tensor, silu: bool = False) -> Tensor:
-        """x: (B*T, C, H, W) channels-last; scale, shift: (B, C)."""
-        return frame_norm(x, self.num_groups, self.eps, scale, shift, silu)
+    def modulated(self, x: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, silu: bool = False) -> Tensor:
+        """x: (B*T, C, H, W) channels-last; bias: of `PseudoConv3d.without_bias`; scale, shift: (B, C)."""
+        return frame_norm([x], self.num_channels // self.num_groups, self.eps, scale, shift, silu, bias)[0]
 
 
 # ----------------------------------------------------------------------------------------- convolutions (section 3.2.1)
@@ -75,8 +78,23 @@ class PseudoConv3d(nn.Module):
 
     def forward(self, parts: list[Tensor], frames: int) -> Tensor:
         """parts: (B*T, C_i, H, W) each, which together are the input channels."""
-        x = convolve(self.spatial, parts)
+        x = convolve(self.spatial, parts, self.spatial.bias)
         return self.temporal(x, frames) if self.temporal is not None and frames else x
+
+    def without_bias(self, parts: list[Tensor], frames: int) -> tuple[Tensor, Tensor | None]:
+        """The same without its bias, which is returned too: (F, C), to be added to image n by row n mod F.
+
+        A GPU adds it for nothing in the next norm or sum. Elsewhere the bias is added here, and None is returned.
+        """
+        if not adds_bias_later(parts[0]):
+            return self(parts, frames), None
+        assert self.spatial.bias is not None
+        x, bias = convolve(self.spatial, parts, None), self.spatial.bias[None]
+        if self.temporal is None or not frames:
+            return x, bias
+        # What the second layer makes of the first one's bias: a clip that is the bias everywhere, seen at one pixel.
+        bias = self.temporal(bias[:, :, None, None].expand(frames, -1, -1, -1), frames).flatten(1)
+        return self.temporal(x, frames, with_bias=False), bias
 
 
 class TemporalConv(nn.Module):
@@ -88,19 +106,29 @@ class TemporalConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.dirac_(self.weight)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int, *, with_bias: bool = True) -> Tensor:
         """x: (B*T, C, H, W) channels-last."""
         clip = as_clips(x, frames).permute(0, 3, 1, 2)  # (B, C, T, H*W), channels-last
-        return as_images(temporal_convolution(clip, self.weight, self.bias).permute(0, 2, 3, 1), x)
+        y = temporal_convolution(clip, self.weight, self.bias if with_bias else None)
+        return as_images(y.permute(0, 2, 3, 1), x)
 
 
-def convolve(layer: nn.Conv2d, parts: list[Tensor]) -> Tensor:
+def convolve(layer: nn.Conv2d, parts: list[Tensor], bias: Tensor | None) -> Tensor:
     """The convolution of the concatenated parts, as a sum over the parts, which saves the concatenation."""
+    first, *rest = convolve_each(layer, parts, bias)
+    for term in rest:
+        first = first + term
+    return first
+
+
+def convolve_each(layer: nn.Conv2d, parts: list[Tensor], bias: Tensor | None) -> list[Tensor]:
+    """The terms of that sum, of which the first has the bias."""
     weights = layer.weight.split([part.shape[1] for part in parts], dim=1)
-    y = F.conv2d(parts[0], weights[0], layer.bias, layer.stride, layer.padding)
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        y = y + F.conv2d(part, weight, None, layer.stride, layer.padding)
-    return y
+    biases = [bias, *[None] * (len(parts) - 1)]
+    return [
+        F.conv2d(part, weight, one, layer.stride, layer.padding)
+        for part, weight, one in zip(parts, weights, biases, strict=True)
+    ]
 
 
 # -------------------------------------------------------------------------------------------- attention (section 3.2.2)
@@ -132,10 +160,10 @@ class TemporalAttention(nn.Module):
         self.attention = SelfAttention(channels, head_channels)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x: (B*T, C, H, W) channels-last. It is copied twice: to bring the frames to the inside, and back."""
-        clips = as_clips(self.norm(x), frames) + self.position[:frames, None]
-        y = self.attention(rearrange(clips, "b t p c -> (b p) t c"))
-        return x + as_images(rearrange(y, "(b p) t c -> b t p c", b=len(clips)), x)
+        """x: (B*T, C, H, W) channels-last."""
+        clips = as_clips(self.norm(x), frames)
+        clips = clips + self.position[:frames, None].to(clips.dtype)
+        return x + as_images(self.attention.over_frames(clips), x)
 
 
 class SelfAttention(nn.Module):
@@ -157,24 +185,19 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, causal: bool = False) -> Tensor:
         """x: (rows, length, C); context: (clips, tokens, D), shared by the rows / clips rows of each clip."""
-        q, k, v = rearrange(self.qkv(x), "n l (three h c) -> three n h l c", three=3, h=self.heads)
-        if self.context is not None and context is not None:
-            # A clip's tokens are projected once and then repeated for its frames, before those of the frames
-            # themselves.
-            both = rearrange(self.context(context), "b l (two h c) -> b 1 l two h c", two=2, h=self.heads)
-            both = both.expand(-1, len(x) // len(context), -1, -1, -1, -1).flatten(0, 1)
-            more_k, more_v = rearrange(both, "n l two h c -> two n h l c")
-            k, v = torch.cat([more_k, k], dim=2), torch.cat([more_v, v], dim=2)
-        y = attention(self.query_norm(q), self.key_norm(k), v, causal=causal)
-        return self.output(rearrange(y, "n h l c -> n l (h c)"))
+        tokens = None if self.context is None or context is None else self.context(context)
+        scales = self.query_norm.scale, self.key_norm.scale
+        return self.output(attention_of_rows(self.qkv(x), tokens, *scales, self.heads, causal=causal))
+
+    def over_frames(self, clips: Tensor) -> Tensor:
+        """The same over the frames of each pixel. clips: (B, T, P, C)."""
+        scales = self.query_norm.scale, self.key_norm.scale
+        return self.output(attention_over_frames(clips, self.qkv, *scales, self.heads))
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm of each head's channels with a scale, which keeps attention logits bounded in reduced precision."""
+    """The scale of a LayerNorm of each head's channels, which keeps attention logits bounded in reduced precision."""
 
     def __init__(self, head_channels: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(head_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.scale)

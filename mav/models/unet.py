@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mav.models import pseudo3d
+from mav.models.kernels.dispatch import add
 from mav.models.kernels.layout import weights_channels_last
-from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, sinusoid, zero
+from mav.models.pseudo3d import FrameNorm, PseudoAttention3d, PseudoConv3d, convolve, convolve_each, sinusoid, zero
 from mav.recipes import Level, UNetConfig
 
 MASK_CHANNELS = 4  # RGB of the given frames, zero elsewhere, and the mask of which are given
@@ -89,10 +90,15 @@ class ResBlock(nn.Module):
 
     def forward(self, parts: list[Tensor], condition: Tensor, frames: int) -> Tensor:
         """parts: (B*T, C_i, H, W) each; condition: (B, dim), already through a SiLU."""
-        h = self.conv1(self.norm1.of_parts(parts, silu=True), frames)
+        h, bias = self.conv1.without_bias(self.norm1.of_parts(parts, silu=True), frames)
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
-        h = self.conv2([self.dropout(self.norm2.modulated(h, 1 + scale, shift, silu=True))], frames)
-        return (convolve(self.skip, parts) if isinstance(self.skip, nn.Conv2d) else parts[0]) + h
+        h = self.norm2.modulated(h, bias, 1 + scale, shift, silu=True)
+        h, bias = self.conv2.without_bias([self.dropout(h)], frames)
+        if not isinstance(self.skip, nn.Conv2d):
+            return add([parts[0], h], bias)
+        if bias is None or self.skip.bias is None:
+            return convolve(self.skip, parts, self.skip.bias) + h
+        return add([*convolve_each(self.skip, parts, None), h], bias + self.skip.bias)
 
 
 class LevelBlock(nn.Module):
@@ -222,7 +228,9 @@ class UNet(nn.Module):
     def _run(self, block: nn.Module, depth: int, *inputs: Any) -> Tensor:
         """Runs a block; the backward pass recomputes its activations on the first `checkpoint_levels` levels."""
         recomputed = self.training and depth < self.config.checkpoint_levels
-        return checkpoint(block, *inputs, use_reentrant=False) if recomputed else block(*inputs)
+        if not recomputed:
+            return block(*inputs)
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
 
     def _check(self, x: Tensor, time: bool, given: dict[str, Tensor | None]) -> None:
         """Raises ValueError when the clip or the conditions are not what the network takes."""
@@ -247,14 +255,6 @@ class UNet(nn.Module):
         new: list[nn.Module] = [m for m in self.modules() if isinstance(m, temporal)]
         new += [m for m in (self.fps, self.known_input) if m is not None]
         return [parameter for module in new for parameter in module.parameters()]
-
-    def compile_blocks(self) -> None:
-        """Compiles each block on its own: many are alike and share a graph, and every graph has static shapes."""
-        torch.compiler.reset()  # otherwise graphs of a network compiled before in this process would count below
-        blocks = [module for module in self.modules() if isinstance(module, LevelBlock)]
-        # By default dynamo allows a function eight graphs; here one function is that of all blocks.
-        for block in blocks:
-            block.compile(fullgraph=True, dynamic=False, recompile_limit=8 * len(blocks))
 
 
 def _to_images(clip: Tensor) -> Tensor:

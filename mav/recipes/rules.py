@@ -116,7 +116,6 @@ def _clip(recipe: Recipe, need: Need) -> None:
     need(bool(section.architecture) or not section.pretrained, "clip.pretrained", why, remedy)
     why = "`clip.pretrained` is empty, so nothing would be trained or loaded"
     need(o.samples > 0 or bool(section.pretrained), "clip.optimisation.samples", why, "say how many samples to train")
-    need(not o.compile, "clip.optimisation.compile", "this network cannot be compiled", "leave it out")
     need(not o.held_out, "clip.optimisation.held_out", "it has no loss by noise level", "leave it at 0")
     need(o.export == "last", "clip.optimisation.export", "no samples are held out to choose by", "leave it at last")
     need(network.image_size % 32 == 0, "clip.network.image_size", "must be a multiple of 32", "say 32 or 64")

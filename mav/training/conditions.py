@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mav.diffusion.noise import Draws
-from mav.diffusion.pixels import augment, blur, crop, downsample, upsample
+from mav.diffusion.pixels import augment, blur, crop, downsample, to_unit, upsample
 from mav.recipes import TrainImage, TrainVideo
 from mav.training.validation import Batch
 
@@ -23,18 +23,24 @@ def only_motion(stage: str, batch: Batch) -> Batch:
     return batch
 
 
-def with_low_resolution(x0: Tensor, factor: int, section: TrainImage | TrainVideo, draws: Draws) -> Prepared:
-    """Cuts a crop out of each clip (B, T, 3, S, S), with its low-resolution copy as a condition.
+def draw_crop(pixels: Tensor, factor: int, section: TrainImage | TrainVideo, draws: Draws) -> Batch:
+    """Cuts a crop out of each clip (B, T, 3, S, S), and draws level and noise of its low-resolution copy."""
+    small = max(1, round(pixels.shape[-1] * section.crop / factor))  # crops are aligned to the low-resolution grid
+    places = pixels.shape[-1] // factor - small + 1
+    pixels = crop(pixels, draws.integers(places, 2) * factor, small * factor)
+    level = draws.uniform() * section.noise_augmentation
+    return {"pixels": pixels, "low_level": level, "low_noise": draws.normal(*pixels.shape[1:])}
 
-    The copy is blurred, and has noise of a random level, which is a condition too.
+
+def with_low_resolution(batch: Batch, factor: int, section: TrainImage | TrainVideo) -> Prepared:
+    """The crops that were drawn, and as a condition their low-resolution copies: blurred, and with noise of a level.
+
+    The level is a condition too.
     """
-    small = max(1, round(x0.shape[-1] * section.crop / factor))  # crops are aligned to the low-resolution grid
-    places = x0.shape[-1] // factor - small + 1
-    x0 = crop(x0, draws.integers(places, 2) * factor, small * factor)
-    low = upsample(blur(downsample(x0, small), section.blur_sigma), factor)
-    level = (draws.uniform() * section.noise_augmentation).to(x0.device)
-    noise = draws.normal(*low.shape[1:]).to(low)
-    return x0, {"low": augment(low, level, noise), "low_noise": level}
+    x0 = to_unit(batch["pixels"])
+    low = upsample(blur(downsample(x0, x0.shape[-1] // factor), section.blur_sigma), factor)
+    level = batch["low_level"]
+    return x0, {"low": augment(low, level, batch["low_noise"].to(low)), "low_noise": level}
 
 
 def random_mask(draws: Draws, frames: int, skip: int) -> Tensor:

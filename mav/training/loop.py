@@ -9,12 +9,11 @@ path, and so do their checkpoints.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mav.diffusion.noise import Draws
 from mav.recipes import Cluster, Optimisation
@@ -27,7 +26,8 @@ from mav.training.post_hoc import PostHoc, due
 from mav.training.process.preemption import PreemptedError, TerminationRequest
 from mav.training.process.stall import step_made
 from mav.training.sharding import gather, spread
-from mav.training.validation import Batch, LossAtLevel, Validation
+from mav.training.step import MicroStep
+from mav.training.validation import Batch, Draw, Loss, Validation
 
 
 class BatchSource(Protocol):
@@ -50,9 +50,10 @@ class TrainingTask:
     stage: str
     network: nn.Module
     source: BatchSource
-    loss: Callable[[nn.Module, Batch, Draws], Tensor]  # mean loss of the batch's rows, a scalar
+    loss: Loss  # on the device; it reads no values on the processor, so that a GPU is never waited for
+    draw: Draw = lambda batch, draws, level: batch  # on the processor, ahead of the loss
     finish: Callable[[Folder], dict[str, Any]] = lambda out: {}  # writes the artifact's network; returns metrics
-    loss_at: LossAtLevel | None = None  # for validation
+    has_levels: bool = False  # whether `draw` knows noise levels, which validation needs
     frozen: frozenset[str] = frozenset()  # parameters that are not trained for the first `frozen_samples`
     frozen_samples: int = 0
     identity: str = ""  # digest of all that must be equal to continue a checkpoint
@@ -97,7 +98,7 @@ def train(
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     spread_out = spread(task.network, o, world_size, device, cluster.sharding)
-    network, forward = spread_out.network, spread_out.forward
+    network = spread_out.network
     optimiser = make_optimiser(network, o, device, task.frozen, task.frozen_samples)
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     ema = Ema(trained, warmed_up(o.ema_decay))
@@ -127,27 +128,28 @@ def train(
 
     micro = o.batch_size // (o.accumulation * world_size)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=o.precision == "bfloat16")
+    micro_step = MicroStep(task.loss, spread_out, autocast, o.accumulation, device, world_size)
     termination_requested = TerminationRequest(world_size)
     clock, started_at = Clock(), state.samples
-    batches = prefetch(task.source, state.samples, o, rank, world_size)
+
+    def draw(first: int, batch: Batch) -> Batch:
+        draws = Draws((seed, task.stage, number) for number in range(first, first + micro))
+        return micro_step.staged(task.draw(batch, draws, None))
+
+    batches = prefetch(task.source, state.samples, o, rank, world_size, draw)
     while state.samples < o.samples:
         # ---- gradients, in parts; only the last part's backward pass exchanges them between workers
         set_learning_rate(optimiser, o, state.samples)
         for part in range(o.accumulation):
             with clock("data_wait"):
                 first, batch = next(batches)
-            batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-            draws = Draws((seed, task.stage, number) for number in range(first, first + micro))
-            with nullcontext() if part == o.accumulation - 1 else spread_out.no_sync(), autocast:
-                loss = task.loss(forward, batch, draws)
-                (loss / o.accumulation).backward()
-            log.loss += loss.detach() / o.accumulation
+            log.loss += micro_step(batch, (seed, task.stage, first), exchange=part == o.accumulation - 1)
 
         # ---- the step, and the averages
         norm = nn.utils.clip_grad_norm_(trained, o.gradient_clip, foreach=True)
         log.end_step(norm, state.samples)
         optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad(set_to_none=not micro_step.replays)
         state.samples += o.batch_size
         state.steps += 1
         ema.update(state.steps)
@@ -210,19 +212,24 @@ def train(
 
 
 def prefetch(
-    source: BatchSource, samples: int, o: Optimisation, rank: int, world_size: int
-) -> Iterator[tuple[int, Batch]]:
-    """Yields this rank's parts of each step as (first sample number, batch). A thread reads one part ahead."""
+    source: BatchSource, samples: int, o: Optimisation, rank: int, world_size: int,
+    draw: Callable[[int, Batch], Batch] = lambda first, batch: batch,
+) -> Iterator[tuple[int, Batch]]:  # fmt: skip
+    """Yields this rank's parts of each step as (first sample number, batch). A thread makes one part ahead."""
     micro = o.batch_size // (o.accumulation * world_size)
     firsts = (
         step + (part * world_size + rank) * micro
         for step in range(samples, o.samples, o.batch_size)
         for part in range(o.accumulation)
     )
+
+    def made(first: int) -> Batch:
+        return draw(first, source.batch(first, micro))
+
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending = None
         for first in firsts:
-            upcoming = (first, pool.submit(source.batch, first, micro))
+            upcoming = (first, pool.submit(made, first))
             if pending:
                 yield pending[0], pending[1].result()
             pending = upcoming

@@ -32,8 +32,6 @@ def spread(network: nn.Module, o: Optimisation, world_size: int, device: str, sh
     cuda = device.startswith("cuda")
     if world_size == 1 or sharding == "ddp":
         network = network.to(device).train()
-        if o.compile:
-            network.compile_blocks()  # type: ignore[operator]
         if world_size == 1:
             return SpreadNetwork(network, network)
         devices = [torch.device(device)] if cuda else None
@@ -46,8 +44,6 @@ def spread(network: nn.Module, o: Optimisation, world_size: int, device: str, sh
     sharded = copy.deepcopy(network).to(device).train()
     for parameter in sharded.parameters():
         parameter.data = parameter.data.contiguous()  # shards are rows, and channels-last weights have none
-    if o.compile:
-        sharded.compile_blocks()  # type: ignore[operator]
     low = torch.bfloat16 if o.precision == "bfloat16" else None
     # Inputs are not cast: noise steps and pixels stay exact, and autocast lowers the precision where that is allowed.
     precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mav.diffusion.noise import Draws, generator
-from mav.diffusion.objective import diffusion_loss
+from mav.diffusion.objective import diffusion_loss, draw_noise
 from mav.diffusion.pixels import downsample, to_unit
 from mav.diffusion.schedule import make_schedule
 from mav.errors import UserError
@@ -33,7 +33,7 @@ from mav.models.prior import Prior, to_scale
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
 from mav.recipes import TRAINING_READS, Recipe, TrainVideo, digest, what
 from mav.storage import Folder
-from mav.training.conditions import Prepared, only_motion, random_mask, with_low_resolution
+from mav.training.conditions import Prepared, draw_crop, only_motion, random_mask, with_low_resolution
 from mav.training.export import export_network, write_curves
 from mav.training.loop import Batch, BatchSource, TrainingTask, train
 from mav.training.monitoring.sheet import write_sheet
@@ -110,7 +110,7 @@ def clip_training(setup: StageSetup) -> TrainingTask:
     clip, device = ClipModel.create(setup.recipe.clip), setup.device
     source = setup.captioned_images(clip)
 
-    def loss(network: nn.Module, batch: Batch, draws: Draws) -> Tensor:
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
         return network(batch["pixels"], batch["tokens"])
 
     @torch.no_grad()
@@ -126,39 +126,36 @@ def clip_training(setup: StageSetup) -> TrainingTask:
         clip.save(out)
         return {"heads": statistics}
 
-    return TrainingTask(setup.stage, clip, source, loss, finish)
+    return TrainingTask(setup.stage, clip, source, loss, finish=finish)
 
 
 def prior_training(setup: StageSetup) -> TrainingTask:
     """P: tokens and CLIP text embedding to CLIP image embedding."""
 
-    def prepare(batch: Batch, draws: Draws) -> Prepared:
+    def prepare(batch: Batch) -> Prepared:
         conditions = {name: batch[name] for name in ("tokens", "text_embedding")}
         return to_scale(batch["image_embedding"]), conditions
 
-    return _diffusion(setup, Prior(setup.section.network), setup.images(size=0), prepare)
+    network = Prior(setup.section.network)
+    return _diffusion(setup, network, setup.images(size=0), (network.config.embedding_dim,), prepare)
 
 
 def decoder_training(setup: StageSetup) -> TrainingTask:
     """D: CLIP image embedding to an image of the base size."""
 
-    def prepare(batch: Batch, draws: Draws) -> Prepared:
+    def prepare(batch: Batch) -> Prepared:
         return to_unit(batch["pixels"])[:, None], {"embedding": batch["image_embedding"]}
 
-    source = setup.images(setup.recipe.cascade.base_size)
-    return _diffusion(setup, UNet(setup.section.network), source, prepare)
+    size = setup.recipe.cascade.base_size
+    return _diffusion(setup, UNet(setup.section.network), setup.images(size), (1, 3, size, size), prepare)
 
 
 def sr_training(setup: StageSetup) -> TrainingTask:
     """SR_l and SR_h on images."""
-    section, sizes = setup.section, setup.recipe.cascade
+    sizes = setup.recipe.cascade
     low = setup.stage == "train-sr-low"
     small, large = (sizes.base_size, sizes.low_size) if low else (sizes.low_size, sizes.high_size)
-
-    def prepare(batch: Batch, draws: Draws) -> Prepared:
-        return with_low_resolution(to_unit(batch["pixels"])[:, None], large // small, section, draws)
-
-    return _diffusion(setup, UNet(section.network), setup.images(large), prepare)
+    return _super_resolution(setup, UNet(setup.section.network), setup.images(large), large // small)
 
 
 # --------------------------------------------------------------------------------------------------------------- videos
@@ -176,35 +173,30 @@ def interpolation_training(setup: StageSetup) -> TrainingTask:
 
 def _with_clip(setup: StageSetup, network: UNet) -> TrainingTask:
     """What D^t and F^ share: the CLIP embedding of the first frame. F^ is the network that takes known frames."""
-    source = setup.clips()
+    source, cascade = setup.clips(), setup.recipe.cascade
     clip = ClipModel.load(setup.inputs["clip"], setup.device)
+    masked, size = network.config.masked_frames, cascade.base_size
+    frames = setup.section.frames or cascade.frames
 
-    def prepare(batch: Batch, draws: Draws) -> Prepared:
-        pixels = only_motion(setup.stage, batch)["pixels"]
+    def draw(batch: Batch, draws: Draws) -> Batch:
+        only_motion(setup.stage, batch)
+        return {"given": random_mask(draws, frames, cascade.frame_skip)} if masked else {}
+
+    def prepare(batch: Batch) -> Prepared:
         with torch.no_grad():
-            embedding = clip.encode_image(pixels[:, 0])
-        x0 = downsample(to_unit(pixels), setup.recipe.cascade.base_size)
+            embedding = clip.encode_image(batch["pixels"][:, 0])
+        x0 = downsample(to_unit(batch["pixels"]), size)
         conditions = {"embedding": embedding, "fps": batch["fps"]}
-        if network.config.masked_frames:
-            conditions["known"] = known_frames(
-                x0, random_mask(draws, x0.shape[1], setup.recipe.cascade.frame_skip).to(x0.device)
-            )
-        return x0, conditions
+        return x0, conditions | {"known": known_frames(x0, batch["given"])} if masked else conditions
 
-    return _diffusion(setup, network, source, prepare)
+    return _diffusion(setup, network, source, (frames, 3, size, size), prepare, draw)
 
 
 def sr_low_video_training(setup: StageSetup) -> TrainingTask:
     """SR_l^t: SR_l, inflated, on crops of clips."""
-    section, cascade = setup.section, setup.recipe.cascade
+    cascade = setup.recipe.cascade
     network = inflate(setup.parent("train-sr-low"), cascade.frames)
-
-    def prepare(batch: Batch, draws: Draws) -> Prepared:
-        x0 = to_unit(only_motion(setup.stage, batch)["pixels"])
-        x0, conditions = with_low_resolution(x0, cascade.low_size // cascade.base_size, section, draws)
-        return x0, conditions | {"fps": batch["fps"]}
-
-    return _diffusion(setup, network, setup.clips(), prepare)
+    return _super_resolution(setup, network, setup.clips(), cascade.low_size // cascade.base_size)
 
 
 TRAININGS: dict[str, Callable[[StageSetup], TrainingTask]] = {
@@ -222,31 +214,57 @@ TRAININGS: dict[str, Callable[[StageSetup], TrainingTask]] = {
 # ------------------------------------------------------------------------------------------------ what the stages share
 
 
-def _diffusion(
-    setup: StageSetup, network: UNet | Prior, source: BatchSource, prepare: Callable[[Batch, Draws], Prepared]
-) -> TrainingTask:
-    """The task of a diffusion network. `prepare` makes clean samples and conditions of a batch.
+def _super_resolution(setup: StageSetup, network: UNet, source: BatchSource, factor: int) -> TrainingTask:
+    """The task of a network that makes crops `factor` times larger."""
+    section, cascade, video = setup.section, setup.recipe.cascade, network.config.max_frames > 0
+    large = cascade.high_size if setup.stage == "train-sr-high" else cascade.low_size
+    side = factor * max(1, round(large * section.crop / factor))
 
-    A video stage may train its new parameters first or alone; another stage may start from open weights.
+    def draw(batch: Batch, draws: Draws) -> Batch:
+        pixels = only_motion(setup.stage, batch)["pixels"] if video else batch["pixels"][:, None]
+        return draw_crop(pixels, factor, section, draws)
+
+    def prepare(batch: Batch) -> Prepared:
+        x0, conditions = with_low_resolution(batch, factor, section)
+        return x0, conditions | {"fps": batch["fps"]} if video else conditions
+
+    frames = (section.frames or cascade.frames) if video else 1
+    return _diffusion(setup, network, source, (frames, 3, side, side), prepare, draw)
+
+
+def _diffusion(
+    setup: StageSetup, network: UNet | Prior, source: BatchSource, shape: tuple[int, ...],
+    prepare: Callable[[Batch], Prepared], draw: Callable[[Batch, Draws], Batch] = lambda batch, draws: {},
+) -> TrainingTask:  # fmt: skip
+    """The task of a diffusion network on clean samples of a shape.
+
+    `draw` adds to a batch what its conditions have of chance; `prepare` makes clean samples and conditions of the
+    result, on the device. A video stage may train its new parameters first or alone; another stage may start from open
+    weights.
     """
     stage, section, seed = setup.stage, setup.section, setup.recipe.seed
     objective = section.objective
     video = section if isinstance(section, TrainVideo) else None
-    schedule, start = make_schedule(objective), "" if video else section.start
+    schedule, start = make_schedule(objective, setup.device), "" if video else section.start
     key = f"{setup.key}.start"
     carried = start_from(network, read_state(start, key), key) if start else None
+    drops = isinstance(network, Prior) or network.config.embedding_dim > 0
 
-    def loss(wrapped: nn.Module, batch: Batch, draws: Draws, level: float | None = None) -> Tensor:
-        x0, conditions = prepare(batch, draws)
-        return diffusion_loss(wrapped, x0, conditions, objective, schedule, draws, level).mean()
+    def draw_all(batch: Batch, draws: Draws, level: float | None = None) -> Batch:
+        return batch | draw(batch, draws) | draw_noise(draws, shape, objective, drops=drops, level=level)
+
+    def loss(wrapped: nn.Module, batch: Batch) -> Tensor:
+        x0, conditions = prepare(batch)
+        return diffusion_loss(wrapped, x0, conditions, batch, objective, schedule).mean()
 
     def finish(out: Folder) -> dict[str, Any]:
         export_network(out, network, objective, stage=stage, samples=section.optimisation.samples)
         if isinstance(network, UNet):
             count = 4 if video else 8
-            batch = {name: value.to(setup.device) for name, value in source.batch(0, count).items()}
+            batch = source.batch(0, count)
+            batch |= draw(batch, Draws((seed, stage, "sheet", number) for number in range(count)))
             with torch.no_grad():
-                x0, conditions = prepare(batch, Draws((seed, stage, "sheet", number) for number in range(count)))
+                x0, conditions = prepare({name: value.to(setup.device) for name, value in batch.items()})
             write_sheet(out, network, objective, x0, conditions, seed)
         metrics = {"parameters": sum(p.numel() for p in network.parameters())}
         if carried:
@@ -254,7 +272,7 @@ def _diffusion(
             metrics |= {"carried": len(carried.carried), "fresh": len(carried.fresh)}
         return metrics
 
-    task = TrainingTask(stage, network, source, loss, finish, loss)
+    task = TrainingTask(stage, network, source, loss, draw_all, finish, has_levels=True)
     if video is None or not isinstance(network, UNet):
         return task
     # A video stage: the parameters of the image network are frozen for the first samples, or throughout.
@@ -273,11 +291,11 @@ def _validation(setup: StageSetup, task: TrainingTask, rank: int, world_size: in
         if o.export != "last":
             raise UserError(f"`{key}.export: {o.export}` needs held-out samples: say how many in `{key}.held_out`.")
         return None
-    if task.loss_at is None:
+    if not task.has_levels:
         raise UserError(f"{task.stage} has no loss by noise level: leave its `optimisation.held_out` at 0.")
     if o.held_out % world_size:
         raise UserError(f"`{key}.held_out` must be a multiple of the {world_size} workers.")
     rows, part = task.source.hold_out(o.held_out, o.samples), o.held_out // world_size
     own = {name: value[rank * part : (rank + 1) * part] for name, value in rows.items()}
     chunk = o.batch_size // (o.accumulation * world_size)
-    return Validation(own, rank * part, chunk, (setup.recipe.seed, task.stage), task.loss_at)
+    return Validation(own, rank * part, chunk, (setup.recipe.seed, task.stage), task.draw, task.loss)

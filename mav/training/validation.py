@@ -12,7 +12,8 @@ from mav.diffusion.noise import Draws
 LEVELS = (0.125, 0.375, 0.625, 0.875)  # noise steps as shares of all: the middles of four equal parts
 
 Batch = dict[str, Tensor]
-LossAtLevel = Callable[[nn.Module, Batch, Draws, float], Tensor]  # mean loss of the rows at one of the levels
+Draw = Callable[[Batch, Draws, float | None], Batch]  # adds what is random, at a noise level or at drawn ones
+Loss = Callable[[nn.Module, Batch], Tensor]  # mean loss of the rows of such a batch, a scalar
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Validation:
     first: int  # number of the first of them
     chunk: int  # samples in a forward pass
     key: tuple[int | str, ...]  # of their random numbers
-    loss: LossAtLevel
+    draw: Draw
+    loss: Loss
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, device: str) -> dict[str, float]:
@@ -32,11 +34,12 @@ class Validation:
         sums = torch.zeros(len(LEVELS), device=device)
         network.eval()
         for first in range(0, count, self.chunk):
-            batch = {name: value[first : first + self.chunk].to(device) for name, value in self.rows.items()}
+            batch = {name: value[first : first + self.chunk] for name, value in self.rows.items()}
             rows = len(next(iter(batch.values())))
             for place, level in enumerate(LEVELS):
                 draws = Draws((*self.key, "validation", self.first + first + row) for row in range(rows))
-                sums[place] += self.loss(network, batch, draws, level) * rows
+                drawn = {name: value.to(device) for name, value in self.draw(batch, draws, level).items()}
+                sums[place] += self.loss(network, drawn) * rows
         network.train()
         if dist.is_initialized():
             dist.all_reduce(sums)

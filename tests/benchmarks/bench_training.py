@@ -22,7 +22,7 @@ from harness import in_turn, rate, report
 from torch import Tensor
 
 from mav.diffusion.noise import Draws
-from mav.diffusion.objective import diffusion_loss
+from mav.diffusion.objective import diffusion_loss, draw_noise
 from mav.diffusion.pixels import to_unit
 from mav.diffusion.schedule import make_schedule
 from mav.models.unet import UNet
@@ -56,11 +56,14 @@ def make_task(recipe: Recipe) -> TrainingTask:
     objective = recipe.train_decoder.objective
     schedule = make_schedule(objective)
 
-    def loss(network: torch.nn.Module, batch: dict[str, Tensor], draws: Draws) -> Tensor:
-        x0 = to_unit(batch["pixels"])[:, None]
-        return diffusion_loss(network, x0, {"embedding": batch["image_embedding"]}, objective, schedule, draws).mean()
+    def draw(batch: dict[str, Tensor], draws: Draws, level: float | None) -> dict[str, Tensor]:
+        return batch | draw_noise(draws, (1, *batch["pixels"].shape[1:]), objective, drops=True)
 
-    return TrainingTask("train-decoder", UNet(recipe.train_decoder.network), Pictures(), loss, identity="bench")
+    def loss(network: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        x0, conditions = to_unit(batch["pixels"])[:, None], {"embedding": batch["image_embedding"]}
+        return diffusion_loss(network, x0, conditions, batch, objective, schedule).mean()
+
+    return TrainingTask("train-decoder", UNet(recipe.train_decoder.network), Pictures(), loss, draw, identity="bench")
 
 
 def ours(recipe: Recipe, o: Optimisation, facts: dict[str, Any], rank: int = 0, world_size: int = 1) -> float:
@@ -89,7 +92,7 @@ def bare(recipe: Recipe, o: Optimisation) -> float:
             started = time.perf_counter()
         first = step * o.batch_size
         draws = Draws((0, task.stage, number) for number in range(first, first + o.batch_size))
-        task.loss(task.network, task.source.batch(first, o.batch_size), draws).backward()
+        task.loss(task.network, task.draw(task.source.batch(first, o.batch_size), draws, None)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, o.gradient_clip, foreach=True)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -28,7 +28,7 @@ UNIT = "seconds a step, forward + backward"
 WORKER = Path(__file__).parent / "unet_worker.py"
 DUELS = [  # networks that take turns; the peers' memory does not allow all at once
     ("ours", "make-a-video-pytorch"),
-    ("ours compiled", "make-a-video-pytorch compiled"),
+    ("ours", "make-a-video-pytorch compiled"),
     ("ours", "diffusers"),
 ]
 

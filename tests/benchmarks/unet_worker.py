@@ -52,8 +52,6 @@ def ours(p: Preset, device: str, compiled: bool) -> tuple[nn.Module, Forward]:
     net = UNet(UNetConfig(levels=levels, embedding_dim=EMBEDDING, head_channels=HEAD_CHANNELS, max_frames=p.frames)).to(
         device
     )
-    if compiled:
-        net.compile_blocks()
     x = torch.randn(p.batch, p.frames, 3, p.size, p.size, device=device)
     t, fps = torch.rand(p.batch, device=device) * 1000, torch.full((p.batch,), 8.0, device=device)
     embedding = nn.functional.normalize(torch.randn(p.batch, EMBEDDING, device=device), dim=-1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mav.diffusion.noise import Draws
-from mav.diffusion.objective import diffusion_loss, target, to_eps, to_x0, weights
+from mav.diffusion.objective import diffusion_loss, draw_noise, target, to_eps, to_x0, weights
 from mav.diffusion.schedule import make_schedule
 from mav.recipes import Objective
 
@@ -13,6 +13,11 @@ KINDS = ["x0", "eps", "v"]
 
 def draws(rows: int, purpose: str = "test") -> Draws:
     return Draws((0, purpose, i) for i in range(rows))
+
+
+def loss_of(network, x0, conditions, objective, draws):
+    drawn = draw_noise(draws, x0.shape[1:], objective, drops="embedding" in conditions)
+    return diffusion_loss(network, x0, conditions, drawn, objective, make_schedule(objective))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,14 +71,13 @@ def test_schedules_only_add_noise(name):
 
 def test_loss_of_a_sample_does_not_depend_on_its_batch():
     objective = Objective()
-    schedule = make_schedule(objective)
     x0 = torch.randn(4, 1, 3, 8, 8)
 
     def network(x, t, **conditions):
         return x * t.view(-1, 1, 1, 1, 1) / 1000
 
-    whole = diffusion_loss(network, x0, {}, objective, schedule, draws(4))
-    alone = diffusion_loss(network, x0[2:3], {}, objective, schedule, Draws([(0, "test", 2)]))
+    whole = loss_of(network, x0, {}, objective, draws(4))
+    alone = loss_of(network, x0[2:3], {}, objective, Draws([(0, "test", 2)]))
     torch.testing.assert_close(whole[2:3], alone)
 
 
@@ -85,14 +89,7 @@ def test_conditions_are_dropped_at_the_asked_rate():
         seen.append(keep)
         return x
 
-    diffusion_loss(
-        network,
-        torch.zeros(2000, 1),
-        {"embedding": torch.zeros(2000, 2)},
-        objective,
-        make_schedule(objective),
-        draws(2000),
-    )
+    loss_of(network, torch.zeros(2000, 1), {"embedding": torch.zeros(2000, 2)}, objective, draws(2000))
     assert 0.2 < 1 - seen[0].float().mean() < 0.3
 
 
@@ -109,9 +106,7 @@ def test_learned_variance_prefers_the_true_posterior_variance():
 
         return predict
 
-    low, middle, high = (
-        diffusion_loss(network(f), x0, {}, objective, schedule, draws(64)).mean() for f in (-1.0, 0.0, 1.0)
-    )
+    low, middle, high = (loss_of(network(f), x0, {}, objective, draws(64)).mean() for f in (-1.0, 0.0, 1.0))
     assert torch.isfinite(torch.stack([low, middle, high])).all()
     assert low < middle < high
 
@@ -126,5 +121,5 @@ def test_given_frames_are_not_asked_for():
     def network(x, t, known):
         return torch.where(known[:, :, 3:] > 0, 9.0, 0.5).expand_as(x)
 
-    loss = diffusion_loss(network, x0, {"known": known}, objective, make_schedule(objective), draws(2))
+    loss = loss_of(network, x0, {"known": known}, objective, draws(2))
     torch.testing.assert_close(loss, torch.full((2,), 0.25))

@@ -38,7 +38,6 @@ BITES: dict[str, Any] = {
     "timeout_seconds": 2.0, "deadline_seconds": 2.0, "ema_decay": 0.1, "gradient_clip": 1.0e-6, "blur_sigma": 2.0,
     "sr_high.crop": 1.0, "video_shards.short_side": 24, "unknown_scores": "drop",
 }  # fmt: skip
-SKIPPED = ("compile",)  # minutes of a compiler, for other last bits
 # What counts and has nothing to bite on in so small a world.
 UNMOVED = {
     ("image-metadata", "screening.duplicates"),  # one table
@@ -74,7 +73,7 @@ def cases(node: Node, recipe: Recipe, read: set[str]) -> Iterator[tuple[str, Any
     """Yields (key, another value, whether it counts) of what a stage reads."""
     for value in values(recipe):
         apart = value.key.startswith(("cluster.", "expect.", "name", "about"))
-        if value.key in read and not apart and not value.key.endswith(SKIPPED):
+        if value.key in read and not apart:
             counts = value.counts and covers(node.stage.reads_of(recipe), value.key)
             yield value.key, other_value(value.key, value.value), counts
 

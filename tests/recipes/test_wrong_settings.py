@@ -64,7 +64,6 @@ WRONG = [
     ("clip.architecture=ViT-L-14", "clip.architecture"),
     ("clip.pretrained=weights.pt", "clip.pretrained"),
     ("clip.optimisation.samples=0", "clip.optimisation.samples"),
-    ("clip.optimisation.compile=true", "clip.optimisation.compile"),
     ("clip.optimisation.held_out=8", "clip.optimisation.held_out"),
     # Lengths.
     ("train_prior.optimisation.samples=1", "train_prior.optimisation.samples"),

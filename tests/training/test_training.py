@@ -146,7 +146,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_names_the_samples(tmp_path):
     network = torch.nn.Linear(2, 2)
 
-    def loss(net, batch, draws):
+    def loss(net, batch):
         value = net(torch.ones(1, 2)).square().mean()
         return value * float("nan") if batch["pixels"].sum() == Pairs(4).batch(6, 2)["pixels"].sum() else value
 

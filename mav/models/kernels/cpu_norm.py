@@ -11,8 +11,6 @@ from mav.models.kernels.layout import CACHE_BYTES, as_rows
 
 def norm(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> Tensor:
     """Computes what `dispatch.frame_norm` describes."""
-    if torch.compiler.is_compiling():
-        return _norm_operator(x, groups, eps, scale, shift, silu)[0]
     return _Norm.apply(x, groups, eps, scale, shift, silu)
 
 
@@ -89,7 +87,7 @@ def _per_channel(of_groups: Tensor, size: int) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
-    """The norm of eager networks. A registered operator would cost small networks a tenth of their time."""
+    """The norm. A registered operator would cost small networks a tenth of their time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> Tensor:
@@ -103,34 +101,3 @@ class _Norm(torch.autograd.Function):
         x, mean, rstd, scale, shift = ctx.saved_tensors
         to_x, to_scale, to_shift = _backward(gradient, x, mean, rstd, scale, shift, ctx.silu)
         return to_x, None, None, to_scale, to_shift, None
-
-
-# The same norm for compiled networks, as operators that inductor does not look into.
-_norm_operator = torch.library.custom_op("mav::norm", _forward, mutates_args=())
-_norm_gradient = torch.library.custom_op("mav::norm_gradient", _backward, mutates_args=())
-
-
-@_norm_operator.register_fake
-def _(x: Tensor, groups: int, eps: float, scale: Tensor, shift: Tensor, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = x.new_empty(len(x), groups)
-    return torch.empty_like(x, memory_format=torch.channels_last), statistics, torch.empty_like(statistics)
-
-
-@_norm_gradient.register_fake
-def _(
-    gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(scale), torch.empty_like(shift)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, _, _, scale, shift, ctx.silu = inputs
-    ctx.save_for_backward(x, output[1], output[2], scale, shift)
-
-
-def _operator_backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    to_x, to_scale, to_shift = _norm_gradient(gradient, *ctx.saved_tensors, ctx.silu)
-    return to_x, None, None, to_scale, to_shift, None
-
-
-_norm_operator.register_autograd(_operator_backward, setup_context=_setup_context)

@@ -10,10 +10,7 @@ from mav.storage import Folder
 from mav.training.network_costs import network_costs
 from mav.training.stages import run_stage
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 class Pictures:
@@ -40,14 +37,7 @@ def test_described_memory_is_what_training_takes(tmp_path):
     section = recipe.train_decoder
     o = section.optimisation
     micro = o.batch_size // o.accumulation
-    short = {
-        "samples": 2 * micro,
-        "batch_size": micro,
-        "accumulation": 1,
-        "held_out": 0,
-        "export": "last",
-        "compile": False,
-    }
+    short = {"samples": 2 * micro, "batch_size": micro, "accumulation": 1, "held_out": 0, "export": "last"}
     short |= {"log_every": micro, "checkpoint_every": 2 * micro}
     section = dataclasses.replace(section, optimisation=dataclasses.replace(o, **short))
     recipe = dataclasses.replace(recipe, train_decoder=section)
@@ -59,6 +49,4 @@ def test_described_memory_is_what_training_takes(tmp_path):
         "train-decoder", recipe, {}, root.child("work"), root.child("out"), device="cuda", source=source
     )
     assert metrics["loss"] > 0
-    assert torch.cuda.max_memory_allocated() == pytest.approx(
-        described.state_bytes + described.activation_bytes, rel=0.3
-    )
+    assert torch.cuda.max_memory_allocated() == pytest.approx(described.peak_bytes, rel=0.1)

@@ -1,0 +1,142 @@
+"""Everything that takes a device, on a CUDA device that holds no numbers: a mix of devices fails here without a card.
+
+The device itself is checked too, against what PyTorch does on a processor.
+"""
+
+import numpy as np
+import pytest
+import torch
+from fake_inputs import GENERATE, made_up_weights, one_shard, untrained
+from small_training import parents, run, small_recipe, source_of
+
+from mav.data.images.embed import EmbedWork, ScreenWork, load_clip
+from mav.data.shards import read_array
+from mav.evaluation.features import Networks
+from mav.generation.cascade import Cascade
+from mav.models.clip import ClipModel
+from mav.models.heads import WatermarkClassifier
+from mav.recipes import Screening
+from mav.storage import Folder
+from mav.training.fake_device import fake_cuda
+from mav.training.monitoring import sheet
+from mav.training.stages import TRAININGS
+
+PROMPTS = ["a red circle", "a blue square"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return Folder(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.mark.parametrize("stage", TRAININGS)
+def test_every_stage_trains_and_continues(root, stage, monkeypatch):
+    monkeypatch.setattr(sheet, "STEPS", 2)
+    precision = "float32" if stage == "train-decoder" else "bfloat16"
+    intervals = {"samples": 4, "log_every": 2, "checkpoint_every": 2}
+    recipe = small_recipe(precision=precision, held_out=0 if stage == "clip" else 2, **intervals)
+    parents(root, stage, recipe)
+    with fake_cuda() as device:
+        run(root, stage, recipe, device="cuda", out="out")
+        flops = device.flops
+        metrics = run(root, stage, recipe, device="cuda", out="again")
+    assert metrics["samples"] == 4
+    assert device.flops < 2 * flops  # only what ends the stage is done again
+
+
+def test_nothing_reads_the_device_between_log_lines(root):
+    """Four steps between two lines read as often as one."""
+    reads = []
+    for samples in (2, 8):
+        recipe = small_recipe(samples=samples, log_every=8, checkpoint_every=8)
+        with fake_cuda() as device:
+            run(root, "train-decoder", recipe, device="cuda", work=f"work{samples}")
+        reads.append(len(device.reads))
+    assert reads[0] == reads[1] > 0
+
+
+# --------------------------------------------------------------------------------------------------- everything else
+
+
+def test_heads_are_fitted_on_embeddings_of_the_processor(root):
+    """As the `clip` stage does it, which ended here on every card."""
+    torch.manual_seed(0)
+    with fake_cuda():
+        clip = ClipModel(small_recipe().clip.network).to("cuda")
+        unit = torch.nn.functional.normalize(torch.randn(20, clip.dim), dim=-1)
+        known = torch.rand(20)
+        statistics = clip.fit_heads(unit, known, torch.where(known > 0.3, known, torch.nan))
+        assert set(statistics) == set(clip.heads) == {"punsafe", "pwatermark"}
+        assert {p.device.type for p in clip.heads.parameters()} == {"cuda"}
+        assert clip.scores(unit.to("cuda"))["punsafe"].device.type == "cuda"
+
+
+def test_pictures_are_screened_and_embedded(root):
+    """One head reads the embedding, the other the pixels."""
+    images, folder = root.child("images"), root.child("clip")
+    one_shard(images)
+    torch.manual_seed(0)
+    clip = ClipModel(small_recipe().clip.network)
+    clip.fit_heads(torch.nn.functional.normalize(torch.randn(20, clip.dim), dim=-1), torch.zeros(20), torch.zeros(0))
+    clip.heads["pwatermark"] = WatermarkClassifier()
+    clip.save(folder)
+    with fake_cuda():
+        screening = Screening(unknown_scores="score")
+        counts = ScreenWork(images, folder, root.child("screen"), screening, 2, "cuda")("00000").counts
+        EmbedWork(images, root.child("screen"), folder, root.child("embed"), 2, "cuda")("00000")
+        load_clip.cache_clear()
+    assert (counts["rows_in"], counts["rows_out"]) == (3, 3)
+    assert read_array(root.child("embed"), "00000.text.npy").shape == (3, clip.dim)
+
+
+@pytest.mark.parametrize("use", ["sample", "sample_decoded", "animate", "interpolate", "vary"])
+def test_the_cascade_samples(root, use):
+    recipe = small_recipe()
+    inputs = untrained(root, recipe)
+    size, rng = recipe.cascade.high_size, np.random.default_rng(0)
+    pictures = rng.integers(256, size=(2, size, size, 3), dtype=np.uint8)
+    videos = rng.integers(256, size=(2, 3, size, size, 3), dtype=np.uint8)
+    given = {"sample": [PROMPTS], "sample_decoded": [PROMPTS], "animate": [pictures], "vary": [videos],
+             "interpolate": [pictures, pictures]}  # fmt: skip
+    with fake_cuda():
+        made = getattr(Cascade.load(recipe, inputs, "cuda"), use)(*given[use], [1, 2], GENERATE)
+    assert made.shape[0] == 2
+    assert made.shape[2:] == (size, size, 3)
+
+
+def test_the_networks_of_the_evaluation_see_videos(root, monkeypatch):
+    clip = parents(root, "train-decoder-video", small_recipe())["clip"]
+    made_up_weights(monkeypatch)
+    video = np.random.default_rng(0).integers(256, size=(16, 40, 40, 3), dtype=np.uint8)
+    networks = Networks(("demo", "i3d", "c3d", "inception"), "", clip, "cuda")
+    with fake_cuda():
+        found = networks([video])
+        assert networks.texts("demo", PROMPTS).shape[0] == 2
+        assert networks.temperature("demo") >= 0
+    assert [len(found[name][0]) for name in networks.names] == [16, 400, 101, 16]
+
+
+# ---------------------------------------------------------------------------------------------------- the device itself
+
+
+def test_two_devices_do_not_mix():
+    with fake_cuda(), pytest.raises(RuntimeError, match="cuda"):
+        torch.ones(3, device="cuda") + torch.ones(3)
+
+
+def test_gradients_are_those_of_the_engine_s_shapes_and_memory_is_freed():
+    source = source_of("train-decoder", small_recipe())
+    pixels = source.batch(0, 2)["pixels"].float()[:, None]
+    with fake_cuda() as device:
+        network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 3), torch.nn.SiLU(), torch.nn.Conv3d(4, 1, 1)).to("cuda")
+        weights = device.allocated
+        loss = network(pixels.to("cuda")).square().mean()
+        loss.backward()
+        assert [p.grad.shape for p in network.parameters()] == [p.shape for p in network.parameters()]
+        del loss
+        assert device.allocated == 2 * weights
+        assert device.peak > 2 * weights
+        assert (len(device.uploads), device.reads) == (1 + 4, [])

@@ -1,0 +1,139 @@
+"""Training, sampling and features on a real card; only the last but one needs Ray."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from fake_inputs import GENERATE, made_up_weights, untrained
+from small_training import parents, run, small_recipe
+
+from mav.evaluation.features import Networks
+from mav.generation.cascade import Cascade, CascadeBatch
+from mav.models.unet import UNet
+from mav.recipes.reader import load_recipe
+from mav.storage import Folder
+from mav.training.export import WEIGHTS, load_network
+from mav.training.stages import TRAININGS
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return Folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", TRAININGS)
+def test_every_stage_trains(root, stage, precision):
+    recipe = small_recipe(precision=precision, held_out=0 if stage == "clip" else 4)
+    metrics = run(root, stage, recipe, device="cuda")
+    assert metrics["samples"] == 12
+    assert np.isfinite(metrics["loss"])
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["train-prior", "train-decoder", "train-decoder-video"])
+def test_a_run_that_was_stopped_continues(root, stage):
+    """The weights are those of a run in one piece, up to the order in which a card adds numbers."""
+    recipe = small_recipe(samples=16)
+    parents(root, stage, recipe)
+
+    def stop(line):
+        if line.get("samples") == 12:
+            raise StopError
+
+    run(root, stage, recipe, device="cuda", work="whole", out="one")
+    with pytest.raises(StopError):
+        run(root, stage, recipe, device="cuda", work="parts", out="two", report=stop)
+    run(root, stage, recipe, device="cuda", work="parts", out="two")
+    one, two = (load_network(root.child(out)).network.state_dict() for out in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert root.child("one").exists(WEIGHTS)
+
+
+def test_nothing_waits_for_the_card_between_two_log_lines(root):
+    """PyTorch warns of each wait; eight steps of a line make no more of them than two."""
+    waits = []
+    for samples in (4, 16):
+        recipe = small_recipe(samples=samples, log_every=16, checkpoint_every=16)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            run(root, "train-decoder", recipe, device="cuda", work=f"work{samples}")
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append([str(w.filename) + f":{w.lineno}" for w in caught if "synchronizing" in str(w.message)])
+    assert len(waits[0]) == len(waits[1]), sorted(set(waits[1]))
+
+
+def test_the_cascade_of_the_demo_is_the_same_on_both_devices(root):
+    """In float32, where nothing is rounded away: a frame may differ by two of 255 where a sum ends in another order."""
+    recipe = load_recipe("demo")
+    inputs = untrained(root, recipe)
+    videos = [
+        Cascade.load(recipe, inputs, device).sample(["a red circle"], [1], dataclasses.replace(GENERATE))
+        for device in ("cpu", "cuda")
+    ]
+    difference = np.abs(videos[0].astype(int) - videos[1].astype(int))
+    assert difference.mean() < 0.5
+    assert np.quantile(difference, 0.99) <= 2
+
+
+def test_a_network_is_the_same_on_both_devices():
+    recipe = load_recipe("demo")
+    torch.manual_seed(0)
+    network = UNet(recipe.train_decoder.network).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    given = {"x": torch.randn(4, 1, 3, 16, 16), "t": torch.rand(4) * 1000, "embedding": torch.randn(4, 64)}
+    with torch.no_grad():
+        expected = network(**given)
+        found = network.to("cuda")(**{name: value.to("cuda") for name, value in given.items()})
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-2)  # products in TF32
+
+
+def test_features_are_the_same_on_both_devices(root, monkeypatch):
+    made_up_weights(monkeypatch)
+    clip = parents(root, "train-decoder-video", small_recipe())["clip"]
+    video = np.random.default_rng(0).integers(256, size=(16, 64, 64, 3), dtype=np.uint8)
+    names = ("demo", "i3d", "c3d", "inception")
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)  # the weights are drawn when they are first used
+        found.append(Networks(names, "", clip, device)([video]))
+    for name in names:
+        scale = np.abs(found[0][name][0]).max()
+        assert np.abs(found[0][name][0] - found[1][name][0]).max() < 0.02 * scale, name
+
+
+def test_tasks_share_a_card():
+    """Two tasks of half a GPU run side by side and see the same card."""
+    ray = pytest.importorskip("ray")
+    from flows.services.ray_cluster import ray_cluster
+    from mav.recipes import Cluster
+
+    with ray_cluster(Cluster(cpus=2, dashboard=False, object_store_mb=150)):
+
+        @ray.remote(num_gpus=0.5)
+        def product():
+            return float((torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum())
+
+        assert ray.get([product.remote() for _ in range(2)]) == [64.0**3] * 2
+
+
+def test_one_window_of_frames_is_sampled_in_bounded_memory(root):
+    """SR_h is given as many frames at once as the card holds, and no more than it has."""
+    recipe = small_recipe()
+    cascade = Cascade.load(recipe, untrained(root, recipe), "cuda")
+    low = torch.zeros(1, recipe.cascade.long_frames, 3, recipe.cascade.low_size, recipe.cascade.low_size, device="cuda")
+    high = CascadeBatch(cascade, [1], GENERATE).upsample_high(low)
+    assert high.shape[-1] == recipe.cascade.high_size
