@@ -23,8 +23,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = (
     "world.images=60", "world.clips=8", "world.evaluation_clips=4", "evaluate.bootstrap=2", "generate.count=2",
-    "generate.frame_rates=[4.0]", "image_download.timeout_seconds=1", "image_download.deadline_seconds=1",
-    "video_shards.timeout_seconds=1",
+    "generate.frame_rates=[4.0]",
 )  # fmt: skip
 # Records of the making, not what is made: their lines follow the intervals.
 RECORDS = ("curves.jsonl",)
@@ -35,7 +34,7 @@ BITES: dict[str, Any] = {
     "refuse_directives": [], "image_embed.batch_size": 3, "generate.batch_size": 1, "generate.frame_rates": [8.0],
     "betas": [0.5, 0.6], "warmup_samples": 16, "cooldown_samples": 16, "start": [2.0, 3.0], "end": [2.0, 3.0],
     "video.frames": 3, "interpolation.frames": 3, "contact": "someone@example.com", "success_floor": 0.1,
-    "timeout_seconds": 2.0, "deadline_seconds": 2.0, "ema_decay": 0.1, "gradient_clip": 1.0e-6, "blur_sigma": 2.0,
+    "timeout_seconds": 8.0, "deadline_seconds": 12.0, "ema_decay": 0.1, "gradient_clip": 1.0e-6, "blur_sigma": 2.0,
     "sr_high.crop": 1.0, "video_shards.short_side": 24, "unknown_scores": "drop",
 }  # fmt: skip
 # What counts and has nothing to bite on in so small a world.
