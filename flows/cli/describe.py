@@ -17,7 +17,7 @@ from mav.recipes.reader import load_recipe
 app = typer.Typer()
 
 LEGEND = (
-    "FLOP: forward and backward of one sample. Again: the forward passes that the backward pass repeats for memory. "
+    "FLOP: forward and backward of one sample. Again: forward passes that the backward pass repeats to save memory. "
     "In all: both, of the whole training. State: weights, gradients, AdamW's two moments and the averages in float32 "
     "on one worker, of which sharding leaves it a part, and the CLIP that a video stage needs. Activations: what a "
     "step of one micro-batch takes on a GPU beyond that when it takes most."

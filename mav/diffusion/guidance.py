@@ -47,7 +47,9 @@ class Denoiser:
             x = torch.cat([x_t, x_t])
         step = torch.full((len(x),), t, dtype=torch.long)
         options = {} if self.time is None else {"time": self.time}
-        output = self.network(x, schedule.network_time(step).to(x.device), **conditions, **options).float()
+        # A GPU computes products in bfloat16, as it does in training; the samples and their schedule stay float32.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+            output = self.network(x, schedule.network_time(step).to(x.device), **conditions, **options).float()
         # The clean sample that the output amounts to.
         variance = None
         if self.objective.prediction == "eps_learned_sigma":

@@ -55,6 +55,8 @@ class Cascade:
     @classmethod
     def load(cls, recipe: Recipe, inputs: dict[str, Folder], device: str = "cpu") -> Self:
         """Reads the networks from their stages' artifacts. Raises UserError when one is missing or does not load."""
+        if device.startswith("cuda"):
+            torch.set_float32_matmul_precision("high")  # TF32 where sampling computes in float32
         networks = {name: load_network(inputs[stage], device) for name, stage in NETWORKS.items()}
         return cls(recipe.cascade, ClipModel.load(inputs["clip"], device), **networks, device=device)
 

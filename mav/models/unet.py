@@ -243,8 +243,7 @@ class UNet(nn.Module):
             longest = f"this network's {config.max_frames}: sample it in windows"
             raise ValueError(f"a clip of {x.shape[1]} frames is longer than {longest}")
         takes = {"embedding": config.embedding_dim > 0, "low": config.low_resolution, "known": config.masked_frames}
-        # An fps that is given although time is off is ignored.
-        takes |= {"fps": True} if video else {}
+        takes |= {"fps": True} if video else {}  # one that is given although time is off is ignored
         for name, taken in takes.items():
             if taken != (given[name] is not None):
                 raise ValueError(f"this network {'needs' if taken else 'does not take'} the condition `{name}`")

@@ -41,6 +41,8 @@ class FakeCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # half of all calls ask on which device a tensor is
+            return args[0].device
         leaves = tree_leaves((args, kwargs))
         on_device = any(isinstance(x, FakeTensor) or (isinstance(x, torch.device) and x.type == "cuda") for x in leaves)
         # On the processor, where without a card no memory is pinned.
@@ -181,12 +183,17 @@ def _backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
                     kept = node.variable.grad
                     node.variable.grad = inputs[0] if kept is None else kept.add_(inputs[0])
                 continue
-            outputs: Any = node(*inputs)
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            outputs: Any
             edges = node.next_functions
-            if hasattr(node, "needs_input_grad"):  # a Python function returns something for what is no tensor too
-                outputs = [out for out, needed in zip(outputs, node.needs_input_grad, strict=True) if needed]
+            if hasattr(node, "needs_input_grad"):  # a function in Python, which returns something for numbers too
+                returned = node.apply(*inputs)
+                returned = returned if isinstance(returned, tuple) else (returned,)
+                outputs = [out for out, needed in zip(returned, node.needs_input_grad, strict=True) if needed]
                 edges = [edge for edge in edges if edge[0] is not None]
+                del returned
+            else:
+                outputs = node(*inputs)
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             for (after, place), output in zip(edges, outputs, strict=True):
                 if after is None:
                     continue

@@ -12,7 +12,7 @@ from small_training import parents, run, small_recipe, source_of
 from mav.data.images.embed import EmbedWork, ScreenWork, load_clip
 from mav.data.shards import read_array
 from mav.evaluation.features import Networks
-from mav.generation.cascade import Cascade
+from mav.generation.cascade import Cascade, CascadeBatch
 from mav.models.clip import ClipModel
 from mav.models.heads import WatermarkClassifier
 from mav.recipes import Screening
@@ -105,6 +105,21 @@ def test_the_cascade_samples(root, use):
         made = getattr(Cascade.load(recipe, inputs, "cuda"), use)(*given[use], [1, 2], GENERATE)
     assert made.shape[0] == 2
     assert made.shape[2:] == (size, size, 3)
+
+
+@pytest.mark.parametrize(("device", "kind"), [("cuda", torch.bfloat16), ("cpu", torch.float32)])
+def test_products_of_sampling_are_bfloat16_on_a_gpu_and_samples_float32(root, device, kind):
+    recipe = small_recipe()
+    inputs, kinds = untrained(root, recipe), []
+    with fake_cuda():
+        cascade = Cascade.load(recipe, inputs, device)
+        for layer in cascade.decoder.network.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_hook(lambda layer, given, made: kinds.append(made.dtype))
+        run = CascadeBatch(cascade, [1], GENERATE)
+        made = run.decode(torch.zeros(1, recipe.train_decoder.network.embedding_dim, device=device))
+    assert set(kinds) == {kind}
+    assert made.dtype == torch.float32
 
 
 def test_the_networks_of_the_evaluation_see_videos(root, monkeypatch):

@@ -1,6 +1,5 @@
-"""Training, sampling and features on a real card; only the last but one needs Ray."""
+"""Training, sampling and features on a real card; only the last needs Ray."""
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -10,7 +9,7 @@ from fake_inputs import GENERATE, made_up_weights, untrained
 from small_training import parents, run, small_recipe
 
 from mav.evaluation.features import Networks
-from mav.generation.cascade import Cascade, CascadeBatch
+from mav.generation.cascade import Cascade
 from mav.models.unet import UNet
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
@@ -75,12 +74,11 @@ def test_nothing_waits_for_the_card_between_two_log_lines(root):
 
 
 def test_the_cascade_of_the_demo_is_the_same_on_both_devices(root):
-    """In float32, where nothing is rounded away: a frame may differ by two of 255 where a sum ends in another order."""
+    """New networks, whose outputs are zero: noise, schedule, windows and conditions make the same frames."""
     recipe = load_recipe("demo")
     inputs = untrained(root, recipe)
     videos = [
-        Cascade.load(recipe, inputs, device).sample(["a red circle"], [1], dataclasses.replace(GENERATE))
-        for device in ("cpu", "cuda")
+        Cascade.load(recipe, inputs, device).sample(["a red circle"], [1], GENERATE) for device in ("cpu", "cuda")
     ]
     difference = np.abs(videos[0].astype(int) - videos[1].astype(int))
     assert difference.mean() < 0.5
@@ -128,12 +126,3 @@ def test_tasks_share_a_card():
             return float((torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum())
 
         assert ray.get([product.remote() for _ in range(2)]) == [64.0**3] * 2
-
-
-def test_one_window_of_frames_is_sampled_in_bounded_memory(root):
-    """SR_h is given as many frames at once as the card holds, and no more than it has."""
-    recipe = small_recipe()
-    cascade = Cascade.load(recipe, untrained(root, recipe), "cuda")
-    low = torch.zeros(1, recipe.cascade.long_frames, 3, recipe.cascade.low_size, recipe.cascade.low_size, device="cuda")
-    high = CascadeBatch(cascade, [1], GENERATE).upsample_high(low)
-    assert high.shape[-1] == recipe.cascade.high_size
