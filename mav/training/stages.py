@@ -73,8 +73,7 @@ def run_stage(
     with seeded(recipe.seed, stage):
         task = TRAININGS[stage](setup)
     identity = digest([stage, what(recipe, TRAINING_READS[stage])])
-    validation = _validation(setup, task, rank, world_size)
-    task = dataclasses.replace(task, identity=identity, validation=validation)
+    task = dataclasses.replace(task, identity=identity, validation=_validation(setup, task, rank, world_size))
     # Train it.
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device, "cluster": recipe.cluster}
     state = train(task, setup.section.optimisation, recipe.seed, work, report=report, **place)
