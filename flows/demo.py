@@ -5,12 +5,12 @@ import time
 from flows.engine.function import run_on_ray
 from flows.engine.run import Job
 from flows.engine.stage import Outcome, stage
-from flows.evaluation import SAMPLING, evaluate
+from flows.evaluation import INTERVALS, evaluate
 from flows.services.ports import port_is_free
 from mav.recipes import ImageDownload, VideoShards
 
 
-@stage("demo-world", sections=("world",), version=2)
+@stage("demo-world", reads=("world", "seed"), version=2)
 def demo_world(job: Job) -> Outcome:
     """Draws the demo world: pictures, clips, tables and their faults, with known truth."""
     from mav.world.world import draw_world
@@ -22,7 +22,11 @@ def _draw(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
     return draw(world, seed, out)
 
 
-@stage("oracle", sections=(*SAMPLING, "evaluate"), version=2)
+@stage(
+    "oracle",
+    reads=("cascade.frames", "cascade.frame_skip", "generate.fps", "generate.frame_rates", *INTERVALS),
+    version=2,
+)
 def oracle(job: Job) -> Outcome:
     """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
     from mav.world.verdict import evaluate_oracle

@@ -9,7 +9,17 @@ from flows.engine.run import Job
 from flows.engine.stage import Node, Outcome, stage
 from flows.engine.store import Store
 
-SAMPLING = ("cascade", "generate")  # the sections that shape every sample
+# What shapes the frames of F^, and every sample; prompts and further samples of them are those of `generate` alone.
+FILLING = (
+    "cascade.frames", "cascade.frame_skip", "cascade.base_size", "cascade.high_size", "generate.fps",
+    "generate.interpolation", "generate.interpolation_start",
+)  # fmt: skip
+SAMPLING = (
+    *FILLING, "cascade.low_size", "generate.batch_size", "generate.prior", "generate.prior_candidates",
+    "generate.decoder", "generate.sr_low", "generate.sr_high", "generate.noise_augmentation",
+)  # fmt: skip
+INTERVALS = ("evaluate.bootstrap", "evaluate.seed")
+MEASURING = (*SAMPLING, "evaluate.features", "evaluate.weights_dir", *INTERVALS)
 
 
 def evaluate(job: Job, function: Callable[..., dict[str, Any]], **options: Any) -> Outcome:
@@ -21,7 +31,7 @@ def evaluate(job: Job, function: Callable[..., dict[str, Any]], **options: Any) 
     return Outcome(metrics=metrics)
 
 
-@stage("generate", sections=SAMPLING, gpu=True)
+@stage("generate", reads=("cascade", "generate", "seed"), gpu=True)
 def generate(job: Job) -> Outcome:
     """Text to video through the whole cascade: P, D^t, F^, SR_l^t, SR_h."""
     from mav.generation.write import generate_videos
@@ -29,7 +39,7 @@ def generate(job: Job) -> Outcome:
     return evaluate(job, generate_videos, device=job.device)
 
 
-@stage("evaluate-ucf101", sections=(*SAMPLING, "evaluate"), version=2, gpu=True)
+@stage("evaluate-ucf101", reads=(*MEASURING, "evaluate.ucf101"), version=2, gpu=True)
 def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video
@@ -37,7 +47,7 @@ def evaluate_ucf101(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "ucf101"), device=job.device)
 
 
-@stage("evaluate-msrvtt", sections=(*SAMPLING, "evaluate"), version=2, gpu=True)
+@stage("evaluate-msrvtt", reads=(*MEASURING, "evaluate.msrvtt"), version=2, gpu=True)
 def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video
@@ -45,7 +55,7 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "msrvtt"), device=job.device)
 
 
-@stage("evaluate-interpolation", sections=(*SAMPLING, "evaluate"), version=3, gpu=True)
+@stage("evaluate-interpolation", reads=(*FILLING, "evaluate.ucf101", *INTERVALS), version=3, gpu=True)
 def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
     from mav.evaluation import interpolation
@@ -53,7 +63,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
     return evaluate(job, interpolation.evaluate_interpolation, device=job.device)
 
 
-@stage("human-study", sections=("evaluate",), version=3)
+@stage("human-study", reads=("evaluate.study_pairs", "evaluate.seed"), version=3)
 def human_study(job: Job) -> Outcome:
     """A frozen study: pairs in blind order, ready for raters."""
     from mav.study.study import freeze_study
@@ -61,7 +71,7 @@ def human_study(job: Job) -> Outcome:
     return evaluate(job, freeze_study)
 
 
-@stage("report", sections=())
+@stage("report", reads=())
 def report(job: Job) -> Outcome:
     """One self-contained page: the graph, the rows, pictures, curves, numbers and the verdict."""
     from mav.report.page import write_report

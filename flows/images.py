@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mav.data.images.download import DownloadWork
 
 
-@stage("image-metadata", sections=("screening", "image_metadata"), version=3)
+@stage("image-metadata", reads=("screening", "image_metadata"), version=3)
 def image_metadata(job: Job) -> Outcome:
     """Screens LAION-style tables: NSFW, toxic words, watermarks, sizes; every dropped row with its reason."""
     from filters.screen import MetadataWork
@@ -59,7 +59,7 @@ def download_work(job: Job) -> DownloadWork:
     return DownloadWork(job.inputs["image-metadata"], rules, job.out)
 
 
-@stage("image-download", sections=("image_download",), version=2, retry=Retry(is_transient, download_work, RetryWork))
+@stage("image-download", reads=("image_download",), version=2, retry=Retry(is_transient, download_work, RetryWork))
 def image_download(job: Job) -> Outcome:
     """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
     work = download_work(job)
@@ -67,7 +67,10 @@ def image_download(job: Job) -> Outcome:
     return shard_map(job, work, work.names(), success_floor=rules.success_floor, shard_floor=rules.shard_floor)
 
 
-@stage("image-screen", sections=("screening", "image_embed"), gpu=True)
+@stage(
+    "image-screen", gpu=True,
+    reads=("screening.punsafe_threshold", "screening.pwatermark_threshold", "screening.unknown_scores", "image_embed"),
+)  # fmt: skip
 def image_screen(job: Job) -> Outcome:
     """Scores the rows nobody scored and screens them; keeps the CLIP image embeddings it needed for that."""
     from mav.data.images.embed import ScreenWork, shard_names
@@ -78,7 +81,7 @@ def image_screen(job: Job) -> Outcome:
     return shard_map(job, work, shard_names(images), gpus=gpus, actors=gpus > 0)
 
 
-@stage("image-embed", sections=("image_embed",), gpu=True)
+@stage("image-embed", reads=("image_embed",), gpu=True)
 def image_embed(job: Job) -> Outcome:
     """CLIP embeddings and text tokens of the kept rows, aligned with the tars."""
     from mav.data.images.embed import EmbedWork, shard_names

@@ -4,13 +4,14 @@
 builds it within a Prefect flow run (`flows.deploy` has the flows).
 """
 
+import operator
 from collections.abc import Iterable
 from contextlib import ExitStack
 
 from flows import demo, evaluation, images, training, videos
 from flows.engine.execute import execute
 from flows.engine.run import Run
-from flows.engine.stage import Graph
+from flows.engine.stage import Graph, Node, Stage, require_files
 from flows.engine.store import Store, record
 from flows.services.terminal import Terminal
 from mav.recipes import Recipe
@@ -18,19 +19,29 @@ from mav.storage import Artifact
 
 
 def make_a_video(recipe: Recipe) -> Graph:
-    """Returns the graph: y = SR_h . SR_l^t . F^ . D^t . P (paper, section 3), after its data, before its evaluation."""
+    """Returns the graph: y = SR_h . SR_l^t . F^ . D^t . P (paper, section 3), after its data, before its evaluation.
+
+    Stages that have no source are left out, and so is all that needs them.
+    """
     graph = Graph(recipe)
-    world = demo.demo_world(graph) if recipe.world else None
+    world = (demo.demo_world(graph),) if recipe.world else ()
+
+    def from_source(key: str, stage: Stage, *inputs: Node | None) -> Node | None:
+        """Adds a stage that reads the demo world, or what the recipe names in `key`; without either it is left out."""
+        if world or operator.attrgetter(key)(recipe):
+            return stage(graph, *inputs, *world)
+        graph.leave_out(stage.name, f"`{key}` is empty and there is no `world`")
+        return None
 
     # Image-text pairs: the only place where text is.
-    metadata = images.image_metadata(graph, world)
-    pictures = images.image_download(graph, metadata, world)
+    metadata = from_source("image_metadata.sources", images.image_metadata)
+    pictures = images.image_download(graph, metadata, *world)
     clip = training.clip(graph, pictures)
     screened = images.image_screen(graph, pictures, clip)
     embedded = images.image_embed(graph, pictures, screened, clip)
 
     # Unlabelled clips: the only place where motion is.
-    clips = videos.video_shards(graph, world)
+    clips = from_source("video_shards.sources", videos.video_shards)
 
     # Networks on images (3.1), then inflated and trained on clips without text (3.2, 3.3).
     prior = training.train_prior(graph, embedded)
@@ -43,12 +54,12 @@ def make_a_video(recipe: Recipe) -> Graph:
 
     # Samples, numbers, people.
     networks = (clip, prior, decoder_video, interpolation, sr_low_video, sr_high)
-    samples = evaluation.generate(graph, *networks, world)
-    if world:
-        demo.oracle(graph, samples, clips, world)
-    evaluation.evaluate_ucf101(graph, *networks, world)
-    evaluation.evaluate_msrvtt(graph, *networks, world)
-    evaluation.evaluate_interpolation(graph, *networks, world)
+    samples = from_source("generate.prompts", evaluation.generate, *networks)
+    if world and not recipe.generate.prompts:
+        demo.oracle(graph, samples, clips, *world)
+    from_source("evaluate.ucf101", evaluation.evaluate_ucf101, *networks)
+    from_source("evaluate.msrvtt", evaluation.evaluate_msrvtt, *networks)
+    from_source("evaluate.ucf101", evaluation.evaluate_interpolation, *networks)
     evaluation.human_study(graph, samples)
     evaluation.report(graph, *graph.nodes.values())
     return graph
@@ -72,6 +83,7 @@ def run_pipeline(
         wanted = [node for node in graph.nodes.values() if node.name in chosen]
     else:
         wanted = graph.until(until) if until else list(graph.nodes.values())
+    require_files(wanted)
     with ExitStack() as services, Terminal() as terminal:
         run = Run(recipe, Store(runs), terminal, services, make_a_video)
         record(owner or recipe.name, run.store, graph.nodes.values(), recipe)

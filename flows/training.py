@@ -19,7 +19,7 @@ from flows.engine.function import SAVE_SECONDS, ProgressFile, following, run_on_
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
 from mav.errors import UserError, full_disk_told
-from mav.recipes import Recipe
+from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
 
 RESULT, STOP = "result.json", "stop.json"
@@ -200,29 +200,31 @@ def _run(
         return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report)
 
 
-def _training_stage(name: str, sections: tuple[str, ...], about: str, version: int = 1) -> Stage:
+def _training_stage(name: str, about: str, version: int = 1) -> Stage:
     def body(job: Job) -> Outcome:
         return train(job)
 
     body.__doc__, body.__qualname__ = about, f"train:{name}"
-    return stage(name, sections=sections, version=version, gpu=True)(body)
+    reads = clip_reads if name == "clip" else TRAINING_READS[name]
+    return stage(name, reads=reads, version=version, gpu=True)(body)
+
+
+def clip_reads(recipe: Recipe) -> tuple[str, ...]:
+    """Returns what `clip` reads: no seed where weights and heads are given, so that no second seed embeds again."""
+    section = recipe.clip
+    given = section.pretrained and section.nsfw_head and section.watermark_head and not section.optimisation.samples
+    return ("clip",) if given else TRAINING_READS["clip"]
 
 
 clip = _training_stage(
-    "clip", ("clip",), "The CLIP in use and its NSFW and watermark scorers: pretrained, or trained here (demo)."
+    "clip", "The CLIP in use and its NSFW and watermark scorers: pretrained, or trained here (demo)."
 )
-train_prior = _training_stage("train-prior", ("train_prior",), "P: text to CLIP image embedding.")
-train_decoder = _training_stage(
-    "train-decoder", ("cascade", "train_decoder"), "D: CLIP image embedding to pixels.", version=2
-)
-train_sr_low = _training_stage("train-sr-low", ("cascade", "train_sr_low"), "SR_l on images.", version=2)
-train_sr_high = _training_stage("train-sr-high", ("cascade", "train_sr_high"), "SR_h, spatial only.", version=2)
+train_prior = _training_stage("train-prior", "P: text to CLIP image embedding.")
+train_decoder = _training_stage("train-decoder", "D: CLIP image embedding to pixels.", version=2)
+train_sr_low = _training_stage("train-sr-low", "SR_l on images.", version=2)
+train_sr_high = _training_stage("train-sr-high", "SR_h, spatial only.", version=2)
 train_decoder_video = _training_stage(
-    "train-decoder-video",
-    ("cascade", "train_decoder_video"),
-    "D^t: D inflated, learning motion from clips without text.",
+    "train-decoder-video", "D^t: D inflated, learning motion from clips without text."
 )
-train_interpolation = _training_stage(
-    "train-interpolation", ("cascade", "train_interpolation"), "F^: D^t fine-tuned to fill in masked frames.", version=2
-)
-train_sr_low_video = _training_stage("train-sr-low-video", ("cascade", "train_sr_low_video"), "SR_l^t: SR_l inflated.")
+train_interpolation = _training_stage("train-interpolation", "F^: D^t fine-tuned to fill in masked frames.", version=2)
+train_sr_low_video = _training_stage("train-sr-low-video", "SR_l^t: SR_l inflated.")

@@ -11,6 +11,8 @@ from flows.engine.shard_map import shard_map
 from flows.engine.stage import Outcome, Retry, stage
 from mav.data.fetching.failed_rows import RetryWork
 from mav.data.fetching.rules import is_transient
+from mav.data.list_files import is_jsonl
+from mav.recipes import Recipe
 
 if TYPE_CHECKING:
     from mav.data.videos.video_shards import VideoWork
@@ -27,7 +29,13 @@ def video_work(job: Job) -> VideoWork:
     return VideoWork(tuple(split_lists(sources, rules.clips_per_shard)), rules, job.recipe.seed, job.out)
 
 
-@stage("video-shards", sections=("video_shards",), version=2, retry=Retry(is_transient, video_work, RetryWork))
+def video_reads(recipe: Recipe) -> tuple[str, ...]:
+    """Returns what `video-shards` reads: the seed only with lists of whole videos, whose spans it draws."""
+    drawn = any(is_jsonl(path) for path in recipe.video_shards.sources)
+    return ("video_shards", "seed") if drawn else ("video_shards",)
+
+
+@stage("video-shards", reads=video_reads, version=2, retry=Retry(is_transient, video_work, RetryWork))
 def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
     work = video_work(job)

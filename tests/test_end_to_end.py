@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorded import other_setting
 
 from flows.services.ports import reserve_port
 from mav.data.videos.video_io import read_frames
+from mav.recipes.identity import values
+from mav.recipes.reader import load_recipe
 
 
 class Mav:
@@ -71,6 +74,13 @@ def mav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mav]:
 def prior(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mav]:
     """No more than the slow tests look at."""
     yield from has_run(tmp_path_factory.mktemp("prior"), "--until", "train-prior")
+
+
+def test_no_operational_value_builds_anything_again(mav: Mav) -> None:
+    changed = [setting for value in values(load_recipe("tiny")) if not value.counts for setting in other_setting(value)]
+    assert {"image_download.contact", "cluster.workers"} <= {setting.partition("=")[0] for setting in changed}
+    told = mav("run", "tiny", *(word for setting in changed for word in ("--set", setting))).stdout
+    assert told.startswith("Nothing to do: all 21 stages of tiny are done")
 
 
 def test_every_stage_is_done_its_counts_add_up_and_the_oracle_has_its_figures(mav: Mav) -> None:

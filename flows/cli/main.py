@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli import clean, demo_world, describe, evaluate, generate, plan, publish, run, status, study
+from flows.cli import clean, demo_world, describe, diff, evaluate, generate, plan, publish, recipes, run, status, study
 from flows.services.environment import configure_environment
 from mav.errors import UserError
 
@@ -33,8 +33,11 @@ PANELS = {  # every command with an example, in the groups and the order that he
         "status": "mav status demo --json",
         "report": "mav report demo",
         "verify": "mav verify demo --quick",
+        "diff": "mav diff demo my.yaml",
     },
     "Foresee": {
+        "validate": "mav validate my.yaml --json",
+        "schema": "mav schema",
         "plan": "mav plan paper --rate fetched=400",
         "describe": "mav describe single-gpu --set cascade.frames=8",
     },
@@ -51,7 +54,7 @@ PANELS = {  # every command with an example, in the groups and the order that he
     },
     "Serve": {"serve-demo-world": "mav serve-demo-world demo"},
 }  # fmt: skip
-_FAMILIES = (run, clean, status, generate, evaluate, describe, plan, publish, demo_world)
+_FAMILIES = (run, clean, status, diff, recipes, generate, evaluate, describe, plan, publish, demo_world)
 _COMMANDS = {
     str(command.name or command.callback.__name__): command
     for family in _FAMILIES

@@ -1,9 +1,13 @@
-"""`mav plan`: what a recipe's data will take on its cluster, from rates measured on this machine or given."""
+"""`mav plan`: what a recipe's data will take on its cluster, from rates measured on this machine or given.
+
+`mav run --dry-run`, which says what would be built and why, is here too.
+"""
 
 import dataclasses
 import io
 import json
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,6 +15,8 @@ from rich.console import Console
 
 from flows.cli.describe import short
 from flows.cli.options import Json, RecipeName, Runs, Set, open_graph
+from flows.engine.stage import Node
+from flows.engine.store import Store, changes, recipe_owner
 from flows.services.terminal import plain_table, spinner, table_console
 from mav.errors import UserError
 from mav.recipes import Recipe
@@ -52,7 +58,11 @@ def plan(
     """
     loaded, graph, store = open_graph(recipe, set_, runs)
     given = dict(_given(text) for text in rate or ())
-    built = {name: share for stage, name in SHARES.items() if (share := _share(store.find(graph.node(stage))))}
+    built = {
+        name: share
+        for stage, name in SHARES.items()
+        if stage in graph.nodes and (share := _share(store.find(graph.nodes[stage])))
+    }
     with spinner("Measuring what a core of this machine does"):
         rates = with_rates(given, built | measure(loaded, skip=set(given)))
     stages = plan_stages(loaded, rates, image_rows(loaded), clips(loaded))
@@ -119,8 +129,8 @@ def image_rows(recipe: Recipe) -> int:
 
     if recipe.expect.image_rows:
         return recipe.expect.image_rows
-    if not recipe.image_metadata.sources and recipe.world:
-        return recipe.world.images
+    if not recipe.image_metadata.sources:
+        return recipe.world.images if recipe.world else 0
     total = 0
     for path in source_parts(recipe.image_metadata.sources):
         with fsspec.open(path, "rb") as file:
@@ -203,3 +213,47 @@ def _given(text: str) -> tuple[str, float]:
     except ValueError:
         known = ", ".join(RATES)
         raise UserError(f"--rate {text}: give NAME=VALUE with a positive number; the rates are {known}.") from None
+
+
+def show_dry_run(name: str, recipe: Recipe, wanted: Sequence[Node], store: Store) -> None:
+    """Prints a line for every stage that is not done: why it is built, its rows, hours and bytes as far as known.
+
+    Data stages are estimated from the assumed rates of `mav plan`. For the others the latest artifact of the recipe
+    tells what it took.
+    """
+    todo = [node for node in wanted if store.find(node) is None]
+    if not todo:
+        print(f"Nothing to do: all {len(wanted)} stages of {name} are done in {store.root.url}.")
+        return
+    planned, anew = _planned(recipe), {node.name for node in todo}
+    table = plain_table("stage", right=("rows", "hours", "leaves"))
+    table.add_column("why")
+    for node in todo:
+        older = store.older(node, recipe.name, recipe_owner(name))
+        rows, hours, size = "", "", ""
+        if plan := planned.get(node.name):
+            rows, hours = f"{plan.rows_in:,}", f"{max(plan.cpu_hours, plan.gpu_hours):.3g}"
+            size = f"{short(plan.bytes)}B"
+        elif older:
+            hours = f"{older.get('seconds', 0) / 3600:.3g}"
+            size = f"{short(sum(entry['bytes'] for entry in older.get('files', {}).values()))}B"
+        state = store.state(node, recipe.name, recipe_owner(name))
+        why = "; ".join(changes(node, older)) if older else "it was never built"
+        if state in ("failed", "running"):
+            why = f"it is {state}; what it has finished is kept"
+        elif not older and any(needed.name in anew for needed in node.inputs):
+            why += ", and neither were its inputs"
+        table.add_row(node.name, rows, hours, size, why)
+    console = table_console()
+    console.print(table)
+    told = f"\n{len(todo)} of {len(wanted)} stages would be built."
+    console.print(f"{told} `mav plan {name}` has the rates behind the hours.")
+
+
+def _planned(recipe: Recipe) -> dict[str, StagePlan]:
+    """Returns the estimates of the data stages; none where the tables and lists cannot be read."""
+    try:
+        counted = image_rows(recipe), clips(recipe)
+    except (UserError, OSError, ValueError):
+        return {}
+    return {plan.stage: plan for plan in plan_stages(recipe, RATES, *counted)}

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -10,15 +11,17 @@ import typer
 from rich.console import Console
 
 from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, open_graph, require_folder
+from flows.cli.plan import show_dry_run
 from flows.engine.retry import retry_failed
 from flows.engine.run import Run
-from flows.engine.stage import Node
+from flows.engine.stage import Node, require_files
 from flows.engine.store import Store, recipe_owner, record
 from flows.services.environment import require_places
 from flows.services.terminal import Terminal
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe
+from mav.storage import MANIFEST
 
 app = typer.Typer()
 
@@ -29,10 +32,20 @@ RETRY_HELP = "Of a stage that fetches: try again just the rows that failed for a
 
 
 @app.command()
-def run(recipe: RecipeName, until: Until = "", runs: Runs = "runs", set_: Set = None) -> None:
+def run(
+    recipe: RecipeName, until: Until = "", runs: Runs = "runs", set_: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be built, and why.")] = False,
+) -> None:  # fmt: skip
     """Build everything a recipe describes; what is done already is left alone."""
     loaded, graph, store = open_graph(recipe, set_, runs)
     wanted = graph.until(until) if until else list(graph.nodes.values())
+    require_files(node for node in wanted if not store.artifact(node).exists(MANIFEST))
+    if dry_run:
+        show_dry_run(recipe, loaded, wanted, store)
+        return
+    if not until:
+        for name, reason in graph.left_out.items():
+            print(f"{name} is left out: {reason}.", file=sys.stderr)
     if all(store.find(node) for node in wanted):
         done = f"all {len(wanted)} stages of {recipe} are done in {store.root.url}"
         print(f"Nothing to do: {done}. See `mav status {recipe}`.")

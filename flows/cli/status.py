@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.options import Json, RecipeName, Runs, Set, nothing_built, open_graph
-from flows.engine.store import recipe_folder, recipe_owner
+from flows.engine.store import changes, recipe_folder, recipe_owner
 from flows.services.terminal import ProgressLine, plain_table, spinner
 from mav.errors import UserError
 
@@ -49,6 +49,8 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
             "counts": manifest.counts if manifest else {},
             "seconds": manifest.seconds if manifest else None,
         }
+        if state == "stale" and (older := store.older(node, loaded.name, recipe_owner(recipe))):
+            stages[node.name]["changes"] = changes(node, older)
         failure = store.failure(node) if state == "failed" else None
         if failure:
             stages[node.name] |= {"reason": failure.reason, "failed_at": failure.at}
@@ -57,7 +59,8 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
         if node.name == "evaluate-interpolation" and manifest and "psnr_gain" in manifest.metrics:
             verdict["interpolation_gain_db"] = manifest.metrics["psnr_gain"]
     if json_:
-        print(json.dumps({"recipe": loaded.name, "stages": stages, "oracle": verdict}, indent=1))
+        body = {"recipe": loaded.name, "stages": stages, "left_out": graph.left_out, "oracle": verdict}
+        print(json.dumps(body, indent=1))
         return
     table = plain_table("stage", "state", right=("seconds", "rows in", "rows out"))
     table.add_column("fingerprint")
@@ -72,6 +75,11 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
         if "reason" in row:
             when = f" at {row['failed_at']}" if "failed_at" in row else ""
             console.print(f"\n{name} {row['state']}{when}: {row['reason']}", markup=False, soft_wrap=True)
+        if "changes" in row:
+            console.print(f"\n{name} is stale: {'; '.join(row['changes'])}", markup=False, soft_wrap=True)
+    lines = [f"{name} is left out: {reason}" for name, reason in graph.left_out.items()]
+    if lines:
+        console.print("", *lines, sep="\n", markup=False, soft_wrap=True)
     if "count" in verdict:
         title = f"\nThe oracle on {verdict['count']} videos, 95 % intervals in brackets:"
         console.print(title, *oracle_lines(verdict), sep="\n", markup=False)

@@ -10,8 +10,9 @@ from rich.markup import escape
 
 from flows.engine.lease import LEASE, exclusive
 from flows.engine.run import Job, Run, heartbeat
-from flows.engine.stage import Node, Outcome
+from flows.engine.stage import Node, Outcome, require_files
 from mav.errors import UserError, full_disk_told
+from mav.recipes.identity import how
 from mav.storage import MANIFEST, Artifact
 
 SOFTWARE = ("make-a-video-system", "torch", "ray", "prefect", "img2dataset", "open_clip_torch", "pyarrow", "numpy")
@@ -20,12 +21,13 @@ SOFTWARE = ("make-a-video-system", "torch", "ray", "prefect", "img2dataset", "op
 def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     """Makes the artifact of a stage, or finds it; `fresh` removes it first. Its inputs must be done.
 
-    Raises UserError when an input is missing, or when another process is building the same artifact.
+    Raises UserError when an input or an outside file is missing, or when another process is building the same artifact.
     """
     store = run.store
     out, work = store.artifact(node), store.work(node)
     if not fresh and (found := store.find(node)):  # a fresh build takes the place of a damaged one, too
         return found
+    require_files([node])
     require_inputs(node, run)
     with full_disk_told(node.name, out.url), exclusive(work, node.name, run.recipe.name) as lease:
         # Another run may have finished it while we waited for the lease.
@@ -69,7 +71,9 @@ def _publish(job: Job, outcome: Outcome, seconds: float) -> Artifact:
         version=node.stage.version,
         fingerprint=node.fingerprint,
         recipe=job.recipe.name,
-        config=job.recipe.part(node.stage.sections),
+        config=node.config,
+        how=how(job.recipe, node.stage.reads_of(job.recipe)),
+        outside=node.outside,
         inputs={needed.name: needed.fingerprint for needed in node.inputs},
         counts=outcome.counts,
         metrics=outcome.metrics,

@@ -11,13 +11,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flows.engine.run import Job
 from mav.errors import UserError
+from mav.recipes.identity import deadlines
 from mav.storage import TEMPORARY, Folder
 from mav.storage.counts import add_counts
 from mav.storage.ledger import LEDGER, LedgerWriter, Marker, read_ledger
@@ -29,15 +30,24 @@ READERS = 32  # concurrent reads from remote storage
 
 @dataclass(frozen=True)
 class Markers:
-    """The markers in `folder` of shards whose files are in `out`."""
+    """The markers in `folder` of shards whose files are in `out`.
+
+    deadlines: the recipe's values, by key, that decide which rows of a shard come through in time. told: those that the
+    artifact's manifest names. The ledger names a shard's own where they differ from these, as they do when a deadline
+    was changed in the middle of a stage.
+    """
 
     out: Folder
     folder: Folder
+    deadlines: Mapping[str, Any] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job) -> Markers:
-        """Returns the markers of a stage that is being built."""
-        return cls(job.out, job.work.child(MARKERS))
+        """Returns the markers of a stage that is being built, or of a retry pass over a finished one."""
+        now = deadlines(job.recipe, job.node.stage.reads_of(job.recipe))
+        finished = job.told or now
+        return cls(job.out, job.work.child(MARKERS), now, {key: finished.get(key) for key in now})
 
     def commit(self, name: str, counts: dict[str, Any], files: Sequence[str], *, fsync: bool = True) -> int:
         """Records that a shard is complete and returns its bytes.
@@ -50,6 +60,8 @@ class Markers:
         if fsync and files:
             self.out.sync()
         marker = {"shard": name, "counts": counts, "files": entries}
+        if self.deadlines:
+            marker["deadlines"] = dict(self.deadlines)
         self._write(f"{name}.json", json.dumps(marker, sort_keys=True, separators=(",", ":")).encode())
         return sum(int(entry["bytes"]) for entry in entries.values())
 
@@ -107,7 +119,8 @@ class Markers:
 
         Raises OSError when a marker is missing or torn: a ledger without it would lose the shard's rows.
         """
-        known = self._ledger() if self.out.exists(LEDGER) else None
+        # An earlier pass that wrote a ledger may have had other deadlines, which the ledger told without naming them.
+        known = self._ledger() if self.out.exists(LEDGER) and not self.deadlines else None
         if known is not None and [marker["shard"] for marker in known] == list(names):
             return add_counts(marker["counts"] for marker in read_ledger(self.out))
         counts = add_counts([])
@@ -118,9 +131,21 @@ class Markers:
                 if len(markers) < len(wanted):
                     missing = len(wanted) - len(markers)
                     raise OSError(f"{missing} markers in {self.folder.url} are gone or torn: run again")
-                ledger.write(markers)
+                ledger.write([self._named(marker) for marker in markers])
                 counts = add_counts([counts, *(marker["counts"] for marker in markers)])
         return counts
+
+    def _named(self, marker: Marker) -> Marker:
+        """Returns a marker with its deadlines only where they are not those that the manifest tells."""
+        own = marker.get("deadlines", self.told)
+        return {name: value for name, value in marker.items() if name != "deadlines" or own != self.told}
+
+    def counts_of(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the name and the counts of each of these shards whose marker can be read."""
+        for at in range(0, len(names), COMPACTED_AT_ONCE):
+            yield from (
+                (marker["shard"], marker["counts"]) for marker in self._read(names[at : at + COMPACTED_AT_ONCE])
+            )
 
     def forget_ledger(self) -> None:
         """Removes the ledger before anything changes: from here on only the markers are true."""
@@ -129,7 +154,8 @@ class Markers:
     def forget(self, names: Iterable[str]) -> None:
         """Removes the markers of these shards, so that they are made again."""
         gone = list(names)
-        self.forget_ledger()
+        if gone:
+            self.forget_ledger()
         for name in gone:
             self.folder.remove(f"{name}.json")
 

@@ -60,7 +60,7 @@ def retry_failed(node: Node, run: Run) -> Retried:
     work = run.store.work(node)
     with exclusive(work, node.name, run.recipe.name) as lease:
         place = work.child(f"retry{number}")
-        job = Job(node, run, place.child("out"), place, lease)
+        job = Job(node, run, place.child("out"), place, lease, artifact.manifest.how)
         run.terminal.start(node.name)
         retried = rule.again(rule.work(job), artifact.folder, number)
         counts = shard_map(job, retried, [retry_shard(name, number) for name in names]).counts
@@ -86,7 +86,7 @@ def _join(artifact: Artifact, shards: Folder, number: int, counts: dict[str, Any
             copy(name, name)
     copy(LEDGER, retry_ledger(number))
     fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
-    del fields["files"]
+    del fields["files"], fields["format"]
     fields["counts"] = joined_counts(manifest.counts, counts)
     fields["metrics"] = manifest.metrics | {"shards": manifest.metrics["shards"] + added}
     fields["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -72,6 +72,7 @@ class Job:
     out: Folder  # the artifact's folder: what is written here becomes the artifact
     work: Folder  # for markers and checkpoints; it is removed when the artifact is published
     lease: Lease | None = None
+    told: dict[str, Any] = field(default_factory=dict)  # of a retry pass: how the finished artifact says it was made
     progress: dict[str, Any] = field(default_factory=dict)  # the latest report
 
     @property

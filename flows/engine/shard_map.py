@@ -26,7 +26,7 @@ from flows.engine.shard_task import ShardResult, ShardTask, Work, below_floor, f
 from flows.engine.stage import Outcome
 from flows.services.ray_metrics import ShardMetrics
 from mav.errors import UserError
-from mav.storage.ledger import read_ledger
+from mav.storage.counts import add_counts
 
 STRAGGLER_FACTOR = 3.0
 STRAGGLER_FLOOR_SECONDS = 60.0
@@ -53,10 +53,13 @@ def shard_map(
         raise ValueError("shard names repeat")
     markers, cluster = Markers.of(job), job.recipe.cluster
 
-    # Make what is not committed yet.
+    # Make what is not committed yet. Where all is, an earlier pass may have failed for its floor.
     committed = markers.committed(names)
     todo = [name for name in names if name not in committed] if committed else names
     del committed  # nothing is kept for a shard but its name
+    if not todo and (success_floor or shard_floor):
+        todo = _below_floors(markers, names, success_floor, shard_floor)
+        markers.forget(todo)
     quarantined: dict[str, str] = {}
     if todo:
         markers.forget_ledger()
@@ -75,13 +78,20 @@ def shard_map(
     # Write the ledger, and judge the stage as a whole.
     counts = markers.compact([name for name in names if name not in quarantined] if quarantined else names)
     if below_floor(counts, success_floor):
-        markers.forget(shard["shard"] for shard in read_ledger(job.out) if below_floor(shard["counts"], success_floor))
+        key = f"{job.name.replace('-', '_')}.success_floor"
         raise UserError(
             f"{job.name}: only {counts['rows_out']:,} of {counts['rows_in']:,} rows came through, below the floor of "
-            f"{success_floor:.0%} ({failure_reasons(counts)}); mend the cause and run again, or lower success_floor in "
-            "the recipe."
+            f"{success_floor:.0%} ({failure_reasons(counts)}); mend the cause and run again, which makes only the "
+            f"shards below the floor again, or lower `{key}` and run again, which keeps all of them."
         )
     return Outcome(counts=counts, metrics={"shards": done, "quarantined": len(quarantined)})
+
+
+def _below_floors(markers: Markers, names: Sequence[str], success_floor: float, shard_floor: float) -> list[str]:
+    """Returns the finished shards that are to be made again: where the stage as a whole is above its floor, few."""
+    whole = not below_floor(add_counts(counts for _, counts in markers.counts_of(names)), success_floor)
+    floor = shard_floor if whole else max(success_floor, shard_floor)
+    return [name for name, counts in markers.counts_of(names) if below_floor(counts, floor)]
 
 
 @dataclass

@@ -2,25 +2,27 @@
 
 A stage is a function from artifacts to one artifact, with a fingerprint that is known before it runs.
 
-    @stage("image-embed", sections=("clip", "image_embed"), version=1)
+    @stage("image-embed", reads=("image_embed",), version=1)
     def image_embed(job: Job) -> Outcome: ...
 
 Calling the decorated stage with a `Graph` adds it to the graph; nothing runs. A fingerprint covers everything that goes
-into a stage (its sections of the recipe, its version, its inputs' fingerprints, the identity of outside files that it
-names) and nothing that comes out of it. `flows.engine.build` makes the artifact, or finds it.
+into a stage and decides what it makes (what it reads of the recipe, see `mav.recipes.identity`, its version, its
+inputs' fingerprints, the identity of outside files that it names) and nothing that comes out of it.
+`flows.engine.build` makes the artifact, or finds it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
 
 from mav.errors import UserError, nearest
-from mav.recipes import Recipe, digest
+from mav.recipes import Recipe, digest, what
+from mav.recipes.identity import covers
 from mav.storage import Folder
 from mav.storage.patterns import matching_paths
 
@@ -34,6 +36,8 @@ class Outcome:
 
 
 Body = Callable[[Any], Outcome]  # is called with the stage's `flows.engine.run.Job`
+# The sections and fields of the recipe that a stage reads; a function of the recipe where that depends on it.
+Reads = tuple[str, ...] | Callable[[Recipe], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Stage:
 
     name: str
     version: int
-    sections: tuple[str, ...]
+    reads: Reads
     body: Body
     about: str
     gpu: bool = False  # whether it asks for `cluster.gpus_per_worker`
@@ -64,23 +68,31 @@ class Stage:
         """What the Prefect UI filters by: the module of the stage, such as images or training, and gpu."""
         return [self.body.__module__.rpartition(".")[2], *(["gpu"] if self.gpu else [])]
 
-    def __call__(self, graph: Graph, *inputs: Node | None) -> Node:
-        """Adds the stage to a graph. Inputs that are None (a demo world, in a recipe without one) are left out."""
-        return graph.add(self, tuple(node for node in inputs if node is not None))
+    def reads_of(self, recipe: Recipe) -> tuple[str, ...]:
+        """Returns what the stage reads of this recipe."""
+        return self.reads(recipe) if callable(self.reads) else self.reads
+
+    def __call__(self, graph: Graph, *inputs: Node | None) -> Node | None:
+        """Adds the stage to a graph, or leaves it out and returns None where one of its inputs is left out."""
+        there = tuple(node for node in inputs if node is not None)
+        if len(there) < len(inputs):
+            graph.leave_out(self.name, "it needs a stage that is left out")
+            return None
+        return graph.add(self, there)
 
 
 STAGES: dict[str, Stage] = {}
 
 
 def stage(
-    name: str, *, sections: tuple[str, ...], version: int = 1, gpu: bool = False, retry: Retry | None = None
+    name: str, *, reads: Reads, version: int = 1, gpu: bool = False, retry: Retry | None = None
 ) -> Callable[[Body], Stage]:
     """Registers a function as a stage. Raise `version` when its code makes other bytes of the same recipe."""
 
     def register(body: Body) -> Stage:
         if name in STAGES and STAGES[name].body.__qualname__ != body.__qualname__:
             raise ValueError(f"two stages are called {name!r}")
-        STAGES[name] = Stage(name, version, sections, body, (body.__doc__ or name).strip().splitlines()[0], gpu, retry)
+        STAGES[name] = Stage(name, version, reads, body, (body.__doc__ or name).strip().splitlines()[0], gpu, retry)
         return STAGES[name]
 
     return register
@@ -88,10 +100,16 @@ def stage(
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A stage in a graph: its definition, its inputs and its fingerprint."""
+    """A stage in a graph: its definition, its inputs, what else decides what it makes, and the fingerprint of all.
+
+    config: the recipe's values that count, by section. outside: the identity of each outside file that the recipe
+    names; None for one that is absent.
+    """
 
     stage: Stage
     inputs: tuple[Node, ...]
+    config: dict[str, Any]
+    outside: dict[str, Any]
     fingerprint: str
 
     @property
@@ -111,28 +129,36 @@ class Node:
 
 
 class Graph:
-    """The stages of one recipe, in the order in which they were added, with all fingerprints."""
+    """The stages of one recipe, in the order in which they were added, with all fingerprints.
+
+    Stages without a source, and all that need them, are left out: `left_out` says why, by name.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.nodes: dict[str, Node] = {}
+        self.left_out: dict[str, str] = {}
 
     def add(self, stage: Stage, inputs: tuple[Node, ...]) -> Node:
         """Adds a stage that is built from these inputs."""
-        paths = [(key, path) for key, path in self.recipe.paths() if key.split(".")[0] in stage.sections]
-        identity = {
-            "stage": stage.name,
-            "version": stage.version,
-            "seed": self.recipe.seed,
-            "config": self.recipe.part(stage.sections),
-            "inputs": {node.name: node.fingerprint for node in inputs},
-            "outside": {f"{key}:{path}": file_identity(path) for key, path in paths},
-        }
-        self.nodes[stage.name] = node = Node(stage, inputs, digest(identity))
+        reads = stage.reads_of(self.recipe)
+        config = what(self.recipe, reads)
+        outside = {f"{key}:{path}": file_identity(path) for key, path in self.recipe.paths() if covers(reads, key)}
+        above = {node.name: node.fingerprint for node in inputs}
+        identity = {"stage": stage.name, "version": stage.version, "config": config, "inputs": above}
+        fingerprint = digest(identity | {"outside": outside})
+        self.nodes[stage.name] = node = Node(stage, inputs, config, outside, fingerprint)
         return node
 
+    def leave_out(self, name: str, reason: str) -> None:
+        """Records that the graph goes without a stage, and why."""
+        self.left_out[name] = reason
+
     def node(self, name: str) -> Node:
-        """Returns the stage of this name. Raises UserError when there is none."""
+        """Returns the stage of this name. Raises UserError when there is none, or when it is left out."""
+        if name in self.left_out:
+            reason = f"{name} is left out of recipe {self.recipe.name}, because {self.left_out[name]}"
+            raise UserError(f"{reason}: `mav status` shows what it lacks, which the recipe must name.")
         if name not in self.nodes:
             meant = nearest(name, self.nodes)
             remedy = f"did you mean {meant}?" if meant else f"its stages are {', '.join(self.nodes)}."
@@ -155,15 +181,29 @@ class Graph:
         return max((1 + self.length_after(n) for n in self.nodes.values() if node in n.inputs), default=0)
 
 
-def file_identity(path: str) -> list[Any]:
-    """Returns the size and modification mark of each file of a path or glob. Raises UserError without a file."""
+def require_files(nodes: Iterable[Node]) -> None:
+    """Raises UserError that names every outside file which these stages read and which is not there."""
+    if absent := absent_files(nodes):
+        named = ", ".join(f"`{key}` names {path!r}" for key, path in absent)
+        what = "which does not exist: correct the path" if len(absent) == 1 else "which do not exist: correct the paths"
+        raise UserError(f"{named}, {what} in the recipe or bring {'the file' if len(absent) == 1 else 'the files'}.")
+
+
+def absent_files(nodes: Iterable[Node]) -> list[tuple[str, str]]:
+    """Returns (key, path) of every outside file that these stages read and that is not there."""
+    absent = dict.fromkeys(place for node in nodes for place, identity in node.outside.items() if identity is None)
+    return [(key, path) for key, _, path in (place.partition(":") for place in absent)]
+
+
+def file_identity(path: str) -> list[Any] | None:
+    """Returns the size and modification mark of each file of a path or glob; None for a file that does not exist."""
     identity = []
     for url in matching_paths(path):
         fs, name = fsspec.core.url_to_fs(url)
         try:
             info = fs.info(name)
         except FileNotFoundError:
-            raise UserError(f"{path} does not exist: correct the path in the recipe or bring the file.") from None
+            return None
         mark = str(info.get("ETag") or info.get("mtime") or info.get("LastModified") or "")
         identity.append([os.path.basename(name), info.get("size"), mark])
     return identity

@@ -18,13 +18,15 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flows.engine.lease import LEASE, held_here, top
 from flows.engine.stage import Node
 from mav.errors import UserError
 from mav.recipes import Recipe
+from mav.recipes.identity import flat
 from mav.recipes.reader import shipped_recipes
+from mav.recipes.rules import shown
 from mav.storage import MANIFEST, Artifact, Folder
 
 SILENT_SECONDS = 30.0  # a run without a heartbeat for this long counts as dead
@@ -87,11 +89,45 @@ class Store:
             return "running"
         if work.exists("failure.json"):
             return "failed"
+        return "stale" if self.older(node, recipe, owner) else "missing"
+
+    def older(self, node: Node, recipe: str, owner: str = "") -> dict[str, Any] | None:
+        """Returns the manifest of the latest artifact that the recipe has of a stage beside the one it asks for."""
         others = self.root.child(f"artifacts/{node.name}")
         manifests = {name: others.read_json_or_none(f"{name}/{MANIFEST}") for name in others.folders()}
-        named = [name for name, manifest in manifests.items() if manifest and manifest.get("recipe") == recipe]
-        owners = [Records.read(self).owners((node.name, name)) for name in named]
-        return "stale" if any(not keys or owner_key(owner or recipe) in keys for keys in owners) else "missing"
+        named = {name: m for name, m in manifests.items() if isinstance(m, dict) and m.get("recipe") == recipe}
+        if not named:
+            return None
+        records, mine = Records.read(self), owner_key(owner or recipe)
+        owners = {name: records.owners((node.name, name)) for name in named}
+        own = [
+            m for name, m in named.items() if name != self.place(node)[1] and (not owners[name] or mine in owners[name])
+        ]
+        return max(own, key=lambda manifest: str(manifest.get("finished", "")), default=None)
+
+
+def changes(node: Node, manifest: dict[str, Any]) -> list[str]:
+    """Says what is different for a stage since an artifact of it was made: values, inputs, files, the version."""
+    before, now = flat(manifest.get("config", {})), flat(node.config)
+    if "format" not in manifest:  # an older release wrote down whole sections, without the seed
+        now = {key: value for key, value in now.items() if key in before}
+        before = {key: value for key, value in before.items() if key in now}
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    both = [key for key in keys if key in before and key in now]
+    found = [f"{key}: {shown(before[key])} -> {shown(now[key])}" for key in both]
+    found += [f"{key} is read {'now' if key in now else 'no more'}" for key in keys if key not in both]
+    if manifest.get("version") != node.stage.version:
+        found.append(f"version of the stage: {manifest.get('version')} -> {node.stage.version}")
+    inputs = {needed.name: needed.fingerprint for needed in node.inputs}
+    old = manifest.get("inputs", {})
+    others = [name for name in sorted({*inputs, *old}) if inputs.get(name) != old.get(name)]
+    found += [f"it follows {', '.join(others)}"] if others else []
+    outside = manifest.get("outside", node.outside)
+    files = sorted({*node.outside, *outside})
+    found += [
+        f"{place.partition(':')[2]} is another file" for place in files if node.outside.get(place) != outside.get(place)
+    ]
+    return found or ["an older release made it, and fingerprints differently"]
 
 
 @dataclass(frozen=True)

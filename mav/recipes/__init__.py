@@ -8,14 +8,24 @@ from mav.recipes.cluster import Cluster, Expect
 from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoShards, World
 from mav.recipes.evaluation import Evaluate
 from mav.recipes.generation import CascadeSizes, Generate, Sampling
+from mav.recipes.identity import what
 from mav.recipes.networks import ClipConfig, Level, PriorConfig, UNetConfig
 from mav.recipes.recipe import Recipe
 from mav.recipes.sections import digest, to_plain
-from mav.recipes.training import ClipSection, FpsCurriculum, Objective, Optimisation, TrainImage, TrainPrior, TrainVideo
+from mav.recipes.training import (
+    TRAINING_READS,
+    ClipSection,
+    FpsCurriculum,
+    Objective,
+    Optimisation,
+    TrainImage,
+    TrainPrior,
+    TrainVideo,
+)
 
 __all__ = [
-    "CascadeSizes", "ClipConfig", "ClipSection", "Cluster", "Evaluate", "Expect", "FpsCurriculum", "Generate",
-    "ImageDownload", "ImageEmbed", "ImageMetadata", "Level", "Objective", "Optimisation", "PriorConfig", "Recipe",
-    "Sampling", "Screening", "TrainImage", "TrainPrior", "TrainVideo", "UNetConfig", "VideoShards", "World", "digest",
-    "to_plain",
+    "TRAINING_READS", "CascadeSizes", "ClipConfig", "ClipSection", "Cluster", "Evaluate", "Expect", "FpsCurriculum",
+    "Generate", "ImageDownload", "ImageEmbed", "ImageMetadata", "Level", "Objective", "Optimisation", "PriorConfig",
+    "Recipe", "Sampling", "Screening", "TrainImage", "TrainPrior", "TrainVideo", "UNetConfig", "VideoShards", "World",
+    "digest", "to_plain", "what",
 ]  # fmt: skip

@@ -2,36 +2,36 @@
 
 from typing import Literal
 
-from mav.recipes.sections import section
+from mav.recipes.sections import Number, Positive, PositiveNumber, Share, Small, Whole, section
 
 
 @section
 class Cluster:
     """Where a run happens. It enters no fingerprint: a laptop and a cluster make the same artifact."""
 
-    cpus: int = 0  # CPUs of a Ray that is started on this machine; 0 = all
-    object_store_mb: int = 200
+    cpus: Whole = 0  # CPUs of a Ray that is started on this machine; 0 = all
+    object_store_mb: Positive = 200
     dashboard: bool = True
-    window: int = 0  # submitted shard tasks; 0 = twice the cluster's CPUs
-    cpus_per_shard: float = 1.0
-    attempts: int = 4  # attempts of one shard before it is quarantined
-    quarantine_floor: float = 0.0  # share of shards that may be quarantined before a stage fails
+    window: Whole = 0  # submitted shard tasks; 0 = twice the cluster's CPUs
+    cpus_per_shard: PositiveNumber = 1.0
+    attempts: Small = 4  # attempts of one shard before it is quarantined
+    quarantine_floor: Share = 0.0  # share of shards that may be quarantined before a stage fails
     # With fsync, a shard is on the disk before it counts as done. Without it, a power failure may lose finished shards.
     fsync: bool = True
-    workers: int = 1  # Ray Train workers of a training stage
-    cpus_per_worker: int = 1
-    gpus_per_worker: float = 0.0
+    workers: Small = 1  # Ray Train workers of a training stage
+    cpus_per_worker: Small = 1
+    gpus_per_worker: Number = 0.0
     sharding: Literal["ddp", "fsdp"] = "ddp"  # with several workers: replicas, or sharded parameters
     # A training that makes no step for this long is stopped and resumed from its checkpoint; 0 = never.
-    stall_seconds: float = 3600.0
-    keep_checkpoints: int = 2  # last checkpoints kept; the one with the lowest validation loss is kept as well
-    gpu_stages: int = 1  # GPU stages that may run at once, counted over all runs on one Prefect server
-    parallel_stages: int = 2  # independent stages of one run that may run at once
+    stall_seconds: Number = 3600.0
+    keep_checkpoints: Small = 2  # last checkpoints kept; the one with the lowest validation loss is kept as well
+    gpu_stages: Small = 1  # GPU stages that may run at once, counted over all runs on one Prefect server
+    parallel_stages: Small = 2  # independent stages of one run that may run at once
 
 
 @section
 class Expect:
     """How many rows and clips `mav plan` assumes where tables and lists are not available. It enters no fingerprint."""
 
-    image_rows: int = 0  # 0 = counted in the tables
-    clips: int = 0  # 0 = counted in the lists
+    image_rows: Whole = 0  # 0 = counted in the tables
+    clips: Whole = 0  # 0 = counted in the lists

@@ -1,20 +1,22 @@
 """The sections of generation: the sizes of the cascade and how each of its networks is sampled."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
-from mav.recipes.sections import section
+from annotated_types import Ge
+
+from mav.recipes.sections import Number, PositiveNumber, PositiveShare, Share, Small, Whole, section
 
 
 @section
 class CascadeSizes:
     """Sizes and frame counts of y = SR_h . SR_l^t . F^ . D^t . P (paper section 3)."""
 
-    frames: int = 16
-    base_size: int = 64
-    low_size: int = 256
-    high_size: int = 768
-    frame_skip: int = 5  # F^ makes (frames - 1) * frame_skip + 1 frames
+    frames: Annotated[Small, Ge(2)] = 16
+    base_size: Small = 64
+    low_size: Small = 256
+    high_size: Small = 768
+    frame_skip: Small = 5  # F^ makes (frames - 1) * frame_skip + 1 frames
 
     @property
     def long_frames(self) -> int:
@@ -27,9 +29,9 @@ class Sampling:
     """How one network of the cascade is sampled."""
 
     sampler: Literal["ddim", "ancestral", "dpm++2m"] = "ddim"
-    steps: int = 25
-    guidance: float = 1.0  # classifier-free guidance scale; 1 = none
-    guidance_rescale: float = 0.0
+    steps: Small = 25
+    guidance: Number = 1.0  # classifier-free guidance scale; 1 = none
+    guidance_rescale: Share = 0.0
 
 
 @section
@@ -37,16 +39,16 @@ class Generate:
     """`generate` samples a video for every prompt through the whole cascade."""
 
     prompts: str = ""  # path of a file with one prompt a line; empty: the prompts of the demo world
-    count: int = 0  # number of prompts, from the first on; 0 = all
-    batch_size: int = 16
-    fps: float = 8.0  # frame rate that conditions D^t
+    count: Whole = 0  # number of prompts, from the first on; 0 = all
+    batch_size: Small = 16
+    fps: PositiveNumber = 8.0  # frame rate that conditions D^t
     prior: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance=2.0))
-    prior_candidates: int = 2  # the draw closest to the text embedding is kept (unCLIP 2.2)
+    prior_candidates: Small = 2  # the draw closest to the text embedding is kept (unCLIP 2.2)
     decoder: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance=2.0))
     interpolation: Sampling = field(default_factory=lambda: Sampling(steps=15))
-    interpolation_start: float = 1.0  # F^ starts from its neighbours' blend with so much of the noise; 1 = all noise
+    interpolation_start: PositiveShare = 1.0  # share of the noise that F^ begins with, over its neighbours' blend
     sr_low: Sampling = field(default_factory=lambda: Sampling(steps=10))
     sr_high: Sampling = field(default_factory=lambda: Sampling(steps=5))
-    noise_augmentation: float = 0.0  # noise level added to the input of the SR networks, and their condition
-    frame_rates: tuple[float, ...] = ()  # also sample D^t alone at these rates, with the same seeds (the demo's check)
+    noise_augmentation: Share = 0.0  # noise level added to the input of the SR networks, and their condition
+    frame_rates: tuple[PositiveNumber, ...] = ()  # also sample D^t alone at these rates, for the demo's check
     time_off_twin: bool = False  # also sample each prompt with the temporal layers off (for the demo's comparison)

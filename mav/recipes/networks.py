@@ -1,14 +1,18 @@
 """The configurations of the networks: U-Net, prior and CLIP."""
 
-from mav.recipes.sections import section
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
+
+from mav.recipes.sections import Decay, Positive, Small, SmallOrNone, section
 
 
 @section
 class Level:
     """One resolution of a U-Net."""
 
-    channels: int
-    blocks: int = 2
+    channels: Small
+    blocks: Small = 2
     attention: bool = False
 
 
@@ -16,30 +20,30 @@ class Level:
 class UNetConfig:
     """A pixel U-Net: the image network, or with `max_frames` the space-time network."""
 
-    levels: tuple[Level, ...]
-    in_channels: int = 3  # noisy RGB; SR adds 3 (low-resolution input), F^ adds 4 (masked RGB + mask)
-    out_channels: int = 3  # 6 with learned sigma
-    embedding_dim: int = 0  # of the CLIP image embedding that conditions it; 0 = no such condition
-    context_tokens: int = 4  # number of tokens that the embedding becomes for attention
-    head_channels: int = 64
+    levels: Annotated[tuple[Level, ...], MinLen(1)]
+    in_channels: Literal[3] = 3  # noisy RGB; SR adds 3 (low-resolution input), F^ adds 4 (masked RGB + mask)
+    out_channels: Literal[3, 6] = 3  # 6 with learned sigma
+    embedding_dim: SmallOrNone = 0  # of the CLIP image embedding that conditions it; 0 = no such condition
+    context_tokens: Small = 4  # number of tokens that the embedding becomes for attention
+    head_channels: Small = 64
     low_resolution: bool = False  # an SR network, conditioned on the upsampled input and on its noise level
     masked_frames: bool = False  # F^, conditioned on the given frames
-    max_frames: int = 0  # longest clip that the frame embedding covers; 0 = image network
-    dropout: float = 0.0
-    checkpoint_levels: int = 0  # activation checkpointing on this many of the highest resolutions
+    max_frames: SmallOrNone = 0  # longest clip that the frame embedding covers; 0 = image network
+    dropout: Decay = 0.0
+    checkpoint_levels: SmallOrNone = 0  # activation checkpointing on this many of the highest resolutions
 
 
 @section
 class PriorConfig:
     """The prior P, a causal transformer from text to CLIP image embedding (unCLIP section 2.2)."""
 
-    embedding_dim: int
-    vocabulary: int = 49_408  # of CLIP's BPE
-    text_context: int = 77
-    width: int = 2048
-    depth: int = 24
-    heads: int = 32
-    dropout: float = 0.0
+    embedding_dim: Small
+    vocabulary: Positive = 49_408  # of CLIP's BPE
+    text_context: Small = 77
+    width: Small = 2048
+    depth: Small = 24
+    heads: Small = 32
+    dropout: Decay = 0.0
 
 
 @section
@@ -49,11 +53,11 @@ class ClipConfig:
     The image tower is CLIP's ResNet, which learns shapes in a few hundred steps; a transformer of equal cost does not.
     """
 
-    embedding_dim: int = 64
-    image_size: int = 32  # a multiple of 32
-    vision_width: int = 8  # channels of the stem; the last level has 32 times this number
-    vision_blocks: int = 1  # bottleneck blocks in each of the four levels
-    text_width: int = 64
-    text_heads: int = 4
-    text_layers: int = 2
-    text_context: int = 16
+    embedding_dim: Small = 64
+    image_size: Small = 32  # a multiple of 32
+    vision_width: Small = 8  # channels of the stem; the last level has 32 times this number
+    vision_blocks: Small = 1  # bottleneck blocks in each of the four levels
+    text_width: Small = 64
+    text_heads: Small = 4
+    text_layers: Small = 2
+    text_context: Small = 16

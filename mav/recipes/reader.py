@@ -1,18 +1,36 @@
 """Reads recipes: a shipped name or a YAML file, `extends` and overrides.
 
-Every check is made here. A mistake raises UserError with one sentence that names the key.
+Every value is checked here, and every mistake is reported at once, each in a sentence that names its key. Whether the
+files are there that a recipe names is asked only for the stages that are to be built (`flows.engine.stage`).
 """
 
+import copy
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from mav.errors import UserError, nearest
 from mav.recipes.recipe import Recipe
+from mav.recipes.rules import Problem, problems_of
+from mav.recipes.schema import comment_of
+from mav.recipes.sections import to_plain
+from mav.recipes.yaml_file import parse_yaml
+
+Place = Sequence[int | str]
+ABSENT = ("missing", "missing_argument")
+UNKNOWN = "unexpected_keyword_argument"
+
+
+class RecipeError(UserError):
+    """All that is wrong with a recipe."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        super().__init__(f"Recipe {source}: {' '.join(map(str, problems))}")
+        self.problems = problems
 
 
 def shipped_recipes() -> list[str]:
@@ -23,76 +41,146 @@ def shipped_recipes() -> list[str]:
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """Reads a shipped recipe by name, or a YAML file by path; `overrides` are `key.sub=value` with YAML values.
 
-    A file may say `extends: NAME` and give only what differs. Without a `name`, a recipe has the name of its file.
-    Raises UserError with one sentence that names the key.
+    A file may say `extends: NAME`, or a path relative to its own folder, and give only what differs. Without a `name`,
+    a recipe has the name of its file. Raises RecipeError for wrong values, UserError for a file that cannot be read.
     """
     tree = _read_tree(name_or_path, seen=())
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"--set {override!r} is not of the form key=value, for example --set generate.count=4.")
-        _assign(tree, key.split("."), _parse_yaml(text, f"the value of --set {key}"), override)
+        _assign(tree, key.split("."), parse_yaml(text, f"the value of --set {key}"), override)
     return recipe_from_dict(tree, name_or_path)
 
 
 def recipe_from_dict(tree: Mapping[str, Any], source: str = "the recipe") -> Recipe:
-    """Checks plain data and returns the recipe. Raises UserError that names the first wrong key."""
-    from pydantic import TypeAdapter, ValidationError
+    """Checks plain data and returns the recipe. Raises RecipeError with everything that is wrong."""
+    from pydantic import ValidationError
 
     try:
-        recipe = TypeAdapter(Recipe).validate_python(dict(tree))
+        recipe = _typed(tree)
+        problems = [*_other_kinds(tree, recipe), *problems_of(recipe)]
     except ValidationError as error:
-        # A misspelt key comes first: its right spelling is then reported as missing.
-        first = min(error.errors(), key=lambda each: each["type"] != "unexpected_keyword_argument")
-        key = ".".join(str(part) for part in first["loc"])
-        given = f" (it says {first['input']!r})" if not isinstance(first["input"], dict) else ""
-        meant = nearest(str(first["loc"][-1]), _siblings(first["loc"]))
-        hint = f"did you mean {meant}?" if meant else "check its spelling"
-        what = {
-            "unexpected_keyword_argument": f"is not a key of this section: {hint}",
-            "missing": "is missing and has no default",
-            "missing_argument": "is missing and has no default",
-        }.get(first["type"], f"is wrong: {first['msg'][0].lower()}{first['msg'][1:]}")
-        more = f" {error.error_count() - 1} more like it follow." if error.error_count() > 1 else ""
-        raise UserError(f"Recipe {source}: `{key}` {what}{given}{'' if what.endswith('?') else '.'}{more}") from None
-    for holds, rule in _rules(recipe):
-        if not holds:
-            raise UserError(f"Recipe {source}: {rule}.")
-    for key, path in recipe.paths():
-        if "://" not in path and "*" not in path and not os.path.exists(path):
-            remedy = "correct the path or bring the file"
-            raise UserError(f"Recipe {source}: `{key}` names {path!r}, which does not exist: {remedy}.")
+        problems = _wrong_values(tree, error)
+    if problems:
+        raise RecipeError(source, problems)
     return recipe
 
 
-def _siblings(place: Sequence[int | str]) -> list[str]:
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Recipe)
+
+
+def _typed(tree: Mapping[str, Any]) -> Recipe:
+    recipe: Recipe = _adapter().validate_python(dict(tree))
+    return recipe
+
+
+@functools.cache
+def _demo() -> Recipe:
+    """Returns a recipe that has every section, for messages."""
+    return load_recipe("demo")
+
+
+def _other_kinds(tree: Any, value: Any, key: str = "") -> Iterable[Problem]:
+    """Yields what pydantic would silently turn into a number: a truth value, or a whole number in quotes."""
+    if isinstance(tree, Mapping) and dataclasses.is_dataclass(value):
+        for name, given in tree.items():
+            yield from _other_kinds(given, getattr(value, name), f"{key}.{name}" if key else name)
+    elif isinstance(tree, (list, tuple)) and isinstance(value, tuple):
+        for number, (given, got) in enumerate(zip(tree, value, strict=True)):
+            yield from _other_kinds(given, got, f"{key}.{number}")
+    elif isinstance(tree, bool) and not isinstance(value, bool):
+        yield Problem(key, tree, "must be a number", "write the number")
+    elif isinstance(tree, str) and isinstance(value, int):
+        yield Problem(key, tree, "must be a number, not text", "leave out the quotes")
+
+
+def _wrong_values(tree: Mapping[str, Any], error: Any) -> list[Problem]:
+    """Returns a problem for every wrong value; those that are seen once these are mended come after them."""
+    from pydantic import ValidationError
+
+    # A misspelt key comes first: its right spelling is then reported as missing.
+    errors = sorted(error.errors(), key=lambda each: each["type"] != UNKNOWN)
+    places = [".".join(map(str, each["loc"])) for each in errors]
+    # What is said of a section because of a mistake within it is left out.
+    inner = [not any(other.startswith(f"{place}.") for other in places) for place in places]
+    problems = [_problem(each) for each, kept in zip(errors, inner, strict=True) if kept]
+    known = to_plain(_demo())
+    mended = copy.deepcopy(dict(tree))
+    for _ in range(3):
+        for each in error.errors():
+            _mend(mended, known, each["loc"], each["type"] in ABSENT)
+        try:
+            recipe = _typed(mended)
+        except ValidationError as further:  # a required value was taken out
+            error = further
+            continue
+        wrong = [problem.key for problem in problems]
+        seen = [*_other_kinds(mended, recipe), *problems_of(recipe)]
+        others = (p for p in seen if not any(_meet(a, b) for a in p.keys for b in wrong))
+        return [*problems, *others]
+    return problems
+
+
+def _mend(tree: Any, known: Any, place: Place, absent: bool) -> None:
+    """Takes a wrong value out of the tree; one that is absent and has no default becomes the demo's."""
+    keys = [part for part in place if isinstance(part, str)] if absent else list(place)
+    for at, key in enumerate(keys[:-1]):
+        if not isinstance(tree, dict) or not isinstance(tree.get(key), dict) or isinstance(keys[at + 1], int):
+            keys = keys[: at + 1]
+            break
+        tree, known = tree[key], known.get(key, {}) if isinstance(known, dict) else {}
+    if not isinstance(tree, dict):
+        return
+    if absent:
+        tree[keys[-1]] = known.get(keys[-1])
+    else:
+        tree.pop(keys[-1], None)
+
+
+def _meet(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+def _problem(error: Any) -> Problem:
+    """Turns one of pydantic's errors into a sentence with the field's own comment."""
+    key, kind, context = ".".join(map(str, error["loc"])), error["type"], error.get("ctx", {})
+    given = "set" if isinstance(error["input"], dict) and kind != "dataclass_type" else error["input"]
+    if kind == UNKNOWN:
+        meant = nearest(str(error["loc"][-1]), _siblings(error["loc"]))
+        return Problem(
+            key, given, "this section has no such key", f"did you mean {meant}" if meant else "check its spelling"
+        )
+    if kind in ABSENT:
+        return Problem(key, None, "it has no default", "give its value")
+    bounds = {
+        "greater_than_equal": ("must be at least {ge}", "raise it"), "greater_than": ("must be above {gt}", "raise it"),
+        "less_than_equal": ("must be at most {le}", "lower it"), "less_than": ("must be below {lt}", "lower it"),
+        "finite_number": ("must be a finite number", "write the number"), "too_short": ("must not be empty", "fill it"),
+        "string_too_short": ("must not be empty", "fill it"), "literal_error": ("must be {expected}", "choose one"),
+        "tuple_type": ("must be a list", "write it in brackets, as in [{input}]"),
+        "dataclass_type": ("must be a section", "give its keys below it"),
+        "too_long": ("must have {max_length} values", "leave the others out"),
+        "string_type": ("must be text", "write it in quotes"), "bool_parsing": ("must be true or false", "say one"),
+    }  # fmt: skip
+    numbers = ("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "int_parsing_size")
+    bounds |= dict.fromkeys(numbers, (f"must be a {'whole ' if kind.startswith('int') else ''}number", "write one"))
+    why, remedy = bounds.get(kind, (f"{error['msg'][0].lower()}{error['msg'][1:]}", "correct it"))
+    why, remedy = (text.format(**context, input=error["input"]) for text in (why, remedy))
+    about = comment_of(_demo(), key)
+    return Problem(key, given, f"{why} ({about})" if about else why, remedy)
+
+
+def _siblings(place: Place) -> list[str]:
     """Returns the keys of the section that holds this key, where the demo has such a section."""
-    section: Any = load_recipe("demo")
+    section: Any = _demo()
     for part in place[:-1]:
         section = section[0] if isinstance(section, tuple) and section else getattr(section, str(part), None)
     return [field.name for field in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
-
-
-def _rules(recipe: Recipe) -> Iterator[tuple[bool, str]]:
-    """Yields (whether it holds, sentence) of every rule that a type cannot express."""
-    cascade, workers = recipe.cascade, recipe.cluster.workers
-    yield cascade.frames >= 2, "`cascade.frames` must be at least 2"
-    yield cascade.frame_skip >= 1, "`cascade.frame_skip` must be at least 1"
-    growing = cascade.base_size < cascade.low_size < cascade.high_size
-    yield growing, "`cascade.base_size`, `low_size` and `high_size` must grow"
-    for name in ("punsafe_threshold", "pwatermark_threshold"):
-        yield 0 <= getattr(recipe.screening, name) <= 1, f"`screening.{name}` is a probability: 0 to 1"
-    for name in ("image_download", "video_shards"):
-        for floor in ("success_floor", "shard_floor"):
-            yield 0 <= getattr(getattr(recipe, name), floor) <= 1, f"`{name}.{floor}` is a share: 0 to 1"
-    for name in (f.name for f in dataclasses.fields(recipe) if f.name.startswith("train_")):
-        training, key = getattr(recipe, name).optimisation, f"`{name}.optimisation"
-        yield training.samples >= training.batch_size >= 1, f"{key}.samples` must be at least one batch"
-        whole = training.batch_size % (training.accumulation * workers) == 0
-        yield whole, f"{key}.batch_size` must be a multiple of accumulation times cluster.workers"
-    for key, what in (("image_metadata", "parquet files"), ("video_shards", "video lists")):
-        available = bool(recipe.world or getattr(recipe, key).sources)
-        yield available, f"`{key}.sources` is empty and there is no `world`: name your {what}"
 
 
 def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -109,37 +197,19 @@ def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             meant, reason = nearest(name_or_path, known), getattr(error, "strerror", None) or error
             remedy = f"did you mean {meant}?" if meant else f"give a YAML file or one of {', '.join(known)}."
-            raise UserError(f"No recipe {name_or_path!r} ({reason}): {remedy}") from None
-    tree, what = _parse_yaml(text, f"recipe {name_or_path}"), f"Recipe {name_or_path} is not a mapping of sections"
+            said = f", which {seen[-1]} extends" if seen else ""
+            raise UserError(f"No recipe {name_or_path!r}{said} ({reason}): {remedy}") from None
+    tree, what = parse_yaml(text, f"recipe {name_or_path}"), f"Recipe {name_or_path} is not a mapping of sections"
     if not isinstance(tree, dict):
         raise UserError(f"{what}: start from a shipped one ({', '.join(known)}).")
     # The name is not inherited: reports and `mav clean` identify a recipe by it.
     tree = {"name": os.path.basename(name_or_path).removesuffix(".yaml"), **tree}
     parent = tree.pop("extends", None)
-    return _merge(_read_tree(str(parent), (*seen, name_or_path)), tree) if parent else tree
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice: YAML libraries forget the first without a word."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    first = lines[key.value]
-                    raise yaml.YAMLError(f"`{key.value}` stands in line {first} and again in line {line}: keep one.")
-                lines[key.value] = line
-        return node
-
-
-def _parse_yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not parent:
+        return tree
+    # A path is relative to the file that says it, wherever the command runs.
+    other = str(parent) if parent in known else posixpath.join(os.path.dirname(name_or_path), str(parent))
+    return _merge(_read_tree(other, (*seen, name_or_path)), tree)
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

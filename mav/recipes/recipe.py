@@ -1,19 +1,20 @@
 """The recipe: every choice of a run, typed, in one place.
 
-A recipe is a YAML file or the name of one that is shipped in `mav/recipes`. A stage's fingerprint covers only the
-sections that the stage names, so a change of `generate` never retrains a network.
+A recipe is a YAML file or the name of one that is shipped in `mav/recipes`. A stage's fingerprint covers only what the
+stage reads and what decides its bytes (`mav.recipes.identity`), so a change of `generate` never retrains a network.
 """
 
 import operator
-from collections.abc import Iterable
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from mav.recipes.cluster import Cluster, Expect
 from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoShards, World
 from mav.recipes.evaluation import Evaluate
 from mav.recipes.generation import CascadeSizes, Generate
-from mav.recipes.sections import section, to_plain
+from mav.recipes.sections import OPERATIONAL, Seed, section
 from mav.recipes.training import ClipSection, TrainImage, TrainPrior, TrainVideo
 
 PATHS = (  # keys whose value is the path of an outside file or folder
@@ -27,9 +28,9 @@ PATHS = (  # keys whose value is the path of an outside file or folder
 class Recipe:
     """All values of a run, by section."""
 
-    name: str
-    about: str = ""
-    seed: int = 0
+    name: Annotated[str, MinLen(1), OPERATIONAL]
+    about: Annotated[str, OPERATIONAL] = ""
+    seed: Seed = 0  # of all that is drawn; only the stages that draw follow it
     world: World | None = None  # the demo world, which the run draws and serves itself
     screening: Screening = field(default_factory=Screening)
     image_metadata: ImageMetadata = field(default_factory=ImageMetadata)
@@ -47,8 +48,8 @@ class Recipe:
     train_sr_low_video: TrainVideo
     generate: Generate = field(default_factory=Generate)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    cluster: Cluster = field(default_factory=Cluster)
-    expect: Expect = field(default_factory=Expect)
+    cluster: Annotated[Cluster, OPERATIONAL] = field(default_factory=Cluster)
+    expect: Annotated[Expect, OPERATIONAL] = field(default_factory=Expect)
 
     def paths(self) -> list[tuple[str, str]]:
         """Returns (key, path) of every outside file or folder that the recipe names."""
@@ -61,7 +62,3 @@ class Recipe:
     def section_of(self, stage: str) -> Any:
         """Returns the section of a training stage."""
         return getattr(self, stage.replace("-", "_"))
-
-    def part(self, names: Iterable[str]) -> dict[str, Any]:
-        """Returns the named sections as plain data, for a stage's fingerprint and manifest."""
-        return {name: to_plain(getattr(self, name)) for name in sorted(names)}

@@ -19,17 +19,22 @@ from mav.storage.folder import Folder, canonical_json
 from mav.storage.ledger import Marker, ledgers, read_ledger
 
 MANIFEST = "manifest.json"
+FORMAT = 2  # of manifests; 1 had no number, no `how` and no `outside`
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is made of and where it came from."""
+    """What an artifact is made of and where it came from.
+
+    What an older release wrote has a lower `format`, lacks the fields that came later, and is read as long as there are
+    artifacts: add fields with a default, and raise `FORMAT` with them.
+    """
 
     stage: str
     version: int
     fingerprint: str
     recipe: str  # name of the recipe it was first built under
-    config: dict[str, Any]  # the stage's own sections
+    config: dict[str, Any]  # what the stage read of the recipe and decides what it made, by section
     inputs: dict[str, str]  # input stage -> fingerprint
     files: dict[str, dict[str, Any]]  # relative name -> {"bytes", "sha256"}, without the files that its ledgers name
     counts: dict[str, Any] = field(default_factory=dict)
@@ -37,22 +42,31 @@ class Manifest:
     seconds: float = 0.0
     finished: str = ""  # UTC, ISO 8601
     software: dict[str, str] = field(default_factory=dict)
+    how: dict[str, Any] = field(default_factory=dict)  # the other values that it read, by key: how it was made
+    outside: dict[str, Any] = field(default_factory=dict)  # `key:path` of the recipe's outside files -> their identity
+    format: int = FORMAT
 
     def to_bytes(self) -> bytes:
         """Returns the stored form: canonical JSON with a digest over everything else."""
-        body: dict[str, Any] = dict(self.__dict__)
-        body["digest"] = hashlib.sha256(canonical_json(body)).hexdigest()
-        return canonical_json(body)
+        return _with_digest(dict(self.__dict__))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Manifest:
-        """Reads and checks a manifest. Raises UserError when a byte of it was changed."""
+        """Reads and checks a manifest of this release or an older one.
+
+        Raises UserError when a byte of it was changed, or when a newer release wrote it.
+        """
         try:
             body = json.loads(data)
-            manifest = cls(**{key: value for key, value in body.items() if key != "digest"})
-        except (ValueError, TypeError, AttributeError) as error:
+            body.pop("digest")
+            whole, number = _with_digest(body) == data, int(body.setdefault("format", 1))
+            if whole and number > FORMAT:
+                told = f"{name} has format {number}, and this release reads up to {FORMAT}"
+                raise UserError(f"{told}: use the release that wrote it, or a later one.")
+            manifest = cls(**body)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(f"{name} is not a readable manifest ({error}): rerun its stage.") from None
-        if manifest.to_bytes() != data:
+        if not whole:
             raise UserError(f"{name} was changed after it was written: rerun its stage.")
         return manifest
 
@@ -60,6 +74,10 @@ class Manifest:
     def content(self) -> str:
         """The sha256 of the list of files, ledgers included: equal for two runs that made the same bytes."""
         return hashlib.sha256(canonical_json(self.files)).hexdigest()
+
+
+def _with_digest(body: dict[str, Any]) -> bytes:
+    return canonical_json(body | {"digest": hashlib.sha256(canonical_json(body)).hexdigest()})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 LEDGER = "shards.parquet"
 NAMES = re.compile(r"shards(?:-retry(\d+))?\.parquet")
 
-Marker = dict[str, Any]  # {"shard", "counts", "files": {name: {"bytes", "sha256"}}}
+# {"shard", "counts", "files": {name: {"bytes", "sha256"}}}, and "deadlines" of a shard that was made under others than
+# the artifact's manifest names. They stand in the column of the counts.
+Marker = dict[str, Any]
 
 
 def retry_ledger(number: int) -> str:
@@ -61,7 +63,9 @@ def read_ledger(folder: Folder, name: str = LEDGER, counts: bool = True) -> Iter
                 columns = batch.to_pydict()
                 texts = columns.get("counts", columns["shard"])
                 for shard, files, text in zip(columns["shard"], columns["files"], texts, strict=True):
-                    yield {"shard": shard, "counts": json.loads(text) if counts else {}, "files": json.loads(files)}
+                    known = json.loads(text) if counts else {}
+                    deadlines = {"deadlines": known.pop("deadlines")} if "deadlines" in known else {}
+                    yield {"shard": shard, "counts": known, "files": json.loads(files)} | deadlines
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -99,8 +103,12 @@ class LedgerWriter:
             [marker["shard"] for marker in markers],
             [int(marker["counts"].get("rows_in", 0)) for marker in markers],
             [int(marker["counts"].get("rows_out", 0)) for marker in markers],
-            [json.dumps(marker["counts"], sort_keys=True) for marker in markers],
+            [json.dumps(_with_deadlines(marker), sort_keys=True) for marker in markers],
             files,
             [hashlib.sha256(text.encode()).hexdigest() for text in files],
         ]
         self._writer.write_table(pa.table(columns, schema=self.schema))
+
+
+def _with_deadlines(marker: Marker) -> dict[str, Any]:
+    return marker["counts"] | ({"deadlines": marker["deadlines"]} if "deadlines" in marker else {})

@@ -31,7 +31,7 @@ from mav.models.clip import ClipModel
 from mav.models.heads import read_state
 from mav.models.prior import Prior, to_scale
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
-from mav.recipes import Recipe, TrainVideo, digest
+from mav.recipes import TRAINING_READS, Recipe, TrainVideo, digest, what
 from mav.storage import Folder
 from mav.training.conditions import Prepared, draw_crop, only_motion, random_mask, with_low_resolution
 from mav.training.export import export_network, write_curves
@@ -72,9 +72,8 @@ def run_stage(
     setup = StageSetup(stage, recipe, inputs, device, source)
     with seeded(recipe.seed, stage):
         task = TRAININGS[stage](setup)
-    identity = digest([stage, recipe.seed, setup.section, recipe.cascade])
-    validation = _validation(setup, task, rank, world_size)
-    task = dataclasses.replace(task, identity=identity, validation=validation)
+    identity = digest([stage, what(recipe, TRAINING_READS[stage])])
+    task = dataclasses.replace(task, identity=identity, validation=_validation(setup, task, rank, world_size))
     # Train it.
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device, "cluster": recipe.cluster}
     state = train(task, setup.section.optimisation, recipe.seed, work, report=report, **place)

@@ -17,7 +17,7 @@ from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 from mav.training.export import Export, export_network
-from mav.training.network_costs import network_costs
+from mav.training.network_costs import network_cost
 from mav.training.stages import run_stage
 
 STAGES = (
@@ -118,12 +118,6 @@ def _with_checkpoints(recipe: Recipe, stage: str, levels: int) -> Recipe:
     return dataclasses.replace(recipe, **{name: dataclasses.replace(section, network=network)})
 
 
-def _useful_flops(recipe: Recipe, stage: str) -> float:
-    """FLOPs of a sample without what checkpointing computes again."""
-    recipe = _with_checkpoints(recipe, stage, 0)
-    return next(cost.flops_per_sample for cost in network_costs(recipe) if cost.stage == stage)
-
-
 def stage_pace(
     name: str, stage: str, device: str, seconds: float, matrix_teraflops: float, micro: int | None = None,
     levels: int | None = None,
@@ -134,8 +128,8 @@ def stage_pace(
     o = recipe.section_of(stage).optimisation
     micro = micro or o.batch_size // (o.accumulation * recipe.cluster.workers)
     recipe = _shortened(recipe, stage, micro)
-    said = next(cost for cost in network_costs(recipe) if cost.stage == stage)
-    useful = _useful_flops(recipe, stage)
+    said = network_cost(stage, recipe)
+    useful = said.flops_per_sample
     root = Folder(tempfile.mkdtemp())
     if device == "cuda":
         torch.cuda.empty_cache()

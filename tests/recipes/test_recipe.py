@@ -24,8 +24,6 @@ def test_every_shipped_recipe_loads() -> None:
         ("screening.punsafe_threshold=2", "screening.punsafe_threshold"),
         ("screening.unknown_scores=maybe", "screening.unknown_scores"),
         ("train_prior.optimisation.samples=1", "train_prior.optimisation.samples"),
-        ("image_metadata.sources=[/nowhere/part.parquet]", "image_metadata.sources"),
-        ("clip.nsfw_head=/nowhere/head.pth", "clip.nsfw_head"),
         ("cascade.base_size=4096", "cascade.base_size"),
     ],
 )

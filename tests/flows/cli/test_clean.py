@@ -36,8 +36,8 @@ def _second(job: Job) -> Outcome:
 
 def plan_of(recipe: Recipe) -> tuple[Graph, Node, Node]:
     plan = Graph(recipe)
-    first = Stage("first", 1, ("generate",), _first, "first")(plan)
-    return plan, first, Stage("second", 1, ("evaluate",), _second, "second")(plan, first)
+    first = Stage("first", 1, ("generate", "seed"), _first, "first")(plan)
+    return plan, first, Stage("second", 1, ("evaluate", "seed"), _second, "second")(plan, first)
 
 
 def built(recipe: Recipe, store: Store) -> tuple[Graph, Node, Node]:

@@ -46,9 +46,7 @@ def runs(tmp_path: Path) -> Path:
             folder.write_bytes("curves.jsonl", CURVES)
             folder.write_bytes("start.json", b'{"path": "/home/someone/karlo.ckpt"}')
             facts = {"metrics": {"parameters": 1234567, "samples": 80, "loss": 0.0125}, "seconds": 7200.0}
-        config = load_recipe("tiny").part(node.stage.sections) | {
-            "train_decoder": {"start": "/home/someone/karlo.ckpt", "crop": 1.0}
-        }
+        config = node.config | {"train_decoder": {"start": "/home/someone/karlo.ckpt", "crop": 1.0}}
         known = {
             "stage": name,
             "version": 1,

@@ -35,7 +35,7 @@ class Counter:
         self.fail = fail
         self.run = Run(recipe, store, Terminal(), ExitStack())
         plan = Graph(recipe)
-        self.first = Stage("first", 1, ("generate",), self._first, "first")(plan)
+        self.first = Stage("first", 1, ("generate", "seed"), self._first, "first")(plan)
         self.second = Stage("second", 1, ("evaluate",), self._second, "second")(plan, self.first)
 
     def _first(self, job: Job) -> Outcome:

@@ -1,0 +1,61 @@
+"""Reads YAML, and refuses what YAML libraries take without a word: repeated keys, tabs, aliases that explode."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from mav.errors import UserError
+
+MOST_NODES = 10_000  # values of a file when every alias is written out; a recipe has a few hundred
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice: YAML libraries forget the first without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    first = lines[key.value]
+                    raise yaml.YAMLError(f"`{key.value}` stands in line {first} and again in line {line}: keep one.")
+                lines[key.value] = line
+        return node
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Returns the data of a YAML text. Raises UserError that names `what`, and the line."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if "\t" in line.partition("#")[0]:
+            raise UserError(f"{what} has a tab in line {number}: YAML takes spaces only.")
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _size(root, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_NODES} values: write out what you need.")
+        return loader.construct_document(root)
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Returns the number of values below a node. Each is visited once, however often it is named."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # a node that is within itself has no end
+        known[id(node)] = 1 + sum(_size(below, known) for below in _below(node))
+    return known[id(node)]
+
+
+def _below(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value

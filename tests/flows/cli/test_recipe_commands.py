@@ -1,0 +1,174 @@
+"""`mav validate`, `schema`, `diff`, `run --dry-run`, and why a stage is stale."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from recorded import run_here
+
+from flows.engine.build import build
+from flows.engine.run import Run
+from flows.engine.store import Store, recipe_owner, record
+from flows.make_a_video import make_a_video
+from flows.services.ports import reserve_port
+from flows.services.terminal import Terminal
+from mav.recipes.reader import load_recipe
+from mav.storage import Artifact, Folder
+
+Mav = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def port() -> str:
+    return f"world.port={reserve_port()}"
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str) -> Store:
+    """A runs folder in which the tables of two recipes are screened."""
+    run_here(monkeypatch)
+    store = Store(str(tmp_path / "runs"))
+    strict = tmp_path / "strict.yaml"
+    strict.write_text("extends: tiny\nscreening: {punsafe_threshold: 0.2}\nimage_download: {threads: 3}\n")
+    with ExitStack() as services:
+        for name in ("tiny", str(strict)):
+            recipe = load_recipe(name, ["world.images=60", port])
+            graph = make_a_video(recipe)
+            nodes = graph.until("image-metadata")
+            record(recipe_owner(name), store, nodes, recipe)
+            for node in nodes:
+                build(node, Run(recipe, store, Terminal(), services))
+    return store
+
+
+def test_validate_says_everything_and_exits_1(mav: Mav, tmp_path: Path) -> None:
+    code, out, _ = mav("validate", "tiny")
+    assert (code, out) == (0, "tiny is right: 21 stages.\n")
+    code, out, _ = mav("validate", "tiny", "--set", "cascade.low_size=40", "--set", "cluster.attempts=0")
+    assert code == 1
+    assert [line.split("`")[1] for line in out.splitlines()] == [
+        "cluster.attempts",
+        "cascade.low_size",
+        "cascade.high_size",
+    ]
+    code, out, _ = mav("validate", "tiny", "--json", "--set", f"clip.nsfw_head={tmp_path}/head.pth")
+    (problem,) = json.loads(out)["problems"]
+    assert code == 1
+    assert (problem["key"], problem["remedy"]) == ("clip.nsfw_head", "correct the path or bring the file")
+
+
+def test_only_what_is_asked_must_be_there(mav: Mav, tmp_path: Path) -> None:
+    (tmp_path / "part.parquet").write_bytes(b"")
+    recipe = tmp_path / "images.yaml"
+    table = f"extends: tiny\nworld: null\nimage_metadata: {{sources: ['{tmp_path}/part.parquet']}}\n"
+    recipe.write_text(table)
+    code, out, _ = mav("validate", recipe)
+    assert code == 0
+    assert "video-shards is left out: `video_shards.sources` is empty and there is no `world`." in out
+    assert "train-decoder-video is left out: it needs a stage that is left out." in out
+    graph = make_a_video(load_recipe(str(recipe)))
+    assert {"image-metadata", "clip", "train-prior", "train-sr-high", "report"} <= set(graph.nodes)
+    code, _, err = mav("run", recipe, "--until", "generate", "--runs", tmp_path)
+    assert code == 2
+    assert "generate is left out of recipe images" in err
+
+    recipe.write_text(f"{table}video_shards: {{sources: [nowhere.csv]}}\n")
+    code, out, err = mav("run", recipe, "--until", "image-metadata", "--dry-run", "--runs", tmp_path)
+    assert code == 0, "lists that no wanted stage reads need not be there"
+    code, out, err = mav("run", recipe, "--runs", tmp_path)
+    assert code == 2
+    assert "`video_shards.sources` names 'nowhere.csv', which does not exist: correct the path" in err
+
+    recipe.write_text("extends: tiny\nworld: null\nvideo_shards: {sources: [nowhere.csv]}\n")
+    assert list(make_a_video(load_recipe(str(recipe))).nodes) == ["video-shards", "report"]
+
+
+def test_schema_names_every_key_with_its_comment(mav: Mav) -> None:
+    schema = json.loads(mav("schema")[1])
+    known = schema["$defs"]["ImageDownload"]["properties"]
+    assert known["threads"] | {"title": ""} == {
+        "default": 32, "description": "concurrent fetches of one shard; enters no fingerprint", "maximum": 65536,
+        "minimum": 1, "title": "", "type": "integer",
+    }  # fmt: skip
+    assert schema["additionalProperties"] is False
+    assert "extends" in schema["properties"]
+
+
+def test_diff_of_recipes_says_lines_stages_rows_and_metrics(mav: Mav, tmp_path: Path, built: Store) -> None:
+    code, out, _ = mav("diff", "tiny", "tiny")
+    assert (code, out) == (0, "No difference.\n")
+    strict = tmp_path / "strict.yaml"
+    code, out, _ = mav("diff", "tiny", strict, "--json", "--runs", built.root.url)
+    found = json.loads(out)
+    assert code == 1
+    assert found["values"] == {
+        "image_download.threads": {"a": 32, "b": 3, "effect": "no stage follows"},
+        "screening.punsafe_threshold": {"a": 0.5, "b": 0.2, "effect": ""},
+    }
+    assert "video-shards" not in found["stages"]
+    assert {"image-metadata", "train-prior", "report"} <= set(found["stages"])
+
+
+def test_diff_of_two_runs_compares_their_artifacts(mav: Mav, built: Store, tmp_path: Path) -> None:
+    """Of one recipe, in two runs folders: the same bytes are no difference, other bytes are named."""
+    other = tmp_path / "other"
+    shutil.copytree(built.root.root, other)
+    runs = ("--runs", built.root.url, "--other-runs", other)
+    name = tmp_path / "same.yaml"
+    name.write_text(f"extends: tiny\nworld: {{images: 60, port: {_port(built)}}}\n")
+    assert mav("diff", name, name, *runs)[0] == 0
+    (table,) = (other / "artifacts" / "demo-world").glob("*/manifest.json")
+    manifest = Artifact.open(str(table.parent)).manifest
+    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
+    del fields["files"]
+    (table.parent / "more.json").write_text("1")
+    Artifact.publish(Folder(str(table.parent)), **fields | {"metrics": {"fvd": 2.0, "fvd_low": 1.0, "fvd_high": 3.0}})
+    code, out, _ = mav("diff", name, name, *runs)
+    assert code == 1
+    assert "fvd: none -> 2 [1, 3]" in out
+    assert "files with other bytes: 1;" in out
+
+
+def _port(store: Store) -> int:
+    (name, *_) = store.root.child("artifacts/demo-world").folders()
+    port: int = store.root.read_json(f"artifacts/demo-world/{name}/manifest.json")["config"]["world"]["port"]
+    return port
+
+
+def test_diff_of_artifacts_says_which_rows_came_and_went(mav: Mav, built: Store) -> None:
+    folders = [built.root.child(f"artifacts/image-metadata/{name}") for name in
+               built.root.child("artifacts/image-metadata").folders()]  # fmt: skip
+    one, two = sorted(folders, key=lambda each: -Artifact.open(each).manifest.config["screening"]["punsafe_threshold"])
+    code, out, _ = mav("diff", one.url, two.url, "--json")
+    found = json.loads(out)["artifacts"]["image-metadata"]
+    assert code == 1
+    assert found["values"] == {"screening.punsafe_threshold": [0.5, 0.2]}
+    before, after = found["counts"]["rows_out"]
+    went = sum(change["rows"] for change in found["rows"] if change["before"] == "kept")
+    assert before - after > 0
+    assert went >= before - after
+    code, out, _ = mav("diff", one.url, two.url)
+    assert f"rows_out: {before} -> {after}" in out
+    assert "screening.punsafe_threshold: 0.5 -> 0.2" in out
+
+
+def test_a_dry_run_and_status_say_why(mav: Mav, built: Store, port: str) -> None:
+    arguments = ("--runs", built.root.url, "--set", "world.images=60", "--set", port)
+    changed = (*arguments, "--set", "screening.min_side=3")
+    code, out, _ = mav("run", "tiny", "--until", "image-metadata", "--dry-run", *changed)
+    assert code == 0
+    assert "screening.min_side: 0 -> 3" in " ".join(out.split())
+    assert "1 of 2 stages would be built" in out
+    code, out, _ = mav("status", "tiny", *changed)
+    assert "image-metadata is stale: screening.min_side: 0 -> 3" in out
+    code, out, _ = mav("status", "tiny", "--json", *changed, "--set", "seed=4")
+    stages = json.loads(out)["stages"]
+    assert stages["demo-world"]["changes"] == ["seed: 0 -> 4"]
+    assert stages["image-metadata"]["changes"] == ["screening.min_side: 0 -> 3", "it follows demo-world"]
+    assert stages["train-prior"]["state"] == "missing"
+    code, out, _ = mav("run", "tiny", "--until", "image-metadata", "--dry-run", *arguments)
+    assert out.startswith("Nothing to do: all 2 stages of tiny are done")
