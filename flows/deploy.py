@@ -49,7 +49,7 @@ def make_a_video_flow(
     """Builds what is missing of a recipe within this flow run.
 
     Args:
-        recipe: A shipped recipe (demo, demo-gpu, tiny, single-gpu, paper) or the path of a YAML file.
+        recipe: A shipped recipe (demo, tiny, single-gpu, paper) or the path of a YAML file.
         runs: Where artifacts are: a folder, or an fsspec URL such as s3://bucket/runs.
         until: Stop when this stage is done; empty: build everything.
         only: Build just these, from inputs that are there; empty: whatever is needed.
@@ -71,7 +71,7 @@ def stage_flow(name: str, about: str) -> Any:
         """Builds one stage within this flow run.
 
         Args:
-            recipe: A shipped recipe (demo, demo-gpu, tiny, single-gpu, paper) or the path of a YAML file.
+            recipe: A shipped recipe (demo, tiny, single-gpu, paper) or the path of a YAML file.
             runs: Where artifacts are: a folder, or an fsspec URL such as s3://bucket/runs.
             fresh: Build it anew, even if it is done.
             overrides: Recipe values to change, each as key=value, such as generate.count=4.

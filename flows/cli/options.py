@@ -29,7 +29,7 @@ def complete_stage(incomplete: str) -> list[str]:
     return _starting_with(incomplete, make_a_video(load_recipe("demo")).nodes)
 
 
-_RECIPE = "A shipped recipe (demo, demo-gpu, tiny, single-gpu, paper) or a YAML file."
+_RECIPE = "A shipped recipe (demo, tiny, single-gpu, paper) or a YAML file."
 _STAGE = "A stage's name, as `mav status` prints it."
 _SET = "Override a recipe value, e.g. --set generate.count=4."
 

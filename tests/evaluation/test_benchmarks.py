@@ -17,7 +17,7 @@ from mav.evaluation.networks.weights import PUBLISHED
 from mav.evaluation.protocols import load_protocol, protocol_names, published
 from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
 from mav.models.clip import ClipModel
-from mav.recipes import ClipConfig, Evaluate, Generate, World
+from mav.recipes import CascadeSizes, ClipConfig, Evaluate, Generate, World
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 from mav.world.drawing import PALETTE, SHAPES, Scene, draw_clip, random_scene
@@ -25,11 +25,11 @@ from mav.world.verdict import evaluate_oracle
 from mav.world.world import draw_world
 
 FRAMES, SKIP = 4, 3
-SIZES = f"cascade={{frames: {FRAMES}, frame_skip: {SKIP}, base_size: 16, low_size: 24, high_size: 32}}"
+SIZES = CascadeSizes(frames=FRAMES, frame_skip=SKIP, base_size=16, low_size=24, high_size=32)
 
 
 def make_recipe(**evaluate):
-    recipe = load_recipe("tiny", ("train_prior.network.embedding_dim=16", "generate.batch_size=10", SIZES))
+    recipe = dataclasses.replace(load_recipe("tiny", ("generate.batch_size=10",)), cascade=SIZES)
     world = World(images=16, clips=3, size=32, clip_frames=48, evaluation_clips=24)
     return dataclasses.replace(recipe, world=world, evaluate=Evaluate(bootstrap=20, study_pairs=9, **evaluate))
 
