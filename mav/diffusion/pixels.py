@@ -39,7 +39,9 @@ def blur(clip: Tensor, sigma: float) -> Tensor:
     if sigma <= 0:
         return clip
     side, channels = math.exp(-0.5 / sigma**2), clip.shape[2]
-    line = torch.tensor([side, 1.0, side], dtype=clip.dtype, device=clip.device) / (1 + 2 * side)
+    line = torch.ones(3, dtype=clip.dtype, device=clip.device)  # made on the device, as a CUDA graph needs it
+    line[::2].fill_(side)
+    line = line / (1 + 2 * side)
     kernel = (line[:, None] * line[None]).expand(channels, 1, 3, 3)
     return _each_frame(clip, lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=channels))
 
