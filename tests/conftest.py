@@ -15,6 +15,9 @@ from mav.recipes import Cluster, Recipe
 
 # The variable is read when torch is imported: the number of threads may change the last bits of a sum.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The same when a Triton kernel is defined: where there is no card, kernels run in Triton's interpreter.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 configure_environment()
 SHARED = (

@@ -1,9 +1,6 @@
 """The Triton kernels in Triton's interpreter, on a CPU, against float64."""
 
 import dataclasses
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
 import pytest
 import torch
@@ -19,6 +16,7 @@ from mav.models.kernels.gpu.sums import rows_add
 from mav.models.unet import UNet
 from mav.recipes import Level, UNetConfig
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU `tests/gpu` runs them as they are")
 PRECISIONS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # dtype and the largest relative distance
 
 
