@@ -82,9 +82,9 @@ def test_single_gpu_fits_an_80_gb_card():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "micro", "measured"), [("train-decoder", 64, 12.6), ("train-sr-low", 128, 11.9)])
+@pytest.mark.parametrize(("stage", "micro", "measured"), [("train-decoder", 256, 47.5), ("train-sr-low", 256, 13.75)])
 def test_described_memory_is_what_a_card_measured(stage, micro, measured):
-    """Gigabytes of eager steps with PyTorch's own kernels on an H200."""
+    """Gigabytes of steps on an H200."""
     recipe = load_recipe("single-gpu", [f"{stage.replace('-', '_')}.optimisation.export=last"])
     batch = recipe.section_of(stage).optimisation.batch_size
     assert network_cost(stage, recipe, batch // micro).peak_bytes / 1e9 == pytest.approx(measured, rel=0.1)
