@@ -157,6 +157,15 @@ def _fused_attention(
     return aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal)[0]
 
 
+def _made(node: Any) -> float:
+    """The number of a node in the order in which nodes were made."""
+    try:
+        return float(node._sequence_nr())
+    except RuntimeError:  # before torch 2.13 a node written in Python does not say it: it comes right after its inputs
+        inputs = [each for each, _ in node.next_functions if each is not None and not hasattr(each, "variable")]
+        return max((_made(each) for each in inputs), default=0.0) + 0.5
+
+
 def _backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     """Does in Python what autograd's engine does for `Tensor.backward`, node by node in the engine's order."""
     waiting: dict[Any, int] = {}  # node -> gradients that have to come first
@@ -175,7 +184,7 @@ def _backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     with torch.no_grad(), GraphExecGroup():
         while ready:
             # As in the engine, the node that was made last goes first, and what it kept is freed with it.
-            node: Any = ready.pop(max(range(len(ready)), key=lambda i: ready[i]._sequence_nr()))
+            node: Any = ready.pop(max(range(len(ready)), key=lambda i: _made(ready[i])))
             waiting.pop(node, None)
             inputs = given.pop(node, None) or [None]
             if hasattr(node, "variable"):  # the end of the graph, a parameter
