@@ -12,6 +12,13 @@ def _sigmoid(z):
 
 
 @triton.jit
+def _before_silu(gradient, z):
+    """The gradient of z, for that of its SiLU."""
+    open = _sigmoid(z)
+    return gradient * open * (1 + z * (1 - open))
+
+
+@triton.jit
 def sum_kernel(x, partial, pixels, channels, pitch, chunk, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """partial[n, part]: of each channel, sums of x - k and of its square, where k is the image's first pixel."""
     n, part, start, stop, c, inside = tile_of(pixels, channels, chunk, BLOCK_C)
@@ -108,9 +115,7 @@ def gradient_sum_kernel(
         value = tl.load(image + row[:, None].to(tl.int64) * pitch, mask=mask, other=0).to(tl.float32)
         to_z = tl.load(gradient + row[:, None].to(tl.int64) * g_pitch, mask=mask, other=0).to(tl.float32)
         if SILU:
-            z = value * s + b
-            open = _sigmoid(z)
-            to_z = to_z * open * (1 + z * (1 - open))
+            to_z = _before_silu(to_z, value * s + b)
         total += to_z
         along += to_z * (value - middle) * r
     to = partial + (n * tl.num_programs(1) + part).to(tl.int64) * 2 * channels + c
@@ -167,8 +172,6 @@ def gradient_kernel(
         value = tl.load(image + row[:, None].to(tl.int64) * pitch, mask=mask, other=0).to(tl.float32)
         to_z = tl.load(gradient + row[:, None].to(tl.int64) * g_pitch, mask=mask, other=0).to(tl.float32)
         if SILU:
-            z = value * s + b
-            open = _sigmoid(z)
-            to_z = to_z * open * (1 + z * (1 - open))
+            to_z = _before_silu(to_z, value * s + b)
         result = to_z * s + value * k + d
         tl.store(to + row[:, None].to(tl.int64) * channels, result.to(to_x.dtype.element_ty), mask=mask)
