@@ -93,14 +93,17 @@ def test_pictures_are_screened_and_embedded(root):
     assert read_array(root.child("embed"), "00000.text.npy").shape == (3, clip.dim)
 
 
-@pytest.mark.parametrize("use", ["sample", "sample_decoded", "animate", "interpolate", "vary"])
+# The others are made of the same parts.
+@pytest.mark.parametrize(
+    "use", ["sample", "animate", *(pytest.param(use, marks=pytest.mark.slow) for use in ("interpolate", "vary"))]
+)
 def test_the_cascade_samples(root, use):
     recipe = small_recipe()
     inputs = untrained(root, recipe)
     size, rng = recipe.cascade.high_size, np.random.default_rng(0)
     pictures = rng.integers(256, size=(2, size, size, 3), dtype=np.uint8)
     videos = rng.integers(256, size=(2, 3, size, size, 3), dtype=np.uint8)
-    given = {"sample": [PROMPTS], "sample_decoded": [PROMPTS], "animate": [pictures], "vary": [videos],
+    given = {"sample": [PROMPTS], "animate": [pictures], "vary": [videos],
              "interpolate": [pictures, pictures]}  # fmt: skip
     with fake_cuda():
         made = getattr(Cascade.load(recipe, inputs, "cuda"), use)(*given[use], [1, 2], GENERATE)
