@@ -23,6 +23,7 @@ from mav.data.fetching.rules import FetchError
 from mav.data.images.resize import guarded_resizer
 from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, read_table, write_ledger
 from mav.recipes import ImageDownload
+from mav.secrets import redacted
 from mav.storage import Folder
 
 ALGORITHMS = {32: "md5", 64: "sha256", 128: "sha512"}  # of a digest, by its length in hex
@@ -94,7 +95,8 @@ class PreparingOpener(GuardedOpener):
         body = answer.body
         algorithms = {"sha256"} | ({ALGORITHMS[len(row["digest"])]} if row["digest"] else set())
         digests = {name: hashlib.new(name, body).hexdigest() for name in algorithms}
-        entry = {"content_type": answer.content_type, "final_url": answer.final_url, "sha256": digests["sha256"]}
+        entry = {"content_type": answer.content_type, "final_url": redacted(answer.final_url)}
+        entry["sha256"] = digests["sha256"]
         self.fetched[number] = entry | {"bytes": len(body)}, digests
         self.resizer.ahead(body)
         return Answer(answer)
