@@ -1,12 +1,13 @@
 """`make fuzz`: a thousand hostile inputs against every parser of outside bytes, each parser in a process of its own.
 
-The process reports what became of each input. When it dies, the input is counted as a crash, and when it says nothing for
-DEADLINE seconds as a hang; it then goes on with the next one. An escape is an input that ran a program, connected to
-another machine, wrote outside of its folder, or read a file outside of it.
+The process reports what became of each input. When it dies, the input is counted as a crash, and when it says nothing
+for DEADLINE seconds as a hang; another goes on with the next one. An escape is an input that ran a program, connected
+to another machine, wrote outside of its folder, or read a file outside of it.
 """
 
 import argparse
 import faulthandler
+import itertools
 import json
 import os
 import queue
@@ -18,7 +19,9 @@ import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT)] + [str(ROOT / "tests" / name) for name in ("data", "data/fetching", "evaluation", "study")]
@@ -34,7 +37,8 @@ def child(parser: str, seed: int, count: int, first: int) -> None:
     """Reads the inputs from `first` on and prints a line for each."""
     import warnings
 
-    from targets import ESCAPES, TARGETS, EscapeError, guarded
+    from escapes import ESCAPES, EscapeError, guarded
+    from targets import TARGETS
 
     warnings.simplefilter("ignore")
     faulthandler.enable()
@@ -95,6 +99,18 @@ class Account:
         return f"| {self.parser} | {figures} | {self.slowest:.1f} | {told} |"
 
 
+def _reading(stream: IO[str]) -> queue.SimpleQueue[str]:
+    """Returns the lines of a stream as they come, and an empty one at its end."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=lambda: [lines.put(line) for line in itertools.chain(stream, [""])], daemon=True).start()
+    return lines
+
+
+def _all(lines: queue.SimpleQueue[str]) -> Iterator[str]:
+    while line := lines.get(timeout=DEADLINE):
+        yield line
+
+
 def fuzz(parser: str, seed: int, count: int) -> Account:
     """Runs a parser's inputs in processes of its own, one after the other."""
     account, first = Account(parser), 0
@@ -103,13 +119,7 @@ def fuzz(parser: str, seed: int, count: int) -> Account:
         process = subprocess.Popen(
             [*command, "--first", str(first)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
-        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        said: list[str] = []
-        threads = [
-            threading.Thread(target=lambda: [lines.put(line) for line in (*process.stdout, "")], daemon=True),
-            threading.Thread(target=lambda: said.extend(process.stderr), daemon=True),
-        ]
-        [thread.start() for thread in threads]
+        lines, said = _reading(process.stdout), _reading(process.stderr)
         ready = False
         while first < count:
             try:
@@ -120,7 +130,7 @@ def fuzz(parser: str, seed: int, count: int) -> Account:
                 break
             if not line:
                 process.wait()
-                account.crashes[first] = f"ended with {process.returncode}: {''.join(said[-30:])}"
+                account.crashes[first] = f"ended with {process.returncode}: {''.join(_all(said))[-3000:]}"
                 first += 1
                 break
             told = json.loads(line)
@@ -149,9 +159,8 @@ def main() -> int:
         child(chosen.child, chosen.seed, chosen.count, chosen.first)
         return 0
     began = time.monotonic()
-    print(
-        "| parser | inputs | crashes | hangs | escapes | slowest, s | what became of them |\n|---|---|---|---|---|---|---|"
-    )
+    print("| parser | inputs | crashes | hangs | escapes | slowest, s | what became of them |")
+    print("|---|---|---|---|---|---|---|")
     accounts = []
     for name in [chosen.only] if chosen.only else SHARES:
         accounts.append(fuzz(name, chosen.seed, max(round(SHARES[name] * chosen.scale), 1)))

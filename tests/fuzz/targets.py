@@ -4,70 +4,16 @@ A target returns what became of the input, as a class that can be counted. Any o
 must never reach stands outside of the folder of the files: a secret, whose text is searched for in all that is read.
 """
 
-import io
 import itertools
-import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import file_targets as files
+from escapes import SECRET, EscapeError, Target
+
 from mav.errors import UserError
-
-SECRET = b"the secret that no input may reach"
-Target = Callable[[bytes], str]
-
-
-class EscapeError(BaseException):
-    """An input reached what it must not reach. No parser catches it."""
-
-
-def guarded(folder: Path) -> None:
-    """Makes this process raise, and remember, whatever an input must not do: run a program, leave loopback, write
-    outside of its folder."""
-    allowed = {"127.0.0.1"}
-
-    def watch(event: str, arguments: tuple[object, ...]) -> None:
-        if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"):
-            ESCAPES.append(f"{event} {arguments[0]!r}")
-        elif event == "socket.connect" and isinstance(arguments[1], tuple) and arguments[1][0] not in allowed:
-            ESCAPES.append(f"connected to {arguments[1][0]}")
-        elif event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
-            path = arguments[0]
-            if isinstance(path, str) and not os.path.realpath(path).startswith((str(folder), "/dev/")):
-                ESCAPES.append(f"wrote {path}")
-        else:
-            return
-        if ESCAPES:
-            raise EscapeError(ESCAPES[-1])
-
-    sys.addaudithook(watch)
-
-
-ESCAPES: list[str] = []
-
-
-def _reason(error: BaseException) -> str:
-    """Returns an error's class of counts: its type, and the first words that are the same for many files."""
-    words = [word for word in str(error).split() if word.isalpha()]
-    return f"{type(error).__name__}: {' '.join(words[:6])}" if isinstance(error, UserError) else str(error)[:40]
-
-
-def tables(folder: Path) -> Target:
-    from mav.data.images.laion import hash_column, read_part
-
-    def run(data: bytes) -> str:
-        (folder / "a.parquet").write_bytes(data)
-        try:
-            hash_column(str(folder / "a.parquet"))
-            schema, batches = read_part(str(folder / "a.parquet"))
-            rows = sum(len(batch) for batch in batches)
-        except UserError:
-            return "UserError"
-        return f"read as {schema.name}" if rows else "read, empty"
-
-    return run
 
 
 def lists(folder: Path) -> Target:
@@ -104,73 +50,6 @@ def lists(folder: Path) -> Target:
         except UserError:
             return "UserError"
         return min(reasons - {"ok"}, default="ok")
-
-    return run
-
-
-def tars(folder: Path) -> Target:
-    from mav.data.shards import read_tar
-    from mav.storage import Folder
-
-    def run(data: bytes) -> str:
-        (folder / "a.tar").write_bytes(data)
-        try:
-            samples = list(read_tar(Folder(str(folder)), "a.tar"))
-        except UserError:
-            return "UserError"
-        if any(SECRET in body for _, files in samples for body in files.values()):
-            raise EscapeError("read the secret")
-        return "read" if samples else "read, empty"
-
-    return run
-
-
-def pictures(folder: Path) -> Target:
-    """Pictures of the web, and the same bytes as somebody's own picture."""
-    from mav.data.images.pictures import read_picture
-    from mav.data.images.resize import guarded_resizer
-    from mav.recipes import ImageDownload
-
-    resizer = guarded_resizer(ImageDownload(image_size=64, max_pixels=20_000_000))
-
-    def run(data: bytes) -> str:
-        if len(data) < 1 << 16:
-            try:
-                read_picture(data)
-            except ValueError as error:
-                _reason(error)
-        return str(resizer.prepare(data)[-1] or "ok")
-
-    return run
-
-
-def videos(folder: Path) -> Target:
-    """Videos as `video-shards` converts and keeps them, and as evaluation shows them."""
-    import dataclasses
-
-    from mav.data.videos.index_first import index_first
-    from mav.data.videos.probe import ClipError
-    from mav.data.videos.shown import ShownVideo
-    from mav.data.videos.transcode import convert
-    from mav.recipes import VideoShards
-
-    rule = VideoShards(short_side=32, max_seconds=5.0)
-
-    def run(data: bytes) -> str:
-        index_first(data)
-        try:
-            ShownVideo(data).frames([0])
-        except ValueError as error:
-            _reason(error)
-        try:
-            convert(data, dataclasses.replace(rule, reencode=False))
-        except ClipError as error:
-            _reason(error)
-        try:
-            convert(data, rule)
-        except ClipError as error:
-            return str(error)
-        return "ok"
 
     return run
 
@@ -230,49 +109,6 @@ def yaml(folder: Path) -> Target:
     return run
 
 
-def weights(ending: str) -> Callable[[Path], Target]:
-    def prepare(folder: Path) -> Target:
-        from mav.models.heads import read_head
-
-        def run(data: bytes) -> str:
-            path = folder / f"weights.{ending}"
-            path.write_bytes(data)
-            try:
-                read_head(str(path), 8, "clip.nsfw_head")
-            except UserError:
-                return "UserError"
-            return "read"
-
-        return run
-
-    return prepare
-
-
-def torch_files(folder: Path) -> Target:
-    """Files of torch as weights of a metric's network, as a head, and as a video's tensor."""
-    from mav.evaluation.networks.weights import read_state
-    from mav.models.checkpoints.weight_files import read_torch
-
-    head = weights("pt")(folder)
-
-    def run(data: bytes) -> str:
-        found = head(data)
-        for ending in ("pt", "npz"):
-            path = folder / f"state.{ending}"
-            path.write_bytes(data)
-            try:
-                found = "read" if read_state(path) else found
-            except UserError as error:
-                _reason(error)
-        try:
-            read_torch(io.BytesIO(data))
-        except ValueError as error:
-            _reason(error)
-        return found
-
-    return run
-
-
 def votes(folder: Path) -> Target:
     from starlette.testclient import TestClient
     from study_server import make_study
@@ -310,7 +146,7 @@ def votes(folder: Path) -> Target:
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "tables": tables, "lists": lists, "tars": tars, "pictures": pictures, "mp4": videos, "avi": videos,
-    "answers": answers, "yaml": yaml, "safetensors": weights("safetensors"), "torch": torch_files,
-    "heads": weights("zip"), "votes": votes,
+    "tables": files.tables, "lists": lists, "tars": files.tars, "pictures": files.pictures, "mp4": files.videos,
+    "avi": files.videos, "answers": answers, "yaml": yaml, "safetensors": files.weights("safetensors"),
+    "torch": files.torch_files, "heads": files.weights("zip"), "votes": votes,
 }  # fmt: skip

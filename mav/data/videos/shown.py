@@ -84,10 +84,12 @@ class ShownVideo:
                     return
                 self._size = target_size(first[1], source.pixel_aspect)
                 yield from _progressive(itertools.chain([first], timed), first[1].interlaced_frame)
-        except (av.error.FFmpegError, OverflowError, MemoryError, OSError) as error:
-            raise ValueError(f"not a decodable video: {getattr(error, 'strerror', None) or error}") from None
         except ClipError as error:
             raise ValueError(f"not a decodable video: {str(error).replace('_', ' ')}") from None
+        except Image.DecompressionBombError:
+            raise ValueError("not a decodable video: too many pixels") from None
+        except Exception as error:  # parsers of hostile bytes raise anything
+            raise ValueError(f"not a decodable video: {getattr(error, 'strerror', None) or error}") from None
 
     def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
         frame = upright(frame, self._background)

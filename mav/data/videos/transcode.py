@@ -58,7 +58,7 @@ def convert(data: bytes, rule: VideoShards, start: float = 0.0, end: float = 0.0
             if rule.reencode:
                 return _encode(every, source, rule)
             return _kept(data, CONTAINERS[container.format.name], every, source)
-    except (av.error.FFmpegError, ValueError, OverflowError, MemoryError):
+    except (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError):
         raise ClipError("undecodable") from None
 
 
