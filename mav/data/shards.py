@@ -73,6 +73,8 @@ def index_tar(folder: Folder, name: str) -> Index:
         size = folder.size(name)
         with folder.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # would lead back to an earlier member, for ever
+                    raise ValueError(f"its file {member.name!r} has a size of {member.size}")
                 key, _, extension = member.name.partition(".")
                 index.setdefault(key, {})[extension] = (member.offset_data, member.size)
                 end = member.offset_data + member.size

@@ -44,18 +44,18 @@ def tars(folder: Path) -> Target:
 
 
 def pictures(folder: Path) -> Target:
-    """Pictures of the web, and the same bytes as somebody's own picture."""
-    from mav.data.images.pictures import read_picture
-    from mav.data.images.resize import guarded_resizer
-    from mav.recipes import ImageDownload
-
-    resizer = guarded_resizer(ImageDownload(image_size=64, max_pixels=20_000_000))
+    """Headers of pictures of the web, and the same bytes as somebody's own picture."""
+    from mav.data.images.pictures import look, read_picture
 
     def run(data: bytes) -> str:
-        if len(data) < 1 << 16:
-            with contextlib.suppress(ValueError):
-                read_picture(data)
-        return str(resizer.prepare(data)[-1] or "ok")
+        seen = look(data, 20_000_000)
+        if seen.width * seen.height > 20_000_000:
+            return seen.problem
+        try:
+            read_picture(data)
+        except ValueError as error:
+            return seen.problem or str(error)
+        return seen.problem or "ok"
 
     return run
 

@@ -43,14 +43,15 @@ def _tars() -> list[str | bytes]:
             info = tarfile.TarInfo("../../etc/0.jpg")
             info.type, info.linkname, info.size = kind, "/etc/passwd", size
             found.append(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
-    for note in ("size=-5", f"size={'9' * 300}", "size=x", "path=\0", "GNU.sparse.map=1,2,3", "GNU.sparse.major=1"):
-        for length in (len(note) + 5, 1, 0, 10**9):
+    notes = ("size=-1024", "size=-1536", "size=-5", f"size={'9' * 30}", "size=x", "path=\0", "GNU.sparse.map=1,2,3")
+    for note in notes:
+        for length in (len(note) + 4, 1, 10**9):
             body = f"{length} {note}\n".encode()
             info = tarfile.TarInfo("x")
             info.type, info.size = tarfile.XHDTYPE, len(body)
             member = tarfile.TarInfo("0.jpg").tobuf()
             found.append(info.tobuf() + body.ljust(512, b"\0") + member + bytes(1024))
-    return found[:50]
+    return found
 
 
 def _pictures() -> list[str | bytes]:
@@ -167,7 +168,7 @@ def _torch() -> list[str | bytes]:
         zipped({"a/data.pkl": evil}),
     ]
     codes = [
-        b"\x80\x02r\xff\xff\xff\x7f.", b"\x80\x02N" + b"\x85" * 100_000 + b".", b"\x80\x02" + b"(" * 100_000 + b".",
+        b"\x80\x02r\xff\xff\xff\x7f.", b"\x80\x02N" + b"\x85" * 20_000 + b".", b"\x80\x02" + b"(" * 20_000 + b".",
         b"\x80\x02N" + b"r\xff\xff\xff\x7f" * 9 + b".", b"\x80\x02\x8b\xff\xff\xff\x7f.", b"\x80\x02](]]]e.",
         b"\x80\x02cos\nsystem\nX\x04\0\0\0trueR.", b"\x80\x02(ios\nsystem\n.", b"\x80\x02}(K\x01]K\x02}u.",
         b"\x80\x02c__torch__\nA\n)\x81}X\x01\0\0\0aNsb.", b"\x80\x02c__torch__\nA\n)\x81)b.", b"", b".", b"N", b"\x80",

@@ -140,7 +140,10 @@ def _torch() -> list[bytes]:
     whole = io.BytesIO()
     torch.save({"state_dict": {"weight": torch.ones(1, 8), "bias": torch.zeros(1)}, "epoch": 3}, whole)
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(torch.nn.Linear(8, 1)), buffer)
+    layer = torch.nn.Linear(8, 1)
+    torch.nn.init.ones_(layer.weight)
+    torch.nn.init.ones_(layer.bias)
+    torch.jit.save(torch.jit.script(layer), buffer)
     arrays = io.BytesIO()
     np.savez(arrays, weight=np.ones((1, 8), np.float32), bias=np.zeros(1, np.float32))
     return [whole.getvalue(), buffer.getvalue(), arrays.getvalue()]
