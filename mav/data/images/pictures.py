@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # of pictures from the 
 # Of a user's own pictures too. Pillow's other readers are for rare forms, and that of EPS starts Ghostscript.
 OWN_FORMATS = (*FORMATS, "AVIF", "JPEG2000", "PPM", "TGA")
 JPEGS = ("JPEG", "MPO")
+MOST_SEGMENTS = 10_000  # of a JPEG, which Pillow reads one by one
 MOST_SCANS = 64  # of a progressive JPEG: some need a dozen, and each takes as long as the picture is large
 PNG = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # EXIF's tag
@@ -55,11 +56,12 @@ def look(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Lo
         if data[:8] == PNG and data[12:16] == b"IHDR":
             seen, whole = _look_at_png(data)
         else:
+            ends = data[:2] != b"\xff\xd8" or _jpeg_ends(data)
             image = Image.open(io.BytesIO(data), formats=formats)
             form, profile = image.format or "", image.info.get("icc_profile") or b""
             orientation = _orientation(image.getexif())
             seen = Look("", form, image.mode, *image.size, orientation, bytes(profile))
-            whole = _jpeg_ends(data) if form in JPEGS else form != "WEBP" or len(data) >= _riff_size(data)
+            whole = ends if form in JPEGS else form != "WEBP" or len(data) >= _riff_size(data)
     except Image.DecompressionBombError:
         return Look("too_many_pixels")
     except UnidentifiedImageError:
@@ -105,11 +107,14 @@ def _jpeg_ends(data: bytes) -> bool:
     """Walks a JPEG's segments to its end, since OpenCV fills what is missing with grey without an error.
 
     Thumbnails within a segment and files behind the picture have markers of their own, which do not count. Raises
-    ValueError for more scans than any picture needs.
+    ValueError for more scans or segments than any picture needs.
     """
-    at, scans = 2, 0
+    at, scans, steps = 2, 0, 0
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
         kind = data[at + 1]
+        steps += 1
+        if steps > MOST_SEGMENTS:
+            raise ValueError("too many segments")
         if kind == 0xD9:
             return True
         if kind in (0x00, 0xFF) or kind in BARE:

@@ -176,6 +176,14 @@ def test_no_picture_starts_another_program(monkeypatch):
     assert look(eps, 10**8).problem == "not_an_image"
 
 
+@pytest.mark.parametrize("filler", [b"\xff\xfe\x00\x02", b"\xff"])
+def test_a_jpeg_of_many_segments_is_not_walked_through(filler, monkeypatch):
+    data = saved(scene(), "JPEG")
+    assert look(data[:2] + 100 * filler + data[2:], 10**8).problem == ""
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    assert look(data[:2] + 20_000 * filler + data[2:], 10**8).problem == "undecodable"
+
+
 def test_a_jpeg_of_many_scans_is_not_decoded():
     data = saved(scene(), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
