@@ -90,7 +90,7 @@ class VideoShards:
     """`video-shards` makes WebDataset tars of validated clips from WebVid CSV, HD-VILA jsonl or another list."""
 
     sources: Texts = ()  # paths or globs of CSV, jsonl or parquet lists; empty: the demo world's list
-    files: str = ""  # folder that holds page_dir/videoid.mp4, or what a list's `path` names; empty: fetch the URLs
+    files: str = ""  # folder of page_dir/videoid.mp4, or of what a list's `path` names; empty: fetch the URLs
     clips_per_shard: Annotated[Positive, Le(100_000)] = 500
     reencode: bool = True  # False keeps the original bytes of every video that training can read
     short_side: Small = 256

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from mav.data.images.pictures import FORMATS
 from mav.data.shards import ShardOutput, read_array, read_table, read_tar, tar_names, write_array, write_table
 from mav.errors import UserError
 from mav.models.clip import HEADS, ClipModel
@@ -140,7 +141,7 @@ class EmbedWork:
 def decode_rgb(data: bytes, what: str) -> np.ndarray:
     """Returns uint8 (H, W, 3) RGB. Raises UserError naming `what` when the bytes are not a picture."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{what} is not a readable picture ({error}): rerun image-download.") from None
