@@ -1,8 +1,9 @@
 """How much of a device's arithmetic a training uses: the model's FLOPs over the rate of a large matrix product.
 
 Model FLOPs are those of the forward pass, counted as PyTorch executes it, times three, as is usual: the backward pass
-makes two products for each of the forward pass. What checkpointed levels compute again is no work of the model. PyTorch counts no attention on a CPU, nor what the kernels of
-`mav.models.kernels` do themselves, such as attention over frames: both are a small part.
+makes two products for each of the forward pass. What checkpointed levels compute again is no work of the
+model. PyTorch counts no attention on a CPU, nor what the kernels of `mav.models.kernels` do themselves, such as
+attention over frames: both are a small part.
 """
 
 import time

@@ -28,6 +28,15 @@ def warp(given: np.ndarray, skip: int) -> np.ndarray | None:
     """
     if not hasattr(cv2, "DISOpticalFlow_create"):
         return None
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # on more of them the flow is another, stripe by stripe
+    try:
+        return _warped(given, skip)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _warped(given: np.ndarray, skip: int) -> np.ndarray:
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     height, width = given.shape[1:3]
     factor = max(1, -(-FLOW_SIDE // min(height, width)))
