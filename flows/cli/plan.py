@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 
 from flows.cli.describe import short
-from flows.cli.fit import show_fit
 from flows.cli.options import Json, RecipeName, Runs, Set, open_graph
+from flows.cli.recipes import show_fit
 from flows.engine.stage import Node
 from flows.engine.store import Store, changes, recipe_owner
 from flows.services.terminal import plain_table, spinner, table_console
