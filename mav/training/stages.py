@@ -154,7 +154,8 @@ def sr_training(setup: StageSetup) -> TrainingTask:
     sizes = setup.recipe.cascade
     low = setup.stage == "train-sr-low"
     small, large = (sizes.base_size, sizes.low_size) if low else (sizes.low_size, sizes.high_size)
-    return _super_resolution(setup, UNet(setup.section.network), setup.images(large), large // small)
+    source = setup.images(large, setup.section.enlarged)
+    return _super_resolution(setup, UNet(setup.section.network), source, large // small)
 
 
 # --------------------------------------------------------------------------------------------------------------- videos

@@ -51,16 +51,31 @@ class Bucket(ThreadingHTTPServer):
         self.sent: dict[str, int] = {}  # kind of request -> bytes
         self.requests: dict[str, int] = {}
 
-    def tar(self, name: str) -> tuple[bytes, bytes]:
-        """Returns a tar and the places of its clips."""
-        from mav.data.loading.places import pack_places
+    def drawn(self, name: str) -> np.ndarray:
+        """Returns which videos a tar has."""
+        return np.random.default_rng(int(name)).integers(0, len(self.videos), CLIPS)
+
+    def tar(self, name: str) -> bytes:
+        """Returns a tar."""
         from mav.data.shards import TarWriter
 
         file = io.BytesIO()
         with TarWriter(file) as tar:
-            for row, video in enumerate(np.random.default_rng(int(name)).integers(0, len(self.videos), CLIPS)):
+            for row, video in enumerate(self.drawn(name)):
                 tar.add(f"{name}{row:05d}", {"mp4": self.videos[video], "json": self.metadata})
-        return file.getvalue(), pack_places(tar.index)
+        return file.getvalue()
+
+    def places(self, name: str) -> bytes:
+        """Returns the places in a tar without making it: each file is padded, and has a header of 512 bytes."""
+        from mav.data.loading.places import PLACE
+
+        size = np.array([len(video) for video in self.videos])[self.drawn(name)]
+        video, metadata = 512 + -(-size // 512) * 512, 512 + -(-len(self.metadata) // 512) * 512
+        found = np.zeros(CLIPS, PLACE)
+        found["json"] = np.cumsum(video + metadata) - video - metadata + 512
+        found["video"], found["size"] = found["json"] + metadata, size
+        found["json_size"] = len(self.metadata)
+        return found.tobytes()
 
     def body(self, name: str) -> bytes | None:
         """Returns a file of the bucket."""
@@ -71,7 +86,7 @@ class Bucket(ThreadingHTTPServer):
             if name not in self.tars:
                 if len(self.tars) > 100:
                     self.tars.clear()
-                self.tars[name] = self.tar(name.removesuffix(".tar"))[0]
+                self.tars[name] = self.tar(name.removesuffix(".tar"))
             return self.tars[name]
 
     def count(self, kind: str, size: int) -> None:
@@ -128,7 +143,7 @@ def make(bucket: Bucket, tars: int) -> int:
             markers = []
             for number in range(at, min(at + 1000, tars)):
                 name = f"{number:05d}"
-                places = base64.b64encode(bucket.tar(name)[1]).decode()
+                places = base64.b64encode(bucket.places(name)).decode()
                 counts = {"rows_in": CLIPS, "rows_out": CLIPS}
                 entry = {f"{name}.tar": {"bytes": 0, "sha256": ""}}
                 markers.append({"shard": name, "counts": counts, "files": entry, "places": places})
@@ -137,7 +152,7 @@ def make(bucket: Bucket, tars: int) -> int:
     return folder.size(LEDGER)
 
 
-def rank(number: int, answers: Any) -> None:
+def rank(number: int, together: Any, answers: Any) -> None:
     """Opens the artifact, then trains in name only: it waits for a batch, and takes a step's time."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -148,17 +163,18 @@ def rank(number: int, answers: Any) -> None:
     from mav.storage import Folder
 
     torch.set_num_threads(4)
+    together.wait()
     began = time.monotonic()
     source = ClipSource(Folder("s3://mav/clips"), 16, 64, 0, FpsCurriculum(low=4, high=24), 10**6)
     opened = time.monotonic() - began
-    waited = 0.0
+    waited = first = 0.0
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(source.batch, number * BATCH, BATCH)
         for batch in range(BATCHES):
             asked = time.monotonic()
             upcoming.result()
             waited += time.monotonic() - asked if batch else 0.0
-            first = time.monotonic() - began if not batch else first
+            first = first or time.monotonic() - began
             upcoming = pool.submit(source.batch, (number + 8 * (batch + 1)) * BATCH, BATCH)
             time.sleep(STEP_SECONDS)
     answers.put((opened, first, waited / (STEP_SECONDS * (BATCHES - 1) + waited)))
@@ -193,7 +209,8 @@ def main() -> None:
         }  # fmt: skip
         context = multiprocessing.get_context("spawn")
         answers = context.Queue()
-        ranks = [context.Process(target=rank, args=(number, answers)) for number in range(chosen.ranks)]
+        together = context.Barrier(chosen.ranks)  # without the time in which Python imports torch
+        ranks = [context.Process(target=rank, args=(number, together, answers)) for number in range(chosen.ranks)]
         for process in ranks:
             process.start()
         told = [answers.get() for _ in ranks]

@@ -112,8 +112,9 @@ class ScreenWork:
 class EmbedWork:
     """The shard work of `image-embed`, on kept rows only, in the tar's order.
 
-    NAME.parquet holds the keys, and offset and size of their pictures in the tar. NAME.image.npy and NAME.text.npy are
-    float16 (n, d) of unit norm, NAME.tokens.npy is uint16 (n, context).
+    NAME.parquet holds the keys, offset and size of their pictures in the tar, and whether a picture is native: not
+    enlarged by `image-download`. NAME.image.npy and NAME.text.npy are float16 (n, d) of unit norm, NAME.tokens.npy is
+    uint16 (n, context).
     """
 
     images: Folder
@@ -132,6 +133,7 @@ class EmbedWork:
         index, captions = index_tar(self.images, f"{name}.tar"), {}
         with self.images.open(f"{name}.tar") as file:
             captions = {key: read_at(file, files["txt"]).decode() for key, files in index.items()}
+            native = {key: _is_native(json.loads(read_at(file, files["json"]))) for key, files in index.items()}
         if missing := [key for key in keys if key not in captions]:
             path = self.images.path(name)
             raise UserError(f"{path}.tar lacks {missing[0]}, which image-screen kept: rerun image-screen.")
@@ -144,11 +146,23 @@ class EmbedWork:
         for kind, array in arrays.items():
             write_array(self.out, f"{name}.{kind}.npy", array)
         places = np.array([index[key]["jpg"] for key in keys], np.uint64).reshape(-1, 2)
-        columns = {"key": pa.array(keys, pa.string()), "offset": places[:, 0], "size": places[:, 1].astype(np.uint32)}
+        columns: dict[str, Any] = {
+            "key": pa.array(keys, pa.string()),
+            "offset": places[:, 0],
+            "size": places[:, 1].astype(np.uint32),
+        }
+        columns["native"] = pa.array([native[key] for key in keys], pa.bool_())
         write_table(self.out, f"{name}.parquet", pa.table(columns))
         files = (*(f"{name}.{kind}.npy" for kind in arrays), f"{name}.parquet")
         # `image-screen` counts the rows it dropped: here every row that comes in goes out.
-        return ShardOutput({"rows_in": len(keys), "rows_out": len(keys), "dropped": {}, "failed": {}}, files)
+        counts = {"rows_in": len(keys), "rows_out": len(keys), "dropped": {}, "failed": {}}
+        return ShardOutput(counts | {"native": sum(native[key] for key in keys)}, files)
+
+
+def _is_native(metadata: dict[str, Any]) -> bool:
+    """Says whether a picture was at least as large before `image-download` brought it to size."""
+    sides = [(metadata.get(f"original_{side}"), metadata.get(side)) for side in ("width", "height")]
+    return all(before is None or after is None or before >= after for before, after in sides)
 
 
 def decode_rgb(data: bytes, what: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -40,16 +41,23 @@ class ImageSource(SampleSource):
     """
 
     def __init__(
-        self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True, corrupted_share: float = 0.01
-    ) -> None:
-        self._embeds = embeds
-        counted = row_counts(embeds)
+        self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True, corrupted_share: float = 0.01,
+        enlarged: bool = True,
+    ) -> None:  # fmt: skip
+        """enlarged: with the pictures that were enlarged by `image-download` too."""
+        self._embeds, self._enlarged = embeds, enlarged
+        counted = row_counts(embeds, "rows_out" if enlarged else "native")
         self._names = sorted(counted, key=lambda name: f"{name}.image.npy")  # as a listing has them
         sizes = [counted[name] for name in self._names]
         if not counted:
             self._names = [name.removesuffix(".image.npy") for name in embeds.names() if name.endswith(".image.npy")]
             with ThreadPoolExecutor(INDEXING) as pool:
                 sizes = list(pool.map(self._size_of, self._names))
+        if not enlarged and not sum(sizes):
+            raise UserError(
+                f"Every picture in {embeds.url} was enlarged: lower `image_download.image_size`, or train on them with "
+                "`enlarged: true`."
+            )
         super().__init__(seed, sizes, embeds.url, corrupted_share)
         self._ends = np.cumsum(sizes)
         self._shard = Shared(self._open_shard, 2 * GROUP_SHARDS)
@@ -57,7 +65,15 @@ class ImageSource(SampleSource):
 
     def _size_of(self, name: str) -> int:
         with self._embeds.open(f"{name}.parquet") as file:
-            return int(pq.read_metadata(file).num_rows)
+            if self._enlarged:
+                return int(pq.read_metadata(file).num_rows)
+            return int(self._chosen(pq.read_table(file)).sum())
+
+    def _chosen(self, table: pa.Table) -> np.ndarray:
+        """Says for each row of a shard whether it is trained on. Older releases do not tell, and all rows are."""
+        if self._enlarged or "native" not in table.column_names:
+            return np.ones(len(table), bool)
+        return np.asarray(table.column("native").to_numpy(zero_copy_only=False), bool)
 
     def _open_shard(self, name: str) -> tuple[list[str], list[Place | None], dict[str, np.ndarray]]:
         """Returns keys, places in the tar, and arrays of one shard. Raises UserError when their lengths differ.
@@ -74,6 +90,10 @@ class ImageSource(SampleSource):
             if len(array) != len(keys):
                 path = self._embeds.path(name)
                 raise UserError(f"{path}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
+        chosen = np.flatnonzero(self._chosen(table))
+        if len(chosen) < len(keys):
+            keys, places = [keys[row] for row in chosen], [places[row] for row in chosen]
+            arrays = {kind: array[chosen] for kind, array in arrays.items()}
         return keys, places, arrays
 
     def read(self, index: int, number: int) -> Sample:

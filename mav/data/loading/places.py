@@ -76,13 +76,14 @@ def clip_places(shards: Folder) -> ClipPlaces:
     return ClipPlaces(names, sizes, np.load(place / "where.npy", mmap_mode="r"))
 
 
-def row_counts(folder: Folder) -> dict[str, int]:
-    """Returns the kept rows of each shard, as the artifact's ledgers count them; empty where there are no ledgers."""
-    return {
-        shard: rows
+def row_counts(folder: Folder, kind: str) -> dict[str, int]:
+    """Returns the rows of this kind (a name of the counts) of each shard; empty where no ledger has counted them."""
+    counted = {
+        shard: json.loads(counts).get(kind)
         for name in _manifest_ledgers(folder)
-        for shard, rows in _columns(folder, name, ["shard", "rows_out"])
+        for shard, counts in _columns(folder, name, ["shard", "counts"])
     }
+    return {} if None in counted.values() else counted
 
 
 def _places(shards: Folder, names: list[str]) -> ClipPlaces:

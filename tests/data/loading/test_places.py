@@ -15,6 +15,7 @@ from mav.data.loading.loaders import ImageSource
 from mav.data.loading.source import Shared
 from mav.data.shards import TarWriter, index_tar, json_bytes, write_table
 from mav.data.videos.video_io import encode_mp4
+from mav.errors import UserError
 from mav.storage import Artifact, Folder
 from mav.storage.ledger import LEDGER, LedgerWriter, retry_ledger
 from mav.world.drawing import draw_clip
@@ -99,6 +100,30 @@ def test_pictures_are_read_at_the_places_beside_their_embeddings(
     write_table(embeds, "0.parquet", pa.table({"key": ["0", "2"], **told}))
     monkeypatch.setattr("mav.data.loading.source.index_tar", dict)  # which would find nothing
     assert torch.equal(ImageSource(images, embeds, 12, 0).batch(0, 2)["pixels"], expected)
+
+
+def test_enlarged_pictures_are_left_out_where_the_recipe_says_so(tmp_path: Path) -> None:
+    """By the table of a shard, and by the ledger's count of native pictures, which have to agree."""
+    images, embeds = Folder(str(tmp_path / "images")), Folder(str(tmp_path / "embeds"))
+    write_tar(images, "0.tar", {f"{i}": {"jpg": jpeg(i)} for i in range(4)})
+    write_embeddings(embeds, "0", list("0123"), range(4), 3)
+    write_table(embeds, "0.parquet", pa.table({"key": list("0123"), "native": [True, False, True, False]}))
+    for _ in range(2):
+        native = ImageSource(images, embeds, 12, 0, enlarged=False)
+        assert len(native) == 2
+        batch = native.batch(0, 2)
+        order = batch["tokens"][:, 0].argsort()
+        assert batch["tokens"][order, 0].tolist() == [0, 2]
+        whole = ImageSource(images, embeds, 12, 0).batch(0, 4)
+        assert torch.equal(batch["pixels"][order], whole["pixels"][whole["tokens"][:, 0].argsort()][[0, 2]])
+        counts = {"rows_in": 4, "rows_out": 4, "native": 2}
+        with LedgerWriter(embeds) as ledger:
+            ledger.write([{"shard": "0", "counts": counts, "files": {name: {} for name in embeds.names()}}])
+        Artifact.publish(embeds, **FIELDS)
+    write_table(embeds, "0.parquet", pa.table({"key": list("0123"), "native": [False] * 4}))
+    embeds.remove("manifest.json")
+    with pytest.raises(UserError, match=r"Every picture .* was enlarged: lower `image_download.image_size`"):
+        ImageSource(images, embeds, 12, 0, enlarged=False)
 
 
 def test_equal_requests_in_flight_are_one() -> None:
