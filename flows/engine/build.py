@@ -34,17 +34,14 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
         if not fresh and (found := store.find(node)):
             lease.clear()
             return found
-        if fresh:
-            out.remove(MANIFEST)  # comes first: from here on there is no artifact
-            out.remove()
-            for name in work.names():
-                if not name.startswith(f"{LEASE}/"):
-                    work.remove(name)
         work.remove("failure.json")
 
         job, began = Job(node, run, out, work, lease), time.monotonic()
         run.terminal.start(node.name)
         try:
+            require_whole_inputs(job)
+            if fresh:
+                _remove(job)
             with heartbeat(job):
                 outcome = node.stage.body(job)
                 lease.beat()
@@ -61,6 +58,15 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
         run.terminal.end(node.name, summary(artifact))
         lease.clear()
     return artifact
+
+
+def _remove(job: Job) -> None:
+    """Removes what a stage had made, and its unfinished work except the lease."""
+    job.out.remove(MANIFEST)  # comes first: from here on there is no artifact
+    job.out.remove()
+    for name in job.work.names():
+        if not name.startswith(f"{LEASE}/"):
+            job.work.remove(name)
 
 
 def _publish(job: Job, outcome: Outcome, seconds: float) -> Artifact:
@@ -91,6 +97,18 @@ def require_inputs(node: Node, run: Run) -> None:
                 f"{node.name} needs {needed.name}, which is {run.store.state(needed, run.recipe.name)}: "
                 f"run the graph with `--until {needed.name}` first."
             )
+
+
+def require_whole_inputs(job: Job) -> None:
+    """Raises UserError when a file that the stage reads was lost or changed since it was made.
+
+    Of the files of shards only the sizes are compared: `mav verify` reads all their bytes.
+    """
+    for needed in job.node.inputs:
+        problem = next(Artifact.open(job.run.store.artifact(needed)).damage("own"), "")
+        if problem:
+            remedy = f"`mav rerun {job.recipe.name} {needed.name}` builds it anew"
+            raise UserError(f"{job.name} needs {needed.name}, which is damaged: {problem}: {remedy}.")
 
 
 def summary(artifact: Artifact) -> str:
