@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 RECIPE ?= demo
 
-.PHONY: setup demo test test-slow chaos lint format bench bench-% lock bundle audit loc clean
+.PHONY: setup demo test test-slow chaos fuzz lint format bench bench-% lock bundle audit loc clean
 
 setup: $(READY)
 
@@ -29,6 +29,9 @@ test: $(READY)  ## the default tests
 chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/chaos.json; a quarter of an hour
 	MAV_SCHEDULES=5000 $(BIN)/python -m pytest -q tests/chaos/test_protocol.py
 	$(BIN)/python tests/chaos/chaos.py
+
+fuzz: $(READY)  ## a thousand hostile inputs for every parser of outside bytes: table, and build/fuzz.json; two minutes
+	$(BIN)/python tests/fuzz/fuzz.py
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations=10

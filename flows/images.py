@@ -52,9 +52,11 @@ def _find_repeats(job: Job, screening: MetadataWork) -> Folder:
 
 def download_work(job: Job) -> DownloadWork:
     """Returns what `image-download` does with a shard."""
+    from mav.data.fetching.proxy import require_proxy
     from mav.data.images.download import DownloadWork
 
     section = job.recipe.image_download
+    require_proxy("image_download.proxy", section.proxy)
     rules = dataclasses.replace(section, allow_addresses=allowed_addresses(job, section))
     return DownloadWork(job.inputs["image-metadata"], rules, job.out)
 

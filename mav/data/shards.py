@@ -8,6 +8,7 @@ webdataset library reads them as they are: `webdataset.WebDataset(path, shardshu
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import tarfile
@@ -81,12 +82,18 @@ def index_tar(folder: Folder, name: str) -> Index:
         size = folder.size(name)
         with folder.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # would lead back to an earlier member, for ever
+                    raise ValueError(f"its file {member.name!r} has a size of {member.size}")
                 key, _, extension = member.name.partition(".")
                 index.setdefault(key, {})[extension] = (member.offset_data, member.size)
                 end = member.offset_data + member.size
     except FileNotFoundError:
         raise UserError(f"{folder.path(name)} is missing: rerun the stage that makes it.") from None
-    except (tarfile.TarError, EOFError) as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place that no file can have
+            raise
+        problem = str(error)
+    except Exception as error:  # beside its own, tarfile raises what numbers and texts raise that are none
         problem = str(error)
     else:
         if end > size:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from mav.data.images.pictures import FORMATS
 from mav.data.shards import (
     ShardOutput,
     index_tar,
@@ -168,7 +169,7 @@ def _is_native(metadata: dict[str, Any]) -> bool:
 def decode_rgb(data: bytes, what: str) -> np.ndarray:
     """Returns uint8 (H, W, 3) RGB. Raises UserError naming `what` when the bytes are not a picture."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{what} is not a readable picture ({error}): rerun image-download.") from None
