@@ -14,6 +14,18 @@ class DivergedError(UserError, FloatingPointError):
     """A training whose loss or gradient is not finite. Every try ends in the same way."""
 
 
+class TakenOverError(UserError):
+    """What a run meets that was taken for dead: another one builds its stage now. It may write nothing more."""
+
+
+STORAGE = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs"}  # raise their own, too
+
+
+def from_storage(error: BaseException) -> bool:
+    """Says whether an error is of storage or the network, and so may pass by itself."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in STORAGE
+
+
 def no_space(error: BaseException | None) -> bool:
     """Says whether a full disk or quota is behind an error, whichever library hid it behind its own."""
     seen: set[int] = set()

@@ -76,7 +76,7 @@ def shard_map(
         )
 
     # Write the ledger, and judge the stage as a whole.
-    counts = markers.compact([name for name in names if name not in quarantined] if quarantined else names)
+    counts = markers.compact([name for name in names if name not in quarantined] if quarantined else names, todo)
     if below_floor(counts, success_floor):
         key = f"{job.name.replace('-', '_')}.success_floor"
         raise UserError(
@@ -170,7 +170,7 @@ class _ShardPass:
 
         ready = self.pool.ready()
         while not ray.wait(ready, timeout=1.0)[0]:
-            self.job.run.require_running()
+            self.job.require_running()
             self.capacity.report_waiting()
 
     def _submit(self, name: str, number: int) -> None:

@@ -114,7 +114,7 @@ class Artifact:
         manifest = Manifest(files=files, **fields)
         folder.sync()
         folder.write_bytes(MANIFEST, manifest.to_bytes())
-        folder.sync()
+        folder.sync([MANIFEST])
         return cls(folder, manifest)
 
     def shards(self, counts: bool = True) -> Iterator[Marker]:

@@ -25,9 +25,9 @@ def test_a_training_whose_run_is_stopped_saves_before_the_run_ends(tmp_path):
         time.sleep(0.2)
         saved.append(True)
 
-    job: Any = SimpleNamespace(work=work, run=SimpleNamespace(require_running=require_running))
+    job: Any = SimpleNamespace(work=work)
     with pytest.raises(UserError, match="being stopped"):
-        _fit(cast(Job, job), SimpleNamespace(fit=fit))
+        _fit(cast(Job, job), SimpleNamespace(fit=fit), require_running)
     assert saved
 
 
@@ -35,6 +35,6 @@ def test_what_a_training_fails_of_is_raised(tmp_path):
     def fit() -> None:
         raise RuntimeError("the workers are gone")
 
-    job: Any = SimpleNamespace(work=Folder(str(tmp_path)), run=SimpleNamespace(require_running=lambda: None))
+    job: Any = SimpleNamespace(work=Folder(str(tmp_path)))
     with pytest.raises(RuntimeError, match="are gone"):
-        _fit(cast(Job, job), SimpleNamespace(fit=fit))
+        _fit(cast(Job, job), SimpleNamespace(fit=fit), lambda: None)
