@@ -9,9 +9,9 @@ a driver or a machine that dies costs only the samples since the last one.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from mav.storage import Folder
 
 RESULT, STOP = "result.json", "stop.json"
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
+DRAIN_SECONDS = 5.0  # between two looks at whether this node is drained: a cloud gives 30 s or more
 TERMINATED = 143  # the shell's exit code of a process that SIGTERM ended
 
 
@@ -158,12 +159,9 @@ def _worker(config: dict[str, Orders]) -> None:
         if orders.work.exists(STOP):
             request_termination()
 
-    def tell(sentence: str) -> None:
-        print(f"{orders.stage}: {sentence}", file=sys.stderr, flush=True)
-
     try:
         progress.begin()
-        with every(1.0, look, tell):
+        with every(1.0, look, _tell), _ended_when_drained():
             result = {"metrics": _run(orders, report, **place)}
     except PreemptedError:
         if orders.work.exists(STOP):
@@ -183,10 +181,37 @@ def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict
     from mav.training.process.preemption import PreemptedError, catch_termination_signals
 
     try:
-        with catch_termination_signals():
+        with catch_termination_signals(), _ended_when_drained():
             return _run(orders, report)
     except PreemptedError:
         sys.exit(TERMINATED)  # unless it is being stopped itself, the driver starts another task, which goes on
+
+
+@contextmanager
+def _ended_when_drained() -> Iterator[None]:
+    """Lets the training save and end when Ray is about to take this worker's node away, while the block runs.
+
+    What Ray Train tells of a preemption comes from the same list of nodes; asked here, it is there for a worker without
+    Ray Train too, and the workers need not meet to ask it.
+    """
+    import ray
+    from ray._private.state import state
+
+    from mav.training.process.preemption import request_termination
+
+    node = ray.get_runtime_context().get_node_id()
+
+    def look() -> None:
+        if node in state.get_draining_nodes():
+            request_termination()
+
+    with every(DRAIN_SECONDS, look, _tell):
+        yield
+
+
+def _tell(sentence: str) -> None:
+    """Ray shows it in the driver's terminal."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _run(

@@ -18,11 +18,13 @@ class TakenOverError(UserError):
     """What a run meets that was taken for dead: another one builds its stage now. It may write nothing more."""
 
 
-STORAGE = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs"}  # raise their own, too
+STORAGE = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "ray", "s3fs"}
 
 
 def from_storage(error: BaseException) -> bool:
-    """Says whether an error is of storage or the network, and so may pass by itself."""
+    """Says whether an error is of storage, the network or the cluster, whose clients raise their own besides OSError:
+    it may pass by itself.
+    """
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in STORAGE
 
 

@@ -30,16 +30,18 @@ class Fence:
         return Folder(self.url)
 
     def holds(self) -> bool:
-        """Says whether the lease's file has our token and there is no later lease.
+        """Says whether there is no later lease and the lease's file has our token.
 
         A number alone is not enough: numbers begin again where the work folder was removed. A listing alone is not
-        enough either, since some storages show one that is out of date. Raises OSError where storage does not answer.
+        enough either, since some storages show one that is out of date. The file is read last: whoever takes over
+        removes it before anything else. Raises OSError where storage does not answer.
         """
+        if max(lease_numbers(self._folder), default=0) > self.number:
+            return False
         try:
-            own = self.token.encode() in self._folder.read_bytes(lease_file(self.number))
+            return self.token.encode() in self._folder.read_bytes(lease_file(self.number))
         except FileNotFoundError:
             return False
-        return own and max(lease_numbers(self._folder), default=0) <= self.number
 
     def check(self) -> None:
         """Raises TakenOverError when another run has taken the lease, or its work is done and removed."""

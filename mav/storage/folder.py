@@ -12,18 +12,26 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import has_magic
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Protocol
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-
-if TYPE_CHECKING:
-    from mav.storage.fence import Fence
 
 TEMPORARY = ".tmp-"  # prefix of files that are being written; readers ignore them, `mav clean` removes them
 CHUNK = 1 << 20  # bytes read at a time while a file is hashed
 SMALL = 16 << 20  # bytes; a smaller remote file is read in one request
 OBJECT_STORES = {"s3", "gs", "abfs", "az"}  # these have no directories to create
+
+
+class Fence(Protocol):
+    """Who may write into a folder; see `mav.storage.fence`."""
+
+    @property
+    def token(self) -> str:
+        """Names the one who may."""
+
+    def check(self) -> None:
+        """Raises TakenOverError once another one may."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -183,13 +191,14 @@ class Folder:
 
     def remove(self, name: str = "") -> None:
         """Removes a file, or the whole folder; of a link only the link. It is no error when nothing is there."""
+        path = self.path(name)
+        link = self.local and os.path.islink(path)
+        if not link and not self.fs.exists(path):
+            return
         if self.fence:
             self.fence.check()
-        path = self.path(name)
-        if self.local and os.path.islink(path):
+        if link:
             os.unlink(path)
-        elif not self.fs.exists(path):
-            return
         elif self.local or not has_magic(path):
             self.fs.rm(path, recursive=True)
         else:  # other storages would take brackets in the name for a pattern

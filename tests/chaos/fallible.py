@@ -1,10 +1,13 @@
-"""A store in memory whose calls fail: before they took effect, after it, or because their process is gone.
+"""A store in memory whose calls fail: before they took effect, after it, or because their process is gone; for a full
+disk, after a long time, with a listing of before, or with a clock that jumps.
 
 In the middle of a call another writer may run to its end, so two writers interleave without threads, and every schedule
-can be repeated.
+can be repeated. The clocks are the world's own: a call that takes a minute takes no time.
 """
 
+import errno
 import io
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +29,12 @@ class Writer:
     calls: int = 0
     dead: bool = False
     meanwhile: Callable[[], None] | None = None
+    machine: str = "here"
+    clock: float = 0.0  # by how much its wall clock is off
+
+
+SLOW_SECONDS = 40.0  # of a call: longer than a holder may be silent
+JUMP_SECONDS = 86_400.0
 
 
 @dataclass
@@ -33,12 +42,50 @@ class World:
     """The bytes that are stored, and whose turn it is."""
 
     files: dict[str, bytes] = field(default_factory=dict)
+    before: deque[list[str]] = field(default_factory=lambda: deque(maxlen=3))  # names, of the latest changes
     writers: dict[str, Writer] = field(default_factory=dict)
     stack: list[Writer] = field(default_factory=list)
+    seconds: float = 0.0  # since the world began
+    struck: Counter[str] = field(default_factory=Counter)
+    taker: str = ""  # who took the lease last
+    owner: str = ""  # the same, once it has changed anything under it
+    late: list[str] = field(default_factory=list)  # what others changed afterwards, except by a call they were in
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def time(self) -> float:
+        return 1e9 + self.seconds + (self.stack[-1].clock if self.stack else 0.0)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """Around every call of the file system: what fate has for it."""
+    def change(self, name: str, owner: str | None = None) -> Iterator[None]:
+        """Around every call that changes a file. owner: who had the lease when an operation of several calls began."""
+        if not self.stack:
+            yield
+            return
+        writer, owner = self.stack[-1], self.owner if owner is None else owner
+        with self.call("full"):
+            if "/lease/" not in name:
+                if owner not in ("", writer.name):
+                    self.late.append(f"{writer.name} changed {name}, which is {owner}'s")
+                elif self.taker == writer.name:
+                    self.owner = writer.name
+            self.before.append(sorted(self.files))
+            yield
+
+    def names(self) -> list[str]:
+        """The names that a listing shows."""
+        if self.stack and self.stack[-1].fate.get(self.stack[-1].calls) == "stale" and self.before:
+            self.struck["listing of before"] += 1
+            return [name for name in self.before[0] if name in self.files]
+        return list(self.files)
+
+    @contextmanager
+    def call(self, *own: str) -> Iterator[None]:
+        """Around every call of the file system: what fate has for it. own: fates of this kind of call alone."""
         if not self.stack:  # the one who looks on
             yield
             return
@@ -46,17 +93,31 @@ class World:
         writer.calls += 1
         fate = "dead" if writer.dead else writer.fate.get(writer.calls, "")
         if fate == "meanwhile" and writer.meanwhile and len(self.stack) == 1:
+            self.struck["another run meanwhile"] += 1
             writer.meanwhile()
         if fate in ("kill", "dead"):
+            self.struck["killed before a call"] += fate == "kill"
             writer.dead = True
             raise Killed
         if fate == "fail":
+            self.struck["call failed"] += 1
             raise OSError("storage is away")
+        if fate == "full" and fate in own:
+            self.struck["disk full"] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if fate == "slow":
+            self.struck["call took 40 s"] += 1
+            self.seconds += SLOW_SECONDS
+        if fate == "clock":
+            self.struck["clock jumped a day"] += 1
+            writer.clock += JUMP_SECONDS * (-1 if writer.calls % 2 else 1)
         yield
         if fate == "kill after":
+            self.struck["killed after a call"] += 1
             writer.dead = True
             raise Killed
         if fate == "fail after":
+            self.struck["answer lost"] += 1
             raise TimeoutError("the answer was lost")
 
 
@@ -77,7 +138,8 @@ class Fallible(AbstractFileSystem):
         if path in WORLD.files:
             return [{"name": path, "size": len(WORLD.files[path]), "type": "file"}] if detail else [path]
         found: dict[str, dict[str, Any]] = {}
-        for name, data in WORLD.files.items():
+        for name in WORLD.names():
+            data = WORLD.files[name]
             if name.startswith(f"{path}/"):
                 rest = name[len(path) + 1 :]
                 entry = f"{path}/{rest.partition('/')[0]}"
@@ -91,8 +153,8 @@ class Fallible(AbstractFileSystem):
         with WORLD.call():
             root = self._strip_protocol(path).rstrip("/")
             found = {
-                n: {"name": n, "size": len(d), "type": "file"}
-                for n, d in sorted(WORLD.files.items())
+                n: {"name": n, "size": len(WORLD.files[n]), "type": "file"}
+                for n in sorted(WORLD.names())
                 if n.startswith(f"{root}/")
             }
         return found if detail else list(found)
@@ -106,17 +168,27 @@ class Fallible(AbstractFileSystem):
             return path in WORLD.files or any(name.startswith(f"{path}/") for name in WORLD.files)
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
-        path = self._strip_protocol(path).rstrip("/")
+        path, owner = self._strip_protocol(path).rstrip("/"), WORLD.owner
         for name in sorted(name for name in WORLD.files if name == path or name.startswith(f"{path}/")):
-            with WORLD.call():  # one request a file, and any of them may be the last
+            with WORLD.change(name, owner):  # one request a file, and any of them may be the last
                 WORLD.files.pop(name, None)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
-        with WORLD.call():
-            path = self._strip_protocol(path)
+        path = self._strip_protocol(path)
+        with WORLD.change(path):
             if mode == "create" and path in WORLD.files:
                 raise FileExistsError(path)
             WORLD.files[path] = bytes(value)
+            if mode == "create" and WORLD.stack:
+                WORLD.taker = WORLD.stack[-1].name
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        """A copy and a removal, in one call each, as object stores do it."""
+        one, two, owner = self._strip_protocol(path1), self._strip_protocol(path2), WORLD.owner
+        with WORLD.change(two, owner):
+            WORLD.files[two] = WORLD.files[one]
+        with WORLD.change(one, owner):
+            WORLD.files.pop(one, None)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         return _File(self._strip_protocol(path), mode)
@@ -137,7 +209,7 @@ class _File:
 
     def close(self) -> None:
         if not self.closed and self.mode == "wb":
-            with WORLD.call():
+            with WORLD.change(self.path):
                 WORLD.files[self.path] = self.data.getvalue()
         self.closed = True
 
