@@ -295,5 +295,5 @@ def table(account: Account) -> str:
     return "\n".join([*lines, zeros, *account.problems[:5]])
 
 
-SCHEDULES = int(os.environ.get("MAV_SCHEDULES", "500"))
+SCHEDULES = int(os.environ.get("MAV_SCHEDULES", "300"))
 TRAININGS = SCHEDULES // 40
