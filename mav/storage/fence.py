@@ -8,7 +8,7 @@ is the moment between the look and the file's appearance; so markers and checkpo
 
 from __future__ import annotations
 
-import posixpath
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,5 +57,9 @@ def lease_file(number: int) -> str:
 
 def lease_numbers(folder: Folder) -> list[int]:
     """Returns the numbers of the lease files, sorted."""
-    found = (posixpath.basename(name).removesuffix(".json") for name in folder.names())
+    try:
+        names = os.listdir(folder.root) if folder.local else folder.names()  # every marker asks, so this is quick
+    except FileNotFoundError:
+        return []
+    found = (name.removesuffix(".json") for name in names)
     return sorted(int(name) for name in found if name.isdigit())
