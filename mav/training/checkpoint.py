@@ -31,7 +31,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.staging import AsyncStager
 
-from mav.errors import UserError, no_space
+from mav.errors import UserError, from_storage, no_space
 from mav.storage import Folder
 from mav.storage.folder import canonical_json
 from mav.training.ema import Ema, local_shards
@@ -150,6 +150,8 @@ class Checkpoints:
 
         What was written is removed, which may leave room for the other files of the run.
         """
+        if self.work.fence:
+            self.work.fence.check()  # that another run has taken over says more
         if not self.work.local or self.rank:
             return error
         folder.remove()
@@ -218,8 +220,10 @@ class Checkpoints:
         try:
             self._load(name, tensors)
         except (Exception, CheckpointException) as error:  # each damage has its own
-            if isinstance(error, OSError) and not self.work.local:
-                raise  # storage that cannot be reached says nothing about the checkpoint
+            causes = [error, *(each[0] for each in getattr(error, "failures", {}).values())]
+            away = [cause for cause in causes if from_storage(cause) and not isinstance(cause, FileNotFoundError)]
+            if away and not self.work.local:
+                raise away[0] from None  # storage that cannot be reached says nothing about the checkpoint
             return False
         return True
 

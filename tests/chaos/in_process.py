@@ -29,10 +29,10 @@ def main() -> int:
     with in_process():
         for seed in range(chosen.seed, chosen.seed + chosen.schedules):
             stage_under(seed, recipe, accounts["stages"])
+        print(f"stages, seeds from {chosen.seed}\n{table(accounts['stages'])}\n", flush=True)
         for seed in range(chosen.seed, chosen.seed + chosen.trainings):
             training_under(seed, accounts["trainings"])
-    for name, account in accounts.items():
-        print(f"\n{name}, seeds from {chosen.seed}\n{table(account)}")
+        print(f"trainings, seeds from {chosen.seed}\n{table(accounts['trainings'])}\n")
     print(f"{time.monotonic() - began:.0f} s")
     result = {name: vars(account) for name, account in accounts.items()}
     chosen.json.parent.mkdir(parents=True, exist_ok=True)

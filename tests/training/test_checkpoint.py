@@ -193,6 +193,22 @@ def test_checkpoints_lie_on_any_storage():
     assert checkpoints.finished() == [2]
 
 
+def test_storage_that_does_not_answer_makes_no_checkpoint_a_damaged_one(monkeypatch):
+    from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+    folder = Folder("memory://checkpoints-out-of-reach")
+    checkpoints = Checkpoints(folder, "id", 0, 1, keep=1)
+    checkpoints.save(1, {"a": torch.ones(3)}, {})
+    checkpoints.wait()
+    tensors = {"a": torch.zeros(3)}
+    with monkeypatch.context() as patch:  # torch hides what is raised here behind an exception of its own
+        patch.setattr(FsspecReader, "read_data", lambda *_: (_ for _ in ()).throw(TimeoutError("away")))
+        for read in (checkpoints.restore, lambda into: checkpoints.try_load(1, into)):
+            with pytest.raises(TimeoutError, match="away"):
+                read(tensors)
+    assert checkpoints.restore(tensors) == {"identity": "id"}
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     root = Folder(str(tmp_path))
     run(root, "train-decoder", small_recipe())
