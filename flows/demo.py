@@ -2,12 +2,14 @@
 
 import time
 
+import numpy as np
+
 from flows.engine.function import run_on_ray
 from flows.engine.run import Job
 from flows.engine.stage import Outcome, stage
 from flows.evaluation import INTERVALS, evaluate
 from flows.services.ports import port_is_free
-from mav.recipes import ImageDownload, VideoShards
+from mav.recipes import ImageDownload, VideoShards, World
 
 
 @stage("demo-world", reads=("world", "seed"), version=2)
@@ -32,6 +34,15 @@ def oracle(job: Job) -> Outcome:
     from mav.world.verdict import evaluate_oracle
 
     return evaluate(job, evaluate_oracle)
+
+
+def drawn_clips(world: World, count: int) -> list[np.ndarray]:
+    """Draws clips like those of the demo world, uint8 (F, S, S, 3), to measure with."""
+    from mav.world.drawing import draw_clip, random_scene
+
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng, world.colours, world.shapes) for _ in range(count)]
+    return [draw_clip(scene, world.size, world.clip_frames, world.clip_fps) for scene in scenes]
 
 
 def allowed_addresses(job: Job, section: ImageDownload | VideoShards) -> tuple[str, ...]:

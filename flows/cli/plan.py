@@ -27,6 +27,8 @@ app = typer.Typer()
 SHARES = {"image-metadata": "kept", "image-download": "reached", "video-shards": "clip_reached"}  # stage -> rate
 MEASURED_ROWS = 60_000
 MEASURED_SECONDS = 1.5
+MEASURED_CLIPS = 6
+FETCHING_SECONDS = 0.0015  # of a core, to fetch one file and to write it into a shard
 WORDS = [
     "a",
     "photo",
@@ -89,11 +91,11 @@ def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> No
     for s in stages:
         counts = [f"{number:,}" for number in (s.rows_in, s.rows_out, s.shards)]
         hours = (_hours(s.cpu_hours), _hours(s.gpu_hours))
-        table.add_row(s.stage, *counts, f"{short(s.bytes)}B", *hours, f"{s.days:,.2f}")
+        table.add_row(s.stage, *counts, f"{short(s.bytes)}B", *hours, _hours(s.days))
     size, cpu, gpu, days = (
         sum(getattr(s, name) for s in stages) for name in ("bytes", "cpu_hours", "gpu_hours", "days")
     )
-    table.add_row("together", "", "", "", f"{short(size)}B", _hours(cpu), _hours(gpu), f"{days:,.2f}", style="bold")
+    table.add_row("together", "", "", "", f"{short(size)}B", _hours(cpu), _hours(gpu), _hours(days), style="bold")
     console.print(table)
     cluster = recipe.cluster
     cpus, gpus = (
@@ -117,7 +119,10 @@ def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> No
 
 
 def _hours(value: float) -> str:
-    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    """Returns hours or days, of a laptop's minutes too."""
+    if 0 < value < 0.001:
+        return "<0.001"
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def image_rows(recipe: Recipe) -> int:
@@ -152,9 +157,10 @@ def clips(recipe: Recipe) -> int:
 
 
 def measure(recipe: Recipe, skip: set[str]) -> dict[str, float]:
-    """Measures on one core, in a few seconds, the rates of screening rows and of preparing pictures."""
+    """Measures on one core, in a few seconds, the rates of screening rows and of preparing pictures and clips."""
     measures = {"screened": _screened_rows, "fetched": _prepared_pictures}
-    return {name: measured(recipe) for name, measured in measures.items() if name not in skip}
+    found = {name: measured(recipe) for name, measured in measures.items()} | _converted_clips(recipe)
+    return {name: value for name, value in found.items() if name not in skip}
 
 
 def _screened_rows(recipe: Recipe) -> float:
@@ -188,7 +194,7 @@ def _screened_rows(recipe: Recipe) -> float:
 
 
 def _prepared_pictures(recipe: Recipe) -> float:
-    """Returns pictures per second from 800 x 600 to the recipe's size, with 1.5 ms for fetching and writing each."""
+    """Returns pictures per second from 800 x 600 to the recipe's size, with their fetching and writing."""
     import cv2
     import numpy as np
 
@@ -201,7 +207,32 @@ def _prepared_pictures(recipe: Recipe) -> float:
     while time.process_time() - began < MEASURED_SECONDS:
         resizer.prepare(data)
         count += 1
-    return 1 / ((time.process_time() - began) / count + 0.0015)
+    return 1 / ((time.process_time() - began) / count + FETCHING_SECONDS)
+
+
+def _converted_clips(recipe: Recipe) -> dict[str, float]:
+    """Returns seconds of clip per second of work, and the bytes per second of clip where the demo's clips are known.
+
+    Other clips are taken for moving noise at 640 x 360.
+    """
+    import numpy as np
+
+    from flows.demo import drawn_clips
+    from mav.data.videos.transcode import convert
+    from mav.data.videos.video_io import encode_mp4
+
+    if world := recipe.world:
+        fps, clips = world.clip_fps, drawn_clips(world, MEASURED_CLIPS)
+    else:
+        rng = np.random.default_rng(0)
+        grain = np.repeat(np.repeat(rng.integers(0, 255, (90, 160, 3), dtype=np.uint8), 4, axis=0), 4, axis=1)
+        fps, clips = 24, [np.stack([np.roll(grain, (n, 2 * n), (0, 1)) for n in range(24)])]
+    sources = [encode_mp4(clip, fps) for clip in clips]
+    began = time.process_time()
+    kept = [convert(source, recipe.video_shards) for source in sources]
+    seconds, work = sum(len(clip) for clip in clips) / fps, time.process_time() - began
+    found = {"encoded": seconds / (work + FETCHING_SECONDS * len(kept))}
+    return found | ({"clip_bytes": sum(len(clip.data) for clip in kept) / seconds} if world else {})
 
 
 def _given(text: str) -> tuple[str, float]:

@@ -125,7 +125,7 @@ def verify(
                 continue
             if artifact:
                 checked += 1
-                problems += [f"{node.name}: {problem}" for problem in artifact.problems(full=not quick)]
+                problems += [f"{node.name}: {problem}" for problem in artifact.problems(quick)]
                 if artifact.manifest.fingerprint != node.fingerprint:
                     problems.append(f"{node.name}: {artifact.folder.url} carries another fingerprint than the recipe's")
     for problem in problems:

@@ -43,27 +43,25 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
             lease.clear()
             return found
         out, work = lease.fenced(out), lease.fenced(work)
-        if fresh:
-            out.remove(MANIFEST)  # comes first: from here on there is no artifact
-            out.remove()
-            for name in work.names():
-                if not name.startswith(f"{LEASE}/"):
-                    work.remove(name)
-        else:
+        if not fresh:
             _require_a_change(node, run, work.read_json_or_none(FAILURE))
         work.remove(FAILURE)
 
         job, began = Job(node, run, out, work, lease), time.monotonic()
         run.terminal.start(node.name)
         try:
+            require_whole_inputs(job)
+            if fresh:
+                _remove(job)
             with heartbeat(job):
                 outcome = node.stage.body(job)
                 lease.beat()
                 artifact = _publish(job, outcome, time.monotonic() - began)
         except BaseException as error:
-            if (taken_over := lease.lost()) or run.stopping.is_set():  # the stage itself did not fail
+            stopping = run.stopping.is_set()
+            if stopping or lease.lost():  # the stage itself did not fail
                 run.terminal.end(node.name, "stopped")
-                if taken_over:
+                if not stopping:
                     lease.fence.check()  # says more than what the stage met
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -75,6 +73,15 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
         run.terminal.end(node.name, summary(artifact))
         lease.clear()
     return artifact
+
+
+def _remove(job: Job) -> None:
+    """Removes what a stage had made, and its unfinished work except the lease."""
+    job.out.remove(MANIFEST)  # comes first: from here on there is no artifact
+    job.out.remove()
+    for name in job.work.names():
+        if not name.startswith(f"{LEASE}/"):
+            job.work.remove(name)
 
 
 def _publish(job: Job, outcome: Outcome, seconds: float) -> Artifact:
@@ -124,6 +131,18 @@ def require_inputs(node: Node, run: Run) -> None:
                 f"{node.name} needs {needed.name}, which is {run.store.state(needed, run.recipe.name)}: "
                 f"run the graph with `--until {needed.name}` first."
             )
+
+
+def require_whole_inputs(job: Job) -> None:
+    """Raises UserError when a file that the stage reads was lost or changed since it was made.
+
+    Of the files of shards only the sizes are compared: `mav verify` reads all their bytes.
+    """
+    for needed in job.node.inputs:
+        problem = next(Artifact.open(job.run.store.artifact(needed)).damage("own"), "")
+        if problem:
+            remedy = f"`mav rerun {job.recipe.name} {needed.name}` builds it anew"
+            raise UserError(f"{job.name} needs {needed.name}, which is damaged: {problem}: {remedy}.")
 
 
 def summary(artifact: Artifact) -> str:

@@ -25,7 +25,7 @@ from mav.diffusion.sampler import sample
 from mav.models.clip import ClipModel
 from mav.models.prior import from_scale
 from mav.models.unet import known_frames
-from mav.recipes import CascadeSizes, Generate, Recipe, Sampling
+from mav.recipes import CascadeSizes, Generate, GuidedSampling, Recipe, Sampling
 from mav.storage import Folder
 from mav.training.export import Export, load_network
 
@@ -239,8 +239,9 @@ class CascadeBatch:
     ) -> Tensor:  # fmt: skip
         """A sample of one network under its conditions. The options are those of `Denoiser`."""
         export: Export = getattr(self.cascade, name)
-        guidance = (sampling.guidance, sampling.guidance_rescale)
-        denoiser = Denoiser(export.network, export.objective, conditions, *guidance, **options)
+        if isinstance(sampling, GuidedSampling):
+            options |= {"guidance": sampling.guidance, "rescale": sampling.guidance_rescale}
+        denoiser = Denoiser(export.network, export.objective, conditions, **options)
         progress = partial(self.progress, name) if self.progress else None
         return sample(denoiser, noise, sampling, progress, guess, self.generate.interpolation_start)
 

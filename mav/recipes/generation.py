@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from mav.recipes.sections import Number, PositiveNumber, PositiveShare, Share, Small, Whole, section
+from mav.recipes.sections import IF_GUIDED, Number, PositiveNumber, PositiveShare, Share, Small, Whole, section
 
 
 @section
@@ -30,8 +30,14 @@ class Sampling:
 
     sampler: Literal["ddim", "ancestral", "dpm++2m"] = "ddim"
     steps: Small = 25
+
+
+@section
+class GuidedSampling(Sampling):
+    """The same for a network that has an embedding of the prompt among its conditions."""
+
     guidance: Number = 1.0  # classifier-free guidance scale; 1 = none
-    guidance_rescale: Share = 0.0
+    guidance_rescale: Annotated[Share, IF_GUIDED] = 0.0
 
 
 @section
@@ -42,10 +48,10 @@ class Generate:
     count: Whole = 0  # number of prompts, from the first on; 0 = all
     batch_size: Small = 16
     fps: PositiveNumber = 8.0  # frame rate that conditions D^t
-    prior: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance=2.0))
+    prior: GuidedSampling = field(default_factory=lambda: GuidedSampling(steps=25, guidance=2.0))
     prior_candidates: Small = 2  # the draw closest to the text embedding is kept (unCLIP 2.2)
-    decoder: Sampling = field(default_factory=lambda: Sampling(steps=25, guidance=2.0))
-    interpolation: Sampling = field(default_factory=lambda: Sampling(steps=15))
+    decoder: GuidedSampling = field(default_factory=lambda: GuidedSampling(steps=25, guidance=2.0))
+    interpolation: GuidedSampling = field(default_factory=lambda: GuidedSampling(steps=15))
     interpolation_start: PositiveShare = 1.0  # share of the noise that F^ begins with, over its neighbours' blend
     sr_low: Sampling = field(default_factory=lambda: Sampling(steps=10))
     sr_high: Sampling = field(default_factory=lambda: Sampling(steps=5))

@@ -41,6 +41,9 @@ RATES = {
 }
 
 
+BESIDE_BYTES = 3200  # of an image: its caption and facts, three headers of a tar and their padding, its ledger's row
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """The estimate of one stage: its rows, its shards, the bytes it stores and the time it takes."""
@@ -87,7 +90,7 @@ def plan_stages(recipe: Recipe, rates: dict[str, Rate], image_rows: int, clips: 
     images = kept * rate["reached"]
     useful = images * (1 - rate["unknown"] * 0.15)
     parts = math.ceil(image_rows / recipe.image_metadata.rows_per_shard)
-    stored = images * (size * size * 4 / 3 * rate["pixel_bytes"] + 1500)
+    stored = images * (size * size * 4 / 3 * rate["pixel_bytes"] + BESIDE_BYTES)
     embedding, text = network(images / rate["embedded"]), network(images / rate["texts"])
     # Videos: the seconds of the clips that the web still has.
     found = clips * rate["clip_reached"]

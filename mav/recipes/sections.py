@@ -31,6 +31,7 @@ class Operational:
 
 OPERATIONAL = Operational()
 DEADLINE = Operational(deadline=True)
+IF_GUIDED = Operational(counts_if=lambda sampling: sampling.guidance != 1)  # else there is nothing to rescale
 
 # The ranges of numbers. The upper ends only keep slips of the keyboard out.
 MOST = 10**15

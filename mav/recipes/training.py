@@ -23,6 +23,8 @@ from mav.recipes.sections import (
 
 # Of a training's checkpoints one may become what is exported: then it counts when they are made.
 UNLESS_CHOSEN = Operational(counts_if=lambda optimisation: optimisation.export != "last")
+# An average whose width is chosen afterwards takes the place of this one.
+UNLESS_POST_HOC = Operational(counts_if=lambda optimisation: optimisation.export != "post_hoc")
 
 # What of a recipe each training reads (`mav.recipes.identity`), besides its own section and the seed.
 _SIZES = ("cascade.base_size", "cascade.low_size", "cascade.frames")
@@ -68,7 +70,7 @@ class Optimisation:
     cooldown_samples: Whole = 0  # length of the linear decay to zero at the end
     gradient_clip: PositiveNumber = 1.0
     accumulation: Small = 1
-    ema_decay: Decay = 0.9999
+    ema_decay: Annotated[Decay, UNLESS_POST_HOC] = 0.9999
     precision: Literal["float32", "bfloat16"] = "float32"
     log_every: Annotated[Positive, OPERATIONAL] = 1024
     checkpoint_every: Annotated[Positive, UNLESS_CHOSEN] = 16384

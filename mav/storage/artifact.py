@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mav.errors import UserError
 from mav.storage.counts import unbalanced
@@ -132,35 +132,45 @@ class Artifact:
         """Lists the artifact's files, sorted."""
         return sorted(name for name, _ in self.entries() if name.endswith(suffix) and name.startswith(prefix))
 
-    def problems(self, full: bool = True) -> Iterator[str]:
-        """Yields a sentence for each file that is missing, changed or unexpected, and for counts that do not add up.
+    def damage(self, reread: Literal["all", "own", "none"]) -> Iterator[str]:
+        """Yields a sentence for each file that is missing or changed.
 
-        `full` reads every byte again; otherwise only sizes are compared.
+        Sizes are always compared, and the bytes of the files in `reread`: all, the manifest's own without those of
+        shards, or none but the ledgers. What a changed ledger says of shards is not trusted.
         """
-        present = self.folder.sizes()
-        present.pop(MANIFEST, None)
-        # The ledgers first: what a changed ledger says of shards cannot be trusted.
-        own = self.manifest.files
-        ledger_names = ledgers(own)
-        broken = [text for name in ledger_names for text in self._check(name, own[name], present.get(name), full=True)]
+        present, own = self.folder.sizes(), self.manifest.files
+        broken = self._broken_ledgers(present)
         yield from broken
         for name, entry in own.items() if broken else self.entries():
-            size = present.pop(name, None)
-            if name not in ledger_names:
-                yield from self._check(name, entry, size, full)
-        if broken:
+            if name not in ledgers(own):
+                again = reread == "all" or (reread == "own" and name in own)
+                yield from self._check(name, entry, present.get(name), again)
+
+    def problems(self, quick: bool = False) -> Iterator[str]:
+        """Yields a sentence for each file that is missing, changed or unexpected, and for counts that do not add up.
+
+        `quick` compares only sizes; otherwise every byte is read again.
+        """
+        yield from self.damage("none" if quick else "all")
+        present = self.folder.sizes()
+        if self._broken_ledgers(present):
             return
-        yield from (f"{self.folder.path(name)} is not part of the artifact" for name in sorted(present))
+        unexpected = present.keys() - {name for name, _ in self.entries()} - {MANIFEST}
+        yield from (f"{self.folder.path(name)} is not part of the artifact" for name in sorted(unexpected))
         yield from (f"{self.folder.path(MANIFEST)}: {text}" for text in unbalanced(self.manifest.counts))
         yield from (
             f"shard {shard['shard']}: {text}" for shard in self.shards() for text in unbalanced(shard["counts"])
         )
 
-    def _check(self, name: str, entry: Mapping[str, Any], size: int | None, full: bool) -> Iterator[str]:
+    def _broken_ledgers(self, present: Mapping[str, int]) -> list[str]:
+        own = self.manifest.files
+        return [text for name in ledgers(own) for text in self._check(name, own[name], present.get(name), True)]
+
+    def _check(self, name: str, entry: Mapping[str, Any], size: int | None, reread: bool) -> Iterator[str]:
         path = self.folder.path(name)
         if size is None:
             yield f"{path} is missing"
         elif size != entry["bytes"]:
             yield f"{path} has {size} bytes instead of {entry['bytes']}"
-        elif full and self.folder.sha256(name, size) != entry["sha256"]:
+        elif reread and self.folder.sha256(name, size) != entry["sha256"]:
             yield f"{path} was changed: its sha256 is not the one it was written with"

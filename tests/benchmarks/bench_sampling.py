@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from flows.cli.generate import load_cascade
 from mav.diffusion.guidance import Denoiser
-from mav.generation.cascade import Cascade, CascadeBatch
-from mav.recipes import Generate, Sampling
+from mav.generation.cascade import Cascade
+from mav.recipes import Generate, GuidedSampling, Sampling
 from mav.world.drawing import PALETTE
 from mav.world.verdict import Material, oracle_verdict
 
@@ -42,15 +42,8 @@ class TwoPasses(Denoiser):
         return (x0.clamp(-1, 1) if self.clip else x0), variance
 
 
-class UnclipRun(CascadeBatch):
-    def _denoiser(self, export: Any, sampling: Sampling, conditions: dict[str, Tensor], **more: Any) -> Denoiser:
-        return TwoPasses(
-            export.network, export.objective, conditions, sampling.guidance, sampling.guidance_rescale, **more
-        )
-
-
 def as_unclip(ours: Generate) -> Generate:
-    ancestral = Sampling(sampler="ancestral", steps=250)
+    ancestral = GuidedSampling(sampler="ancestral", steps=250)
     return dataclasses.replace(
         ours,
         prior=dataclasses.replace(ours.prior, sampler="ancestral", steps=64),
@@ -61,13 +54,10 @@ def as_unclip(ours: Generate) -> Generate:
     )
 
 
-def sample(
-    kind: type[CascadeBatch], cascade: Cascade, prompts: list[str], generate: Generate
-) -> tuple[np.ndarray, float]:
+def sample(kind: type[Denoiser], cascade: Cascade, prompts: list[str], generate: Generate) -> tuple[np.ndarray, float]:
     before = time.process_time()
-    run = kind(cascade, list(range(len(prompts))), generate)
-    embedding = run.embed_prompts(prompts)
-    videos = run.finish(run.decode(embedding), embedding)
+    with mock.patch("mav.generation.cascade.Denoiser", kind):
+        videos = cascade.sample(prompts, list(range(len(prompts))), generate)
     return videos, (time.process_time() - before) / len(prompts)
 
 
@@ -88,8 +78,8 @@ def main() -> None:
 
     seconds, verdicts = {}, {}
     for name, kind, generate in (
-        ("ours", CascadeBatch, recipe.generate),
-        ("unCLIP", UnclipRun, as_unclip(recipe.generate)),
+        ("ours", Denoiser, recipe.generate),
+        ("unCLIP", TwoPasses, as_unclip(recipe.generate)),
     ):
         videos, seconds[name] = sample(kind, cascade, prompts, generate)
         verdict = oracle_verdict(Material(list(videos), truths, shapes=shapes))

@@ -15,17 +15,27 @@ from mav.generation.write import generate_videos, read_prompts
 from mav.models.clip import ClipModel
 from mav.models.prior import Prior
 from mav.models.unet import UNet, add_masked_frames, inflate
-from mav.recipes import CascadeSizes, ClipConfig, Generate, Level, Objective, PriorConfig, Sampling, UNetConfig
+from mav.recipes import (
+    CascadeSizes,
+    ClipConfig,
+    Generate,
+    GuidedSampling,
+    Level,
+    Objective,
+    PriorConfig,
+    Sampling,
+    UNetConfig,
+)
 from mav.storage import Folder
 from mav.training.export import Export
 
 DIM, FRAMES = 8, 4
 SIZES = CascadeSizes(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3)
-STEPS = Sampling(steps=2)
+STEPS, GUIDED = Sampling(steps=2), GuidedSampling(steps=2)
 GENERATE = Generate(
-    prior=STEPS,
-    decoder=dataclasses.replace(STEPS, guidance=2.0),
-    interpolation=STEPS,
+    prior=GUIDED,
+    decoder=dataclasses.replace(GUIDED, guidance=2.0),
+    interpolation=GUIDED,
     sr_low=STEPS,
     sr_high=STEPS,
     fps=8.0,

@@ -77,7 +77,7 @@ def test_changed_missing_short_and_extra_files_are_named(
     folder.remove("two.json")
     folder.write_bytes("stray", b"")
     folder.remove("00000.tar")
-    problems = "; ".join(artifact.problems(full=False))
+    problems = "; ".join(artifact.problems(quick=True))
     assert "two.json is missing" in problems
     assert "00000.tar is missing" in problems
     assert "one.bin has 3 bytes instead of 300" in problems

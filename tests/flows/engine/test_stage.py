@@ -18,6 +18,7 @@ from mav.errors import DivergedError, TakenOverError, UserError
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe
 from mav.storage import MANIFEST
+from mav.storage.ledger import LedgerWriter
 
 TABLE = {
     "image-metadata", "image-download", "clip", "image-screen", "image-embed", "video-shards", "train-prior",
@@ -43,6 +44,10 @@ class Counter:
         job.out.write_json("half.json", 1)
         if self.fail:
             raise RuntimeError("the disk sang\nand then some")
+        job.out.write_bytes("00000.tar", b"shard")
+        shard = {"00000.tar": {"bytes": 5, "sha256": job.out.sha256("00000.tar")}}
+        with LedgerWriter(job.out) as ledger:
+            ledger.write([{"shard": "00000", "counts": {"rows_in": 1, "rows_out": 1}, "files": shard}])
         return Outcome(counts={"rows_in": 1, "rows_out": 1})
 
     def _second(self, job: Job) -> Outcome:
@@ -247,3 +252,27 @@ def test_a_damaged_artifact_can_be_built_again(small_recipe: Recipe, tmp_path: P
     with pytest.raises(UserError, match="rerun its stage"):
         build(counter.first, counter.run)
     assert build(counter.first, counter.run, fresh=True).manifest.stage == "first"
+
+
+@pytest.mark.parametrize("name", ["half.json", "00000.tar", "shards.parquet"])
+@pytest.mark.parametrize("how", ["missing", "empty", "cut", "long", "changed"])
+def test_a_stage_begins_with_whole_inputs(small_recipe: Recipe, tmp_path: Path, name: str, how: str) -> None:
+    """A lost shard would be rows lost without a word. What was made before stays, a rerun included."""
+    counter = Counter(small_recipe, Store(str(tmp_path)))
+    build(counter.first, counter.run)
+    made = build(counter.second, counter.run)
+    folder = counter.run.store.artifact(counter.first)
+    data = folder.read_bytes(name)
+    folder.write_bytes(
+        name, {"empty": b"", "cut": data[:-1], "long": data + b"x"}.get(how, bytes([data[0] ^ 1]) + data[1:])
+    )
+    if how == "missing":
+        folder.remove(name)
+    if (name, how) == ("00000.tar", "changed"):  # shards are too many to be read again: `mav verify` does
+        assert build(counter.second, counter.run, fresh=True)
+        return
+    with pytest.raises(UserError, match=f"first, which is damaged: .*{name} .*`mav rerun small first`"):
+        build(counter.second, counter.run, fresh=True)
+    assert counter.calls == ["first", "second"]
+    assert list(made.problems()) == []
+    assert "damaged" in counter.run.store.failure(counter.second).reason
