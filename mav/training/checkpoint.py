@@ -221,7 +221,7 @@ class Checkpoints:
             self._load(name, tensors)
         except (Exception, CheckpointException) as error:  # each damage has its own
             causes = [error, *(each[0] for each in getattr(error, "failures", {}).values())]
-            away = [cause for cause in causes if from_storage(cause) and not isinstance(cause, FileNotFoundError)]
+            away = [cause for cause in causes if from_storage(cause)]
             if away and not self.work.local:
                 raise away[0] from None  # storage that cannot be reached says nothing about the checkpoint
             return False

@@ -47,8 +47,8 @@ class World:
     stack: list[Writer] = field(default_factory=list)
     seconds: float = 0.0  # since the world began
     struck: Counter[str] = field(default_factory=Counter)
-    taker: str = ""  # who took the lease last
-    owner: str = ""  # the same, once it has changed anything under it
+    takes: dict[str, int] = field(default_factory=dict)  # who took the lease; a later one has a higher number
+    owner: str = ""  # the last who did and then changed something
     late: list[str] = field(default_factory=list)  # what others changed afterwards, except by a call they were in
 
     def monotonic(self) -> float:
@@ -72,9 +72,10 @@ class World:
         writer, owner = self.stack[-1], self.owner if owner is None else owner
         with self.call("full"):
             if "/lease/" not in name:
-                if self.taker == writer.name:
+                mine = self.takes.get(writer.name, 0)
+                if mine > self.takes.get(self.owner, 0):
                     self.owner = writer.name
-                elif owner not in ("", writer.name) and not own:
+                elif mine < self.takes.get(owner, 0) and not own:
                     self.late.append(f"{writer.name} changed {name}, which is {owner}'s")
             self.before.append(sorted(self.files))
             yield
@@ -183,11 +184,13 @@ class Fallible(AbstractFileSystem):
                 raise FileExistsError(path)
             WORLD.files[path] = bytes(value)
             if mode == "create" and WORLD.stack:
-                WORLD.taker = WORLD.stack[-1].name
+                WORLD.takes[WORLD.stack[-1].name] = sum(WORLD.takes.values()) + 1
 
     def mv(self, path1: str, path2: str, **_: Any) -> None:
         """A copy and a removal, in one call each, as object stores do it."""
         one, two, owner = self._strip_protocol(path1), self._strip_protocol(path2), WORLD.owner
+        if one not in WORLD.files:
+            raise FileNotFoundError(one)
         with WORLD.change(two, owner, _own(two)):
             WORLD.files[two] = WORLD.files[one]
         with WORLD.change(one, owner, _own(one)):
