@@ -138,7 +138,7 @@ class Checkpoints:
             except BaseException as error:  # it is raised by `wait`, which would wait for ever without one
                 try:
                     cause = self._cause(error, folder, sum(t.nbytes for t in tensors.values()))
-                except Exception as met:
+                except BaseException as met:
                     cause = met
                 pending.set_exception(cause)
 

@@ -47,6 +47,7 @@ class World:
     stack: list[Writer] = field(default_factory=list)
     seconds: float = 0.0  # since the world began
     struck: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
     takes: dict[str, int] = field(default_factory=dict)  # who took the lease; a later one has a higher number
     owner: str = ""  # the last who did and then changed something
     late: list[str] = field(default_factory=list)  # what others changed afterwards, except by a call they were in
@@ -56,6 +57,11 @@ class World:
 
     def time(self) -> float:
         return 1e9 + self.seconds + (self.stack[-1].clock if self.stack else 0.0)
+
+    def token(self) -> str:
+        """A new token, the same one in every repetition."""
+        self.tokens += 1
+        return f"{self.tokens:08x}" * 4
 
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds

@@ -6,6 +6,7 @@ must be 0 is not.
 
 import argparse
 import json
+import logging
 import sys
 import time
 import warnings
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("build/chaos-in-process.json"))
     chosen = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # torch tells every fault of a read
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     accounts, recipe, began = {"stages": Account(), "trainings": Account()}, small_recipe(), time.monotonic()
     with in_process():

@@ -141,6 +141,7 @@ def in_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_map, "_ShardPass", Loop)
         patch.setattr(lease, "process", process)
+        patch.setattr(lease, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=WORLD.token())))
         patch.setattr(lease, "machine", lambda: WORLD.stack[-1].machine if WORLD.stack else "here")
         patch.setattr(markers, "ThreadPoolExecutor", _NoPool)
         patch.setattr(building, "software", dict)
