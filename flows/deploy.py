@@ -21,6 +21,7 @@ from flows.engine.stage import STAGES
 from flows.engine.store import recipe_owner
 from flows.make_a_video import make_a_video, run_pipeline
 from flows.services.environment import configure_environment
+from mav.errors import refuse_secret
 from mav.recipes.reader import load_recipe
 
 WORK_POOL = "make-a-video"
@@ -57,6 +58,7 @@ def make_a_video_flow(
         overrides: Recipe values to change, each as key=value, such as generate.count=4.
     """
     configure_environment()
+    refuse_secret(runs, "`runs`")
     chosen, owner = load_recipe(recipe, overrides), recipe_owner(recipe)
     return sorted(run_pipeline(chosen, runs, owner=owner, until=until, only=only, fresh=fresh))
 
@@ -77,6 +79,7 @@ def stage_flow(name: str, about: str) -> Any:
             overrides: Recipe values to change, each as key=value, such as generate.count=4.
         """
         configure_environment()
+        refuse_secret(runs, "`runs`")
         chosen, owner = load_recipe(recipe, overrides), recipe_owner(recipe)
         return sorted(run_pipeline(chosen, runs, owner=owner, only=[name], fresh=[name] if fresh else []))
 

@@ -52,9 +52,11 @@ def _find_repeats(job: Job, screening: MetadataWork) -> Folder:
 
 def download_work(job: Job) -> DownloadWork:
     """Returns what `image-download` does with a shard."""
+    from mav.data.fetching.proxy import require_proxy
     from mav.data.images.download import DownloadWork
 
     section = job.recipe.image_download
+    require_proxy("image_download.proxy", section.proxy)
     rules = dataclasses.replace(section, allow_addresses=allowed_addresses(job, section))
     return DownloadWork(job.inputs["image-metadata"], rules, job.out)
 
@@ -81,7 +83,7 @@ def image_screen(job: Job) -> Outcome:
     return shard_map(job, work, shard_names(images), gpus=gpus, actors=gpus > 0)
 
 
-@stage("image-embed", reads=("image_embed",), gpu=True)
+@stage("image-embed", reads=("image_embed",), gpu=True, version=2)
 def image_embed(job: Job) -> Outcome:
     """CLIP embeddings and text tokens of the kept rows, aligned with the tars."""
     from mav.data.images.embed import EmbedWork, shard_names

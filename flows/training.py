@@ -43,12 +43,16 @@ class Orders:
     wandb: str  # a Weights & Biases project; '' = none
 
 
+PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's last report, kept with its metrics
+
+
 def train(job: Job) -> Outcome:
     """Runs the stage's training loop until its samples are seen and its network is exported."""
     board = job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}")
     wandb = os.environ.get("WANDB_PROJECT", "")  # is read here, since workers have another environment
     orders = Orders(job.name, job.recipe, job.inputs, job.work.child("checkpoints"), job.work, job.out, board, wandb)
-    return Outcome(metrics=_ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders))
+    metrics = _ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders)
+    return Outcome(metrics=metrics | {name: round(job.progress[name], 4) for name in PACE if name in job.progress})
 
 
 def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 def video_work(job: Job) -> VideoWork:
     """Returns what `video-shards` does with a shard."""
+    from mav.data.fetching.proxy import require_proxy
     from mav.data.videos.clip_list import split_lists
     from mav.data.videos.video_shards import VideoWork
 
     section, world = job.recipe.video_shards, job.inputs.get("demo-world")
+    require_proxy("video_shards.proxy", section.proxy)
     rules = dataclasses.replace(section, allow_addresses=allowed_addresses(job, section))
     sources = rules.sources or ([world.child("webvid/clips.csv").url] if world else [])
     return VideoWork(tuple(split_lists(sources, rules.clips_per_shard)), rules, job.recipe.seed, job.out)

@@ -5,9 +5,26 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from mav.secrets import redacted
+
 
 class UserError(Exception):
-    """Bad input or a missing prerequisite. The message is one sentence: what is wrong, and the remedy. Exit 2."""
+    """Bad input or a missing prerequisite. The message is one sentence: what is wrong, and the remedy. Exit 2.
+
+    Credentials in it are never shown: it is printed, and Prefect and Ray keep it.
+    """
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
+
+
+def refuse_secret(text: str, what: str) -> None:
+    """Raises UserError when a text that is written down has a credential in it. what: names the text."""
+    if redacted(text) != text:
+        raise UserError(
+            f"{what} holds credentials, which manifests, reports and jobs would show: take them out, and give them to "
+            "the storage by its own settings or environment variables."
+        )
 
 
 class DivergedError(UserError, FloatingPointError):

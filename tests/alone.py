@@ -1,16 +1,16 @@
-"""A network namespace with loopback alone, in which the kernel counts every try to reach any other address."""
+"""A network namespace with loopback alone, in which the kernel counts every try to reach what it has no way to."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-# Brings loopback up, runs the command, and writes how many packets and connections had nowhere to go.
+# Brings loopback up (IFF_UP is 1), runs the command, and writes how many packets and connections had nowhere to go.
 INSIDE = """
 import fcntl, socket, struct, subprocess, sys
 with socket.socket() as any_socket:
-    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 0x1))  # SIOCSIFFLAGS, IFF_UP
-code = subprocess.run(sys.argv[2:]).returncode
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", int(sys.argv[2])))  # SIOCSIFFLAGS
+code = subprocess.run(sys.argv[3:]).returncode
 names, numbers = [line.split() for line in open("/proc/net/snmp") if line.startswith("Ip:")]
 tries = int(dict(zip(names, numbers))["OutNoRoutes"])
 tries += sum(int(line.split()[1]) for line in open("/proc/net/snmp6") if line.startswith("Ip6OutNoRoutes"))
@@ -19,9 +19,10 @@ sys.exit(code)
 """
 
 
-def alone(command: list[str], tries: Path) -> list[str]:
+def alone(command: list[str], tries: Path, loopback: bool = True) -> list[str]:
     """Returns a command that runs `command` in such a namespace and writes the number of tries into a file."""
-    return ["unshare", "--map-root-user", "--net", sys.executable, "-c", INSIDE, str(tries), *command]
+    inside = [sys.executable, "-c", INSIDE, str(tries), str(int(loopback)), *command]
+    return ["unshare", "--map-root-user", "--net", *inside]
 
 
 def can_be_alone() -> bool:

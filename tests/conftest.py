@@ -28,6 +28,7 @@ SHARED = (
     "data/fetching",
     "evaluation",
     "fake_device",
+    "fuzz",
     "report",
     "study",
     "training",

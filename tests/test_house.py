@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("filters", "flows", "mav")
 # From the bottom to the top: a room imports from rooms on lower lines, and from itself.
 LEVELS = (
+    ("mav.secrets",),
     ("mav.errors",),
     ("mav.recipes", "mav.storage"),
     ("mav.models", "mav.diffusion"),
@@ -36,6 +37,7 @@ ENGINE = (
     "flows.services",
     "mav.errors",
     "mav.recipes",
+    "mav.secrets",
     "mav.storage",
 )  # all that the engine may import
 LIGHT = ("mav.models", "mav.diffusion")  # these import torch, einops and nothing heavier when they are imported

@@ -10,7 +10,8 @@ import typer
 
 from flows.cli import clean, demo_world, describe, diff, evaluate, generate, plan, publish, recipes, run, status, study
 from flows.services.environment import configure_environment
-from mav.errors import UserError
+from mav.errors import UserError, refuse_secret
+from mav.secrets import redacted
 
 BROKEN_PIPE = 141  # the shell's exit code of a command whose output nobody reads any more
 INTERRUPTED = 130  # the shell's exit code of a command that Ctrl-C ended
@@ -90,6 +91,8 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
+        for word in sys.argv[1:]:
+            refuse_secret(word, f"The argument {word}")
         configure_environment()
         code = app(prog_name="mav", standalone_mode=False) or 0  # the code of a typer.Exit is the returned value
         if code == INTERRUPTED:  # typer's answer to Ctrl-C
@@ -112,9 +115,9 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)
         if debug:
-            traceback.print_exception(error)
+            print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         where = "" if debug else _record(error)
-        print(f"mav: {' '.join(_sentence(error).split())}{where}", file=sys.stderr)
+        print(f"mav: {' '.join(redacted(_sentence(error)).split())}{where}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -132,7 +135,7 @@ def _record(error: Exception) -> str:
     """Writes the traceback to a file and returns where it is."""
     try:
         with tempfile.NamedTemporaryFile("w", prefix="mav-", suffix=".txt", delete=False) as file:
-            traceback.print_exception(error, file=file)
+            file.write(redacted("".join(traceback.format_exception(error))))
     except OSError:  # no room for it
         return " --debug shows its traceback."
     return f" Its traceback is in {file.name}."

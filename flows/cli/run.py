@@ -21,6 +21,7 @@ from flows.services.terminal import Terminal
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe
+from mav.secrets import redacted
 from mav.storage import MANIFEST
 
 app = typer.Typer()
@@ -130,7 +131,7 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
         except (httpx.HTTPError, ObjectNotFound) as error:
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             remedy = "see that it runs and keeps its database, then run again; what is finished is kept"
-            server = os.environ.get("PREFECT_API_URL") or "of this run"
+            server = redacted(os.environ.get("PREFECT_API_URL", "")) or "of this run"
             raise UserError(f"The Prefect server {server} lost the run ({reason}): {remedy}.") from None
     took = f"{recipe}: done in {time.monotonic() - began:.0f} s."
     console.print(f"{took} `mav status {recipe}` and `mav report {recipe}` show it.", soft_wrap=True)

@@ -8,6 +8,7 @@ resumed pass reads one table instead of one file for each shard.
 
 from __future__ import annotations
 
+import base64
 import bisect
 import errno
 import json
@@ -50,7 +51,10 @@ class Markers:
         finished = job.told or now
         return cls(job.out, job.work.child(MARKERS), now, {key: finished.get(key) for key in now})
 
-    def commit(self, name: str, counts: dict[str, Any], files: Sequence[str], *, fsync: bool = True) -> int:
+    def commit(
+        self, name: str, counts: dict[str, Any], files: Sequence[str], places: bytes | None = None,
+        *, fsync: bool = True,
+    ) -> int:  # fmt: skip
         """Records that a shard is complete and returns its bytes.
 
         With `fsync` its files are flushed to the disk before, so that after a power failure no marker lacks its files.
@@ -60,7 +64,9 @@ class Markers:
             entries[file] = {"bytes": self.out.size(file), "sha256": self.out.sha256(file)}
         if fsync and files:
             self.out.sync(files)
-        marker = {"shard": name, "counts": counts, "files": entries}
+        marker: Marker = {"shard": name, "counts": counts, "files": entries}
+        if places is not None:
+            marker["places"] = base64.b64encode(places).decode()
         if self.folder.fence:
             marker["lease"] = self.folder.fence.token
         if self.deadlines:

@@ -174,9 +174,9 @@ def _tensor(data: bytes, ending: str) -> np.ndarray:
         if ending == ".npy":
             x = np.load(io.BytesIO(data), allow_pickle=False)
         else:
-            import torch
+            from mav.models.checkpoints.weight_files import read_torch
 
-            x = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True).numpy()
+            x = read_torch(io.BytesIO(data)).numpy()
     except Exception:  # a file of another format fails in many ways
         raise ValueError(BAD_TENSOR) from None
     if x.ndim != 4 or 3 not in (x.shape[-1], x.shape[1]) or 0 in x.shape:

@@ -6,7 +6,7 @@ from). LAION-AI/LAION-5B-WatermarkDetection has the watermark classifier, which 
 """
 
 import itertools
-import pickle
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mav.errors import UserError
 from mav.models.checkpoints.tensor_bundle import read_bundle
+from mav.models.checkpoints.weight_files import COMPRESSED, read_tensors, refuse_bombs
 
 WHERE = {
     "clip.nsfw_head": "LAION's heads are in the repository CLIP-based-NSFW-Detector, as .pth or as AutoKeras zips",
@@ -77,6 +78,7 @@ class Head(nn.Module):
         for other contents.
         """
         with zipfile.ZipFile(path) as archive:
+            refuse_bombs(archive, COMPRESSED * os.path.getsize(path))
             names = {name.rpartition("/")[2]: name for name in archive.namelist() if "/variables/" in f"/{name}"}
             files = [archive.read(names[f"variables.{part}"]) for part in ("index", "data-00000-of-00001")]
         state, dense = {}, []
@@ -152,13 +154,9 @@ def read_state(path: str, key: str) -> dict[str, Tensor]:
 
     Raises UserError that names the recipe's `key`.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        safe = path.endswith(".safetensors")
-        state: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        state: Any = read_tensors(path)
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"`{key}` ({path}) is not a state dict that can be read safely: {reason}") from None
     for wrapped in ("state_dict", "weights"):

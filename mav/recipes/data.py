@@ -76,6 +76,9 @@ class ImageDownload:
     max_pixels: Positive = 100_000_000
     per_host: Annotated[Small, OPERATIONAL] = 8  # concurrent fetches from one host
     contact: Annotated[str, OPERATIONAL] = ""  # e-mail or address of the operator, sent in the user agent
+    proxy: Annotated[str, OPERATIONAL] = (
+        ""  # http://HOST:PORT that all is fetched through; the environment's is never used
+    )
     allow_addresses: Texts = ()  # private or loopback host:port that may be fetched (demo, tests)
     refuse_directives: Texts = ("noai", "noimageai", "noindex", "noimageindex", "noml", "tdm-reservation")
     success_floor: Annotated[Share, OPERATIONAL] = 0.5  # share of rows that must succeed, or the stage fails
@@ -87,7 +90,7 @@ class VideoShards:
     """`video-shards` makes WebDataset tars of validated clips from WebVid CSV, HD-VILA jsonl or another list."""
 
     sources: Texts = ()  # paths or globs of CSV, jsonl or parquet lists; empty: the demo world's list
-    files: str = ""  # folder that holds page_dir/videoid.mp4, or what a list's `path` names; empty: fetch the URLs
+    files: str = ""  # folder of page_dir/videoid.mp4, or of what a list's `path` names; empty: fetch the URLs
     clips_per_shard: Annotated[Positive, Le(100_000)] = 500
     reencode: bool = True  # False keeps the original bytes of every video that training can read
     short_side: Small = 256
@@ -99,6 +102,7 @@ class VideoShards:
     max_bytes: Positive = 500_000_000
     allow_addresses: Texts = ()
     contact: Annotated[str, OPERATIONAL] = ""
+    proxy: Annotated[str, OPERATIONAL] = ""  # as in `image_download`
     success_floor: Annotated[Share, OPERATIONAL] = 0.5
     shard_floor: Annotated[Share, OPERATIONAL] = 0.0  # as in `image_download`
 

@@ -9,11 +9,11 @@ import dataclasses
 import functools
 import os
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from mav.errors import UserError, nearest
+from mav.errors import UserError, nearest, refuse_secret
 from mav.recipes.recipe import Recipe
 from mav.recipes.rules import Problem, problems_of
 from mav.recipes.schema import comment_of
@@ -57,6 +57,8 @@ def recipe_from_dict(tree: Mapping[str, Any], source: str = "the recipe") -> Rec
     """Checks plain data and returns the recipe. Raises RecipeError with everything that is wrong."""
     from pydantic import ValidationError
 
+    for key, text in _texts(tree):
+        refuse_secret(text, f"`{key}` of {source}")
     try:
         recipe = _typed(tree)
         problems = [*_other_kinds(tree, recipe), *problems_of(recipe)]
@@ -65,6 +67,19 @@ def recipe_from_dict(tree: Mapping[str, Any], source: str = "the recipe") -> Rec
     if problems:
         raise RecipeError(source, problems)
     return recipe
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yields key and text of every text in plain data, the keys themselves included."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, below in value.items():
+            yield key or "the top", str(name)
+            yield from _texts(below, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for below in value:
+            yield from _texts(below, key)
 
 
 @functools.cache

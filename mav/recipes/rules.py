@@ -15,6 +15,7 @@ from mav.recipes.recipe import Recipe
 from mav.recipes.training import ClipSection, TrainImage, TrainVideo
 
 KEY = re.compile(r"`([\w.]+)`")
+PROXY = re.compile(r"(http://([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}/?)?")
 Need = Callable[[bool, str, str, str], None]  # whether it holds, the key, what its value must be, the remedy
 
 
@@ -66,6 +67,9 @@ def _sources(recipe: Recipe, need: Need) -> None:
     for key, path in recipe.paths():
         why = f"names {path!r}, and neither variables nor ~ are expanded"
         need("$" not in path and not path.startswith("~"), key, why, "write the path out")
+    for key, proxy in (("image_download", recipe.image_download.proxy), ("video_shards", recipe.video_shards.proxy)):
+        why = "is no address of a proxy"
+        need(bool(PROXY.fullmatch(proxy)), f"{key}.proxy", why, "write http://HOST:PORT, or leave it empty")
     screening, evaluate = recipe.screening, recipe.evaluate
     why = f"must not be above `screening.max_caption` ({screening.max_caption})"
     need(screening.min_caption <= screening.max_caption, "screening.min_caption", why, "lower it")
@@ -194,6 +198,8 @@ def _without_low_resolution(recipe: Recipe, name: str, need: Need) -> None:
         need(not getattr(getattr(recipe, name), field), f"{name}.{field}", why, "leave it out")
     why = "only SR networks train on crops, so it would have no effect"
     need(getattr(recipe, name).crop == 1, f"{name}.crop", why, "leave it out")
+    why = "only SR networks leave enlarged pictures out, so it would have no effect"
+    need(getattr(getattr(recipe, name), "enlarged", True), f"{name}.enlarged", why, "leave it out")
 
 
 VIDEOS = {

@@ -31,18 +31,22 @@ def parse_yaml(text: str, what: str) -> Any:
     for number, line in enumerate(text.splitlines(), 1):
         if "\t" in line.partition("#")[0]:
             raise UserError(f"{what} has a tab in line {number}: YAML takes spaces only.")
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return None
         if _size(root, {}) > MOST_NODES:
             raise yaml.YAMLError(f"its aliases stand for more than {MOST_NODES} values: write out what you need.")
         return loader.construct_document(root)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(f"{what} is not valid YAML: its values are nested too deeply.") from None
+    except Exception as error:  # beside its own, the library raises what dates and numbers raise that are none
         raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

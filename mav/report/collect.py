@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mav.data.images.pictures import FORMATS
 from mav.data.shards import index_tar, read_at, read_table, tar_names
 from mav.data.videos.video_io import encode_mp4, read_frames
 from mav.storage import Artifact
@@ -118,7 +119,7 @@ def light(data: bytes, fps: float) -> bytes:
 
 
 def _thumbnail(data: bytes) -> str:
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         small = picture.convert("RGB")
         small.thumbnail((144, 144))
         buffer = io.BytesIO()

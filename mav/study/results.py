@@ -24,6 +24,7 @@ VOTE_COLUMNS = ("rater", "item", "kind", "question", "answer", "preferred", "lef
 RATER_COLUMNS = ("rater", "code", "ratings", "finished", "excluded")
 UNCONNECTED = "the comparisons do not connect all systems by wins and losses: no finite strengths"
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last are full-width
 Row = dict[str, Any]
 
 
@@ -98,8 +99,16 @@ def _csv(columns: Sequence[str], rows: Sequence[Row]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     return text.getvalue().encode()
+
+
+def _no_formula(value: Any) -> Any:
+    """Returns a cell that a spreadsheet shows as it is: after an apostrophe nothing is a formula."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", "\n")  # a lone one is not quoted by Python, and ends the row elsewhere
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULAS) else text
 
 
 def _checks(study: Study, rows: Sequence[Row]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mav.storage import Folder
 from mav.training.checkpoint import Checkpoints, tensors_of
 from mav.training.ema import Ema, warmed_up
 from mav.training.monitoring.log import Clock, Log, peak_memory
+from mav.training.monitoring.utilisation import matrix_rate
 from mav.training.optimiser import make_optimiser, set_learning_rate, set_steps
 from mav.training.post_hoc import PostHoc, due
 from mav.training.process.preemption import PreemptedError, TerminationRequest
@@ -128,6 +129,7 @@ def train(
     micro = o.batch_size // (o.accumulation * world_size)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=o.precision == "bfloat16")
     micro_step = MicroStep(task.loss, spread_out, autocast, o.accumulation, device, world_size)
+    rate = matrix_rate(micro_step.device, o.precision)
     termination_requested = TerminationRequest(world_size)
     clock, started_at = Clock(), state.samples
 
@@ -174,6 +176,8 @@ def train(
             pace = (state.samples - started_at) / clock.seconds
             speed = {"samples_per_second": pace, "steps_per_second": pace / o.batch_size}
             speed |= {"memory_gb": peak_memory(device), **clock.shares()}
+            if rate:
+                speed["utilisation"] = micro_step.flops / micro * pace / world_size / rate
             report({"stage": task.stage, "total": o.samples, **state.curves[-1], **speed})
 
         # ---- a checkpoint, unless a step since the last was not finite

@@ -97,3 +97,15 @@ def test_ledger_and_counts(tmp_path):
         "failed": {"dns": 1},
         "bytes": 7,
     }
+
+
+def test_a_member_that_leads_back_to_an_earlier_one_is_named(tmp_path):
+    """Its size is negative; the reader would go round for ever."""
+    folder = Folder(str(tmp_path))
+    note = b"14 size=-1536\n"
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(note)
+    member = tarfile.TarInfo("0.jpg").tobuf()
+    folder.write_bytes("0.tar", header.tobuf() + note.ljust(512, b"\0") + member + bytes(1024))
+    with pytest.raises(UserError, match=r"0\.tar is not a whole tar \(.*-1536"):
+        index_tar(folder, "0.tar")

@@ -1,16 +1,18 @@
 """The networks against library references or plain loops, with made-up weights under the real names."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from mav.errors import UserError
 from mav.evaluation.networks import c3d, fold, i3d, inception
-from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state, rename
+from mav.evaluation.networks.weights import PUBLISHED, find, load_network, rename
 
 I3D_PARAMETERS = 12_697_264  # of the published RGB Kinetics-400 network, batch norm scales and shifts included
 
@@ -125,14 +127,41 @@ def test_c3d_equals_its_layers_by_hand():
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_c3d_input_is_bgr_with_corners_that_coincide():
-    video = torch.randint(0, 256, (16, 120, 160, 3), dtype=torch.uint8)
-    x = c3d.prepare(video)
-    assert x.shape == (1, 3, 16, 112, 112)
-    assert x[0, :, 3, 0, 0].tolist() == video[3, 0, 0].flip(0).tolist()
-    assert x[0, :, 3, -1, -1].tolist() == pytest.approx(video[3, -1, -1].flip(0).tolist(), abs=0.1)
+def test_c3d_input_is_bgr_of_the_evaluators_size_and_window():
+    """Frames of 128 x 171 pixels, rows 8 to 119, columns 29 to 140, here worked out one by one."""
+    y, x = np.mgrid[:128, :171]
+    plane = np.stack([x, y, (x + y) // 2], axis=-1).astype(np.uint8)
+    seen = c3d.prepare(torch.from_numpy(np.repeat(plane[None], 16, axis=0)))
+    assert seen.shape == (1, 3, 16, 112, 112)
+    assert np.array_equal(seen[0, :, 7].numpy(), plane[8:120, 29:141, ::-1].transpose(2, 0, 1))
+    # The corners of a frame of another size lie on those of the resized one.
+    video = np.random.default_rng(0).integers(0, 256, (16, 60, 80, 3), dtype=np.uint8)
+    seen = c3d.prepare(torch.from_numpy(video))
+    for row, column in ((0, 0), (50, 30), (111, 111)):
+        at = (row + 8) * 59 / 127, (column + 29) * 79 / 170
+        (top, down), (left, right) = (divmod(place, 1) for place in at)
+        corners = video[3, int(top) : int(top) + 2, int(left) : int(left) + 2].astype(float)
+        expected = np.einsum("yxc,y,x->c", corners, [1 - down, down], [1 - right, right])
+        assert seen[0, :, 3, row, column].numpy() == pytest.approx(expected[::-1], abs=1e-2)
     with pytest.raises(ValueError, match="16 frames, not 8"):
-        c3d.prepare(video[:8])
+        c3d.prepare(torch.from_numpy(video[:8]))
+
+
+def test_c3d_of_known_weights_has_a_known_answer():
+    """A golden value of the whole path: size, window, order of colours, mean, pools and softmax."""
+    network, generator = c3d.C3D(), torch.Generator().manual_seed(0)
+    for name, value in network.state_dict().items():
+        if name.endswith("weight"):
+            scale = (2 / value[0].numel()) ** 0.5 * (0.02 if name == "fc8.weight" else 1)
+            value.copy_(torch.randn(value.shape, generator=generator) * scale)
+        else:
+            value.fill_(100.0 if name == "mean" else 0.0)
+    t, y, x = np.mgrid[:16, :48, :64]
+    video = np.stack([x * 4 % 256, y * 5 % 256, (x + y + 9 * t) % 256], axis=-1).astype(np.uint8)
+    with torch.inference_mode():
+        found = network(c3d.prepare(torch.from_numpy(video)))[0]
+    # A window one pixel to the left gives 0.1497, 0.0885, 0.0824, 0.0498.
+    assert found[[87, 67, 89, 31]].tolist() == pytest.approx([0.1443, 0.0885, 0.0820, 0.0514], abs=5e-4)
 
 
 # ----------------------------------------------------------------------------------------------------------- Inception
@@ -202,7 +231,13 @@ def test_i3d_knows_every_documented_spelling(spelling):
     assert set(rename("i3d", {spelling(name): value for name, value in names.items()})) == set(names)
 
 
-def test_i3d_loads_what_was_stored_under_other_names(tmp_path):
+@pytest.fixture
+def any_i3d(monkeypatch):
+    """The name of a published file stands for any bytes."""
+    monkeypatch.setitem(PUBLISHED, "i3d", dataclasses.replace(PUBLISHED["i3d"], files={"i3d_pretrained_400.pt": ""}))
+
+
+def test_i3d_loads_what_was_stored_under_other_names(tmp_path, any_i3d):
     network = shake(i3d.I3D())
     torch.save(
         {hassonys(name): value for name, value in network.state_dict().items()}, tmp_path / "i3d_pretrained_400.pt"
@@ -215,12 +250,6 @@ def test_i3d_loads_what_was_stored_under_other_names(tmp_path):
         assert torch.allclose(loaded(x), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
-def test_torchscript_gives_its_tensors_without_being_run(tmp_path):
-    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
-    scripted.save(str(tmp_path / "some.pt"))
-    assert set(read_state(tmp_path / "some.pt")) == set(scripted.state_dict())
-
-
 def test_c3d_knows_chainers_names_and_its_mean_cube():
     with torch.device("meta"):
         state = {name: value for name, value in c3d.C3D().state_dict().items() if name != "mean"}
@@ -228,13 +257,13 @@ def test_c3d_knows_chainers_names_and_its_mean_cube():
     assert set(rename("c3d", chainers)) == set(state)
     cube = np.random.default_rng(0).uniform(80, 120, (1, 3, 16, 128, 171)).astype(np.float32)
     mean = rename("c3d", chainers, cube)["mean"]
-    assert np.allclose(mean.numpy(), cube[0, :, :, 8:120, 8:120])
+    assert np.allclose(mean.numpy(), cube[0, :, :, 8:120, 29:141])
     stored = rename("c3d", {"mean/b": 128 - mean[None]})
     assert torch.allclose(stored["mean"], mean, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_c3d_loads_from_chainers_file(tmp_path):
+def test_c3d_loads_from_chainers_file(tmp_path, monkeypatch):
     network = shake(c3d.C3D())
     arrays = {
         n.replace(".weight", "/W").replace(".bias", "/b"): v.numpy()
@@ -245,6 +274,9 @@ def test_c3d_loads_from_chainers_file(tmp_path):
     with pytest.raises(UserError, match=r"no 'mean'.*mean2\.npz"):
         load_network("c3d", str(tmp_path))
     np.savez(tmp_path / "mean2.npz", mean=np.full((1, 3, 16, 128, 171), 97, np.float32))
+    with pytest.raises(UserError, match=r"mean2\.npz has sha256 .* published file f981f1e195822705"):
+        load_network("c3d", str(tmp_path))
+    monkeypatch.setitem(PUBLISHED, "c3d", dataclasses.replace(PUBLISHED["c3d"], extra_sha256=""))
     loaded, _ = load_network("c3d", str(tmp_path))
     assert torch.equal(loaded.fc8.bias, network.fc8.bias)
     assert loaded.mean.unique().tolist() == [97]
@@ -260,7 +292,7 @@ def test_what_is_wrong_with_weights_is_one_sentence(tmp_path):
     (tmp_path / "i3d.safetensors").write_bytes(b"nor this")
     with pytest.raises(UserError, match="cannot be read as weights"):
         load_network("i3d", str(tmp_path))
-    torch.save({"Mixed_3b.b0.conv3d.weight": torch.zeros(1)}, tmp_path / "i3d_pretrained_400.pt")
+    save_file({"Mixed_3b.b0.conv3d.weight": torch.zeros(1)}, tmp_path / "i3d.safetensors")
     with pytest.raises(UserError, match="names are missing"):
         load_network("i3d", str(tmp_path))
     assert all(known.licence and known.source for known in PUBLISHED.values())

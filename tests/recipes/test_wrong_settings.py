@@ -20,6 +20,8 @@ WRONG = [
     ("image_download.deadline_seconds=.inf", "image_download.deadline_seconds"),
     ("image_download.success_floor=1.5", "image_download.success_floor"),
     ("video_shards.shard_floor=-0.1", "video_shards.shard_floor"),
+    ("image_download.proxy=proxy:3128", "image_download.proxy"),
+    ("video_shards.proxy='http://proxy'", "video_shards.proxy"),
     ("cluster.quarantine_floor=2", "cluster.quarantine_floor"),
     ("train_prior.optimisation.learning_rate=.nan", "train_prior.optimisation.learning_rate"),
     ("train_prior.optimisation.learning_rate=-1.0e-3", "train_prior.optimisation.learning_rate"),
@@ -58,6 +60,7 @@ WRONG = [
     ("train_sr_low.network.embedding_dim=64", "train_sr_low.network.embedding_dim"),
     ("train_sr_low.network.low_resolution=false", "train_sr_low.network.low_resolution"),
     ("train_decoder.crop=0.5", "train_decoder.crop"),
+    ("train_decoder.enlarged=false", "train_decoder.enlarged"),
     ("train_interpolation.frames=9", "train_interpolation.frames"),
     ("train_decoder_video.fps.low=40", "train_decoder_video.fps.low"),
     # A CLIP that would not be what the recipe says.

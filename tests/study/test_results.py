@@ -1,5 +1,7 @@
 """The report of a study: who is left out, and every statistic."""
 
+import csv
+import io
 import json
 import math
 
@@ -8,7 +10,7 @@ from small_studies import freeze_made_up, prefers, rate
 
 from mav.errors import UserError
 from mav.storage import Folder
-from mav.study.results import report_study
+from mav.study.results import _csv, report_study
 from mav.study.votes import Votes
 
 
@@ -60,3 +62,19 @@ def test_the_report_has_every_statistic(clips, tmp_path):
     assert lines[0].startswith("rater,item,kind,question,answer,preferred")
     assert len(lines) == 1 + len(votes.rows()[0])
     assert len(out.read_bytes("raters.csv").decode().splitlines()) == 6
+
+
+def test_no_cell_of_an_export_is_a_formula(clips, tmp_path):
+    """Names of systems and categories come from files of others, and spreadsheets run what begins with these signs."""
+    ours = "=HYPERLINK(1)"
+    _, study = freeze_made_up(tmp_path, clips, 4, systems=(ours, "theirs"))
+    votes = Votes(str(tmp_path / "v.sqlite"), study)
+    rate(votes, *votes.invite(1), prefers(study, ours))
+    report_study(study, votes, out := Folder(str(tmp_path / "report")))
+    assert f",'{ours}," in out.read_bytes("votes.csv").decode()
+    for start in ("=", "+", "-", "@", "\t=", "\r=", " =", "\n=", "\uff1d"):
+        text = _csv(["a", "b"], [{"a": f"{start}1+1", "b": -1.5}]).decode()
+        assert list(csv.reader(io.StringIO(text, newline=""))) == [
+            ["a", "b"],
+            [f"'{start}1+1".replace("\r", "\n"), "-1.5"],
+        ]

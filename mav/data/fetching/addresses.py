@@ -11,7 +11,25 @@ from mav.data.fetching.rules import FetchError
 
 DNS_SECONDS = 600.0  # that an answer is kept; a failure is kept for a tenth of it
 DNS_ENTRIES = 50_000
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+# Every block of IANA's two registries of special-purpose addresses, multicast, and a block that was given up. Those
+# that are reachable are refused too, since nobody serves pictures from them. Of IPv6 only `UNICAST` is allowed, so
+# that blocks outside of it need no entry.
+SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+            *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24"),
+            *("192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+            *("224.0.0.0/4", "240.0.0.0/4"),
+            "168.63.129.16/32",  # Azure's servers for its own machines
+            *("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3ffe::/16", "3fff::/20"),
+        ),
+    )
+)
+UNICAST = ipaddress.ip_network("2000::/3")
+ISATAP = 0x5EFE  # stands before the IPv4 address that such an IPv6 address holds
 
 Resolver = Callable[[str, int], Sequence[str]]
 
@@ -25,17 +43,20 @@ def system_resolver(host: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Says whether an address is public. An IPv6 address that contains an IPv4 address is judged by the latter."""
+    """Says whether an address is one of the public internet.
+
+    Refused are the special blocks of IANA's registries, every IPv6 form that holds an IPv4 address in a known place
+    (mapped, translated, compatible, NAT64, 6to4, Teredo, ISATAP), and an address with a zone.
+    """
     try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(address)
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and ip in NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        ip = inner or ip
-    return ip.is_global and not ip.is_multicast
+        isatap = int(ip) >> 32 & 0xFDFFFFFF == ISATAP  # its bit that says "unique" may be set
+        if ip.scope_id or ip not in UNICAST or isatap:
+            return False
+    return not any(ip in block for block in SPECIAL)
 
 
 def resolve(resolver: Resolver, host: str, port: int, end: float) -> list[str]:

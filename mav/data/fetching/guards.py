@@ -2,7 +2,8 @@
 
 - Only http and https are allowed. Every hop's host is resolved here, private addresses are refused before any
   connection, and the connection goes to the address that was checked: a second DNS answer cannot lead it elsewhere.
-- Proxies of the environment are not used, because a proxy would resolve the host again.
+- Proxies of the environment are not used. A proxy that the recipe names resolves hosts itself, so it has to refuse
+  private addresses as well; what this machine knows to be private is refused before it is asked.
 - One deadline covers the whole of a URL, redirects and retries included. Bytes are limited as sent and as unpacked. A
   short body is an error.
 - X-Robots-Tag and TDM-Reservation are honoured. A host gets few connections, and its Retry-After holds for all of its
@@ -27,12 +28,14 @@ from typing import Any
 
 from mav.data.fetching import rules
 from mav.data.fetching.addresses import Resolver, is_public, resolve, system_resolver
+from mav.data.fetching.proxy import Proxy
 from mav.data.fetching.rules import AskAgainError, FetchError
 from mav.data.fetching.wire import BLOCK, Connection
 from mav.recipes import ImageDownload, VideoShards
 
 MAX_REDIRECTS = 5
 RETRIES = 2
+PROXIED_DNS_SECONDS = 2.0  # behind a proxy this machine may know no host, and need not
 RETRIED = frozenset({429, 500, 502, 503, 504})
 
 
@@ -52,7 +55,9 @@ class Fetched:
 def opener_settings(rule: ImageDownload | VideoShards, resolver: Resolver) -> dict[str, Any]:
     """Returns the settings of a recipe's section as arguments of GuardedOpener."""
     limits = {"timeout": rule.timeout_seconds, "deadline": rule.deadline_seconds, "max_bytes": rule.max_bytes}
-    return {**limits, "contact": rule.contact, "allow_addresses": rule.allow_addresses, "resolver": resolver}
+    proxy = Proxy.read(rule.proxy) if rule.proxy else None
+    known = {"contact": rule.contact, "allow_addresses": rule.allow_addresses, "proxy": proxy}
+    return {**limits, **known, "resolver": resolver}
 
 
 @dataclass
@@ -60,7 +65,8 @@ class GuardedOpener:
     """Fetches URLs under the guards; one is made for each shard. It is thread-safe and raises only FetchError.
 
     timeout: seconds for connecting and for each read; deadline: seconds for the whole URL. allow_addresses: `host:port`
-    pairs that may be private. refuse: X-Robots-Tag directives that forbid use, and `tdm-reservation`.
+    pairs that may be private, and that no proxy is asked for. refuse: X-Robots-Tag directives that forbid use, and
+    `tdm-reservation`.
     """
 
     timeout: float = 10.0
@@ -71,6 +77,7 @@ class GuardedOpener:
     allow_addresses: Sequence[str] = ()
     refuse: Sequence[str] = ()
     resolver: Resolver = system_resolver
+    proxy: Proxy | None = None
     _slots: dict[str, threading.BoundedSemaphore] = field(default_factory=dict)
     # For each host the time until which it wants no request, and its answer that said so.
     _paused: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -120,7 +127,8 @@ class GuardedOpener:
         self._wait_for(host, end)
         connection = self._connect(parts, end)
         try:
-            connection.request("GET", rules.request_target(parts), headers=self._headers())
+            whole = f"http://{parts.netloc}" if connection.proxied else ""
+            connection.request("GET", whole + rules.request_target(parts), headers=self._headers())
             response = connection.getresponse()
             if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
                 return rules.as_sent(location)
@@ -201,26 +209,36 @@ class GuardedOpener:
         host, tls = parts.hostname or "", parts.scheme == "https"
         port = parts.port or (443 if tls else 80)
         named = f"{host}:{port}" in self.allow_addresses
-        known = resolve(self.resolver, host, port, end)
+        proxy = None if named else self.proxy
+        known = self._addresses(host, port, end, proxy)
         allowed = [a for a in known if named or f"{a}:{port}" in self.allow_addresses or is_public(a)]
-        if not allowed:
+        if len(allowed) < len(known) if proxy else not allowed:  # a proxy may take any address of the host
             raise FetchError("private_address")
         error = FetchError("connection")
-        for address in allowed:
+        for address in [proxy.host] if proxy else allowed:
             left = min(self.timeout, end - time.monotonic())
             if left <= 0:
                 raise FetchError("timeout")
             try:
-                return Connection(host, port, address, tls, left, self.timeout, end)
+                return Connection(host, port, address, tls, left, self.timeout, end, proxy)
             except TimeoutError:
                 error = FetchError("timeout")
             except ConnectionRefusedError:
-                error = FetchError("refused")
+                error = FetchError("proxy" if proxy else "refused")
             except ssl.SSLError as problem:
                 error = FetchError("tls", str(problem.reason))
             except OSError as problem:
                 error = FetchError("connection", str(problem.errno))
         raise error
+
+    def _addresses(self, host: str, port: int, end: float, proxy: Proxy | None) -> list[str]:
+        """Returns the addresses of a host; none where it is for the proxy to know them."""
+        if proxy is None:
+            return resolve(self.resolver, host, port, end)
+        try:
+            return resolve(self.resolver, host, port, min(end, time.monotonic() + PROXIED_DNS_SECONDS))
+        except FetchError:
+            return []
 
 
 _INSTALLING = threading.Lock()

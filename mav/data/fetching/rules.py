@@ -13,7 +13,7 @@ AGENT = "make-a-video-system"
 # Directives of X-Robots-Tag with a colon of their own.
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 TDM_RESERVATION = "tdm-reservation"  # allowed in `refuse` beside the directives: a header of W3C's TDM protocol
-TRANSIENT = frozenset({"dns", "timeout", "reset", "connection", "http_429"})  # and every http_5xx
+TRANSIENT = frozenset({"dns", "timeout", "reset", "connection", "proxy", "http_429"})  # and every http_5xx
 
 
 def is_transient(reason: str) -> bool:

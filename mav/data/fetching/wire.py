@@ -8,6 +8,8 @@ import ssl
 import time
 from typing import Any
 
+from mav.data.fetching.proxy import Proxy
+
 BLOCK = 1 << 16
 
 
@@ -36,18 +38,23 @@ class _DeadlineSocket(io.RawIOBase):
 
 
 class Connection(http.client.HTTPConnection):
-    """Connects to the given address instead of resolving the host's name; TLS still checks the name.
+    """Connects to the given address, or a proxy's, and resolves no name; TLS still checks the host's name.
 
-    connecting, timeout: seconds for connecting and for each read; end: the deadline, a time of `time.monotonic`.
+    connecting, timeout: seconds for connecting and for each read; end: the deadline, a time of `time.monotonic`. Raises
+    OSError, and FetchError("proxy") when the proxy does not lead on.
     """
 
     def __init__(
-        self, host: str, port: int, address: str, tls: bool, connecting: float, timeout: float, end: float
-    ) -> None:
+        self, host: str, port: int, address: str, tls: bool, connecting: float, timeout: float, end: float,
+        proxy: Proxy | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(host, port, timeout=connecting)
         self.default_port = 443 if tls else 80  # decides whether the Host header names the port
-        raw = socket.create_connection((address, port), timeout=connecting)
+        self.proxied = proxy is not None and not tls  # the proxy reads the request, and needs the host in it
+        raw = socket.create_connection((address, proxy.port if proxy else port), timeout=connecting)
         try:
+            if proxy and tls:
+                proxy.tunnel(raw, host, port, end)
             self._raw = _tls().wrap_socket(raw, server_hostname=host) if tls else raw
         except BaseException:
             raw.close()

@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 import urllib.request
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,13 @@ from mav.data.fetching.rules import FetchError
 from mav.data.images.resize import guarded_resizer
 from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, read_table, write_ledger
 from mav.recipes import ImageDownload
+from mav.secrets import redacted
 from mav.storage import Folder
 
 ALGORITHMS = {32: "md5", 64: "sha256", 128: "sha512"}  # of a digest, by its length in hex
-# The fields of a sample's json beside key and sha256.
-FIELDS = ("url", "width", "height", "original_width", "original_height", "punsafe", "pwatermark")
+ROW = "row:"  # stands before a row's number where img2dataset has its address
+# The fields of a sample's json beside key, url and sha256.
+FIELDS = ("width", "height", "original_width", "original_height", "punsafe", "pwatermark")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class DownloadWork:
         rule = self.download
         settings = opener_settings(rule, self.resolver)
         settings |= {"per_host": rule.per_host, "refuse": rule.refuse_directives}
-        opener = PreparingOpener(resizer=guarded_resizer(rule), algorithms=_algorithms(table), **settings)
+        rows = table.select(["url", "digest"]).to_pylist()
+        opener = PreparingOpener(resizer=guarded_resizer(rule), rows=rows, **settings)
         with self.out.create(f"{name}.tar") as file, TarWriter(file) as tar:
             ledger = _download(table, rule, opener, tar)
         write_ledger(self.out, f"{name}.parquet", IMAGE_LEDGER, ledger)
@@ -70,46 +73,42 @@ class DownloadWork:
 class PreparingOpener(GuardedOpener):
     """Fetches under the guards and prepares the picture immediately, in the thread that fetched it.
 
-    algorithms: for each url the digests its rows are checked by. sha256 is always computed.
+    It is asked for `row:N` and fetches the address of row N, so that rows with one address have an outcome each.
+    rows: url and digest of each. The sha256 is always computed.
     """
 
     resizer: Any
-    algorithms: dict[str, set[str]] = field(default_factory=dict)
-    # For each url its bytes' columns of the ledger, and their digests: algorithm -> hex.
-    fetched: dict[str, tuple[dict[str, Any], dict[str, str]]] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)  # url -> why it could not be fetched
+    rows: Sequence[Mapping[str, Any]]
+    # For each row its bytes' columns of the ledger, and their digests: algorithm -> hex.
+    fetched: dict[int, tuple[dict[str, Any], dict[str, str]]] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)  # row -> why it could not be fetched
 
     def open(self, fullurl: urllib.request.Request | str, data: object = None, timeout: object = None) -> Answer:
-        url = fullurl if isinstance(fullurl, str) else fullurl.full_url
+        name = fullurl if isinstance(fullurl, str) else fullurl.full_url
+        number = int(name.removeprefix(ROW))
+        row = self.rows[number]
         try:
-            answer = self.fetch(url)
+            answer = self.fetch(row["url"])
         except FetchError as error:
-            self.reasons[url] = error.reason
+            self.reasons[number] = error.reason
             raise
         body = answer.body
-        algorithms = {"sha256"} | self.algorithms.get(url, set())
+        algorithms = {"sha256"} | ({ALGORITHMS[len(row["digest"])]} if row["digest"] else set())
         digests = {name: hashlib.new(name, body).hexdigest() for name in algorithms}
-        entry = {"content_type": answer.content_type, "final_url": answer.final_url, "sha256": digests["sha256"]}
-        self.fetched[url] = entry | {"bytes": len(body)}, digests
+        entry = {"content_type": answer.content_type, "final_url": redacted(answer.final_url)}
+        entry["sha256"] = digests["sha256"]
+        self.fetched[number] = entry | {"bytes": len(body)}, digests
         self.resizer.ahead(body)
         return Answer(answer)
-
-
-def _algorithms(table: pa.Table) -> dict[str, set[str]]:
-    wanted: dict[str, set[str]] = {}
-    for url, digest in zip(table.column("url").to_pylist(), table.column("digest").to_pylist(), strict=True):
-        if digest:
-            wanted.setdefault(url, set()).add(ALGORITHMS[len(digest)])
-    return wanted
 
 
 def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar: TarWriter) -> list[dict[str, Any]]:
     """Runs img2dataset's Downloader over a table and returns the ledger. Its own files lie in a temporary folder."""
     from img2dataset.downloader import Downloader
 
-    rows = table.select(["url", "caption", "punsafe", "pwatermark", "digest"])
-    rows = rows.append_column("row_key", table.column("key"))
+    rows = table.select(["caption", "punsafe", "pwatermark", "digest"]).append_column("row_key", table.column("key"))
     rows = rows.append_column("position", pa.array(range(len(table)), pa.int64()))
+    rows = rows.append_column("url", pa.array([f"{ROW}{number}" for number in range(len(table))], pa.string()))
     writer = _Writer(tar, opener)
     with tempfile.TemporaryDirectory(prefix="mav-download-") as folder:
         path = os.path.join(folder, "rows.arrow")
@@ -156,12 +155,13 @@ class _Writer:
         """Does nothing: all rows have arrived, so none waits."""
 
     def _add(self, picture: bytes | None, caption: str | None, meta: dict[str, Any]) -> None:
-        key, url, expected = meta["row_key"], meta["url"], meta["digest"]
-        fetched, digests = self._opener.fetched.get(url, (None, {}))
+        key, number, expected = meta["row_key"], meta["position"], meta["digest"]
+        url = self._opener.rows[number]["url"]
+        fetched, digests = self._opener.fetched.get(number, (None, {}))
         row: dict[str, Any] = {"key": key, "url": url, **(fetched or {})}
         reason = ""
-        if picture is None:  # a URL that did not reach the opener is one that urllib could not parse
-            reason = str(meta["error_message"]) if fetched else self._opener.reasons.get(url, "bad_url")
+        if picture is None:
+            reason = str(meta["error_message"]) if fetched else self._opener.reasons[number]
         if fetched and expected and digests[ALGORITHMS[len(expected)]] != expected:
             reason = "hash_mismatch"
         files = None
@@ -169,10 +169,10 @@ class _Writer:
             row |= {"status": "dropped" if reason == "opted_out" else "failed", "reason": reason}
         else:
             row |= {"status": "ok", "reason": "", "width": meta["width"], "height": meta["height"]}
-            metadata = {"key": key, "sha256": row["sha256"]} | {name: meta[name] for name in FIELDS}
+            metadata = {"key": key, "url": url, "sha256": row["sha256"]} | {name: meta[name] for name in FIELDS}
             files = {"jpg": picture, "json": json_bytes(metadata), "txt": (caption or "").encode()}
         self.ledger.append(row)
-        self._waiting[meta["position"]] = (key, files)
+        self._waiting[number] = (key, files)
         while self._next in self._waiting:
             key, files = self._waiting.pop(self._next)
             if files is not None:

@@ -19,7 +19,11 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # of pictures from the web
+# Of a user's own pictures too. Pillow's other readers are for rare forms, and that of EPS starts Ghostscript.
+OWN_FORMATS = (*FORMATS, "AVIF", "JPEG2000", "PPM", "TGA")
 JPEGS = ("JPEG", "MPO")
+MOST_SEGMENTS = 10_000  # of a JPEG, which Pillow reads one by one
+MOST_SCANS = 64  # of a progressive JPEG: some need a dozen, and each takes as long as the picture is large
 PNG = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # EXIF's tag
 MAX_PIXELS = 178_000_000  # of a user's own picture: what Pillow takes
@@ -42,8 +46,8 @@ class Look:
     keyed: bool = False  # a PNG in which one level of grey is transparent
 
 
-def look(data: bytes, max_pixels: int, formats: tuple[str, ...] | None = FORMATS) -> Look:
-    """Reads headers only, so that a decompression bomb is refused before it is decoded. formats: None takes all.
+def look(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Look:
+    """Reads headers only, so that a decompression bomb is refused before it is decoded.
 
     Reasons to refuse are not_an_image, truncated, too_many_pixels and undecodable.
     """
@@ -52,11 +56,12 @@ def look(data: bytes, max_pixels: int, formats: tuple[str, ...] | None = FORMATS
         if data[:8] == PNG and data[12:16] == b"IHDR":
             seen, whole = _look_at_png(data)
         else:
+            ends = data[:2] != b"\xff\xd8" or _jpeg_ends(data)
             image = Image.open(io.BytesIO(data), formats=formats)
             form, profile = image.format or "", image.info.get("icc_profile") or b""
             orientation = _orientation(image.getexif())
             seen = Look("", form, image.mode, *image.size, orientation, bytes(profile))
-            whole = _jpeg_ends(data) if form in JPEGS else form != "WEBP" or len(data) >= _riff_size(data)
+            whole = ends if form in JPEGS else form != "WEBP" or len(data) >= _riff_size(data)
     except Image.DecompressionBombError:
         return Look("too_many_pixels")
     except UnidentifiedImageError:
@@ -101,11 +106,15 @@ def _look_at_png(data: bytes) -> tuple[Look, bool]:
 def _jpeg_ends(data: bytes) -> bool:
     """Walks a JPEG's segments to its end, since OpenCV fills what is missing with grey without an error.
 
-    Thumbnails within a segment and files behind the picture have markers of their own, which do not count.
+    Thumbnails within a segment and files behind the picture have markers of their own, which do not count. Raises
+    ValueError for more scans or segments than any picture needs.
     """
-    at = 2
+    at, scans, steps = 2, 0, 0
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
         kind = data[at + 1]
+        steps += 1
+        if steps > MOST_SEGMENTS:
+            raise ValueError("too many segments")
         if kind == 0xD9:
             return True
         if kind in (0x00, 0xFF) or kind in BARE:
@@ -113,6 +122,9 @@ def _jpeg_ends(data: bytes) -> bool:
             continue
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if kind == 0xDA:  # a scan: entropy-coded data follow
+            scans += 1
+            if scans > MOST_SCANS:
+                raise ValueError("too many scans")
             found = JPEG_MARKER.search(data, at)
             if found is None:
                 return False
@@ -153,7 +165,7 @@ def unpack(data: bytes, seen: Look, side: int = 1 << 30) -> np.ndarray | None:
 
 def read_picture(data: bytes) -> np.ndarray:
     """Returns uint8 (H, W, 3) RGB of a user's own picture. Raises ValueError with the reason when it has none."""
-    seen = look(data, MAX_PIXELS, formats=None)
+    seen = look(data, MAX_PIXELS, OWN_FORMATS)
     if seen.problem:
         raise ValueError(seen.problem.replace("_", " "))
     try:
@@ -181,7 +193,7 @@ def _is_for_pillow(seen: Look) -> bool:
 
 def _by_pillow(data: bytes) -> np.ndarray | None:
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=OWN_FORMATS) as picture:
             return _turned(over_white(picture), _orientation(picture.getexif()))[..., ::-1]
     except (OSError, ValueError, SyntaxError):
         return None
@@ -218,6 +230,8 @@ def _in_srgb(data: bytes, pixels: np.ndarray, seen: Look) -> np.ndarray:
             rgb = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
             return np.asarray(ImageCms.profileToProfile(rgb, profile, to))[..., ::-1]
         if space == "CMYK" and seen.mode == "CMYK":
-            colours = ImageCms.profileToProfile(Image.open(io.BytesIO(data)), profile, to, outputMode="RGB")
+            colours = ImageCms.profileToProfile(
+                Image.open(io.BytesIO(data), formats=FORMATS), profile, to, outputMode="RGB"
+            )
             return _turned(np.asarray(colours), seen.orientation)[..., ::-1]
     return pixels

@@ -1,16 +1,23 @@
-"""The bytes of listed clips: from a folder, from paths, from the web under the guards, from YouTube through yt-dlp."""
+"""The bytes of listed clips: from a named folder, from the web under the guards, from YouTube through yt-dlp.
+
+Lists come from others. Their paths are read below `video_shards.files` only, after links are followed, and everything
+else that they name is an address, which is fetched under the guards.
+"""
 
 import collections
 import errno
 import importlib
-import urllib.parse
+import os
+import queue
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from mav.data.fetching.addresses import Resolver
 from mav.data.fetching.guards import GuardedOpener, opener_settings
-from mav.data.fetching.rules import FetchError
+from mav.data.fetching.rules import FetchError, split_url
 from mav.data.videos.clip_list import ListedClip
 from mav.data.videos.probe import ClipError
 from mav.errors import UserError
@@ -72,17 +79,16 @@ class ClipFiles:
         try:
             if self._files:
                 return self._read(self._files, where)
-            if not where:
-                return ClipError("no_address")
-            if not clip.url:
-                head, _, name = where.rpartition("/")
-                return self._read(Folder(head or ("/" if where.startswith("/") else ".")), name)
-            host = urllib.parse.urlsplit(where).hostname or ""
+            if not clip.url and "://" not in where:
+                return ClipError("no_folder" if where else "no_address")
+            host = split_url(where).hostname or ""
             if any(host == name or host.endswith(f".{name}") for name in YOUTUBE):
-                where = stream_address(where)
+                where = stream_address(where, self._rule)
             return self._opener.fetch(where).body
         except FetchError as error:
             return ClipError(error.reason)
+        except ClipError as error:
+            return error
         except FileNotFoundError:
             return ClipError("missing_file")
         except OSError as error:
@@ -93,15 +99,36 @@ class ClipFiles:
             return ClipError("bad_url")
 
     def _read(self, folder: Folder, name: str) -> Body:
-        if folder.size(name) > self._rule.max_bytes:
+        where = listed_name(folder, name)
+        if folder.size(where) > self._rule.max_bytes:
             return ClipError("too_large")
-        return folder.read_bytes(name)
+        return folder.read_bytes(where)
 
 
-def stream_address(page: str) -> str:
+def listed_name(folder: Folder, name: str) -> str:
+    """Returns the name below a folder of what a list calls `name`, which may be a full path.
+
+    Raises ClipError: outside_folder, also when a link leads there; unreadable_file for a pipe or a device.
+    """
+    if folder.local:
+        root = os.path.realpath(folder.root)
+        path = os.path.realpath(os.path.join(root, name))
+        if os.path.commonpath([root, path]) != root:
+            raise ClipError("outside_folder")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ClipError("unreadable_file")
+        return os.path.relpath(path, root)
+    name = name.removeprefix(f"{folder.url.rstrip('/')}/")
+    if name.startswith("/") or "://" in name or ".." in name.split("/"):
+        raise ClipError("outside_folder")
+    return name
+
+
+def stream_address(page: str, rule: VideoShards) -> str:
     """Returns the address of the video that a YouTube page plays, as found by yt-dlp, to be fetched under the guards.
 
-    Raises FetchError when there is none, and UserError when yt-dlp is not installed.
+    yt-dlp opens YouTube's own pages only, for as long as a whole clip may take. Raises FetchError when there is no
+    address, and UserError when yt-dlp is not installed.
     """
     try:
         yt_dlp = importlib.import_module("yt_dlp")  # an optional package
@@ -110,22 +137,31 @@ def stream_address(page: str) -> str:
             "The list names YouTube videos, and yt-dlp is not installed: `pip install yt-dlp`, or put the videos into "
             "a folder and name it as `video_shards.files`."
         ) from None
-    quiet: dict[str, Any] = {
-        "quiet": True,
-        "no_warnings": True,
-        "noprogress": True,
-        "format": STREAMS,
-        "cachedir": False,
-    }
-    quiet["proxy"] = ""  # like our own opener, it uses no proxy of the environment
+    options: dict[str, Any] = {
+        "quiet": True, "no_warnings": True, "noprogress": True, "format": STREAMS, "cachedir": False,
+        "proxy": "",  # like our own opener, it uses no proxy of the environment
+        "socket_timeout": rule.timeout_seconds,
+        "allowed_extractors": ["youtube"],  # no other page, to which a video's may send it on
+        "noplaylist": True,
+    }  # fmt: skip
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def look() -> None:
+        found = ""
+        try:
+            with suppress(yt_dlp.utils.DownloadError), yt_dlp.YoutubeDL(options) as downloader:
+                found = str((downloader.extract_info(page, download=False) or {}).get("url") or "")
+        finally:
+            answers.put(found)
+
+    threading.Thread(target=look, daemon=True).start()
     try:
-        with yt_dlp.YoutubeDL(quiet) as downloader:
-            info: dict[str, Any] = downloader.extract_info(page, download=False) or {}
-    except yt_dlp.utils.DownloadError:
-        raise FetchError("youtube_refused") from None
-    if not info.get("url"):
+        address = answers.get(timeout=rule.deadline_seconds)
+    except queue.Empty:
+        raise FetchError("timeout", "yt-dlp") from None
+    if not address:
         raise FetchError("youtube_refused")
-    return str(info["url"])
+    return address
 
 
 def _held(waiting: Iterable[tuple[ListedClip, Future[Body]]]) -> int:

@@ -35,8 +35,8 @@ ISO_DURATION = re.compile(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?")  # P
 class ListedClip:
     """One entry of a list. It has no caption, so that text never meets motion.
 
-    path: the clip's file in `video_shards.files`, unless page_dir/videoid.mp4; without that folder and a url, the full
-    path of its file. start, end: seconds; end 0 = to the end. duration: seconds according to the list, 0 = unknown.
+    path: the clip's file in `video_shards.files`, unless page_dir/videoid.mp4; without that folder and a url, an http
+    address. start, end: seconds; end 0 = to the end. duration: seconds according to the list, 0 = unknown.
     problem: the reason not to fetch it (duplicate, bad_row, bad_span, no_spans), or empty.
     """
 

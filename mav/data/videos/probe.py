@@ -1,13 +1,17 @@
 """Examines a video before it is encoded: refusals, its stream, its frames in time, and the metadata of a clip."""
 
+import io
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
 from av.stream import Disposition
+
+from mav.data.videos.index_first import longest_track
 
 # FFmpeg's name of a container -> extension. Playlists and slide lists are left out: they open other files.
 CONTAINERS = {
@@ -16,6 +20,12 @@ CONTAINERS = {
     "m4v": "m4v", "dv": "dv", "rm": "rm",
 }  # fmt: skip
 MIN_FRAMES = 8
+MAX_PIXELS = 7680 * 4320  # of a frame
+# Of all frames that are decoded of one video, each counted as LEAST_PIXELS at least: a minute of the largest at 120
+# frames a second, or a million of any size.
+MOST_PIXELS, LEAST_PIXELS = 1 << 38, 1 << 18
+MOST_SAMPLES = 1 << 22  # of any track
+BURST = 10.0  # seconds by which the frames may run ahead of the highest rate
 RATES = (1.0, 120.0)  # frame rates that are believed
 GAP = 10.0  # seconds from one frame to the next that are believed
 SET_BACK = 0.5  # seconds: a clock that falls further was reset, and its later times are shifted
@@ -42,6 +52,16 @@ def refuse_early(data: bytes) -> None:
         raise ClipError("truncated")
 
 
+@contextmanager
+def opened(data: bytes) -> Iterator[Any]:
+    """Opens a container of one of the known forms, in which no decoder takes a frame of more than MAX_PIXELS."""
+    if longest_track(data) > MOST_SAMPLES:
+        raise ClipError("too_many_frames")
+    options = {"format_whitelist": ",".join(CONTAINERS), "max_pixels": str(MAX_PIXELS)}
+    with av.open(io.BytesIO(data), options=options) as container:
+        yield container
+
+
 def _is_cut(data: bytes) -> bool:
     """Says whether an MP4 or AVI ends before its own headers say.
 
@@ -65,10 +85,17 @@ def _is_cut(data: bytes) -> bool:
 
 
 def video_stream(container: Any) -> av.VideoStream:
-    """Returns the first video stream, set to decode in one thread. Raises ClipError("no_video_stream")."""
+    """Returns the first video stream, set to decode in one thread.
+
+    Raises ClipError: no_video_stream, too_many_pixels.
+    """
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:  # the cover picture of a song is no video
-            stream.thread_type = "NONE"  # the machine's other cores have shards of their own
+            if stream.codec_context is not None:
+                if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+                    raise ClipError("too_many_pixels")
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # sizes may change on the way
+                stream.thread_type = "NONE"  # the machine's other cores have shards of their own
             found: av.VideoStream = stream
             return found
     raise ClipError("no_video_stream")
@@ -77,18 +104,21 @@ def video_stream(container: Any) -> av.VideoStream:
 class TimedFrames:
     """Iterates over the decoded frames of a span, each with its seconds since the video's beginning, increasing.
 
-    Raises ClipError when the video ends before half of the frames it announces, or of the seconds that a list claims.
-    rate: frames a second, as the container claims; skipped: frames decoded before the span; hidden: whether the file
-    holds frames that players do not show, as its edit list says. Without `strict` nothing is refused: damaged packets
-    are left out, and odd times are taken as they are.
+    Raises ClipError when the video ends before half of the frames it announces, or of the seconds that a list claims,
+    and as soon as it has more to decode than any clip needs (`most`, see MOST_PIXELS). rate: frames a second, as the
+    container claims; skipped: frames decoded before the span; hidden: whether the file holds frames that players do not
+    show, as its edit list says. Without `strict` damaged packets are left out, and odd times are taken as they are.
     """
 
     def __init__(
         self, container: Any, stream: av.VideoStream, start: float = 0.0, end: float = np.inf, listed: float = 0.0,
-        seek: bool = False, strict: bool = True,
+        seek: bool = False, strict: bool = True, most: int = MOST_PIXELS,
     ) -> None:  # fmt: skip
-        if stream.codec_context is None:
+        codec = stream.codec_context
+        if codec is None:
             raise ClipError("undecodable")
+        self._most = most // max(codec.width * codec.height, LEAST_PIXELS)
+        self._most_announced(stream, end, seek and start > SEEK)
         self._container, self._stream, self._seek, self._strict = container, stream, seek, strict
         # The index has what is shown; a header may claim any number.
         shown = [not entry.is_discard for entry in stream.index_entries]
@@ -103,6 +133,16 @@ class TimedFrames:
         self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
         self.skipped = self._decoded = 0
         self._tick, self._last = 1 / float(self.rate), 0.0
+
+    def _most_announced(self, stream: av.VideoStream, end: float, seeks: bool) -> None:
+        """Raises ClipError("too_many_frames") when the index lists more frames until `end` than may be decoded."""
+        listed = len(stream.index_entries)
+        if listed > MOST_SAMPLES:
+            raise ClipError("too_many_frames")
+        if listed > self._most and not seeks:
+            base, first = float(stream.time_base or 0), stream.index_entries[0].timestamp
+            if sum((entry.timestamp - first) * base < end for entry in stream.index_entries) > self._most:
+                raise ClipError("too_many_frames")
 
     def __iter__(self) -> Iterator[tuple[float, av.VideoFrame]]:
         for time, frame in self._increasing(self._decode()):
@@ -158,6 +198,10 @@ class TimedFrames:
                     raise ClipError("wild_timestamps")
             self._decoded += 1
             self._last = time
+            if self._decoded > self._most:
+                raise ClipError("too_many_frames")
+            if self._decoded > RATES[1] * (time + BURST) and self._strict:
+                raise ClipError("wild_frame_rate")
             yield time, frame
         if corrected > CORRECTED * timed and self._strict:
             raise ClipError("wild_timestamps")

@@ -16,11 +16,14 @@ from av.video.reformatter import ColorPrimaries, ColorTrc
 from PIL import Image, ImageSequence
 
 from mav.data.images.pictures import over_white
-from mav.data.videos.probe import CONTAINERS, ClipError, TimedFrames, frame_rate, video_stream
+from mav.data.videos import probe
+from mav.data.videos.probe import ClipError, TimedFrames, frame_rate, opened, video_stream
 
 HDR = (16, 18)  # transfer characteristics: PQ and HLG
 HELD = 256 << 20  # bytes of decoded frames that are kept; a longer video is decoded a second time
 PICTURES = (b"GIF8", b"RIFF", b"\x89PNG")  # how animated pictures begin; of RIFF files, those that are WEBP
+MOST_SHOWN = 1 << 36  # pixels of all frames, counted as in `probe`: 20 minutes of 1080p, a quarter of a million of any
+FORMATS = ("GIF", "WEBP", "PNG")
 SHORTEST, USUAL = 0.011, 0.1  # seconds: a picture that is to be shown for less is shown for the usual time
 
 
@@ -72,8 +75,8 @@ class ShownVideo:
             if self._animated:
                 yield from _animation(self._data)
                 return
-            with av.open(io.BytesIO(self._data), options={"format_whitelist": ",".join(CONTAINERS)}) as container:
-                source = TimedFrames(container, video_stream(container), strict=False)
+            with opened(self._data) as container:
+                source = TimedFrames(container, video_stream(container), strict=False, most=MOST_SHOWN)
                 self._claimed, self._background = float(source.rate), source.background
                 timed = iter(source)
                 first = next(timed, None)
@@ -81,10 +84,12 @@ class ShownVideo:
                     return
                 self._size = target_size(first[1], source.pixel_aspect)
                 yield from _progressive(itertools.chain([first], timed), first[1].interlaced_frame)
-        except (av.error.FFmpegError, OverflowError, MemoryError, OSError) as error:
-            raise ValueError(f"not a decodable video: {getattr(error, 'strerror', None) or error}") from None
         except ClipError as error:
             raise ValueError(f"not a decodable video: {str(error).replace('_', ' ')}") from None
+        except Image.DecompressionBombError:
+            raise ValueError("not a decodable video: too many pixels") from None
+        except Exception as error:  # parsers of hostile bytes raise anything
+            raise ValueError(f"not a decodable video: {getattr(error, 'strerror', None) or error}") from None
 
     def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
         frame = upright(frame, self._background)
@@ -98,12 +103,19 @@ class ShownVideo:
 
 
 def _animation(data: bytes) -> Iterator[tuple[float, np.ndarray]]:
-    """Yields the seconds and pixels of each frame of a GIF, WEBP or PNG, over white, timed as browsers do."""
+    """Yields the seconds and pixels of each frame of a GIF, WEBP or PNG, over white, timed as browsers do.
+
+    Raises ClipError, before a frame is decoded that is one too many.
+    """
     time = 0.0
-    with Image.open(io.BytesIO(data)) as picture:
-        for frame in ImageSequence.Iterator(picture):
-            pixels = over_white(frame)
-            yield time, pixels
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        pixels = picture.width * picture.height
+        if pixels > probe.MAX_PIXELS:
+            raise ClipError("too_many_pixels")
+        for number, frame in enumerate(ImageSequence.Iterator(picture), 1):
+            if number * max(pixels, probe.LEAST_PIXELS) > MOST_SHOWN:
+                raise ClipError("too_many_frames")
+            yield time, over_white(frame)
             seconds = float(frame.info.get("duration") or 0) / 1000
             time += seconds if seconds >= SHORTEST else USUAL
 

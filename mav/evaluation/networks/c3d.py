@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIZE, FRAMES, CLASSES = 112, 16, 101
-CROP = 8  # the mean cube is 128 x 171 pixels; its window starts here on both sides
+RESIZED = (128, 171)  # height and width of the frames and of the mean cube, in pixels,
+ROWS, COLUMNS = slice(8, 120), slice(29, 141)  # of which the central square is seen
 CONVOLUTIONS = {
     "conv1a": (3, 64), "conv2a": (64, 128), "conv3a": (128, 256), "conv3b": (256, 256),
     "conv4a": (256, 512), "conv4b": (512, 512), "conv5a": (512, 512), "conv5b": (512, 512),
@@ -36,9 +37,13 @@ class C3D(nn.Module):
 
 
 def prepare(video: Tensor) -> Tensor:
-    """Turns uint8 RGB (16, H, W, 3) into BGR (1, 3, 16, 112, 112), 0 to 255, resized with aligned corners."""
+    """Turns uint8 RGB (16, H, W, 3) into BGR (1, 3, 16, 112, 112), 0 to 255.
+
+    Frames become 128 x 171 pixels, with aligned corners, as those of which the mean cube was made; the window is cut
+    from both at the same place.
+    """
     if len(video) != FRAMES:
         raise ValueError(f"C3D takes {FRAMES} frames, not {len(video)}")
     x = video.flip(-1).permute(0, 3, 1, 2).float()
-    x = F.interpolate(x, size=(SIZE, SIZE), mode="bilinear", align_corners=True)
+    x = F.interpolate(x, size=RESIZED, mode="bilinear", align_corners=True)[..., ROWS, COLUMNS]
     return x.permute(1, 0, 2, 3)[None]

@@ -1,9 +1,8 @@
 """The published weights: which files are known, how their names are translated, and what to do when one is missing.
 
-Nothing is downloaded. A file is read without running code in it: safetensors, `torch.load(weights_only=True)`, numpy
-without pickles, or the tensors of a TorchScript archive. Its sha256 is stored with every number that it makes. A file
-with the name but not the digest of a published one is refused. `NAME.safetensors`, a conversion with our names, is
-always accepted.
+Nothing is downloaded. A file is read without running code in it (`mav.models.checkpoints.weight_files`). Its sha256 is
+stored with every number that it makes. A file with the name but not the digest of a published one is refused.
+`NAME.safetensors`, a conversion with our names, is always accepted.
 
 | network | names in the file | our names |
 |---|---|---|
@@ -17,7 +16,6 @@ always accepted.
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,15 +23,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mav.errors import UserError
 from mav.evaluation.networks import fold
-from mav.evaluation.networks.c3d import C3D, CROP
-from mav.evaluation.networks.c3d import SIZE as C3D_SIZE
+from mav.evaluation.networks.c3d import C3D, COLUMNS, RESIZED, ROWS
+from mav.evaluation.networks.c3d import FRAMES as C3D_FRAMES
 from mav.evaluation.networks.i3d import I3D
 from mav.evaluation.networks.inception import Inception
+from mav.models.checkpoints.weight_files import read_tensors
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class Published:
     files: Mapping[str, str]  # file name -> sha256, "" where none is published
     licence: str
     source: str  # where its authors or users distribute it
-    extra: str = ""  # a second file that some of them need
+    extra: str = ""  # a second file that some of them need,
+    extra_sha256: str = ""
 
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -53,7 +52,10 @@ OPENAI = ("MIT", "the links in OpenAI's CLIP repository, clip/clip.py")
 PUBLISHED = {
     "i3d": Published(
         "I3D, RGB, Kinetics-400",
-        {"i3d_torchscript.pt": I3D_SHA256, "i3d_pretrained_400.pt": ""},
+        {
+            "i3d_torchscript.pt": I3D_SHA256,
+            "i3d_pretrained_400.pt": "55095f049e706479d48e221adcdb145b2b9dc930ba28b081ed72367ffaa32343",
+        },
         "Apache-2.0 (DeepMind's kinetics-i3d, of which both files are conversions)",
         "the StyleGAN-V repository's FVD section links i3d_torchscript.pt, VideoGPT's i3d_pretrained_400.pt",
     ),
@@ -64,6 +66,7 @@ PUBLISHED = {
         "the StyleGAN-V repository's metrics link c3d_ucf101.pt, "
         "the TGAN2 repository conv3d_deepnetA_ucf.npz with mean2.npz",
         "mean2.npz",
+        "f981f1e195822705d13bebadabeb2b5583a709696c3b14e5465a96da4cb2ade0",
     ),
     "inception": Published(
         "Inception v3 of 2015-12-05",
@@ -71,16 +74,19 @@ PUBLISHED = {
         "Apache-2.0",
         "releases of the torch-fidelity and pytorch-fid repositories on GitHub",
     ),
-    "clip ViT-B-32": Published(
-        "CLIP ViT-B/32 of OpenAI",
-        {"ViT-B-32.pt": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"},
-        *OPENAI,
-    ),
-    "clip ViT-B-16": Published(
-        "CLIP ViT-B/16 of OpenAI",
-        {"ViT-B-16.pt": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"},
-        *OPENAI,
-    ),
+} | {
+    f"clip {file.removesuffix('px')}": Published(f"CLIP {title} of OpenAI", {f"{file}.pt": sha256}, *OPENAI)
+    for file, title, sha256 in (
+        ("RN50", "ResNet-50", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+        ("RN101", "ResNet-101", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+        ("RN50x4", "ResNet-50x4", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+        ("RN50x16", "ResNet-50x16", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+        ("RN50x64", "ResNet-50x64", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+        ("ViT-B-32", "ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+        ("ViT-B-16", "ViT-B/16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+        ("ViT-L-14", "ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+        ("ViT-L-14-336px", "ViT-L/14@336", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+    )
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"i3d": I3D, "c3d": C3D, "inception": Inception}
 I3D_BRANCHES = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "branch_2.0": "b2a", "branch_2.1": "b2b",
@@ -95,16 +101,21 @@ def find(network: str, folder: str) -> tuple[Path, str]:
     for name, wanted in files.items() if folder else ():
         path = Path(folder) / name
         if path.is_file():
-            digest = _sha256(str(path), path.stat().st_mtime_ns)
-            if wanted and digest != wanted:
-                digests = f"sha256 {digest[:16]}..., the published file {wanted[:16]}..."
-                raise UserError(f"{path} has {digests}: get it again.")
-            return path, digest
+            return path, _checked(path, wanted)
     where = folder or "any folder (--weights-dir names one)"
     raise UserError(
         f"The weights of {known.title} are not in {where}: put one of {', '.join(files)} there "
         f"(from {known.source}; licence: {known.licence}; nothing is downloaded here)."
     )
+
+
+def _checked(path: Path, wanted: str) -> str:
+    """Returns the sha256 of a file. Raises UserError when it is not the wanted one, if there is one."""
+    digest = _sha256(str(path), path.stat().st_mtime_ns)
+    if wanted and digest != wanted:
+        digests = f"sha256 {digest[:16]}..., the published file {wanted[:16]}..."
+        raise UserError(f"{path} has {digests}: get it again.")
+    return digest
 
 
 @cache
@@ -117,20 +128,12 @@ def _sha256(path: str, changed: int) -> str:
 def read_state(path: Path) -> dict[str, Tensor]:
     """Returns name -> tensor from any of the formats above. Raises UserError when the file has none of them."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-        if any(name.endswith("constants.pkl") for name in names):
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # each format has errors of its own, which mean the same to the user
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise UserError(f"{path} cannot be read as weights ({reason}): get the file again.") from None
+        state = read_tensors(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise UserError(f"{path} cannot be read as weights ({reason}): get the file again, or convert it.") from None
+    state = state.get("state_dict", state)
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def rename(network: str, state: Mapping[str, Tensor], extra: np.ndarray | None = None) -> dict[str, Tensor]:
@@ -159,9 +162,8 @@ def _c3d_state(state: Mapping[str, Tensor], extra: np.ndarray | None) -> dict[st
         elif match and match[2]:
             renamed[f"{match[1]}.{'weight' if match[2] in ('W', 'weight') else 'bias'}"] = value.float()
     if "mean" not in renamed and extra is not None:
-        window = slice(CROP, CROP + C3D_SIZE)
-        whole = np.asarray(extra, np.float32).reshape(3, 16, *extra.shape[-2:])
-        renamed["mean"] = torch.from_numpy(whole[..., window, window].copy())
+        whole = np.asarray(extra, np.float32).reshape(3, C3D_FRAMES, *RESIZED)
+        renamed["mean"] = torch.from_numpy(whole[..., ROWS, COLUMNS].copy())
     return renamed
 
 
@@ -170,8 +172,9 @@ def load_network(network: str, folder: str, device: str = "cpu") -> tuple[nn.Mod
     # The file, under our names.
     path, digest = find(network, folder)
     extra, known = None, PUBLISHED[network]
-    if known.extra and (Path(folder) / known.extra).is_file():
-        extra = read_state(Path(folder) / known.extra)["mean"].numpy()
+    if known.extra and (second := Path(folder) / known.extra).is_file():
+        _checked(second, known.extra_sha256)
+        extra = read_state(second)["mean"].numpy()
     module = NETWORKS[network]()
     own = module.state_dict()
     given = rename(network, read_state(path), extra)

@@ -23,6 +23,7 @@ def read_bundle(index: bytes, data: bytes) -> dict[str, Tensor]:
     if len(index) < FOOTER or struct.unpack("<Q", index[-8:])[0] != MAGIC:
         raise ValueError("not the index of a TensorFlow checkpoint")
     tensors: dict[str, Tensor] = {}
+    stored = 0
     try:
         footer = index[-FOOTER:]
         _, at = _handle(footer, 0)
@@ -31,8 +32,11 @@ def read_bundle(index: bytes, data: bytes) -> dict[str, Tensor]:
             block, _ = _handle(place, 0)
             for key, value in _entries(index, *block):
                 if key and (found := _tensor(value, data)) is not None:
+                    stored += found.nbytes
+                    if stored > len(data):
+                        raise ValueError("a TensorFlow checkpoint whose tensors overlap")
                     tensors[key.decode()] = found
-    except (IndexError, struct.error, RuntimeError, UnicodeDecodeError) as error:
+    except (LookupError, struct.error, RuntimeError, TypeError, UnicodeDecodeError, OverflowError) as error:
         raise ValueError(f"a broken TensorFlow checkpoint ({error})") from None
     return tensors
 
@@ -60,8 +64,8 @@ def _tensor(entry: bytes, data: bytes) -> Tensor | None:
     if fields.get(1) != FLOAT or not isinstance(shape, bytes):
         return None
     sizes = [dict(_fields(dim)).get(1, 0) for number, dim in _fields(shape) if number == 2 and isinstance(dim, bytes)]
-    assert isinstance(offset, int)
-    assert isinstance(size, int)
+    if not isinstance(offset, int) or not isinstance(size, int):
+        raise ValueError("a TensorFlow checkpoint without the place of a tensor")
     part = data[offset : offset + size]
     if len(part) != size:
         raise ValueError("a TensorFlow checkpoint whose data is cut")
@@ -101,3 +105,5 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift, at = shift + 7, at + 1
         if byte < 128:
             return value, at
+        if shift > 63:
+            raise ValueError("a broken TensorFlow checkpoint (a number without an end)")

@@ -8,7 +8,6 @@ from typing import ClassVar
 import pytest
 from loopback import Quiet, served
 
-from mav.data.fetching.addresses import is_public
 from mav.data.fetching.guards import GuardedOpener, installed
 from mav.data.fetching.rules import FetchError, is_transient, opted_out
 
@@ -55,25 +54,6 @@ def test_fetches_with_an_honest_agent(web):
     headers = Handler.seen[0][1]
     assert headers["User-Agent"] == "make-a-video-system/0.1 (+me@example.org)"
     assert headers["Host"] == base.removeprefix("http://")
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        *[(a, True) for a in ("93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34")],
-        *[
-            (a, False)
-            for a in ("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0")
-        ],
-        *[
-            (a, False)
-            for a in ("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1", "::ffff:10.0.0.1")
-        ],
-        *[(a, False) for a in ("2002:7f00:1::", "64:ff9b::a00:1", "nonsense")],
-    ],
-)
-def test_public_addresses(address, public):
-    assert is_public(address) is public
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "user@127.0.0.1"])

@@ -18,6 +18,7 @@ from PIL import Image
 
 from filters.screen import MetadataWork
 from flows.services.ports import reserve_port
+from mav.data.fetching.rules import is_transient
 from mav.data.images.download import DownloadWork
 from mav.data.images.resize import guarded_resizer, look
 from mav.data.shards import TarWriter, read_tar
@@ -223,6 +224,42 @@ def test_digests_of_tables_are_verified(tmp_path):
     reasons = pq.read_table(work.out.path("00000-00000.parquet")).column("reason").to_pylist()
     assert reasons == ["", "", "hash_mismatch", "", "", "hash_mismatch"]
     assert len(list(read_tar(work.out, "00000-00000.tar"))) == 4
+
+
+def test_rows_of_one_address_have_an_outcome_each_with_a_reason_that_is_tried_again(tmp_path):
+    """The first answer is a picture, and the second asks for an hour of patience; odd spellings are addresses too."""
+    asked = []
+
+    class Once(Quiet):
+        def get(self):
+            asked.append(self.path)
+            if asked.count("/twice.jpg") > 1:
+                self.answer(429, b"", Retry_After="3600")
+            else:
+                self.answer(body=encoded())
+
+    with served(Once) as base:
+        urls = [f"http://{base}/{name}" for name in ("twice.jpg", "once.jpg#", "twice.jpg", "twice.jpg")]
+        urls += [f"<http://{base}/x.jpg>", f"URL:http://{base}/y.jpg", "nonsense"]
+        metadata = Folder(str(tmp_path / "metadata"))
+        pq.write_table(pa.table({"url": urls, "caption": [str(i) for i in range(7)]}), tmp_path / "a.parquet")
+        MetadataWork((str(tmp_path / "a.parquet"),), Screening(), 100, metadata)("00000")
+        rule = ImageDownload(image_size=16, threads=1, deadline_seconds=1.0, allow_addresses=(base,))
+        work, (output,) = run(metadata, rule, Folder(str(tmp_path / "out")))
+    ledger = pq.read_table(work.out.path("00000-00000.parquet")).to_pylist()
+    assert [row["reason"] for row in ledger] == [
+        "",
+        "",
+        "http_429",
+        "http_429",
+        "bad_scheme",
+        "bad_scheme",
+        "bad_scheme",
+    ]
+    assert [is_transient(row["reason"]) for row in ledger] == [False] * 2 + [True] * 2 + [False] * 3
+    assert output.counts["rows_out"] == 2
+    samples = [files for _, files in read_tar(work.out, "00000-00000.tar")]
+    assert [json.loads(files["json"])["url"] for files in samples] == urls[:2]
 
 
 def test_undecodable_behind_a_good_header():

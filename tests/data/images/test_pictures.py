@@ -163,3 +163,29 @@ def test_real_pictures(real_data, monkeypatch):
     for path in sorted((real_data / "images").iterdir()):
         expected = truth(path.read_bytes()).astype(int)
         assert np.abs(read_picture(path.read_bytes()).astype(int) - expected).max() <= 4, path.name
+
+
+def test_no_picture_starts_another_program(monkeypatch):
+    """An EPS under any name is no picture: Pillow would hand it to Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript"))
+    with pytest.raises(ValueError, match="not an image"):
+        read_picture(eps)
+    assert look(eps, 10**8).problem == "not_an_image"
+
+
+@pytest.mark.parametrize("filler", [b"\xff\xfe\x00\x02", b"\xff"])
+def test_a_jpeg_of_many_segments_is_not_walked_through(filler, monkeypatch):
+    data = saved(scene(), "JPEG")
+    assert look(data[:2] + 100 * filler + data[2:], 10**8).problem == ""
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
+    assert look(data[:2] + 20_000 * filler + data[2:], 10**8).problem == "undecodable"
+
+
+def test_a_jpeg_of_many_scans_is_not_decoded():
+    data = saved(scene(), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert look(data[:-2] + 20 * scan + data[-2:], 10**8).problem == ""
+    assert look(data[:-2] + 64 * scan + data[-2:], 10**8).problem == "undecodable"

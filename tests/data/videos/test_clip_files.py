@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from loopback import Quiet, served
 from mav.data.fetching.addresses import system_resolver
 from mav.data.shards import read_tar
 from mav.data.videos.clip_files import ClipFiles
-from mav.data.videos.clip_list import ListedClip, split_lists
+from mav.data.videos.clip_list import ListedClip, read_clips, split_lists
 from mav.data.videos.probe import ClipError
 from mav.data.videos.video_io import encode_mp4
 from mav.data.videos.video_shards import VideoWork
@@ -58,6 +60,7 @@ class FakeYoutube:
 
     def open(self, options: dict):
         assert options["quiet"]
+        assert options["allowed_extractors"] == ["youtube"]  # a page may lead to any other
         return contextlib.nullcontext(self)
 
     def extract_info(self, page: str, download: bool) -> dict:
@@ -77,13 +80,76 @@ def test_paths_and_folders(tmp_path):
         inside, ListedClip("1", page_dir="a"), ListedClip("x", path="a/1.mp4"), ListedClip("2", page_dir="a")
     ) == [b"one", b"one", "missing_file"]
     assert fetched(inside, ListedClip("whole.1", "http://h", path="whole.mp4", start=1, end=2)) == [b"whole"]
-    assert fetched(VideoShards(), ListedClip("x", path=str(tmp_path / "a/1.mp4"))) == [b"one"]
-    assert fetched(VideoShards(max_bytes=2), ListedClip("x", path=str(tmp_path / "a/1.mp4"))) == ["too_large"]
+    assert fetched(inside, ListedClip("x", path=str(tmp_path / "a/1.mp4"))) == [b"one"]
+    assert fetched(VideoShards(files=str(tmp_path), max_bytes=2), ListedClip("x", path="a/1.mp4")) == ["too_large"]
     memory = Folder("memory://videos")
     memory.write_bytes("b/2.mp4", b"two")
     assert fetched(VideoShards(files="memory://videos"), ListedClip("2", page_dir="b")) == [b"two"]
-    assert fetched(VideoShards(), ListedClip("x", path="memory://videos/b/2.mp4")) == [b"two"]
+    assert fetched(VideoShards(files="memory://videos"), ListedClip("x", path="memory:///videos/b/2.mp4")) == [b"two"]
     memory.remove()
+
+
+def test_a_list_reaches_no_file_outside_the_named_folder(tmp_path):
+    """Neither by steps upwards, nor by a full path, nor by a link; a pipe in the folder is not waited for."""
+    folder = tmp_path / "videos"
+    (folder / "deep").mkdir(parents=True)
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(b"secret")
+    (tmp_path / "videos-of-others").mkdir()
+    (tmp_path / "videos-of-others/1.mp4").write_bytes(b"secret")
+    (folder / "link.mp4").symlink_to(secret)
+    (folder / "deep/up").symlink_to(tmp_path)
+    (folder / "real.mp4").write_bytes(b"own")
+    (folder / "inner.mp4").symlink_to(folder / "real.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    outside = [
+        *("../secret.mp4", str(secret), "deep/../../secret.mp4", "link.mp4", "deep/up/secret.mp4", "/etc/passwd"),
+        *("../videos-of-others/1.mp4", "//etc/passwd", ".."),
+    ]
+    rule = VideoShards(files=str(folder))
+    clips = [ListedClip("x", path=path) for path in outside]
+    clips += [
+        ListedClip("secret", page_dir=".."),
+        ListedClip("../secret"),
+        ListedClip("secret", page_dir=str(tmp_path)),
+    ]
+    assert fetched(rule, *clips) == ["outside_folder"] * len(clips)
+    missing = [ListedClip("x", path=f"file://{secret}"), ListedClip("x", path="http://127.0.0.1:9/x")]
+    assert fetched(rule, *missing) == ["missing_file"] * 2
+    assert fetched(rule, ListedClip("x", path="pipe.mp4"), ListedClip("x", path="inner.mp4")) == [
+        "unreadable_file",
+        b"own",
+    ]
+    (tmp_path / "shortcut").symlink_to(folder)
+    assert fetched(VideoShards(files=str(tmp_path / "shortcut")), ListedClip("real")) == [b"own"]
+    memory = Folder("memory://all")
+    memory.write_bytes("secret.mp4", b"secret")
+    for path in ("../secret.mp4", "/all/secret.mp4", "memory://all/secret.mp4", "a/../../secret.mp4"):
+        assert fetched(VideoShards(files="memory://all/videos"), ListedClip("x", path=path)) == ["outside_folder"]
+    memory.remove()
+
+
+def test_without_a_folder_a_list_reaches_addresses_only_and_those_under_the_guards(site, tmp_path):
+    address, asked = site
+    asked.clear()
+    (tmp_path / "1.mp4").write_bytes(b"secret")
+    places = [
+        str(tmp_path / "1.mp4"),
+        f"file://{tmp_path}/1.mp4",
+        f"http://{address}/1",
+        "memory://x/1.mp4",
+        "simplecache::",
+    ]
+    bodies = fetched(VideoShards(), *(ListedClip("x", path=place) for place in places))
+    assert bodies == ["no_folder", "bad_scheme", "private_address", "bad_scheme", "no_folder"]
+    # An id without an address, as in a line of HD-VILA, is a path too.
+    line = {"video_id": f"http://{address}/1", "url": "", "clip": [{"clip_id": "c", "span": ["0", "1"]}]}
+    (tmp_path / "list.jsonl").write_text(json.dumps(line))
+    (clip,) = read_clips(split_lists([str(tmp_path / "list.jsonl")], 10)[0], 0)
+    assert fetched(VideoShards(), clip) == ["private_address"]
+    assert not asked
+    allowed = VideoShards(allow_addresses=(address,), max_bytes=10)
+    assert fetched(allowed, clip, ListedClip("x", path=f"http://{address}/2")) == ["too_large"] * 2
 
 
 def test_reasons_need_no_fetching():
@@ -114,8 +180,12 @@ def test_youtube_through_yt_dlp_under_the_guards(site, monkeypatch):
     allowed = VideoShards(allow_addresses=(address,))
     bodies = fetched(allowed, ListedClip("a", PAGE), ListedClip("b", "https://youtu.be/gone"))
     assert bodies == [video(), "youtube_refused"]
-    assert (fake.pages, asked) == ([PAGE, "https://youtu.be/gone"], ["/stream.mp4"])
+    assert (sorted(fake.pages), asked) == ([PAGE, "https://youtu.be/gone"], ["/stream.mp4"])
     assert fetched(VideoShards(), ListedClip("a", PAGE)) == ["private_address"]
+    assert fetched(VideoShards(), ListedClip("a", "file://youtube.com/etc/passwd")) == ["bad_scheme"]
+    # yt-dlp itself has no deadline.
+    monkeypatch.setattr(fake, "extract_info", lambda *_, **__: threading.Event().wait())
+    assert fetched(VideoShards(deadline_seconds=0.1), ListedClip("a", PAGE)) == ["timeout"]
 
 
 def test_youtube_without_yt_dlp_says_what_to_install(monkeypatch):
