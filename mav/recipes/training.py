@@ -62,7 +62,7 @@ class Optimisation:
 
     samples: Whole
     batch_size: Positive  # summed over all workers and accumulation steps
-    learning_rate: Annotated[float, Gt(0), Le(1e38)] = 1.2e-4  # what diverges is told when it does
+    learning_rate: Annotated[float, Gt(0), Le(1e38)] = 1.2e-4  # after the warm-up
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveNumber = 1e-8
     weight_decay: Number = 0.0
