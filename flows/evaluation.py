@@ -39,7 +39,7 @@ def generate(job: Job) -> Outcome:
     return evaluate(job, generate_videos, device=job.device)
 
 
-@stage("evaluate-ucf101", reads=(*MEASURING, "evaluate.ucf101"), version=2, gpu=True)
+@stage("evaluate-ucf101", reads=(*MEASURING, "evaluate.ucf101"), version=3, gpu=True)
 def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video
@@ -47,7 +47,7 @@ def evaluate_ucf101(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "ucf101"), device=job.device)
 
 
-@stage("evaluate-msrvtt", reads=(*MEASURING, "evaluate.msrvtt"), version=2, gpu=True)
+@stage("evaluate-msrvtt", reads=(*MEASURING, "evaluate.msrvtt"), version=3, gpu=True)
 def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video

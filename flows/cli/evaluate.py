@@ -30,7 +30,8 @@ IN_PROCESS_CHUNKS = 4  # Ray is not started for fewer chunks
 SHOWN = {
     "fvd": ("FVD", "lower", 2), "kvd": ("KVD", "lower", 4), "is": ("IS", "higher", 2), "fid": ("FID", "lower", 2),
     "kid": ("KID", "lower", 5), "clipsim": ("CLIPSIM", "higher", 4), "psnr": ("PSNR", "higher", 2),
-    "ssim": ("SSIM", "higher", 4),
+    "ssim": ("SSIM", "higher", 4), "precision": ("Precision", "higher", 3), "recall": ("Recall", "higher", 3),
+    "density": ("Density", "higher", 3), "coverage": ("Coverage", "higher", 3),
 }  # fmt: skip
 YARDSTICKS = {
     "endless": "  with endless videos, extrapolated",
