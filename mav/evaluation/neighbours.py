@@ -28,7 +28,7 @@ def precision(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
     """Returns for each generated row (m, d) whether it lies in the ball of a real one (n, d), as 0.0 or 1.0 (m,).
 
     Its mean is the precision. With the sides exchanged it is the recall, for each real row. Raises ValueError when the
-    set with the balls has at most k rows, the other has none, or a feature is not finite.
+    set with the balls has at most k rows or the other one fewer than two, or when a feature is not finite.
     """
     return (_inside(real, generated, MANIFOLD_K, edge=True)[0] > 0).astype(np.float64)
 
@@ -51,8 +51,8 @@ def coverage(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
 
 def _inside(centres: np.ndarray, rows: np.ndarray, k: int, edge: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns in how many balls each row lies, and how many rows lie in the ball of each centre."""
-    if len(centres) <= k or not len(rows):
-        needed = f"{k} neighbours need at least {k + 1} videos on their side and 1 on the other"
+    if len(centres) <= k or len(rows) < 2:
+        needed = f"{k} neighbours need at least {k + 1} videos on their side and 2 on the other"
         raise ValueError(f"{needed}, not {len(centres)} and {len(rows)}")
     x, y = np.asarray(centres, np.float64), np.asarray(rows, np.float64)
     wrong = np.count_nonzero(~np.isfinite(x)) + np.count_nonzero(~np.isfinite(y))

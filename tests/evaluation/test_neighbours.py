@@ -45,7 +45,8 @@ def test_known_cases():
     real = np.concatenate([rng.normal(-50, 1, (40, 3)), rng.normal(50, 1, (40, 3))])
     one_kind, elsewhere = real[:40] + rng.normal(0, 0.01, (40, 3)), rng.normal((0, 500, 0), 1, (40, 3))
     means = {name: measure(real, one_kind).mean() for name, (measure, _) in NEIGHBOURS.items()}
-    assert means == pytest.approx({"precision": 1, "recall": 0.5, "density": 1, "coverage": 0.5}, abs=0.02)
+    assert 0.9 < means.pop("density") < 1.2
+    assert means == {"precision": 1, "recall": 0.5, "coverage": 0.5}
     assert [measure(real, elsewhere).mean() for measure, _ in NEIGHBOURS.values()] == [0, 0, 0, 0]
     assert [measure(real, real).mean() for measure, _ in NEIGHBOURS.values()] == [1, 1, 1, 1]
 
@@ -60,11 +61,11 @@ def test_an_equal_row_is_at_distance_zero():
 
 def test_what_cannot_be_measured_says_why():
     x = np.arange(12.0).reshape(6, 2)
-    with pytest.raises(ValueError, match="at least 4 videos on their side and 1 on the other, not 3 and 6"):
+    with pytest.raises(ValueError, match="at least 4 videos on their side and 2 on the other, not 3 and 6"):
         precision(x[:3], x)
     with pytest.raises(ValueError, match="at least 6 videos"):
         density(x[:5], x)
-    with pytest.raises(ValueError, match="not 6 and 0"):
-        coverage(x, x[:0])
+    with pytest.raises(ValueError, match="not 6 and 1"):
+        coverage(x, x[:1])
     with pytest.raises(ValueError, match="1 features are not finite"):
-        coverage(x, np.array([[np.nan, 0.0]]))
+        coverage(x, np.array([[np.nan, 0.0], [1, 2]]))
