@@ -88,7 +88,7 @@ def jpeg(frames: np.ndarray, strength: float, _: np.random.Generator) -> np.ndar
         return frames.copy()
     settings = [cv2.IMWRITE_JPEG_QUALITY, round(100 - strength)]
     files = (cv2.imencode(".jpg", frame[..., ::-1], settings)[1] for frame in frames)
-    return np.stack([cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1] for file in files])
+    return np.stack([np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR))[..., ::-1] for file in files])
 
 
 def _bytes(frames: np.ndarray) -> np.ndarray:

@@ -17,11 +17,12 @@ from mav.storage import Folder
 
 
 def film(seed, frames=8, side=48):
-    """A picture that gets lighter from left to right in every frame, and as a whole from frame to frame."""
+    """A chequered picture that gets lighter from left to right in every frame, and as a whole from frame to frame."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(60, 90, (4, 4, 3)).repeat(side // 4, 0).repeat(side // 4, 1)
     ramp = 8 * np.arange(frames)[:, None, None, None] + np.arange(side)[None, None, :, None]
-    return (blocks[None] + ramp).astype(np.uint8)
+    squares = 40 * (np.add.outer(np.arange(side) // 3, np.arange(side) // 3) % 2)[..., None]
+    return (blocks[None] + squares + ramp).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
