@@ -27,7 +27,7 @@ test: $(READY)  ## the default tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/chaos.json; a quarter of an hour
-	MAV_SCHEDULES=5000 $(BIN)/python -m pytest -q tests/chaos/test_protocol.py
+	$(BIN)/python tests/chaos/in_process.py
 	$(BIN)/python tests/chaos/chaos.py
 
 fuzz: $(READY)  ## a thousand hostile inputs for every parser of outside bytes: table, and build/fuzz.json; two minutes

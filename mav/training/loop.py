@@ -123,7 +123,6 @@ def train(
         state = RunState(**metadata["progress"])
         log.load(metadata["log"])
         set_steps(optimiser, state.steps)
-        checkpoints.best = state.best_samples
         if post_hoc:
             post_hoc.keep(state.samples)
 
@@ -173,7 +172,6 @@ def train(
             loss_now = state.curves[-1]["validation"]
             if state.best_loss is None or loss_now < state.best_loss:
                 state.best_loss, state.best_samples = loss_now, state.samples
-            checkpoints.best = state.best_samples
         if logs or (saves and validation):
             pace = (state.samples - started_at) / clock.seconds
             speed = {"samples_per_second": pace, "steps_per_second": pace / o.batch_size}
@@ -188,7 +186,8 @@ def train(
             with clock("save_wait"):
                 if post_hoc:
                     post_hoc.keep(state.samples)
-                checkpoints.save(state.samples, tensors, {"progress": vars(state), "log": log.state()})
+                facts = {"progress": vars(state), "log": log.state()}
+                checkpoints.save(state.samples, tensors, facts, best=state.best_samples)
         if ending and not done:
             checkpoints.wait()
             raise PreemptedError(
