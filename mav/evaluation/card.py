@@ -4,7 +4,8 @@ The real clips are halved. One half is the reference; the other is measured agai
 generator would reach with so many clips, and damaged in every kind at every strength. A strength counts as seen when
 the metric is worse than for the undamaged half beyond chance: the 95 % interval of the difference, put together from
 the two values' own intervals (Zou and Donner 2008), does not reach zero. The halves are treated as independent sets,
-because two systems' videos are.
+because two systems' videos are. Of 120 pairs of undamaged sets of 24 or 48 normal rows, 0 to 7 % were called worse,
+most by precision, recall and density, whose intervals are narrow; a strength alone may therefore be chance.
 """
 
 import dataclasses

@@ -103,7 +103,7 @@ class Scorer:
     def _neighbours(self, metric: str) -> dict[str, Any]:
         """The interval resamples the rows over which the metric is a mean.
 
-        The balls around the neighbours stay, so that it is narrow: by a tenth to three fifths for 24 and 48 videos of
+        The balls around the neighbours stay, so that it is narrow: by a sixth to three fifths for 24 and 48 videos of
         16 normal features on each side.
         """
         network, (measure, side) = self.protocol.features[metric], NEIGHBOURS[metric.split("_")[0]]
