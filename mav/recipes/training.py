@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from mav.recipes.networks import ClipConfig, PriorConfig, UNetConfig
 from mav.recipes.sections import (
@@ -62,7 +62,7 @@ class Optimisation:
 
     samples: Whole
     batch_size: Positive  # summed over all workers and accumulation steps
-    learning_rate: Annotated[PositiveNumber, Le(10)] = 1.2e-4
+    learning_rate: Annotated[float, Gt(0), Le(1e38)] = 1.2e-4  # after the warm-up
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveNumber = 1e-8
     weight_decay: Number = 0.0
