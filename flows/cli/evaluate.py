@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 BENCHMARKS = ("ucf101", "msrvtt", "drawbench", "prompts", "interpolation")
-DEFAULT_PROTOCOLS = {"prompts": "prompts-clip", "drawbench": "drawbench"}  # of the others, the paper's
+CARD = "card"  # in the place of a benchmark: what the metrics of a protocol see
+DEFAULT_PROTOCOLS = {  # of the others, the paper's
+    "prompts": "prompts-clip", "drawbench": "drawbench", CARD: "ucf101-demo",
+}  # fmt: skip
 IN_PROCESS_CHUNKS = 4  # Ray is not started for fewer chunks
 # How a metric is shown: its title, which way is better, digits.
 SHOWN = {
     "fvd": ("FVD", "lower", 2), "kvd": ("KVD", "lower", 4), "is": ("IS", "higher", 2), "fid": ("FID", "lower", 2),
     "kid": ("KID", "lower", 5), "clipsim": ("CLIPSIM", "higher", 4), "psnr": ("PSNR", "higher", 2),
-    "ssim": ("SSIM", "higher", 4),
+    "ssim": ("SSIM", "higher", 4), "precision": ("Precision", "higher", 3), "recall": ("Recall", "higher", 3),
+    "density": ("Density", "higher", 3), "coverage": ("Coverage", "higher", 3),
 }  # fmt: skip
 YARDSTICKS = {
     "endless": "  with endless videos, extrapolated",
@@ -40,6 +44,7 @@ YARDSTICKS = {
     "shuffled": "  these, with another's text",
 }
 
+_BENCHMARK = f"One of {', '.join(BENCHMARKS)}; or {CARD}: what a protocol's metrics see of damage to real clips."
 _VIDEOS = "mp4, GIF, npy or pt files, or folders of frames; 00042 is prompt 42."
 _REAL = "The real set as distributed: its lists and clips."
 _PROTOCOL = "How it is measured; by default the paper's way."
@@ -55,7 +60,7 @@ _CACHE = "Where features of real clips are kept."
 
 @app.command()
 def evaluate(
-    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"One of {', '.join(BENCHMARKS)}.")],
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=_BENCHMARK)],
     videos: Annotated[str, typer.Option("--videos", metavar="DIR", help=_VIDEOS)],
     real: Annotated[str, typer.Option("--real", metavar="DIR", help=_REAL)] = "",
     protocol: Annotated[str, typer.Option("--protocol", metavar="NAME", help=_PROTOCOL)] = "",
@@ -74,6 +79,7 @@ def evaluate(
 
     A killed evaluation goes on where it was.
     """
+    from mav.evaluation.card import make_card
     from mav.evaluation.features import Networks
     from mav.evaluation.interpolation import measure_interpolation
     from mav.evaluation.measure import Settings, measure
@@ -81,10 +87,10 @@ def evaluate(
     from mav.evaluation.sets import read_set
 
     # Resolve what was asked for.
-    if benchmark not in BENCHMARKS:
-        raise UserError(f"There is no benchmark {benchmark!r}: choose one of {', '.join(BENCHMARKS)}.")
+    if benchmark not in (*BENCHMARKS, CARD):
+        raise UserError(f"There is no benchmark {benchmark!r}: choose one of {', '.join(BENCHMARKS)}, or {CARD}.")
     chosen = load_protocol(protocol or DEFAULT_PROTOCOLS.get(benchmark, f"{benchmark}-paper"))
-    if chosen.benchmark != benchmark:
+    if chosen.benchmark != benchmark != CARD:
         known = ", ".join(protocol_names(benchmark))
         raise UserError(f"{chosen.name} is a protocol of {chosen.benchmark}: choose one of {known}.")
     for name, folder in (("--videos", videos), ("--real", real)):
@@ -112,6 +118,19 @@ def evaluate(
             chosen, on = chosen.only(list(metric or ())), device()
             clip = _clip(recipe, runs) if "demo" in chosen.networks else None
             networks = Networks(chosen.networks, weights_dir, clip, on)
+            if benchmark == CARD:
+                with features_on_ray(on) as run:
+                    result = make_card(
+                        chosen,
+                        chosen.preparation(loaded),
+                        Folder(videos),
+                        networks,
+                        target,
+                        samples,
+                        report=show,
+                        run=run,
+                    )
+                return _tell_card(result, target, json_)
             filmed = Folder(real) if real else None
             wanted = samples or chosen.samples
             asked = read_set(chosen, filmed, wanted, Folder(prompts) if prompts else None)
@@ -125,6 +144,19 @@ def evaluate(
     else:
         print_result(result)
         print(f"written: {out / 'result.json'}")
+
+
+def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
+    """Writes the page of a validity card beside its file, and prints what each metric sees."""
+    from mav.report.card import card_page
+
+    out.write_bytes("card.html", card_page(card))
+    if json_:
+        print(json.dumps(card, indent=1, sort_keys=True))
+        return
+    for words in (*card["words"], *(f"{name} is not judged: {why}." for name, why in card["not_judged"].items())):
+        print(words)
+    print(f"written: {out.path('card.json')}, {out.path('card.html')}")
 
 
 def _require_weights(networks: Networks, benchmark: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mav.evaluation.corruptions import Corruption
 from mav.evaluation.features import Networks
 from mav.evaluation.protocols import Preparation
 from mav.evaluation.reading import COUNTED, Entry, read_video
@@ -40,6 +41,7 @@ class FeatureWork:
     preparation: Preparation
     networks: Networks
     out: Folder
+    change: Corruption | None = None
 
     def __call__(self, chunk: Chunk) -> int:
         """Writes the file and returns the chunk's number. An unreadable video is stored as a reason."""
@@ -79,7 +81,8 @@ class FeatureWork:
     def _read_one(self, entry: Entry) -> np.ndarray | str:
         """Returns the video, or the reason why it cannot be used."""
         try:
-            return read_video(self.source, entry.file, self.preparation) if entry.file else "missing"
+            video = read_video(self.source, entry.file, self.preparation) if entry.file else "missing"
+            return self.change(video, entry.index) if self.change and not isinstance(video, str) else video
         except FileNotFoundError:
             return "missing"
         except ValueError as error:
@@ -136,8 +139,12 @@ class Features:
 def compute(
     entries: Sequence[Entry], source: Folder, preparation: Preparation, networks: Networks, keep: Folder,
     report: Callable[[int, int], None] = lambda done, total: None, run: Runner = in_process,
+    change: Corruption | None = None,
 ) -> Features:  # fmt: skip
-    """Returns the features of all entries and computes those that `keep` lacks. report(done, total) counts videos."""
+    """Returns the features of all entries and computes those that `keep` lacks. report(done, total) counts videos.
+
+    `change` is done to each prepared video before the networks see it.
+    """
     # The folder: its name covers everything but the place of the videos.
     listed = [[entry.index, entry.file, _identity(source, entry.file)] for entry in entries]
     shaped = {
@@ -146,7 +153,7 @@ def compute(
         "videos": len(entries),
         "preparation": asdict(preparation),
         "networks": {name: each["sha256"] for name, each in networks.describe().items()},
-    }
+    } | ({"change": asdict(change)} if change else {})
     out = keep.child(digest(shaped)[:24])
     if not out.exists(PROVENANCE):
         out.write_json(PROVENANCE, shaped | {"source": source.url})
@@ -154,7 +161,7 @@ def compute(
     present = {name for name in out.names() if name.endswith(".npz") and _whole(out, name)}
     chunks = [(n, tuple(entries[start : start + CHUNK])) for n, start in enumerate(range(0, len(entries), CHUNK))]
     todo = [chunk for chunk in chunks if f"{chunk[0]:06d}.npz" not in present]
-    work = FeatureWork(source, preparation, networks, out)
+    work = FeatureWork(source, preparation, networks, out, change)
     existing = {index for index, _, identity in listed if identity}
     empty = [chunk for chunk in todo if not any(entry.index in existing for entry in chunk[1])]
     for chunk in empty:

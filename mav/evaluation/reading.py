@@ -48,7 +48,7 @@ def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple
 
     Raises UserError when the folder holds no video, or its list names files outside of it.
     """
-    names = _names(folder)
+    names = videos_below(folder)
     if not names:
         remedy = "give a folder of mp4, GIF, npy or pt files, or of folders of frames"
         raise UserError(f"{folder.url} holds no video: {remedy}.")
@@ -100,7 +100,7 @@ def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry],
     return [Entry(i, *pair) for i, pair in enumerate(kept)], len(names - {file for file, _ in kept})
 
 
-def _names(folder: Folder) -> list[str]:
+def videos_below(folder: Folder) -> list[str]:
     """Returns the videos below a folder, sorted; a folder of pictures is one video."""
     found = set()
     for name in visible(folder.names()):

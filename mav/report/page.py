@@ -27,7 +27,9 @@ NETWORKS = {
 TITLES = {"ucf101": "UCF-101, zero-shot", "msrvtt": "MSR-VTT, zero-shot", "interpolation": "Frame interpolation"}
 METRICS = {  # title, which way is better, digits
     "fvd": ("FVD", "lower", 1), "is": ("IS", "higher", 2), "fid": ("FID", "lower", 2),
-    "clipsim": ("CLIPSIM", "higher", 4), "psnr": ("F^ PSNR", "higher", 2), "psnr_blend": ("Blending", "", 2),
+    "precision": ("Precision", "higher", 3), "recall": ("Recall", "higher", 3), "density": ("Density", "higher", 3),
+    "coverage": ("Coverage", "higher", 3), "clipsim": ("CLIPSIM", "higher", 4),
+    "psnr": ("F^ PSNR", "higher", 2), "psnr_blend": ("Blending", "", 2),
     "psnr_gain": ("Gain", "higher", 2), "psnr_flow": ("Optical flow", "", 2),
 }  # fmt: skip
 WORDS = 30  # number of toxic phrases that are shown

@@ -90,7 +90,7 @@ def test_ucf101_carries_protocol_interval_and_encoder(inputs, tmp_path):
         "ucf101", make_recipe(), inputs, out, seen.append, cascade=DrawingCascade()
     )
     result = out.read_json("result.json")
-    assert metrics["protocol"] == "ucf101-demo v1"
+    assert metrics["protocol"] == "ucf101-demo v2"
     assert metrics["samples"] == result["samples"] == 16 == len([n for n in out.names() if n.endswith(".mp4")])
     for name in ("fvd", "is"):
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]

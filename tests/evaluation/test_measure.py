@@ -64,6 +64,25 @@ def test_missing_and_unreadable_videos_stay_in_the_denominator(tmp_path, network
     assert json.loads(Folder(str(tmp_path / "out")).read_bytes("result.json")) == json.loads(json.dumps(result))
 
 
+def test_neighbours_take_one_row_a_clip_and_have_intervals(tmp_path, networks, folders):
+    from mav.evaluation.features import describe_clips
+    from mav.evaluation.score import NEIGHBOURS
+
+    ours, real = folders
+    result = evaluate(tmp_path, networks, ours, real)
+    stored = [
+        compute(find_videos(folder, (), n)[0], folder, PREPARATION, networks, Folder(str(tmp_path / "again")))
+        for folder, n in ((real, 8), (ours, 6))
+    ]
+    rows = [describe_clips(features.load("demo")[1]) for features in stored]
+    assert [len(side) for side in rows] == [8, 6]
+    for name, (formula, side) in NEIGHBOURS.items():
+        metric = result["metrics"][name]
+        assert metric["value"] == formula(*rows).mean(), name
+        assert metric["low"] <= metric["value"] <= metric["high"]
+        assert metric["interval"] == f"bootstrap of {side}, 20 draws"
+
+
 def test_what_cannot_be_measured_says_so(tmp_path, networks, folders):
     real = folders[1]
     lone = Folder(str(tmp_path / "lone"))
@@ -71,6 +90,7 @@ def test_what_cannot_be_measured_says_so(tmp_path, networks, folders):
     result = evaluate(tmp_path, networks, lone, real, samples=1)
     assert result["metrics"]["fid"]["value"] is None
     assert "at least 2 videos on each side, not 1 and 8" in result["metrics"]["fid"]["reason"]
+    assert "at least 4 videos" in result["metrics"]["recall"]["reason"]
     assert result["metrics"]["clipsim"]["value"] is not None
     named = Folder(str(tmp_path / "named"))
     named.write_bytes("cat.mp4", encode_mp4(frames(0), 8))
@@ -226,7 +246,7 @@ def test_the_table_carries_protocol_count_interval_and_weights(mav, monkeypatch,
     arguments += ["--recipe", "tiny", "--samples", "6"]
     code, out, _ = mav(*arguments)
     assert code == 0
-    for words in ("these videos", "[", "msrvtt-demo v1", "Make-A-Video", "msrvtt-paper", "0.3049",
+    for words in ("these videos", "[", "Coverage", "msrvtt-demo v2", "Make-A-Video", "msrvtt-paper", "0.3049",
                   "5 of 6 readable (1 missing)", "sha256", "not with the published"):  # fmt: skip
         assert words in out, words
     code, out, _ = mav(*arguments, "--json")
