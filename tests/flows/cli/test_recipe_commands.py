@@ -59,6 +59,10 @@ def test_validate_says_everything_and_exits_1(mav: Mav, tmp_path: Path) -> None:
     (problem,) = json.loads(out)["problems"]
     assert code == 1
     assert (problem["key"], problem["remedy"]) == ("clip.nsfw_head", "correct the path or bring the file")
+    for wrong in ("image_metadata.sources=[nothing-*.parquet]", "screening.word_lists=[words]"):
+        code, out, _ = mav("validate", "tiny", "--set", wrong)
+        assert code == 1
+        assert out.split("`")[1] == wrong.partition("=")[0]
 
 
 def test_only_what_is_asked_must_be_there(mav: Mav, tmp_path: Path) -> None:
