@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, device, open_graph
+from flows.cli.options import RecipeName, Runs, Set, device, open_graph, require_folder
 from flows.services.terminal import ProgressLine
 from mav.errors import UserError
 from mav.recipes import to_plain
@@ -86,12 +86,15 @@ def _make(
     """
     import numpy as np
 
+    from mav.data.list_files import storable
     from mav.generation.outputs import find_output, write_output
     from mav.generation.prompts import prompt_notes
 
     if out.suffix in (".mp4", ".gif"):
         raise UserError(f"--out names a folder, which gets an mp4 and a GIF of each seed: give --out {out.parent}.")
-    inputs = read(load_recipe(recipe, set_ or ()).cascade)
+    require_folder("--out", str(out), written=True)
+    title = storable(title)  # what is not UTF-8 in a word or in a file's name
+    inputs = [storable(one) if isinstance(one, str) else one for one in read(load_recipe(recipe, set_ or ()).cascade)]
     loaded, cascade, networks = load_cascade(recipe, runs, set_)
     texts = [one for one in inputs if isinstance(one, str)]
     captions = None if loaded.clip.pretrained else networks.pop("image-embed", None)

@@ -1,5 +1,6 @@
 """The `mav` command: its families of commands in one application, and the exit codes of its errors."""
 
+import io
 import os
 import sys
 import tempfile
@@ -90,6 +91,9 @@ def main() -> None:
     """Runs the command. An error, foreseen or not, is one sentence and exit 2; `--debug` adds its traceback."""
     debug = "--debug" in sys.argv[1:]
     sys.argv = [word for word in sys.argv if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding does not have ends no command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         for word in sys.argv[1:]:
             refuse_secret(word, f"The argument {word}")

@@ -130,8 +130,22 @@ def read_video(folder: Folder, name: str, preparation: Preparation) -> np.ndarra
         except ValueError as error:
             raise ValueError(TOO_FEW if str(error) == TOO_FEW else BAD_GIF) from None
     else:
-        frames = _frame_folder(folder, name, preparation)
+        frames = _frame_folder(folder, name, preparation.frames)
     return prepare(frames, preparation)
+
+
+def whole_frames(folder: Folder, name: str) -> tuple[np.ndarray, float]:
+    """Returns all frames of a video of any form, uint8 (F, H, W, 3), at a constant rate; 0 where nothing says it.
+
+    Raises ValueError or FileNotFoundError with the reason.
+    """
+    ending = posixpath.splitext(name)[1].lower()
+    if ending in TENSORS:
+        return _tensor(folder.read_bytes(name), ending), 0.0
+    if ending not in ENDINGS:
+        return _frame_folder(folder, name), 0.0
+    shown = ShownVideo(folder.read_bytes(name))
+    return shown.frames(shown.nearest(range(len(shown)))), shown.fps
 
 
 def central_indices(available: int, native: float, frames: int, fps: float) -> list[int]:
@@ -194,14 +208,15 @@ def _tensor(data: bytes, ending: str) -> np.ndarray:
     return np.asarray((unit * 255 + 0.5).astype(np.uint8))
 
 
-def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.ndarray:
+def _frame_folder(folder: Folder, name: str, count: int = 0) -> np.ndarray:
+    """Returns `count` frames from the middle of a folder of pictures; 0 = all."""
     inside = folder.child(name)
     pictures = [file for file in visible(inside.names()) if file.lower().endswith(PICTURES) and "/" not in file]
     pictures.sort(key=lambda file: (len(file), file))  # frame2 comes before frame10
     if not pictures:
         raise FileNotFoundError(name)
     frames = []
-    for index in central_indices(len(pictures), 0.0, preparation.frames, 0.0):
+    for index in central_indices(len(pictures), 0.0, count or len(pictures), 0.0):
         try:
             frames.append(read_picture(inside.read_bytes(pictures[index])))
         except ValueError:

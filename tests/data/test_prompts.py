@@ -35,7 +35,8 @@ LISTS = {
     "VBench_full_info.json": (json.dumps(VBENCH, indent=4), True),
     "metadata.json": (json.dumps(CRAFTER), False), "prompt700.txt": ("a boat\ntwo hills, far\n", False),
     "pipes.csv": (CSV.replace(",", "|").replace("hills| far", "hills, far"), True),
-    "one.csv": ("Prompt\na boat\ntwo hills, far\n", False), "joined.txt": ("a boat\n\ufefftwo hills, far\n\ufeff", False),
+    "one.csv": ("Prompt\na boat\ntwo hills, far\n", False),
+    "joined.txt": ("a boat\n\ufefftwo hills, far\n\ufeff", False),
     "spreadsheet.csv": (f"\n{CSV},\n,\n", True), "nulls.json": ('[{"prompt": NaN}, "a boat", "two hills, far"]', False),
     "prompts": ("a boat\r\n\r\n  two hills, far", False), "list.prompts": ("a boat\rtwo hills, far\r", False),
 }  # fmt: skip

@@ -93,3 +93,15 @@ def test_tables_keep_all_names_and_numbers(width, soft):
     for word in ("of tiny", "seconds", *rows[0][:1], *rows[0][2:], rows[1][0], rows[1][-1], "done"):
         assert word in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_terminal_without_the_letters(monkeypatch):
+    """Its encoding has neither the line of a progress bar nor every letter of a user's words."""
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(command, "app", lambda **_: print("caf\u00e9 \u2501 \udce9"))
+    monkeypatch.setattr(sys, "argv", ["mav", "status", "tiny"])
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    out.flush()
+    assert (caught.value.code, out.buffer.getvalue()) == (0, b"caf\\xe9 \\u2501 \\udce9\n")

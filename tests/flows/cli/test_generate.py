@@ -72,3 +72,14 @@ def test_what_is_not_seen_of_a_prompt_is_told(tmp_path: Path, drawn: Drawn, mav:
     code, _, err = mav("sample", "tiny", "one two three four five six seven", "--out", tmp_path)
     assert code == 0
     assert "context of 8 tokens; its end is not seen: 'seven'" in err
+
+
+def test_words_that_are_not_utf_8_and_folders_that_are_none(tmp_path: Path, drawn: Drawn, mav: Mav) -> None:
+    code, out, _ = mav("sample", "tiny", "caf\udce9", "--out", tmp_path)
+    assert code == 0
+    assert json.loads(Path(out.strip()).with_suffix(".json").read_text())["prompt"].startswith("caf")
+    (tmp_path / "file").write_text("")
+    drawn.batches.clear()
+    code, _, err = mav("sample", "tiny", "a cat", "--out", tmp_path / "file/videos")
+    assert (code, err.count("\n"), drawn.batches) == (2, 1, []), "it is told before anything is computed"
+    assert f"--out {tmp_path}/file/videos cannot be a folder" in err
