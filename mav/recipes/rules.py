@@ -82,21 +82,12 @@ def _sources(recipe: Recipe, need: Need) -> None:
 
 
 def _world(recipe: Recipe, need: Need) -> None:
-    """What is drawn must be long enough, and enough to train on."""
+    """What is drawn must be long enough to train on."""
     world = recipe.world
-    if world is None:
-        return
-    if not recipe.video_shards.sources:
+    if world and not recipe.video_shards.sources:
         least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
         why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"
         need(world.clip_frames >= least, "world.clip_frames", why, f"say {least} or more")
-    images = () if recipe.image_metadata.sources else ("train_prior", "train_decoder", "train_sr_low", "train_sr_high")
-    clips = () if recipe.video_shards.sources else VIDEOS
-    for names, count, field in ((images, world.images, "images"), (clips, world.clips, "clips")):
-        for name in names:
-            key = f"{name}.optimisation.held_out"
-            why = f"the world has only {count} {field} (`world.{field}`), and none would be left to train on"
-            need(getattr(recipe, name).optimisation.held_out < count, key, why, "hold out fewer")
 
 
 def _sizes(recipe: Recipe, need: Need) -> None:

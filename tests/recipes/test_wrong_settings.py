@@ -40,8 +40,6 @@ WRONG = [
     # What is drawn does not suffice.
     ("world.clip_frames=7", "world.clip_frames"),
     ("cascade.frames=50", "world.clip_frames"),
-    ("train_decoder.optimisation.held_out=1500", "train_decoder.optimisation.held_out"),
-    ("train_interpolation.optimisation.held_out=9999", "train_interpolation.optimisation.held_out"),
     # Other kinds of values.
     ("video_shards.reencode='no'", "video_shards.reencode"),
     ("screening.word_lists=en", "screening.word_lists"),

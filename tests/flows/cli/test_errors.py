@@ -29,6 +29,7 @@ CASES = {
     "Ray's bare one": (Exception("The current node timed out during startup."), ["timed out during startup"]),
     "Ray's long one": (OddError("task failed\nTraceback ...\nValueError: the cause"), ["OddError", "the cause"]),
     "without words": (OddError(), ["OddError"]),
+    "an empty file": (EOFError("No data left in file"), ["EOFError", "No data left"]),
 }
 
 
@@ -105,3 +106,15 @@ def test_a_terminal_without_the_letters(monkeypatch):
         command.main()
     out.flush()
     assert (caught.value.code, out.buffer.getvalue()) == (0, b"caf\\xe9 \\u2501 \\udce9\n")
+
+
+def test_the_end_of_a_file_is_not_ctrl_c(mav, monkeypatch, tmp_path):
+    """The library of commands takes an EOFError for the user's end of a dialogue."""
+
+    def fails(*_, **__):
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("flows.cli.plan.open_graph", fails)
+    monkeypatch.setattr(command.tempfile, "tempdir", str(tmp_path))
+    code, _, err = mav("plan", "tiny")
+    assert (code, "EOFError: No data left" in err, "stopped" in err) == (2, True, False)

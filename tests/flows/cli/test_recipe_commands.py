@@ -176,3 +176,21 @@ def test_a_dry_run_and_status_say_why(mav: Mav, built: Store, port: str) -> None
     assert stages["train-prior"]["state"] == "missing"
     code, out, _ = mav("run", "tiny", "--until", "image-metadata", "--dry-run", *arguments)
     assert out.startswith("Nothing to do: all 2 stages of tiny are done")
+
+
+def test_what_cannot_be_reported_names_the_damaged_stage(
+    mav: Mav, built: Store, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("a library's words")
+
+    monkeypatch.setattr("mav.report.page.write_report", fails)
+    line = ["report", "tiny", "--runs", built.root.root, "--set", "world.images=60", "--set", port]
+    assert "a library's words" in mav(*line)[2], "nothing is damaged"
+    (part,) = [built.root.path(name) for name in built.root.names() if name.endswith("/00000-00000.parquet")][:1]
+    kept = Path(part).read_bytes()
+    Path(part).write_bytes(kept[:-1] + b"x")
+    code, _, err = mav(*line)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "image-metadata of tiny is damaged" in err
+    assert "`mav rerun tiny image-metadata` builds it anew" in err
