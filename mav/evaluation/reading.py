@@ -8,6 +8,7 @@ that is their name (VBench's `a boat-0.mp4`), else they are sorted by name. What
 import io
 import posixpath
 import re
+import unicodedata
 from dataclasses import dataclass
 
 import cv2
@@ -55,9 +56,12 @@ def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple
     if folder.exists(LIST):
         return _listed(folder, set(names), samples)
     stems = {name: posixpath.splitext(posixpath.basename(name))[0] for name in names}
-    numbers = {int(stem): name for name, stem in stems.items() if stem.isdecimal() and stem.isascii()}
+    numbered = {name: int(stem) for name, stem in stems.items() if stem.isdecimal() and stem.isascii()}
+    numbers = {number: name for name, number in numbered.items()}
     texts: tuple[str, ...] = prompts
-    if 2 * len(numbers) >= len(names):
+    if 2 * len(numbered) >= len(names):
+        if samples > 1 and numbers.keys() == set(range(1, samples + 1)):
+            raise UserError(f"The {samples} videos of {folder.url} are numbered from 1: number them from 0.")
         files = [numbers.get(index, "") for index in range(samples)]
     elif any(named := _named(names, prompts)):
         files = [*named, *[""] * samples][:samples]
@@ -75,8 +79,13 @@ def _named(names: list[str], prompts: tuple[str, ...]) -> list[str]:
         stem = posixpath.basename(name)
         stem = posixpath.splitext(stem)[0] if posixpath.splitext(stem)[1].lower() in ENDINGS else stem
         for text in (stem, re.sub(r"-\d+$", "", stem)):
-            found.setdefault(text, name)
-    return [found.get(prompt.replace("/", "_"), "") for prompt in prompts]
+            found.setdefault(_composed(text), name)
+    return [found.get(_composed(prompt.replace("/", "_")), "") for prompt in prompts]
+
+
+def _composed(text: str) -> str:
+    """Returns a text with its accents as parts of the letters: some systems write names of files in another way."""
+    return unicodedata.normalize("NFC", text)
 
 
 def left_aside(folder: Folder, entries: list[Entry]) -> list[str]:
@@ -89,7 +98,8 @@ def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry],
     """Does the work of `find_videos` for a folder with `videos.json`."""
     path = folder.path(LIST)
     try:
-        rows = [(str(row["file"]), str(row.get("prompt", ""))) for row in folder.read_json(LIST)]
+        listed = folder.read_json(LIST)
+        rows = [(posixpath.normpath(str(row["file"])), str(row.get("prompt") or "")) for row in listed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is not a list of {{"file", "prompt"}} ({error!r}).') from None
     for file, _ in rows:
