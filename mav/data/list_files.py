@@ -12,8 +12,8 @@ from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mav.data.parquet import open_parquet
 from mav.data.text_rows import Lines, delimiter_of, fields_of, records
 from mav.errors import UserError
 from mav.storage.patterns import matching_paths
@@ -80,7 +80,7 @@ def columns_of(path: str, known: Sequence[str]) -> tuple[str, ...]:
     """
     with _opened(path) as file:
         if is_parquet(path):
-            return tuple(pq.ParquetFile(file).schema_arrow.names)
+            return tuple(open_parquet(file).schema_arrow.names)
         columns = _header(Lines(file), known, path)[0]
     if not columns:
         raise UserError(f"{path} is empty: expected is a CSV whose first line names its columns.")
@@ -150,7 +150,7 @@ def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, R
 
 
 def _parquet_rows(path: str, file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
-    parquet = pq.ParquetFile(file)
+    parquet = open_parquet(file)
     _refuse_twins(parquet.schema_arrow.names, columns, path)
     for name in columns:
         kind = parquet.schema_arrow.field(name).type

@@ -19,8 +19,9 @@ from mav.data.images.pictures import read_picture
 from mav.data.videos.shown import ShownVideo
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation
-from mav.evaluation.sets import VIDEO_ENDINGS, visible
+from mav.evaluation.sets import VIDEO_ENDINGS
 from mav.storage import Folder
+from mav.storage.patterns import visible
 
 PICTURES = (".png", ".jpg", ".jpeg")
 TENSORS = (".npy", ".pt")

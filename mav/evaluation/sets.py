@@ -7,7 +7,7 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -19,18 +19,13 @@ from mav.data.text_rows import Lines, delimiter_of, fields_of, records
 from mav.errors import UserError
 from mav.evaluation.protocols import Protocol
 from mav.storage import Folder
+from mav.storage.patterns import visible
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 MSRVTT_JSON = ("captions.json", "test_videodatainfo.json", "MSRVTT_data.json")
 MSRVTT_CSV, MSRVTT_LIST = "MSRVTT_JSFUSION_test.csv", "msrvtt_test.list"
 MSRVTT_FILES = (*MSRVTT_JSON, MSRVTT_CSV)
-HIDDEN = (".", "__MACOSX", "@eaDir")
 SENTENCES = "class_prompts.txt"
-
-
-def visible(names: Iterable[str]) -> list[str]:
-    """Leaves out what systems put beside a user's files: hidden files and folders, and the shadows of a Mac's zip."""
-    return [name for name in names if not any(part.startswith(HIDDEN) for part in name.split("/"))]
 
 
 @dataclass(frozen=True)
