@@ -58,7 +58,7 @@ def allowed_addresses(job: Job, section: ImageDownload | VideoShards) -> tuple[s
 
     port = job.recipe.world.port
     while not (run.alone or "demo-world" in run.services or port_is_free(port)):
-        run.require_running()
+        job.require_running()
         time.sleep(1.0)
     run.service("demo-world", lambda: WorldServer(world.child("site"), port))
     return (*section.allow_addresses, f"127.0.0.1:{port}")

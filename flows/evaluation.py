@@ -31,7 +31,7 @@ def evaluate(job: Job, function: Callable[..., dict[str, Any]], **options: Any) 
     return Outcome(metrics=metrics)
 
 
-@stage("generate", reads=("cascade", "generate", "seed"), gpu=True)
+@stage("generate", reads=("cascade", "generate", "seed"), version=2, gpu=True)
 def generate(job: Job) -> Outcome:
     """Text to video through the whole cascade: P, D^t, F^, SR_l^t, SR_h."""
     from mav.generation.write import generate_videos
@@ -39,7 +39,7 @@ def generate(job: Job) -> Outcome:
     return evaluate(job, generate_videos, device=job.device)
 
 
-@stage("evaluate-ucf101", reads=(*MEASURING, "evaluate.ucf101"), version=2, gpu=True)
+@stage("evaluate-ucf101", reads=(*MEASURING, "evaluate.ucf101"), version=3, gpu=True)
 def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video
@@ -47,7 +47,7 @@ def evaluate_ucf101(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "ucf101"), device=job.device)
 
 
-@stage("evaluate-msrvtt", reads=(*MEASURING, "evaluate.msrvtt"), version=2, gpu=True)
+@stage("evaluate-msrvtt", reads=(*MEASURING, "evaluate.msrvtt"), version=3, gpu=True)
 def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video
@@ -55,7 +55,7 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "msrvtt"), device=job.device)
 
 
-@stage("evaluate-interpolation", reads=(*FILLING, "evaluate.ucf101", *INTERVALS), version=3, gpu=True)
+@stage("evaluate-interpolation", reads=(*FILLING, "evaluate.ucf101", *INTERVALS), version=4, gpu=True)
 def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
     from mav.evaluation import interpolation

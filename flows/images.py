@@ -83,7 +83,7 @@ def image_screen(job: Job) -> Outcome:
     return shard_map(job, work, shard_names(images), gpus=gpus, actors=gpus > 0)
 
 
-@stage("image-embed", reads=("image_embed",), gpu=True)
+@stage("image-embed", reads=("image_embed",), gpu=True, version=2)
 def image_embed(job: Job) -> Outcome:
     """CLIP embeddings and text tokens of the kept rows, aligned with the tars."""
     from mav.data.images.embed import EmbedWork, shard_names

@@ -9,8 +9,9 @@ a driver or a machine that dies costs only the samples since the last one.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,13 @@ from flows.engine.capacity import Capacity
 from flows.engine.function import SAVE_SECONDS, ProgressFile, following, run_on_ray
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
-from mav.errors import UserError, full_disk_told
+from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told
 from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
 
 RESULT, STOP = "result.json", "stop.json"
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
+DRAIN_SECONDS = 5.0  # between two looks at whether this node is drained: a cloud gives 30 s or more
 TERMINATED = 143  # the shell's exit code of a process that SIGTERM ended
 
 
@@ -41,12 +43,16 @@ class Orders:
     wandb: str  # a Weights & Biases project; '' = none
 
 
+PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's last report, kept with its metrics
+
+
 def train(job: Job) -> Outcome:
     """Runs the stage's training loop until its samples are seen and its network is exported."""
     board = job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}")
     wandb = os.environ.get("WANDB_PROJECT", "")  # is read here, since workers have another environment
     orders = Orders(job.name, job.recipe, job.inputs, job.work.child("checkpoints"), job.work, job.out, board, wandb)
-    return Outcome(metrics=_ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders))
+    metrics = _ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders)
+    return Outcome(metrics=metrics | {name: round(job.progress[name], 4) for name in PACE if name in job.progress})
 
 
 def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
@@ -88,28 +94,30 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    with following(job, capacity):
-        _fit(job, trainer)
+    with following(job, capacity) as require_running:
+        _fit(job, trainer, require_running)
     result = job.work.read_json_or_none(RESULT)
     if result is None:
+        job.require_held()
         logs = "see the Ray dashboard's Train page for its workers' logs"
         raise RuntimeError(f"{job.name} ended without a result: {logs}")
     if "user_error" in result:
-        raise UserError(result["user_error"])
+        raise (DivergedError if result["diverged"] else UserError)(result["user_error"])
     metrics: dict[str, Any] = result["metrics"]
     return metrics
 
 
-def _fit(job: Job, trainer: Any) -> None:
-    """Waits until the workers have ended, or, when the run is being stopped, until they have saved."""
+def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:
+    """Waits until the workers have ended, or, when `require_running` raises, until they have saved."""
     pool = ThreadPoolExecutor(1)
     fitted = pool.submit(trainer.fit)
     pool.shutdown(wait=False)
     try:
         while not wait([fitted], timeout=1.0).done:
-            job.run.require_running()
+            require_running()
     except BaseException:
-        job.work.write_json(STOP, {})
+        with suppress(OSError, TakenOverError):  # who was taken over stops by the fence of its folders
+            job.work.write_json(STOP, {})
         wait([fitted], timeout=SAVE_SECONDS)
         raise
     fitted.result()
@@ -147,19 +155,27 @@ def _worker(config: dict[str, Orders]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     progress = ProgressFile(orders.work)
-    progress.begin()
     report = progress if rank == 0 else lambda values: None
     place = {"rank": rank, "world_size": context.get_world_size(), "device": str(ray.train.torch.get_device())}
     result: dict[str, Any]
+
+    def look() -> None:
+        if orders.work.exists(STOP):
+            request_termination()
+
     try:
-        with every(1.0, lambda: request_termination() if orders.work.exists(STOP) else None):
+        progress.begin()
+        with every(1.0, look, _tell), _ended_when_drained():
             result = {"metrics": _run(orders, report, **place)}
     except PreemptedError:
         if orders.work.exists(STOP):
             return
         raise  # only this worker's machine goes away: Ray Train starts the workers again
+    except TakenOverError:
+        return  # the driver knows, and no result of this run is wanted any more
     except UserError as error:
-        result = {"user_error": str(error)}  # is returned, since Ray Train would repeat what is raised
+        # It is returned, since Ray Train would repeat what is raised.
+        result = {"user_error": str(error), "diverged": isinstance(error, DivergedError)}
     if rank == 0:
         orders.work.write_json(RESULT, result)
 
@@ -169,10 +185,37 @@ def _run_alone(orders: Orders, report: Callable[[dict[str, Any]], None]) -> dict
     from mav.training.process.preemption import PreemptedError, catch_termination_signals
 
     try:
-        with catch_termination_signals():
+        with catch_termination_signals(), _ended_when_drained():
             return _run(orders, report)
     except PreemptedError:
         sys.exit(TERMINATED)  # unless it is being stopped itself, the driver starts another task, which goes on
+
+
+@contextmanager
+def _ended_when_drained() -> Iterator[None]:
+    """Lets the training save and end when Ray is about to take this worker's node away, while the block runs.
+
+    What Ray Train tells of a preemption comes from the same list of nodes; asked here, it is there for a worker without
+    Ray Train too, and the workers need not meet to ask it.
+    """
+    import ray
+    from ray._private.state import state
+
+    from mav.training.process.preemption import request_termination
+
+    node = ray.get_runtime_context().get_node_id()
+
+    def look() -> None:
+        if node in state.get_draining_nodes():
+            request_termination()
+
+    with every(DRAIN_SECONDS, look, _tell):
+        yield
+
+
+def _tell(sentence: str) -> None:
+    """Ray shows it in the driver's terminal."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _run(
@@ -219,12 +262,12 @@ def clip_reads(recipe: Recipe) -> tuple[str, ...]:
 clip = _training_stage(
     "clip", "The CLIP in use and its NSFW and watermark scorers: pretrained, or trained here (demo)."
 )
-train_prior = _training_stage("train-prior", "P: text to CLIP image embedding.")
-train_decoder = _training_stage("train-decoder", "D: CLIP image embedding to pixels.", version=2)
-train_sr_low = _training_stage("train-sr-low", "SR_l on images.", version=2)
-train_sr_high = _training_stage("train-sr-high", "SR_h, spatial only.", version=2)
+train_prior = _training_stage("train-prior", "P: text to CLIP image embedding.", version=2)
+train_decoder = _training_stage("train-decoder", "D: CLIP image embedding to pixels.", version=3)
+train_sr_low = _training_stage("train-sr-low", "SR_l on images.", version=3)
+train_sr_high = _training_stage("train-sr-high", "SR_h, spatial only.", version=3)
 train_decoder_video = _training_stage(
-    "train-decoder-video", "D^t: D inflated, learning motion from clips without text."
+    "train-decoder-video", "D^t: D inflated, learning motion from clips without text.", version=2
 )
-train_interpolation = _training_stage("train-interpolation", "F^: D^t fine-tuned to fill in masked frames.", version=2)
-train_sr_low_video = _training_stage("train-sr-low-video", "SR_l^t: SR_l inflated.")
+train_interpolation = _training_stage("train-interpolation", "F^: D^t fine-tuned to fill in masked frames.", version=3)
+train_sr_low_video = _training_stage("train-sr-low-video", "SR_l^t: SR_l inflated.", version=2)

@@ -31,6 +31,20 @@ class DivergedError(UserError, FloatingPointError):
     """A training whose loss or gradient is not finite. Every try ends in the same way."""
 
 
+class TakenOverError(UserError):
+    """What a run meets that was taken for dead: another one builds its stage now. It may write nothing more."""
+
+
+STORAGE = {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "ray", "s3fs"}
+
+
+def from_storage(error: BaseException) -> bool:
+    """Says whether an error is of storage, the network or the cluster, whose clients raise their own besides OSError:
+    it may pass by itself.
+    """
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in STORAGE
+
+
 def no_space(error: BaseException | None) -> bool:
     """Says whether a full disk or quota is behind an error, whichever library hid it behind its own."""
     seen: set[int] = set()

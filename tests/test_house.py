@@ -48,6 +48,7 @@ PRIVATE = {
     "ray._private.services.start_ray_process": "the dashboard starts without its requests to clouds",
     "ray._common.usage.usage_lib.get_cloud_from_metadata_requests": "the same, in the dashboard's process",
     "ray._private.state.available_resources_per_node": "the report of what a waiting stage waits for",
+    "ray._private.state.state": "which nodes are drained, for a training that has to save",
     "ray.experimental.internal_kv._internal_kv_get": "whether the cluster starts nodes by itself",
     "ray.train.torch.config._TorchBackend": "SIGTERM is caught where Ray Train sets its workers up",
     "torch.distributed.checkpoint._fsspec_filesystem.FsspecReader": "sharded checkpoints on any storage",

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from flows.cli.describe import short
 from flows.cli.options import Json, RecipeName, Runs, Set, open_graph
+from flows.cli.recipes import show_fit
 from flows.engine.stage import Node
 from flows.engine.store import Store, changes, recipe_owner
 from flows.services.terminal import plain_table, spinner, table_console
@@ -30,35 +31,28 @@ MEASURED_SECONDS = 1.5
 MEASURED_CLIPS = 6
 FETCHING_SECONDS = 0.0015  # of a core, to fetch one file and to write it into a shard
 WORDS = [
-    "a",
-    "photo",
-    "of",
-    "house",
-    "red",
-    "large",
-    "garden",
-    "vintage",
-    "the",
-    "city",
-    "poster",
-    "woman's",
-    "dress",
+    "a", "photo", "of", "house", "red", "large", "garden", "vintage", "the", "city", "poster", "woman's", "dress",
     "2019",
-]
+]  # fmt: skip
 
 RateOption = typer.Option("--rate", metavar="NAME=VALUE", help="Give a rate instead of measuring or assuming it.")
+ClusterOption = typer.Option("--cluster", metavar="FILE", help="See whether the nodes of this cluster's file hold it.")
 
 
 @app.command()
 def plan(
     recipe: RecipeName, rate: Annotated[list[str] | None, RateOption] = None, json_: Json = False,
-    runs: Runs = "runs", set_: Set = None,
+    runs: Runs = "runs", set_: Set = None, cluster: Annotated[str, ClusterOption] = "",
 ) -> None:  # fmt: skip
     """Say how many rows, shards, bytes, hours and days the data of a recipe will take, and from which assumptions.
 
-    Of stages that are done in --runs, the shares of rows that came through are known.
+    Of stages that are done in --runs, the shares of rows that came through are known. With --cluster it says instead
+    whether the nodes that a KubeRay, launcher, SkyPilot or Slurm file describes hold the recipe's work; exit 1 if not.
     """
     loaded, graph, store = open_graph(recipe, set_, runs)
+    if cluster:
+        show_fit(loaded, cluster, json_)
+        return
     given = dict(_given(text) for text in rate or ())
     built = {
         name: share

@@ -5,23 +5,27 @@ import importlib.metadata
 import platform
 import time
 from contextlib import suppress
+from typing import Any
 
 from rich.markup import escape
 
 from flows.engine.lease import LEASE, exclusive
 from flows.engine.run import Job, Run, heartbeat
 from flows.engine.stage import Node, Outcome, require_files
-from mav.errors import UserError, full_disk_told
+from mav.errors import DivergedError, UserError, full_disk_told
+from mav.recipes import digest
 from mav.recipes.identity import how
 from mav.storage import MANIFEST, Artifact
 
+FAILURE = "failure.json"
 SOFTWARE = ("make-a-video-system", "torch", "ray", "prefect", "img2dataset", "open_clip_torch", "pyarrow", "numpy")
 
 
 def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
     """Makes the artifact of a stage, or finds it; `fresh` removes it first. Its inputs must be done.
 
-    Raises UserError when an input or an outside file is missing, or when another process is building the same artifact.
+    Raises UserError when an input or an outside file is missing, when another process is building the same artifact,
+    or when the stage is a training that diverged and would be tried again as it was.
     """
     store = run.store
     out, work = store.artifact(node), store.work(node)
@@ -29,12 +33,19 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
         return found
     require_files([node])
     require_inputs(node, run)
-    with full_disk_told(node.name, out.url), exclusive(work, node.name, run.recipe.name) as lease:
+
+    def say(sentence: str) -> None:
+        run.terminal.say(f"  {sentence}")
+
+    with full_disk_told(node.name, out.url), exclusive(work, node.name, run.recipe.name, say) as lease:
         # Another run may have finished it while we waited for the lease.
         if not fresh and (found := store.find(node)):
             lease.clear()
             return found
-        work.remove("failure.json")
+        out, work = lease.fenced(out), lease.fenced(work)
+        if not fresh:
+            _require_a_change(node, run, work.read_json_or_none(FAILURE))
+        work.remove(FAILURE)
 
         job, began = Job(node, run, out, work, lease), time.monotonic()
         run.terminal.start(node.name)
@@ -47,13 +58,17 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
                 lease.beat()
                 artifact = _publish(job, outcome, time.monotonic() - began)
         except BaseException as error:
-            if run.stopping.is_set() or lease.lost:  # the stage itself did not fail
+            stopping = run.stopping.is_set()
+            if stopping or lease.lost():  # the stage itself did not fail
                 run.terminal.end(node.name, "stopped")
+                if not stopping:
+                    lease.fence.check()  # says more than what the stage met
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             run.terminal.end(node.name, f"[red]failed[/]: {escape(reason)}")
+            failure = {"reason": reason, "kind": type(error).__name__, "time": time.time(), "way": _way(node, run)}
             with suppress(OSError):  # on a full disk it cannot be recorded
-                work.write_json("failure.json", {"reason": reason, "kind": type(error).__name__, "time": time.time()})
+                work.write_json(FAILURE, failure)
             raise
         run.terminal.end(node.name, summary(artifact))
         lease.clear()
@@ -87,6 +102,25 @@ def _publish(job: Job, outcome: Outcome, seconds: float) -> Artifact:
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         software=software(),
     )
+
+
+def _way(node: Node, run: Run) -> str:
+    """Returns a digest of how a stage is made here: all that may change what comes of it without changing the recipe's
+    share in its fingerprint.
+    """
+    recipe = run.recipe
+    return digest([how(recipe, node.stage.reads_of(recipe)), how(recipe, ["cluster"]), software()])
+
+
+def _require_a_change(node: Node, run: Run, failure: Any) -> None:
+    """Raises DivergedError when the last try diverged and the next would be no other: it would end in the same way,
+    after the same hours.
+    """
+    if not isinstance(failure, dict) or failure.get("kind") != DivergedError.__name__:
+        return
+    if failure.get("way") == _way(node, run):
+        reason = str(failure.get("reason", "")).rstrip(".")
+        raise DivergedError(f"{reason}; it ended so before, and `mav rerun` of {node.name} begins it anew as it is.")
 
 
 def require_inputs(node: Node, run: Run) -> None:

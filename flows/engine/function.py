@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from flows.engine.capacity import Capacity
@@ -14,6 +14,7 @@ from mav.storage import Folder
 
 T = TypeVar("T")
 PROGRESS, MESSAGES = "progress.json", "messages.json"
+LOOK_SECONDS = 1.0  # between two looks at the worker's progress
 SAVE_SECONDS = 20.0  # for a training that is being stopped
 
 
@@ -44,8 +45,12 @@ class ProgressFile:
 
 
 @contextmanager
-def following(job: Job, capacity: Capacity) -> Iterator[None]:
-    """Reports the worker's progress file while the block runs; until it exists, what the worker waits for."""
+def following(job: Job, capacity: Capacity) -> Iterator[Callable[[], None]]:
+    """Reports the worker's progress file while the block runs; until it exists, what the worker waits for.
+
+    Yields a function that the block calls while it waits. It raises UserError when the run is being stopped or the
+    stage taken over, and whatever the following met.
+    """
     for name in (PROGRESS, MESSAGES):
         job.work.remove(name)  # an earlier worker may have left one
     shown: list[str] = []
@@ -68,10 +73,16 @@ def following(job: Job, capacity: Capacity) -> Iterator[None]:
             job.report(progress.pop("samples", 0), progress.pop("total", 0), **progress)
 
     try:
-        with every(1.0, look):
-            yield
+        with every(LOOK_SECONDS, look, job.say) as check:
+
+            def require_running() -> None:
+                job.require_running()
+                check()
+
+            yield require_running
     finally:
-        say()
+        with suppress(OSError):  # what the function returned or raised counts for more
+            say()
 
 
 def run_on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: float = 1, gpus: float = 0) -> T:
@@ -87,9 +98,9 @@ def run_on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: floa
     pool = TaskPool(_call, job.name, cpus, gpus)
     reference = pool.submit(job.name, max(1, int(cpus)), function, *arguments, ProgressFile(job.work))
     try:
-        with following(job, capacity):
+        with following(job, capacity) as require_running:
             while not ray.wait([reference], timeout=1.0)[0]:
-                job.run.require_running()
+                require_running()
         result: T = ray.get(reference)
         return result
     except RayTaskError as error:

@@ -4,24 +4,25 @@
 lease released, or its holder dead, creates the next number, and of several that try, storage lets one succeed. A holder
 rewrites its file every few seconds. Whether it is dead is observed, not computed: on the same machine its process is
 gone; from another machine its file stays the same for `EXPIRY_SECONDS` of the observer's own monotonic clock. A holder
-that was wrongly taken for dead finds a higher number and gives up.
+that was wrongly taken for dead finds a higher number, or its own file gone, and gives up; what still works for it is
+kept from writing by the lease's fence (`mav.storage.fence`).
 """
 
 import json
 import os
 import platform
-import posixpath
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mav.errors import UserError
+from mav.errors import TakenOverError, UserError, from_storage
 from mav.storage import Folder
+from mav.storage.fence import Fence, lease_file, lease_numbers
 
 LEASE = "lease"
 BEAT_SECONDS = 5.0
@@ -68,13 +69,16 @@ def process(pid: int | None = None) -> str:
 class Lease:
     """One holder's lease of one work folder. A thread of its own renews it until it is released or cleared."""
 
-    def __init__(self, work: Folder, name: str, recipe: str = "") -> None:
-        self.work, self.name, self.recipe = work, name, recipe
+    def __init__(
+        self, work: Folder, name: str, recipe: str = "", tell: Callable[[str], None] = lambda sentence: None
+    ) -> None:
+        """recipe: for `mav clean`. tell: is called with a sentence when storage keeps the lease from being renewed."""
+        self.work, self.name, self.recipe, self.tell = work, name, recipe, tell
         self.folder = work.child(LEASE)
         self.token = uuid.uuid4().hex
         self.number = 0
-        self.lost = False
         self._beats = 0
+        self._error: BaseException | None = None  # what ended the thread
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, daemon=True, name=f"lease-{name}")
 
@@ -89,27 +93,48 @@ class Lease:
             self.number = last.number + 1 if last else 1
             if not self._create():
                 continue  # another process was first
-            if not self._is_last():
-                self.folder.remove(_name(self.number))  # what we saw was out of date
+            if not self.fence.holds():
+                self.folder.remove(lease_file(self.number))  # what we saw was out of date
                 continue
-            for number in numbers(self.folder)[:-1]:
-                self.folder.remove(_name(number))
+            for number in lease_numbers(self.folder):
+                if number < self.number:
+                    self.folder.remove(lease_file(number))
             self._thread.start()
             return True
 
+    @property
+    def fence(self) -> Fence:
+        """The right to write that this lease gives, for every process that works for its holder."""
+        return Fence(self.folder.url, self.number, self.token, self.name)
+
+    def fenced(self, folder: Folder) -> Folder:
+        """Returns a folder in which files appear only while this lease is held."""
+        return Folder(folder.url, self.fence)
+
     def beat(self) -> None:
-        """Shows that the holder is alive. Raises UserError once another process has taken over."""
-        if self.lost or not self._is_last():
-            self.lost = True
-            problem = f"Another run took {self.name} over, as this one was not heard of for a while"
-            raise UserError(f"{problem}; what is finished is kept.")
+        """Shows that the holder is alive. Raises TakenOverError once another process has taken over."""
+        self.check()
+        try:
+            self.fence.check()
+        except TakenOverError as error:
+            self._error = error
+            raise
         self._beats += 1
-        self.folder.write_bytes(_name(self.number), self._record())
+        self.folder.write_bytes(lease_file(self.number), self._record())
 
     def check(self) -> None:
-        """Raises UserError once it is known that another process has taken over."""
-        if self.lost:
-            self.beat()
+        """Raises what has ended the renewal: TakenOverError once it is known that another process has taken over."""
+        if self._error is not None:
+            raise self._error
+
+    def lost(self) -> bool:
+        """Says whether another process has taken over, as far as storage can say now."""
+        try:
+            return isinstance(self._error, TakenOverError) or not self.fence.holds()
+        except Exception as error:
+            if not from_storage(error):
+                raise
+            return False
 
     def clear(self) -> None:
         """Removes the work folder, with this lease in it, when the work is done."""
@@ -119,8 +144,8 @@ class Lease:
     def release(self) -> None:
         """Lets the next process in. The file stays with the work folder, so that its number is not used again."""
         self._end()
-        if not self.lost and self._is_last():
-            self.folder.write_bytes(_name(self.number), self._record(released=True))
+        if self.fence.holds():
+            self.folder.write_bytes(lease_file(self.number), self._record(released=True))
 
     def _end(self) -> None:
         _held_tokens.discard(self.token)
@@ -128,17 +153,22 @@ class Lease:
         self._thread.join()
 
     def _keep_beating(self) -> None:
+        told = False
         while not self._stop.wait(BEAT_SECONDS):
             try:
                 self.beat()
-            except UserError:
-                return
-            except Exception:  # storage that fails for a moment: the next beat may reach it
-                continue
-
-    def _is_last(self) -> bool:
-        """Says whether our file exists and no higher number does."""
-        return numbers(self.folder)[-1:] == [self.number]
+                told = False
+            except Exception as error:
+                if not from_storage(error):
+                    self._error = error  # `check` raises it in the stage
+                    return
+                if not told:  # storage that fails for a moment: the next beat may reach it
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                    self.tell(
+                        f"{self.name}: its lease cannot be renewed now ({reason}), so a run on another machine could "
+                        f"take it over after {EXPIRY_SECONDS:.0f} s; trying again"
+                    )
+                told = True
 
     def _record(self, **more: Any) -> bytes:
         holder = {"token": self.token, "machine": machine(), "process": process(), "host": platform.node()}
@@ -149,7 +179,7 @@ class Lease:
 
         Raises UserError on storage that writes over an existing file although it is asked not to.
         """
-        name = _name(self.number)
+        name = lease_file(self.number)
         if self.folder.local:
             self._link(name)
         elif self._write_new(name) and self._write_new(name):  # the second must be refused
@@ -184,21 +214,11 @@ class Lease:
             self.folder.remove(temporary)
 
 
-def _name(number: int) -> str:
-    return f"{number:06d}.json"
-
-
-def numbers(folder: Folder) -> list[int]:
-    """Returns the numbers of the lease files, sorted."""
-    found = (posixpath.basename(name).removesuffix(".json") for name in folder.names())
-    return sorted(int(name) for name in found if name.isdigit())
-
-
 def top(folder: Folder) -> LeaseFile | None:
     """Returns the lease file that counts: the one with the highest number."""
-    while last := numbers(folder)[-1:]:
+    while last := lease_numbers(folder)[-1:]:
         try:
-            return LeaseFile(last[0], folder.read_bytes(_name(last[0])))
+            return LeaseFile(last[0], folder.read_bytes(lease_file(last[0])))
         except FileNotFoundError:
             continue  # it was replaced or removed after it was listed
     return None
@@ -235,12 +255,14 @@ def held(work: Folder) -> bool:
 
 
 @contextmanager
-def exclusive(work: Folder, name: str, recipe: str = "") -> Iterator[Lease]:
-    """Holds the lease of a stage's work folder while the block runs. `recipe` is for `mav clean`.
+def exclusive(
+    work: Folder, name: str, recipe: str = "", tell: Callable[[str], None] = lambda sentence: None
+) -> Iterator[Lease]:
+    """Holds the lease of a stage's work folder while the block runs; `recipe` and `tell` are those of `Lease`.
 
     Raises UserError when another process holds it.
     """
-    lease = Lease(work, name, recipe)
+    lease = Lease(work, name, recipe, tell)
     if not lease.acquire():
         raise UserError(
             f"Another run is building {name} into the same place right now: wait for it, or give another --runs."

@@ -8,6 +8,8 @@ resumed pass reads one table instead of one file for each shard.
 
 from __future__ import annotations
 
+import base64
+import bisect
 import errno
 import json
 import os
@@ -49,7 +51,10 @@ class Markers:
         finished = job.told or now
         return cls(job.out, job.work.child(MARKERS), now, {key: finished.get(key) for key in now})
 
-    def commit(self, name: str, counts: dict[str, Any], files: Sequence[str], *, fsync: bool = True) -> int:
+    def commit(
+        self, name: str, counts: dict[str, Any], files: Sequence[str], places: bytes | None = None,
+        *, fsync: bool = True,
+    ) -> int:  # fmt: skip
         """Records that a shard is complete and returns its bytes.
 
         With `fsync` its files are flushed to the disk before, so that after a power failure no marker lacks its files.
@@ -58,8 +63,12 @@ class Markers:
         for file in files:
             entries[file] = {"bytes": self.out.size(file), "sha256": self.out.sha256(file)}
         if fsync and files:
-            self.out.sync()
-        marker = {"shard": name, "counts": counts, "files": entries}
+            self.out.sync(files)
+        marker: Marker = {"shard": name, "counts": counts, "files": entries}
+        if places is not None:
+            marker["places"] = base64.b64encode(places).decode()
+        if self.folder.fence:
+            marker["lease"] = self.folder.fence.token
         if self.deadlines:
             marker["deadlines"] = dict(self.deadlines)
         self._write(f"{name}.json", json.dumps(marker, sort_keys=True, separators=(",", ":")).encode())
@@ -70,16 +79,20 @@ class Markers:
         if not self.folder.local:
             self.folder.write_bytes(name, data)
             return
-        temporary = f"{self.folder.root}/{TEMPORARY}{os.getpid()}-{name}"
+        fence, temporary = self.folder.fence, f"{self.folder.root}/{TEMPORARY}{os.getpid()}-{name}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         try:
             handle = os.open(temporary, flags, 0o644)
         except FileNotFoundError:
+            if fence:
+                fence.check()
             os.makedirs(self.folder.root, exist_ok=True)
             handle = os.open(temporary, flags, 0o644)
         with os.fdopen(handle, "wb", buffering=0) as file:
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, "No space left on device")
+        if fence:
+            fence.check()
         os.replace(temporary, f"{self.folder.root}/{name}")
 
     def committed(self, names: Iterable[str]) -> set[str]:
@@ -114,10 +127,12 @@ class Markers:
             return all(self.out.exists(file) and self.out.sha256(file) == entry["sha256"] for file, entry in files)
         return False
 
-    def compact(self, names: Sequence[str]) -> dict[str, Any]:
+    def compact(self, names: Sequence[str], made: Sequence[str] = ()) -> dict[str, Any]:
         """Writes the ledger of these shards (sorted), unless it exists, and returns their summed counts.
 
-        Raises OSError when a marker is missing or torn: a ledger without it would lose the shard's rows.
+        made: those that were made under the present lease, sorted. Raises OSError when a marker is missing or torn: a
+        ledger without it would lose the shard's rows. Raises it too when a run that has lost the lease marked one of
+        `made` late, as the shard's files may then be either run's; such a shard is forgotten, and so made again.
         """
         # An earlier pass that wrote a ledger may have had other deadlines, which the ledger told without naming them.
         known = self._ledger() if self.out.exists(LEDGER) and not self.deadlines else None
@@ -128,12 +143,20 @@ class Markers:
             for at in range(0, len(names), COMPACTED_AT_ONCE):
                 wanted = names[at : at + COMPACTED_AT_ONCE]
                 markers = list(self._read(wanted))
+                foreign = [marker["shard"] for marker in markers if self._foreign(marker)]
+                if late := [name for name in foreign if _among(name, made)]:
+                    self.forget(late)
+                    raise OSError(f"another run wrote shard {late[0]} after it had lost its lease: run again")
                 if len(markers) < len(wanted):
                     missing = len(wanted) - len(markers)
                     raise OSError(f"{missing} markers in {self.folder.url} are gone or torn: run again")
                 ledger.write([self._named(marker) for marker in markers])
                 counts = add_counts([counts, *(marker["counts"] for marker in markers)])
         return counts
+
+    def _foreign(self, marker: Marker) -> bool:
+        """Says whether another lease's holder wrote a marker."""
+        return self.folder.fence is not None and marker.get("lease") != self.folder.fence.token
 
     def _named(self, marker: Marker) -> Marker:
         """Returns a marker with its deadlines only where they are not those that the manifest tells."""
@@ -180,3 +203,9 @@ class Markers:
             with ThreadPoolExecutor(READERS) as pool:
                 found = list(pool.map(one, names))
         return (marker for marker in found if marker is not None)
+
+
+def _among(name: str, names: Sequence[str]) -> bool:
+    """Says whether a name is one of these, sorted ones; a set of 230,000 would take 8 MB."""
+    at = bisect.bisect_left(names, name)
+    return at < len(names) and names[at] == name

@@ -59,7 +59,8 @@ def retry_failed(node: Node, run: Run) -> Retried:
     number = 1 + max(retry_number(name.partition(".")[0]) for name in ledgers(artifact.manifest.files))
     work = run.store.work(node)
     with exclusive(work, node.name, run.recipe.name) as lease:
-        place = work.child(f"retry{number}")
+        artifact = Artifact(lease.fenced(artifact.folder), artifact.manifest)
+        place = lease.fenced(work).child(f"retry{number}")
         job = Job(node, run, place.child("out"), place, lease, artifact.manifest.how)
         run.terminal.start(node.name)
         retried = rule.again(rule.work(job), artifact.folder, number)

@@ -16,7 +16,7 @@ from flows.engine.stage import Graph, Node
 from flows.engine.store import Store
 from flows.services.ray_cluster import job_server, ray_cluster
 from flows.services.terminal import Terminal
-from mav.errors import UserError
+from mav.errors import TakenOverError, UserError, from_storage
 from mav.recipes import Recipe
 from mav.storage import Folder
 
@@ -39,7 +39,7 @@ class Run:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def require_running(self) -> None:
-        """Raises UserError when the run is being stopped. Every stage that waits calls it."""
+        """Raises UserError when the run is being stopped."""
         if self.stopping.is_set():
             raise UserError("The run is being stopped: the same command goes on where it was.")
 
@@ -93,34 +93,71 @@ class Job:
         """The device that the networks of a GPU stage run on."""
         return "cuda" if self.recipe.cluster.gpus_per_worker else "cpu"
 
+    def require_running(self) -> None:
+        """Raises UserError when the run is being stopped, or when another run has taken the stage over.
+
+        Every stage that waits calls it every few seconds.
+        """
+        self.run.require_running()
+        if self.lease:
+            self.lease.check()
+
+    def require_held(self) -> None:
+        """Raises UserError when another run has taken the stage over; looks now."""
+        if self.lease:
+            self.lease.beat()
+
+    def say(self, sentence: str) -> None:
+        """Shows a sentence about the stage in the terminal."""
+        self.run.terminal.say(f"  {self.name:<22} {sentence}")
+
     def report(self, done: float, total: float, **values: Any) -> None:
         """Reports progress to the terminal and to `mav status`.
 
         Raises UserError when the run is being stopped, or when another run has taken the stage over.
         """
-        self.run.require_running()
-        if self.lease:
-            self.lease.check()
+        self.require_running()
         self.run.terminal.progress(self.name, done, total, **values)
         self.progress = {"done": done, "total": total, **values}
 
 
 @contextmanager
-def every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
-    """Calls `do` every so many seconds in a thread of its own while the block runs."""
-    stop = threading.Event()
+def every(seconds: float, do: Callable[[], None], tell: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Calls `do` every so many seconds in a thread of its own while the block runs.
+
+    An error of storage, which may pass, is given to `tell`, once until `do` succeeds again. Any other error ends the
+    thread. It is raised at the end of the block, and before that by the function that is yielded: a block that waits
+    for long calls it every few seconds.
+    """
+    stop, errors = threading.Event(), list[Exception]()
 
     def loop() -> None:
+        told = False
         while not stop.wait(seconds):
-            do()
+            try:
+                do()
+                told = False
+            except Exception as error:
+                if not from_storage(error):
+                    errors.append(error)
+                    return
+                if not told:
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                    tell(f"storage fails ({reason}); trying again")
+                told = True
+
+    def check() -> None:
+        if errors:
+            raise errors[0]
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     try:
-        yield
+        yield check
     finally:
         stop.set()
         thread.join()
+    check()
 
 
 @contextmanager
@@ -129,12 +166,13 @@ def heartbeat(job: Job) -> Iterator[None]:
 
     def beat(ended: bool = False) -> None:
         record = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "ended": ended, **job.progress}
-        with suppress(Exception):  # only observers read it, so storage that fails for a moment must not stop the stage
-            job.work.write_json("heartbeat.json", record)
+        job.work.write_json("heartbeat.json", record)
 
-    beat()
+    with suppress(OSError):  # the next one may reach storage
+        beat()
     try:
-        with every(HEARTBEAT_SECONDS, beat):
+        with every(HEARTBEAT_SECONDS, beat, job.say):
             yield
     finally:
-        beat(ended=True)
+        with suppress(OSError, TakenOverError):  # only observers read it, and the stage has ended
+            beat(ended=True)

@@ -4,7 +4,8 @@ A shard is committed when its marker file exists, which the worker writes after 
 (`flows.engine.markers`). A failed attempt is repeated up to `cluster.attempts` times; then the shard is quarantined and
 reported. A straggler gets one second attempt beside the first; when that is done first, the straggler is ended, since
 it may hang. This is safe because files appear whole, a marker names the bytes of one attempt, and the files are
-compared with the marker once both attempts have ended. The driver keeps names and one window of attempts, nothing that
+compared with the marker once both attempts have ended. An attempt that is far longer at work than any other, and longer
+than `cluster.stall_seconds`, is ended and has failed. The driver keeps names and one window of attempts, nothing that
 grows with the contents of shards.
 """
 
@@ -30,6 +31,7 @@ from mav.storage.counts import add_counts
 
 STRAGGLER_FACTOR = 3.0
 STRAGGLER_FLOOR_SECONDS = 60.0
+HUNG_FACTOR = 10.0  # times the limit of a straggler, and at least `cluster.stall_seconds`: then an attempt is ended
 SHORT_SECONDS = 0.1  # shorter shards are handed out many at a time, or their transport would take longer than the work
 SHORT_WINDOW = 16  # times the usual window
 REPORT_SECONDS = 0.5
@@ -76,7 +78,7 @@ def shard_map(
         )
 
     # Write the ledger, and judge the stage as a whole.
-    counts = markers.compact([name for name in names if name not in quarantined] if quarantined else names)
+    counts = markers.compact([name for name in names if name not in quarantined] if quarantined else names, todo)
     if below_floor(counts, success_floor):
         key = f"{job.name.replace('-', '_')}.success_floor"
         raise UserError(
@@ -170,7 +172,7 @@ class _ShardPass:
 
         ready = self.pool.ready()
         while not ray.wait(ready, timeout=1.0)[0]:
-            self.job.run.require_running()
+            self.job.require_running()
             self.capacity.report_waiting()
 
     def _submit(self, name: str, number: int) -> None:
@@ -254,15 +256,23 @@ class _ShardPass:
                     self.pool.end(reference)
 
     def _adapt(self) -> None:
-        """Follows the cluster's size, widens the window for short shards, and deals with stragglers."""
+        """Follows the cluster's size, and deals with short shards, stragglers, and attempts that hang."""
         slots = self._slots()
         self.pool.grow(slots)
         self.usual_window = self.cluster.window or 2 * slots
-        if len(self.seconds) < 5:
-            return
+        limit = 0.0
+        if len(self.seconds) >= 5:
+            limit = max(STRAGGLER_FLOOR_SECONDS, STRAGGLER_FACTOR * statistics.quantiles(self.seconds, n=20)[-1])
+            self._deal_with_stragglers(limit)
+        # Both attempts at a shard may hang, or the only actor there is.
+        stall, now = self.cluster.stall_seconds, time.monotonic()
+        for reference, attempt in list(self.attempts.items()):
+            if stall and now - attempt.began > max(stall, HUNG_FACTOR * limit):
+                self.pool.end(reference)
+
+    def _deal_with_stragglers(self, limit: float) -> None:
         short = statistics.median(self.seconds) < SHORT_SECONDS and not self.cluster.window
         self.window = self.usual_window * SHORT_WINDOW if short else self.usual_window
-        limit = max(STRAGGLER_FLOOR_SECONDS, STRAGGLER_FACTOR * statistics.quantiles(self.seconds, n=20)[-1])
         for reference, attempt in list(self.attempts.items()):
             overdue = time.monotonic() - attempt.began > limit
             if overdue and attempt.name in self.overtaken:

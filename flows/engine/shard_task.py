@@ -15,13 +15,16 @@ ROWS = ("rows_in", "rows_out", "dropped", "failed")  # counts that go back to th
 
 
 class ShardOutput(Protocol):
-    """What a stage's work returns for a shard: its row counts, and the names of the files it wrote."""
+    """What a stage's work returns for a shard: its row counts, its files' names, where its samples are."""
 
     @property
     def counts(self) -> dict[str, Any]: ...
 
     @property
     def files(self) -> Sequence[str]: ...
+
+    @property
+    def places(self) -> bytes | None: ...
 
 
 Work = Callable[[str], ShardOutput]
@@ -72,7 +75,7 @@ class ShardTask:
             if below_floor(output.counts, floor):
                 rows = f"only {output.counts['rows_out']} of {output.counts['rows_in']} rows came through"
                 return ShardResult(problem=f"{rows} ({failure_reasons(output.counts)})")
-            size = self.markers.commit(name, output.counts, output.files, fsync=self.fsync)
+            size = self.markers.commit(name, output.counts, output.files, output.places, fsync=self.fsync)
         except Exception as error:
             if isinstance(error, UserError) or getattr(error, "errno", None) == errno.ENOSPC:
                 return ShardResult(fatal=error)

@@ -21,9 +21,12 @@ GAUGES = {
     "mav_samples": ("Samples a network was trained on.", ("stage",)),
     "mav_samples_per_second": ("Training speed.", ("stage",)),
     "mav_steps_per_second": ("Training speed in optimiser steps.", ("stage",)),
+    "mav_utilisation": ("Share of the device's matrix rate that a training's model FLOPs are.", ("stage",)),
+    "mav_data_wait": ("Share of its time that a training waits for data.", ("stage",)),
     "mav_memory_gb": ("The most memory a training used: of its GPU, or of its process on a CPU.", ("stage",)),
 }
-TRAINING = ("loss", "samples", "samples_per_second", "steps_per_second", "memory_gb")  # progress values that are gauges
+# Values of a training's progress that are gauges.
+TRAINING = ("loss", "samples", "samples_per_second", "steps_per_second", "utilisation", "data_wait", "memory_gb")
 
 
 def exported() -> set[str]:

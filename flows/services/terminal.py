@@ -26,7 +26,7 @@ PLAIN_SECONDS = 15.0  # without a terminal, a stage prints at most one progress 
 WIDEST = 10_000  # columns in which every table finds room
 FILE_WIDTH = 160  # columns of a table that is printed to a file
 PROGRESS = {  # what is shown of a stage's progress; TensorBoard and Ray's metrics have the rest
-    "loss": "loss {:.3g}", "samples_per_second": "{:.3g} samples/s",
+    "loss": "loss {:.3g}", "samples_per_second": "{:.3g} samples/s", "utilisation": "{:.0%} utilised",
     "rows_per_s": "{:,} rows/s", "in_flight": "{} in flight",
 }  # fmt: skip
 

@@ -24,13 +24,19 @@ import pyarrow.parquet as pq
 from mav.errors import UserError
 from mav.storage import Folder
 
+Index = dict[str, dict[str, tuple[int, int]]]  # key -> extension -> (offset, size)
+
 
 @dataclass(frozen=True)
 class ShardOutput:
-    """Counts of one shard (rows_in = rows_out + dropped + failed, by reason) and the files it wrote."""
+    """Counts of one shard (rows_in = rows_out + dropped + failed, by reason), and the files it wrote.
+
+    `places` says where its samples are, for its readers; it is kept in the shard's row of the stage's ledger.
+    """
 
     counts: dict[str, Any]
     files: tuple[str, ...] = ()
+    places: bytes | None = None
 
 
 def json_bytes(value: Any) -> bytes:
@@ -39,11 +45,15 @@ def json_bytes(value: Any) -> bytes:
 
 
 class TarWriter(contextlib.AbstractContextManager["TarWriter"]):
-    """Writes samples in key order with fixed headers (USTAR, mode 0644, owner 0, time 0)."""
+    """Writes samples in key order with fixed headers (USTAR, mode 0644, owner 0, time 0).
+
+    index: what `index_tar` will find in the tar.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._last = ""
+        self.index: Index = {}
 
     def __exit__(self, *exception: Any) -> None:
         self._tar.close()
@@ -53,13 +63,12 @@ class TarWriter(contextlib.AbstractContextManager["TarWriter"]):
         if key <= self._last:
             raise ValueError(f"key {key} after {self._last}: samples are written in sorted order, each once")
         self._last = key
+        self.index[key] = {}
         for extension in sorted(files):
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size, info.mode = len(files[extension]), 0o644
+            self.index[key][extension] = (self._tar.offset + tarfile.BLOCKSIZE, info.size)  # behind its header
             self._tar.addfile(info, io.BytesIO(files[extension]))
-
-
-Index = dict[str, dict[str, tuple[int, int]]]
 
 
 def index_tar(folder: Folder, name: str) -> Index:

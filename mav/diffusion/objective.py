@@ -89,15 +89,20 @@ def diffusion_loss(
     mean, variance = output.chunk(2, dim=2) if objective.prediction == "eps_learned_sigma" else (output, None)
     alpha, sigma = schedule.at(t, x0)
     error = (mean - target(x0, noise, alpha, sigma, kind)).square()
-    # The loss of F^ is of the frames it was not given: to copy the others teaches nothing about motion.
-    if "known" in conditions:
-        unknown = 1 - conditions["known"][:, :, 3:]
-        error = error * unknown * (unknown[0].numel() / unknown.flatten(1).sum(1).view(-1, 1, 1, 1, 1))
+    # The loss of F^ is of the frames it was not given: to copy the others teaches nothing about motion, and their mean,
+    # which nothing trains, would teach a wrong variance.
+
+    def mean_of_unknown(values: Tensor) -> Tensor:
+        if "known" in conditions:
+            unknown = 1 - conditions["known"][:, :, 3:]
+            values = values * unknown * (unknown[0].numel() / unknown.flatten(1).sum(1).view(-1, 1, 1, 1, 1))
+        return values.flatten(1).mean(1)
+
     # The weighted mean, and the term that trains the variance.
-    error = error.flatten(1).mean(1)
-    loss = error * weights(schedule.snr[t].to(error), objective.min_snr_gamma, kind)
+    loss = mean_of_unknown(error) * weights(schedule.snr[t].to(error), objective.min_snr_gamma, kind)
     if variance is not None:
-        loss = loss + VLB_WEIGHT * schedule.steps * _vlb(x0, x_t, mean.detach(), variance, t, schedule)
+        bound = _vlb(x0, x_t, mean.detach(), variance, t, schedule)
+        loss = loss + VLB_WEIGHT * schedule.steps * mean_of_unknown(bound)
     return loss
 
 
@@ -127,7 +132,7 @@ def learned_log_variance(fraction: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _vlb(x0: Tensor, x_t: Tensor, eps: Tensor, fraction: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Each sample's variational bound in bits per dimension. It trains the variance only: the mean is detached."""
+    """The variational bound of each value in bits. It trains the variance only: the mean is detached."""
     alpha, sigma = schedule.at(t, x_t)
     first = (t == 0).view(alpha.shape).to(x_t.device)
     true_mean, true_log, high = posterior(x0, x_t, t, t - 1, schedule)
@@ -140,8 +145,7 @@ def _vlb(x0: Tensor, x_t: Tensor, eps: Tensor, fraction: Tensor, t: Tensor, sche
     distance = (true_mean - mean).square() * (-log_variance).exp()
     kl = 0.5 * (log_variance - true_log + (true_log - log_variance).exp() + distance - 1)
     likelihood = -_discrete_log_likelihood(x0, mean, 0.5 * log_variance)
-    bits = torch.where(first, likelihood, kl) / math.log(2.0)
-    return bits.flatten(1).mean(1)
+    return torch.where(first, likelihood, kl) / math.log(2.0)
 
 
 def _discrete_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

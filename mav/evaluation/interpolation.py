@@ -23,13 +23,13 @@ from mav.diffusion.pixels import to_pixels
 from mav.errors import UserError
 from mav.evaluation import protocols
 from mav.evaluation.benchmarks import set_folder
-from mav.evaluation.between import blend, warp, wide_gaps
 from mav.evaluation.intervals import bootstrapped
 from mav.evaluation.measure import RESULT, Report, flat
 from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import TOO_FEW, prepare, whole_video
 from mav.evaluation.sets import VIDEO_ENDINGS, read_set
+from mav.generation.between import blend, warp, wide_gaps
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.recipes import Evaluate, Recipe
 from mav.storage import Folder

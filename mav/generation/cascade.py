@@ -22,6 +22,7 @@ from mav.diffusion.guidance import Denoiser
 from mav.diffusion.noise import SampleNoise
 from mav.diffusion.pixels import augment, downsample, to_pixels, to_unit, upsample
 from mav.diffusion.sampler import sample
+from mav.generation.between import blend, warp
 from mav.models.clip import ClipModel
 from mav.models.prior import from_scale
 from mav.models.unet import known_frames
@@ -162,12 +163,14 @@ class CascadeBatch:
         long = clip.new_zeros(len(clip), (frames - 1) * skip + 1, *clip.shape[2:])
         known = torch.zeros(long.shape[1], dtype=torch.bool, device=clip.device)
         long[:, ::skip], known[::skip] = clip, True
-        guess = _blend(clip, skip)
+        guess = _moved(clip, skip) if self.generate.interpolation_start < 1 else None
         fill = partial(self.fill_window, embedding=embedding, fps=self.generate.fps * skip, purpose="interpolation")
         for start in range(0, long.shape[1] - 1, frames - 1):
             window = slice(start, start + frames)
             if not known[window].all():
-                long[:, window] = fill(long[:, window], known[window], start=start, guess=guess[:, window])
+                long[:, window] = fill(
+                    long[:, window], known[window], start=start, guess=guess if guess is None else guess[:, window]
+                )
                 known[window] = True
         return long
 
@@ -250,8 +253,8 @@ class CascadeBatch:
         return torch.full((len(self.seeds),), float(value), device=self.cascade.device)
 
 
-def _blend(clip: Tensor, skip: int) -> Tensor:
-    """Blends neighbouring frames linearly: (B, F, ...) to (B, (F - 1) * skip + 1, ...)."""
-    shares = [number / skip for number in range(skip)]
-    between = torch.stack([torch.lerp(clip[:, :-1], clip[:, 1:], share) for share in shares], dim=2)
-    return torch.cat([rearrange(between, "b f k c h w -> b (f k) c h w"), clip[:, -1:]], dim=1)
+def _moved(clip: Tensor, skip: int) -> Tensor:
+    """What optical flow puts between the frames of clips: (B, F, 3, s, s) to (B, (F - 1) * skip + 1, 3, s, s)."""
+    videos = rearrange(to_pixels(clip), "b f c h w -> b f h w c").cpu().numpy()
+    moved = np.stack([blend(video, skip) if (flow := warp(video, skip)) is None else flow for video in videos])
+    return rearrange(to_unit(torch.from_numpy(moved)), "b f h w c -> b f c h w").to(clip)

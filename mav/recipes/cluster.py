@@ -22,7 +22,8 @@ class Cluster:
     cpus_per_worker: Small = 1
     gpus_per_worker: Number = 0.0
     sharding: Literal["ddp", "fsdp"] = "ddp"  # with several workers: replicas, or sharded parameters
-    # A training that makes no step for this long is stopped and resumed from its checkpoint; 0 = never.
+    # A training that makes no step for this long is stopped and resumed from its checkpoint, and an attempt at a shard
+    # that takes so long, and 30 times as long as others, is ended and repeated; 0 = never.
     stall_seconds: Number = 3600.0
     keep_checkpoints: Small = 2  # last checkpoints kept; the one with the lowest validation loss is kept as well
     gpu_stages: Small = 1  # GPU stages that may run at once, counted over all runs on one Prefect server

@@ -52,7 +52,8 @@ class Generate:
     prior_candidates: Small = 2  # the draw closest to the text embedding is kept (unCLIP 2.2)
     decoder: GuidedSampling = field(default_factory=lambda: GuidedSampling(steps=25, guidance=2.0))
     interpolation: GuidedSampling = field(default_factory=lambda: GuidedSampling(steps=15))
-    interpolation_start: PositiveShare = 1.0  # share of the noise that F^ begins with, over its neighbours' blend
+    # Share of the noise that F^ begins with; below 1 over its neighbours, moved by optical flow.
+    interpolation_start: PositiveShare = 1.0
     sr_low: Sampling = field(default_factory=lambda: Sampling(steps=10))
     sr_high: Sampling = field(default_factory=lambda: Sampling(steps=5))
     noise_augmentation: Share = 0.0  # noise level added to the input of the SR networks, and their condition

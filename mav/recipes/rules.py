@@ -209,6 +209,8 @@ def _without_low_resolution(recipe: Recipe, name: str, need: Need) -> None:
         need(not getattr(getattr(recipe, name), field), f"{name}.{field}", why, "leave it out")
     why = "only SR networks train on crops, so it would have no effect"
     need(getattr(recipe, name).crop == 1, f"{name}.crop", why, "leave it out")
+    why = "only SR networks leave enlarged pictures out, so it would have no effect"
+    need(getattr(getattr(recipe, name), "enlarged", True), f"{name}.enlarged", why, "leave it out")
 
 
 VIDEOS = {

@@ -124,6 +124,7 @@ class TrainImage:
     optimisation: Optimisation
     start: str = ""  # as in `train_prior`, for D
     crop: PositiveShare = 1.0  # side of the training crop over the side of the image (unCLIP: 0.25 for upsamplers)
+    enlarged: bool = True  # train on pictures that `image-download` had to enlarge too, which have no detail to learn
     noise_augmentation: Share = 0.0  # strongest noise added to the low-resolution input (share of the schedule)
     blur_sigma: Number = 0.0  # Gaussian blur of the low-resolution input (unCLIP: 0.6)
 

@@ -155,6 +155,8 @@ def _training(name: str, about: str, artifact: Artifact) -> dict[str, Any]:
         "samples": points[-1][0] if points else None,
         "sheet": collect.samples_image(artifact),
         "seconds": artifact.manifest.seconds,
+        "utilisation": artifact.manifest.metrics.get("utilisation"),
+        "data_wait": artifact.manifest.metrics.get("data_wait"),
     }
 
 

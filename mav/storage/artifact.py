@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mav.errors import UserError
 from mav.storage.counts import unbalanced
 from mav.storage.folder import Folder, canonical_json
-from mav.storage.ledger import Marker, ledgers, read_ledger
+from mav.storage.ledger import LEDGER, Marker, ledgers, read_ledger
 
 MANIFEST = "manifest.json"
 FORMAT = 2  # of manifests; 1 had no number, no `how` and no `outside`
@@ -105,6 +105,10 @@ class Artifact:
         `fields` are those of `Manifest` except `files`.
         """
         sizes = folder.sizes()
+        if not folder.local:  # one listing may lack what was written last, and a ledger that is left out loses all rows
+            sizes |= folder.sizes()
+            if LEDGER not in sizes and folder.exists(LEDGER):
+                sizes[LEDGER] = folder.size(LEDGER)
         sizes.pop(MANIFEST, None)
         for ledger in ledgers(sizes):
             for marker in read_ledger(folder, ledger, counts=False):
@@ -114,7 +118,7 @@ class Artifact:
         manifest = Manifest(files=files, **fields)
         folder.sync()
         folder.write_bytes(MANIFEST, manifest.to_bytes())
-        folder.sync()
+        folder.sync([MANIFEST])
         return cls(folder, manifest)
 
     def shards(self, counts: bool = True) -> Iterator[Marker]:

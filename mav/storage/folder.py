@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import has_magic
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -22,21 +23,36 @@ SMALL = 16 << 20  # bytes; a smaller remote file is read in one request
 OBJECT_STORES = {"s3", "gs", "abfs", "az"}  # these have no directories to create
 
 
+class Fence(Protocol):
+    """Who may write into a folder; see `mav.storage.fence`."""
+
+    @property
+    def token(self) -> str:
+        """Names the one who may."""
+
+    def check(self) -> None:
+        """Raises TakenOverError once another one may."""
+
+
 def canonical_json(value: Any) -> bytes:
     """Returns the one stored form of a value: sorted, indented, without NaN, so that equal values are equal bytes."""
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 class Folder:
-    """A directory on any storage, with the few operations that artifacts need. File names are relative and use `/`."""
+    """A directory on any storage, with the few operations that artifacts need. File names are relative and use `/`.
 
-    def __init__(self, url: str) -> None:
+    With a `fence`, files appear and are removed only while the fence holds; afterwards TakenOverError is raised.
+    """
+
+    def __init__(self, url: str, fence: Fence | None = None) -> None:
+        self.fence = fence
         # Listings are not cached: a process on another machine may have written since.
         self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self.url = self.root if self.local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Folder, (self.url,)
+        return Folder, (self.url, self.fence)
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -51,8 +67,8 @@ class Folder:
         return posixpath.join(self.root, name) if name else self.root
 
     def child(self, name: str) -> Folder:
-        """Returns the folder `name` below this one."""
-        return Folder(posixpath.join(self.url, name))
+        """Returns the folder `name` below this one, behind the same fence."""
+        return Folder(posixpath.join(self.url, name), self.fence)
 
     def exists(self, name: str = "") -> bool:
         """Says whether a file exists, or the folder itself."""
@@ -90,6 +106,9 @@ class Folder:
 
     def read_bytes(self, name: str) -> bytes:
         """Reads a whole file. Raises FileNotFoundError."""
+        if self.local:  # a tenth of the time that fsspec takes
+            with open(self.path(name), "rb") as file:
+                return file.read()
         data: bytes = self.fs.cat_file(self.path(name))
         return data
 
@@ -117,15 +136,22 @@ class Folder:
         """
         target = self.path(name)
         parent = posixpath.dirname(target)
+        if self.fence and self.local and not os.path.isdir(parent):
+            self.fence.check()  # the work of another run may be done and removed
         if OBJECT_STORES.isdisjoint([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol):
             self.fs.makedirs(parent, exist_ok=True)
         temporary = posixpath.join(parent, f"{TEMPORARY}{uuid.uuid4().hex}") if self.local else target
         handle = self.fs.open(temporary, "wb")
         try:
             yield handle
-            handle.close()
+            if self.local:
+                handle.close()
+            if self.fence:
+                self.fence.check()
             if self.local:
                 os.replace(temporary, target)
+            else:
+                handle.close()
         except BaseException:
             if self.local:
                 handle.close()
@@ -137,14 +163,22 @@ class Folder:
                 handle.closed = True  # closing it, even by the garbage collector, would publish an incomplete object
             raise
 
-    def sync(self) -> None:
-        """Flushes everything that was written to the folder's disk, in one system call instead of one a file."""
-        if self.local and os.path.isdir(self.root):
-            directory = os.open(self.root, os.O_RDONLY)
-            try:
-                ctypes.CDLL(None, use_errno=True).syncfs(directory)
-            finally:
-                os.close(directory)
+    def sync(self, names: Iterable[str] | None = None) -> None:
+        """Flushes these files, and the directories that name them, to a local disk; None: all that the disk has yet to
+        write, in one system call.
+
+        Raises OSError when the disk could not write something: it may be lost after a power failure.
+        """
+        if not self.local or not os.path.isdir(self.root):
+            return
+        if names is None:
+            _flushed(self.root, _syncfs)
+            return
+        files = [self.path(name) for name in names]
+        for file in files:
+            _flushed(file, os.fsync)
+        for directory in sorted({os.path.dirname(self.root), self.root, *map(os.path.dirname, files)}):
+            _flushed(directory, _sync_directory)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a whole file, atomically."""
@@ -158,10 +192,13 @@ class Folder:
     def remove(self, name: str = "") -> None:
         """Removes a file, or the whole folder; of a link only the link. It is no error when nothing is there."""
         path = self.path(name)
-        if self.local and os.path.islink(path):
-            os.unlink(path)
-        elif not self.fs.exists(path):
+        link = self.local and os.path.islink(path)
+        if not link and not self.fs.exists(path):
             return
+        if self.fence:
+            self.fence.check()
+        if link:
+            os.unlink(path)
         elif self.local or not has_magic(path):
             self.fs.rm(path, recursive=True)
         else:  # other storages would take brackets in the name for a pattern
@@ -216,6 +253,31 @@ class Folder:
             while chunk := file.read(CHUNK):
                 total.update(chunk)
         return total.hexdigest()
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _syncfs(handle: int) -> None:
+    """Flushes the file system of an open file. The C library reports a failure by its result alone."""
+    if _libc.syncfs(handle) != 0:
+        raise OSError(ctypes.get_errno(), f"the disk could not be flushed: {os.strerror(ctypes.get_errno())}")
+
+
+def _sync_directory(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has nothing to flush for a directory says so
+            raise
+
+
+def _flushed(path: str, flush: Callable[[int], None]) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        flush(handle)
+    finally:
+        os.close(handle)
 
 
 def _scan(path: str, prefix: str) -> Iterator[tuple[str, int]]:

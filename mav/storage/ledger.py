@@ -7,6 +7,7 @@ a manifest is read in a moment however large the stage, and nobody has to hold t
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -22,7 +23,8 @@ LEDGER = "shards.parquet"
 NAMES = re.compile(r"shards(?:-retry(\d+))?\.parquet")
 
 # {"shard", "counts", "files": {name: {"bytes", "sha256"}}}, and "deadlines" of a shard that was made under others than
-# the artifact's manifest names. They stand in the column of the counts.
+# the artifact's manifest names. They stand in the column of the counts. "places" (base64) says where a shard's samples
+# are: bytes in a column of their own, which only the readers of samples read.
 Marker = dict[str, Any]
 
 
@@ -81,7 +83,7 @@ class LedgerWriter:
 
         self.schema = pa.schema(
             [("shard", pa.string()), ("rows_in", pa.int64()), ("rows_out", pa.int64()),
-             ("counts", pa.string()), ("files", pa.string()), ("digest", pa.string())]
+             ("counts", pa.string()), ("files", pa.string()), ("digest", pa.string()), ("places", pa.binary())]
         )  # fmt: skip
         self._creating = out.create(LEDGER)
 
@@ -106,6 +108,7 @@ class LedgerWriter:
             [json.dumps(_with_deadlines(marker), sort_keys=True) for marker in markers],
             files,
             [hashlib.sha256(text.encode()).hexdigest() for text in files],
+            [base64.b64decode(marker["places"]) if "places" in marker else None for marker in markers],
         ]
         self._writer.write_table(pa.table(columns, schema=self.schema))
 

@@ -46,7 +46,9 @@ def _below(fs: fsspec.AbstractFileSystem, base: str, pattern: str) -> list[str]:
 
 def _globbed(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
     """Returns the matches of a pattern whose folder is one too."""
-    return sorted(path for path in map(str, fs.glob(pattern)) if _shown([posixpath.basename(path)], pattern))
+    return sorted(
+        path for path in map(str, fs.glob(pattern)) if _shown([posixpath.basename(path)], posixpath.basename(pattern))
+    )
 
 
 def _shown(names: Iterable[str], pattern: str) -> list[str]:

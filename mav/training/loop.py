@@ -21,6 +21,7 @@ from mav.storage import Folder
 from mav.training.checkpoint import Checkpoints, tensors_of
 from mav.training.ema import Ema, warmed_up
 from mav.training.monitoring.log import Clock, Log, peak_memory
+from mav.training.monitoring.utilisation import matrix_rate
 from mav.training.optimiser import make_optimiser, set_learning_rate, set_steps
 from mav.training.post_hoc import PostHoc, due
 from mav.training.process.preemption import PreemptedError, TerminationRequest
@@ -122,13 +123,13 @@ def train(
         state = RunState(**metadata["progress"])
         log.load(metadata["log"])
         set_steps(optimiser, state.steps)
-        checkpoints.best = state.best_samples
         if post_hoc:
             post_hoc.keep(state.samples)
 
     micro = o.batch_size // (o.accumulation * world_size)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=o.precision == "bfloat16")
     micro_step = MicroStep(task.loss, spread_out, autocast, o.accumulation, device, world_size)
+    rate = matrix_rate(micro_step.device, o.precision)
     termination_requested = TerminationRequest(world_size)
     clock, started_at = Clock(), state.samples
 
@@ -171,11 +172,12 @@ def train(
             loss_now = state.curves[-1]["validation"]
             if state.best_loss is None or loss_now < state.best_loss:
                 state.best_loss, state.best_samples = loss_now, state.samples
-            checkpoints.best = state.best_samples
         if logs or (saves and validation):
             pace = (state.samples - started_at) / clock.seconds
             speed = {"samples_per_second": pace, "steps_per_second": pace / o.batch_size}
             speed |= {"memory_gb": peak_memory(device), **clock.shares()}
+            if rate:
+                speed["utilisation"] = micro_step.flops / micro * pace / world_size / rate
             report({"stage": task.stage, "total": o.samples, **state.curves[-1], **speed})
 
         # ---- a checkpoint, unless a step since the last was not finite
@@ -184,7 +186,8 @@ def train(
             with clock("save_wait"):
                 if post_hoc:
                     post_hoc.keep(state.samples)
-                checkpoints.save(state.samples, tensors, {"progress": vars(state), "log": log.state()})
+                facts = {"progress": vars(state), "log": log.state()}
+                checkpoints.save(state.samples, tensors, facts, best=state.best_samples)
         if ending and not done:
             checkpoints.wait()
             raise PreemptedError(

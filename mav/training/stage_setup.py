@@ -47,15 +47,15 @@ class StageSetup:
         download, share = self.inputs["image-download"], self.section.optimisation.corrupted_share
         return CaptionedImages(download, clip.image_size, self.recipe.seed, clip.tokenize, share)
 
-    def images(self, size: int) -> BatchSource:
-        """Images with their embeddings; size 0 leaves the pixels out."""
+    def images(self, size: int, enlarged: bool = True) -> BatchSource:
+        """Images with their embeddings, with the enlarged ones or without; size 0 leaves the pixels out."""
         if self.source is not None:
             return self.source
         from mav.data.loading.loaders import ImageSource
 
         embeds, share = self.inputs["image-embed"], self.section.optimisation.corrupted_share
         download = self.inputs.get("image-download", embeds)
-        return ImageSource(download, embeds, size, self.recipe.seed, size > 0, share)
+        return ImageSource(download, embeds, size, self.recipe.seed, size > 0, share, enlarged)
 
     def clips(self) -> BatchSource:
         """Clips at SR_l's resolution, which CLIP sees. The base size is averaged from it."""

@@ -151,10 +151,10 @@ def decoder_training(setup: StageSetup) -> TrainingTask:
 
 def sr_training(setup: StageSetup) -> TrainingTask:
     """SR_l and SR_h on images."""
-    sizes = setup.recipe.cascade
-    low = setup.stage == "train-sr-low"
+    sizes, low = setup.recipe.cascade, setup.stage == "train-sr-low"
     small, large = (sizes.base_size, sizes.low_size) if low else (sizes.low_size, sizes.high_size)
-    return _super_resolution(setup, UNet(setup.section.network), setup.images(large), large // small)
+    images = setup.images(large, setup.section.enlarged)
+    return _super_resolution(setup, UNet(setup.section.network), images, large // small)
 
 
 # --------------------------------------------------------------------------------------------------------------- videos

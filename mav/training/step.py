@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mav.diffusion.noise import generator
+from mav.training.monitoring.utilisation import counted
 from mav.training.sharding import SpreadNetwork
 from mav.training.validation import Batch, Loss
 
@@ -38,6 +39,7 @@ class MicroStep:
         self.inputs: Batch = {}
         self.output = torch.zeros(())
         self.calls = 0
+        self.flops = 0.0  # the model's, of a micro-batch; known after the first
 
     def staged(self, batch: Batch) -> Batch:
         """The batch in memory from which a card copies without the processor waiting. For the loading thread."""
@@ -74,6 +76,10 @@ class MicroStep:
 
     def _both_ways(self, batch: Batch) -> Tensor:
         with self.autocast:
-            loss = self.loss(self.network.forward, batch) / self.accumulation
+            if not self.flops:
+                loss, self.flops = counted(lambda: self.loss(self.network.forward, batch))
+            else:
+                loss = self.loss(self.network.forward, batch)
+            loss = loss / self.accumulation
         loss.backward()
         return loss.detach()

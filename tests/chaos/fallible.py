@@ -1,10 +1,13 @@
-"""A store in memory whose calls fail: before they took effect, after it, or because their process is gone.
+"""A store in memory whose calls fail: before they took effect, after it, or because their process is gone; for a full
+disk, after a long time, with a listing of before, or with a clock that jumps.
 
 In the middle of a call another writer may run to its end, so two writers interleave without threads, and every schedule
-can be repeated.
+can be repeated. The clocks are the world's own: a call that takes a minute takes no time.
 """
 
+import errno
 import io
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +29,12 @@ class Writer:
     calls: int = 0
     dead: bool = False
     meanwhile: Callable[[], None] | None = None
+    machine: str = "here"
+    clock: float = 0.0  # by how much its wall clock is off
+
+
+SLOW_SECONDS = 40.0  # of a call: longer than a holder may be silent
+JUMP_SECONDS = 86_400.0
 
 
 @dataclass
@@ -33,12 +42,60 @@ class World:
     """The bytes that are stored, and whose turn it is."""
 
     files: dict[str, bytes] = field(default_factory=dict)
+    before: deque[list[str]] = field(default_factory=lambda: deque(maxlen=3))  # names, of the latest changes
     writers: dict[str, Writer] = field(default_factory=dict)
     stack: list[Writer] = field(default_factory=list)
+    seconds: float = 0.0  # since the world began
+    struck: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    takes: dict[str, int] = field(default_factory=dict)  # who took the lease; a later one has a higher number
+    owner: str = ""  # the last who did and then changed something
+    late: list[str] = field(default_factory=list)  # what others changed afterwards, except by a call they were in
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def time(self) -> float:
+        return 1e9 + self.seconds + (self.stack[-1].clock if self.stack else 0.0)
+
+    def token(self) -> str:
+        """A new token, the same one in every repetition."""
+        self.tokens += 1
+        return f"{self.tokens:08x}" * 4
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """Around every call of the file system: what fate has for it."""
+    def change(self, name: str, owner: str | None = None, own: bool = False) -> Iterator[None]:
+        """Around every call that changes a file. owner: who had the lease when an operation of several calls began.
+
+        own: whether the file is the writer's alone, whoever has the lease.
+        """
+        if not self.stack:
+            yield
+            return
+        writer, owner = self.stack[-1], self.owner if owner is None else owner
+        with self.call("full"):
+            if "/lease/" not in name:
+                mine = self.takes.get(writer.name, 0)
+                if mine > self.takes.get(self.owner, 0):
+                    self.owner = writer.name
+                elif mine < self.takes.get(owner, 0) and not own:
+                    self.late.append(f"{writer.name} changed {name}, which is {owner}'s")
+            self.before.append(sorted(self.files))
+            yield
+
+    def names(self) -> list[str]:
+        """The names that a listing shows."""
+        if self.stack and self.stack[-1].fate.get(self.stack[-1].calls) == "stale" and self.before:
+            self.struck["listing of before"] += 1
+            return [name for name in self.before[0] if name in self.files]
+        return list(self.files)
+
+    @contextmanager
+    def call(self, *own: str) -> Iterator[None]:
+        """Around every call of the file system: what fate has for it. own: fates of this kind of call alone."""
         if not self.stack:  # the one who looks on
             yield
             return
@@ -46,17 +103,31 @@ class World:
         writer.calls += 1
         fate = "dead" if writer.dead else writer.fate.get(writer.calls, "")
         if fate == "meanwhile" and writer.meanwhile and len(self.stack) == 1:
+            self.struck["another run meanwhile"] += 1
             writer.meanwhile()
         if fate in ("kill", "dead"):
+            self.struck["killed before a call"] += fate == "kill"
             writer.dead = True
             raise Killed
         if fate == "fail":
+            self.struck["call failed"] += 1
             raise OSError("storage is away")
+        if fate == "full" and fate in own:
+            self.struck["disk full"] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if fate == "slow":
+            self.struck["call took 40 s"] += 1
+            self.seconds += SLOW_SECONDS
+        if fate == "clock":
+            self.struck["clock jumped a day"] += 1
+            writer.clock += JUMP_SECONDS * (-1 if writer.calls % 2 else 1)
         yield
         if fate == "kill after":
+            self.struck["killed after a call"] += 1
             writer.dead = True
             raise Killed
         if fate == "fail after":
+            self.struck["answer lost"] += 1
             raise TimeoutError("the answer was lost")
 
 
@@ -77,7 +148,8 @@ class Fallible(AbstractFileSystem):
         if path in WORLD.files:
             return [{"name": path, "size": len(WORLD.files[path]), "type": "file"}] if detail else [path]
         found: dict[str, dict[str, Any]] = {}
-        for name, data in WORLD.files.items():
+        for name in WORLD.names():
+            data = WORLD.files[name]
             if name.startswith(f"{path}/"):
                 rest = name[len(path) + 1 :]
                 entry = f"{path}/{rest.partition('/')[0]}"
@@ -91,8 +163,8 @@ class Fallible(AbstractFileSystem):
         with WORLD.call():
             root = self._strip_protocol(path).rstrip("/")
             found = {
-                n: {"name": n, "size": len(d), "type": "file"}
-                for n, d in sorted(WORLD.files.items())
+                n: {"name": n, "size": len(WORLD.files[n]), "type": "file"}
+                for n in sorted(WORLD.names())
                 if n.startswith(f"{root}/")
             }
         return found if detail else list(found)
@@ -106,20 +178,37 @@ class Fallible(AbstractFileSystem):
             return path in WORLD.files or any(name.startswith(f"{path}/") for name in WORLD.files)
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
-        path = self._strip_protocol(path).rstrip("/")
+        path, owner = self._strip_protocol(path).rstrip("/"), WORLD.owner
         for name in sorted(name for name in WORLD.files if name == path or name.startswith(f"{path}/")):
-            with WORLD.call():  # one request a file, and any of them may be the last
+            with WORLD.change(name, owner):  # one request a file, and any of them may be the last
                 WORLD.files.pop(name, None)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
-        with WORLD.call():
-            path = self._strip_protocol(path)
+        path = self._strip_protocol(path)
+        with WORLD.change(path):
             if mode == "create" and path in WORLD.files:
                 raise FileExistsError(path)
             WORLD.files[path] = bytes(value)
+            if mode == "create" and WORLD.stack:
+                WORLD.takes[WORLD.stack[-1].name] = sum(WORLD.takes.values()) + 1
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        """A copy and a removal, in one call each, as object stores do it."""
+        one, two, owner = self._strip_protocol(path1), self._strip_protocol(path2), WORLD.owner
+        if one not in WORLD.files:
+            raise FileNotFoundError(one)
+        with WORLD.change(two, owner, _own(two)):
+            WORLD.files[two] = WORLD.files[one]
+        with WORLD.change(one, owner, _own(one)):
+            WORLD.files.pop(one, None)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         return _File(self._strip_protocol(path), mode)
+
+
+def _own(path: str) -> bool:
+    """Says whether a file is one that torch writes of a checkpoint, in a folder that is named after its lease."""
+    return "/checkpoints/" in path and "-" in path.rpartition("/")[0] and not path.endswith(".json")
 
 
 class _File:
@@ -137,7 +226,7 @@ class _File:
 
     def close(self) -> None:
         if not self.closed and self.mode == "wb":
-            with WORLD.call():
+            with WORLD.change(self.path, own=_own(self.path)):
                 WORLD.files[self.path] = self.data.getvalue()
         self.closed = True
 

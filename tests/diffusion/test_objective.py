@@ -111,6 +111,28 @@ def test_learned_variance_prefers_the_true_posterior_variance():
     assert low < middle < high
 
 
+def test_the_variance_of_given_frames_is_not_trained():
+    """Otherwise a mean that nothing trains would decide it: of the others, the bound is the same whatever that is."""
+    objective = Objective(prediction="eps_learned_sigma")
+    x0, mask = torch.rand(2, 4, 3, 4, 4) * 2 - 1, torch.zeros(2, 4, 1, 4, 4)
+    mask[:, 0] = 1
+    losses, gradients = [], []
+    for mean_of_given in (0.0, 9.0):
+        output = torch.zeros(2, 4, 6, 4, 4)
+        output[:, 0] = mean_of_given
+        output.requires_grad_()
+        known = torch.cat([x0 * mask, mask], dim=2)
+        loss = loss_of(lambda x, t, known, output=output: output, x0, {"known": known}, objective, draws(2))
+        loss.sum().backward()
+        losses.append(loss.detach())
+        gradients.append(output.grad)
+    torch.testing.assert_close(losses[0], losses[1])
+    assert (gradients[1][:, 0] == 0).all()
+    assert (gradients[1][:, 1:] != 0).any(dim=2).all()
+    alone = loss_of(lambda x, t: torch.zeros(2, 3, 6, 4, 4), x0[:, 1:], {}, objective, draws(2))
+    assert losses[0].shape == alone.shape
+
+
 def test_given_frames_are_not_asked_for():
     """F^'s loss is the mean over the frames it was not given, whatever it predicts for the others."""
     objective = Objective(prediction="x0", min_snr_gamma=0.0)

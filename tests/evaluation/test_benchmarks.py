@@ -11,11 +11,12 @@ import torch
 from mav.data.shards import TarWriter
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
-from mav.evaluation import benchmarks, between, interpolation
+from mav.evaluation import benchmarks, interpolation
 from mav.evaluation.features import DEMO_NOTE
 from mav.evaluation.networks.weights import PUBLISHED
 from mav.evaluation.protocols import load_protocol, protocol_names, published
 from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
+from mav.generation import between
 from mav.models.clip import ClipModel
 from mav.recipes import CascadeSizes, ClipConfig, Evaluate, Generate, World
 from mav.recipes.reader import load_recipe

@@ -20,7 +20,7 @@ SMALL = (
 LOW_RESOLUTION = ("crop", "noise_augmentation", "blur_sigma")
 WITHOUT_EFFECT = {
     "clip": {"clip.architecture"},  # it is that of `clip.pretrained`
-    "train-decoder": {f"train_decoder.{name}" for name in LOW_RESOLUTION},
+    "train-decoder": {f"train_decoder.{name}" for name in (*LOW_RESOLUTION, "enlarged")},
     "train-decoder-video": {f"train_decoder_video.{name}" for name in LOW_RESOLUTION},
     "train-interpolation": {f"train_interpolation.{name}" for name in LOW_RESOLUTION},
     "train-sr-low": {"train_sr_low.network.context_tokens", "train_sr_low.objective.condition_dropout"},

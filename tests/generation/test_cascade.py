@@ -9,6 +9,7 @@ import torch
 
 from mav.data.videos.video_io import read_frames
 from mav.diffusion.noise import generator
+from mav.diffusion.pixels import to_unit
 from mav.errors import UserError
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.generation.write import generate_videos, read_prompts
@@ -28,6 +29,7 @@ from mav.recipes import (
 )
 from mav.storage import Folder
 from mav.training.export import Export
+from mav.world.drawing import Scene, draw_clip
 
 DIM, FRAMES = 8, 4
 SIZES = CascadeSizes(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3)
@@ -138,6 +140,26 @@ def test_interpolation_keeps_known_frames_and_hands_the_boundary_on(cascade, ski
     assert long.shape[1] == sizes.long_frames == 3 * skip + 1
     assert torch.equal(long[:, ::skip], clip)
     assert seen[:: GENERATE.interpolation.steps] == known
+
+
+def test_filled_frames_begin_from_their_neighbours_moved_by_optical_flow(cascade):
+    """With next to no noise, so that what the network is first shown is where its sampling starts."""
+    seen = []
+
+    def watch(x, t, **conditions):
+        seen.append(x)
+        return cascade.interpolation.network(x, t, **conditions)
+
+    sizes = dataclasses.replace(SIZES, frame_skip=2)
+    interpolation = dataclasses.replace(cascade.interpolation, network=watch)
+    generate = dataclasses.replace(GENERATE, interpolation_start=0.003)
+    run = CascadeBatch(dataclasses.replace(cascade, sizes=sizes, interpolation=interpolation), [5], generate)
+    scene = Scene("red", "circle", "smooth", (0.3, 0.5), 0.25, (0.4, 0.0), 3)
+    filmed = to_unit(torch.from_numpy(draw_clip(scene, 32, 7, 8.0)).permute(0, 3, 1, 2))[None]
+    run.fill(filmed[:, ::2], run.embed_prompts(PROMPTS[:1]))
+    blended = (filmed[:, 0] + filmed[:, 2]) / 2
+    missed = (seen[0][:, 1] - filmed[:, 1]).abs().mean()
+    assert missed < 0.7 * (blended - filmed[:, 1]).abs().mean()
 
 
 def test_super_resolution_windows_agree_and_high_resolution_noise_is_shared(cascade):

@@ -3,7 +3,6 @@ Prefect, Grafana."""
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from flows.services import ray_metrics as metrics
 
 INFRA = Path(__file__).parents[2] / "infra"
 KUBERNETES = "1.33"
+SAVES_WITHIN = 180  # seconds that save-trainings.sh waits
 
 
 def documents(name: str) -> list[dict[str, Any]]:
@@ -35,20 +35,38 @@ def as_deployment(template: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "ray"}, "spec": spec}
 
 
+def kuberay_problems(document: dict[str, Any]) -> list[str]:
+    """What breaks the schema of KubeRay 1.7.0's custom resources; pod templates are not part of it."""
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads(Path(__file__).with_name("kuberay.schema.json").read_text())
+    validator = Draft202012Validator({"$ref": f"#/{document['kind']}", **schema})
+    return [error.message for error in validator.iter_errors(document["spec"])]
+
+
 @pytest.mark.parametrize("name", ["ray-cluster.yaml", "ray-job.yaml"])
-def test_kuberay_manifests_have_valid_pods_and_one_version_of_ray(name: str) -> None:
+def test_kuberay_manifests_are_valid_with_a_token_and_one_version_of_ray(name: str) -> None:
     import ray
 
     (document,) = documents(name)
     assert document["apiVersion"] == "ray.io/v1"
+    assert not kuberay_problems(document)
+    assert kuberay_problems(document | {"spec": document["spec"] | {"authOption": {}}}), "a misspelt field"
     spec = document["spec"] if document["kind"] == "RayCluster" else document["spec"]["rayClusterSpec"]
     assert spec["rayVersion"] == ray.__version__, "the manifest's Ray is not the lock's"
+    assert spec["authOptions"] == {"mode": "token"}
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     assert {"rayStartParams", "template"} <= set.intersection(*(set(group) for group in groups))
     for group in spec["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     for group in groups:
         check(as_deployment(group["template"]))
+        pod = group["template"]["spec"]
+        assert {"name": "metrics", "containerPort": 8080} in pod["containers"][0]["ports"], "for pod-monitor.yaml"
+        if "lifecycle" in pod["containers"][0]:
+            command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            assert (INFRA.parent / command[-1].removeprefix("/opt/make-a-video/")).exists(), "what the image has"
+            assert pod["terminationGracePeriodSeconds"] > SAVES_WITHIN
 
 
 def test_prefects_server_and_worker_are_valid_resources() -> None:
@@ -85,10 +103,45 @@ def test_the_kubernetes_work_pool_makes_a_valid_job() -> None:
         "service_account_name": "default",
     }
     values = {name: value for name, value in defaults.items() if value is not None} | flow_run
-    values["env"] = [{"name": name, "value": value} for name, value in defaults["env"].items()]  # as the worker does
     job = apply_values(pool["job_configuration"]["job_manifest"], values)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    # As the worker does: its own variables come before the manifest's.
+    container["env"][:0] = [{"name": name, "value": value} for name, value in defaults["env"].items()]
     check(job)
     assert defaults["env"]["RAY_ADDRESS"].startswith("http://"), "a pod outside the Ray cluster hands it whole stages"
+    (cluster,) = documents("ray-cluster.yaml")  # KubeRay names the secret of the token after the cluster
+    token = {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": "make-a-video", "key": "auth_token"}}}
+    assert token in container["env"]
+    assert cluster["metadata"]["name"] == "make-a-video"
+
+
+def test_every_pod_is_an_ordinary_user_without_rights() -> None:
+    """Those of Ray, of Prefect, and of the flow runs."""
+    pool = json.loads((INFRA / "kubernetes" / "work-pool.json").read_text())
+    pods = [pool["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]]
+    for name in ("ray-cluster.yaml", "ray-job.yaml", "prefect.yaml"):
+        for document in documents(name):
+            spec = document.get("spec", {})
+            spec = spec.get("rayClusterSpec", spec)
+            groups = [spec[key] for key in ("headGroupSpec",) if key in spec] + spec.get("workerGroupSpecs", [])
+            pods += [group["template"]["spec"] for group in groups or [spec] if "template" in group]
+    assert len(pods) == 9
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_prefects_passwords_are_split_and_only_referred_to() -> None:
+    by_name = {(document["kind"], document["metadata"]["name"]): document for document in documents("prefect.yaml")}
+    worker = by_name["Deployment", "prefect-worker"]["spec"]["template"]["spec"]["containers"][0]
+    assert "envFrom" not in worker, "the worker hands all settings it has to the jobs it makes"
+    values = {variable["name"]: variable.get("value") for variable in worker["env"]}
+    secret = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET"
+    assert (values[f"{secret}_NAME"], values[f"{secret}_KEY"]) == ("prefect-login", "PREFECT_API_AUTH_STRING")
 
 
 def test_rays_launcher_accepts_the_cluster_file() -> None:
@@ -100,24 +153,30 @@ def test_rays_launcher_accepts_the_cluster_file() -> None:
         validate_config(prepare_config(config | {"min_wrkers": 1}))
 
 
-def test_the_slurm_script_is_bash() -> None:
-    script = INFRA / "slurm" / "make-a-video.sbatch"
-    subprocess.run(["bash", "-n", str(script)], check=True)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", "-S", "warning", str(script)], check=True)
-    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "usage: sbatch make-a-video.sbatch RECIPE RUNS" in done.stderr
-
-
 def test_the_image_copies_what_there_is() -> None:
     root = INFRA.parent
     lines = (INFRA / "Dockerfile").read_text().splitlines()
     copied = [part for line in lines if line.startswith("COPY") for part in line.split()[1:-1]]
+    copied = [name for name in copied if not name.startswith("--")]
     assert copied
     assert all((root / name).exists() for name in copied)
     allowed = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(copied) <= allowed
+
+
+def test_the_sky_task_is_such_as_skypilot_takes() -> None:
+    """The fields of SkyPilot 0.14's task that this one uses, with their types; its scripts are bash."""
+    task = yaml.safe_load((INFRA / "sky" / "make-a-video.yaml").read_text())
+    fields = {"name": str, "num_nodes": int, "resources": dict, "workdir": str, "envs": dict, "secrets": dict,
+              "setup": str, "run": str}  # fmt: skip
+    assert {name: type(value) for name, value in task.items()} == fields
+    resources = {"accelerators": str, "cpus": str, "memory": str, "disk_size": int, "use_spot": bool,
+                 "job_recovery": dict}  # fmt: skip
+    assert {name: type(value) for name, value in task["resources"].items()} == resources
+    assert set(task["secrets"]) == {"RAY_AUTH_TOKEN"}
+    assert task["secrets"]["RAY_AUTH_TOKEN"] is None, "given on the command line"
+    for script in (task["setup"], task["run"]):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 def test_every_series_of_the_dashboard_is_one_we_export() -> None:
@@ -126,6 +185,9 @@ def test_every_series_of_the_dashboard_is_one_we_export() -> None:
     series = set(re.findall(r"ray_mav_\w+", told))
     assert series == metrics.exported()
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    for panel in dashboard["panels"]:
+        over_time = panel["type"] == "timeseries"
+        assert all(over_time or target["instant"] for target in panel["targets"]), f"{panel['title']}: one value a row"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (INFRA / "automations").glob("*.yaml")))

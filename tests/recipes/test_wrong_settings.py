@@ -65,6 +65,7 @@ WRONG = [
     ("train_sr_low.network.embedding_dim=64", "train_sr_low.network.embedding_dim"),
     ("train_sr_low.network.low_resolution=false", "train_sr_low.network.low_resolution"),
     ("train_decoder.crop=0.5", "train_decoder.crop"),
+    ("train_decoder.enlarged=false", "train_decoder.enlarged"),
     ("train_interpolation.frames=9", "train_interpolation.frames"),
     ("train_decoder_video.fps.low=40", "train_decoder_video.fps.low"),
     # A CLIP that would not be what the recipe says.

@@ -1,12 +1,15 @@
 """Artifacts on S3-compatible storage, over HTTP: published without a rename, read by others at once, checked as on a
 disk."""
 
+import ctypes
+import errno
 import gc
 import os
 import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -133,6 +136,36 @@ def test_a_folder_is_replaced_as_a_whole(request: pytest.FixtureRequest, tmp_pat
     assert folder.read_bytes("inner/one") == b"1"
     own = os.path.basename(folder.url)
     assert {name.split("/")[0] for name in parent.sizes(temporary=True) if own in name} == {own, f"{own}.before"}
+
+
+def test_a_flush_is_believed_only_when_it_succeeds_and_is_of_the_named_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, flushed = Folder(str(tmp_path / "out")), list[str]()
+    for name in ("shards/1.tar", "shards/2.tar"):
+        folder.write_bytes(name, b"1")
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}").removeprefix(str(tmp_path)))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", watched)
+        patch.setattr("mav.storage.folder._libc", SimpleNamespace(syncfs=None))
+        folder.sync(["shards/2.tar"])
+    assert sorted(flushed) == ["", "/out", "/out/shards", "/out/shards/2.tar"]
+
+    def fails(*_: int) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mav.storage.folder._libc", SimpleNamespace(syncfs=fails))
+        with pytest.raises(OSError, match="could not be flushed") as raised:
+            folder.sync()
+    assert raised.value.errno == errno.EIO
+    folder.sync()
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", b"x" * 500])

@@ -10,7 +10,8 @@ import pytest
 import torch
 from small_training import parents, run, small_recipe, source_of
 
-from mav.errors import UserError
+from flows.engine.lease import Lease
+from mav.errors import TakenOverError, UserError
 from mav.storage import Folder
 from mav.training.checkpoint import COMMITTED, Checkpoints
 from mav.training.export import CURVES, WEIGHTS
@@ -77,10 +78,8 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
     tensors = {"a": torch.zeros(3)}
     for samples in (2, 4, 6, 8, 10):
         tensors["a"].fill_(samples)
-        checkpoints.save(samples, tensors, {})
+        checkpoints.save(samples, tensors, {}, best=min(samples, 4))
         tensors["a"].fill_(-1)  # what is written is the copy
-        if samples == 4:
-            checkpoints.best = 4
     checkpoints.wait()
     assert checkpoints.finished() == [4, 8, 10]
     assert {name.split("/")[0] for name in folder.names()} == {f"{n:012d}" for n in (4, 8, 10)}
@@ -91,6 +90,61 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
     folder.remove(f"{10:012d}/{COMMITTED}")
     Checkpoints(folder, "id", 0, 1, keep=2).restore(tensors)
     assert tensors["a"].tolist() == [8, 8, 8]
+
+
+def test_the_best_of_before_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    """And as long as a checkpoint stays that would be continued with it."""
+    from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
+
+    checkpoints, tensors = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2), {"a": torch.zeros(3)}
+    for samples in (2, 4, 6):
+        checkpoints.save(samples, tensors, {}, best=2)
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSystem, "rename", lambda *_: (_ for _ in ()).throw(OSError("away")))
+        checkpoints.save(8, tensors, {}, best=8)
+        with pytest.raises(OSError, match="away"):
+            checkpoints.wait()
+    assert checkpoints.finished() == [2, 4, 6]
+    for samples, left in ((8, [2, 6, 8]), (10, [8, 10])):
+        checkpoints.save(samples, tensors, {}, best=8)
+        checkpoints.wait()
+        assert checkpoints.finished() == left
+
+
+def test_a_late_writer_neither_harms_nor_replaces_a_checkpoint(tmp_path, monkeypatch):
+    """It was taken for dead inside a save and wakes up when another has saved the same samples."""
+    from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
+
+    root, rename, old, new = Folder(str(tmp_path)), FileSystem.rename, torch.ones(3), torch.ones(3) * 2
+    monkeypatch.setattr("flows.engine.lease.dead", lambda *_: True)
+
+    def writer() -> Checkpoints:
+        lease = Lease(root.child("work"), "train-prior")
+        assert lease.acquire()
+        return Checkpoints(lease.fenced(root.child("work/checkpoints")), "id", 0, 1, keep=1)
+
+    late, others = writer(), []
+
+    def asleep(self, *names):
+        if late.mark in str(names[0]):
+            others.append(writer())
+            others[0].save(8, {"a": new}, {"of": "the present"})
+            others[0].wait()
+        rename(self, *names)
+
+    monkeypatch.setattr(FileSystem, "rename", asleep)
+    late.save(8, {"a": old}, {"of": "the late"})
+    with pytest.raises(TakenOverError, match="took train-prior over"):
+        late.wait()
+    read = {"a": torch.zeros(3)}
+    assert Checkpoints(root.child("work/checkpoints"), "id", 0, 1, keep=1).restore(read)["of"] == "the present"
+    assert read["a"].tolist() == [2, 2, 2]
+    present = others[0]
+    present.save(16, {"a": new}, {})
+    present.wait()
+    left = {name.split("/")[0] for name in root.child("work/checkpoints").names()}
+    assert left == {f"{16:012d}{present.mark}"}, "what the late one left is gone, too"
 
 
 def test_a_save_that_fails_is_raised_at_the_next(tmp_path, monkeypatch):
@@ -137,6 +191,22 @@ def test_checkpoints_lie_on_any_storage():
     assert Checkpoints(folder, "id", 0, 1, keep=1).restore(tensors) == {"identity": "id", "n": 2}
     assert tensors["a"].tolist() == [2, 2, 2]
     assert checkpoints.finished() == [2]
+
+
+def test_storage_that_does_not_answer_makes_no_checkpoint_a_damaged_one(monkeypatch):
+    from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+    folder = Folder("memory://checkpoints-out-of-reach")
+    checkpoints = Checkpoints(folder, "id", 0, 1, keep=1)
+    checkpoints.save(1, {"a": torch.ones(3)}, {})
+    checkpoints.wait()
+    tensors = {"a": torch.zeros(3)}
+    with monkeypatch.context() as patch:  # torch hides what is raised here behind an exception of its own
+        patch.setattr(FsspecReader, "read_data", lambda *_: (_ for _ in ()).throw(TimeoutError("away")))
+        for read in (checkpoints.restore, lambda into: checkpoints.try_load(1, into)):
+            with pytest.raises(TimeoutError, match="away"):
+                read(tensors)
+    assert checkpoints.restore(tensors) == {"identity": "id"}
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):

@@ -57,6 +57,13 @@ def test_an_average_that_was_not_kept_is_rebuilt(width):
     assert (rebuilt - wanted).norm() / (walker.detach().double() - wanted).norm() < 0.04
 
 
+@pytest.mark.parametrize("moments", [1, 3, MOMENTS])
+def test_a_weight_that_never_changed_keeps_its_value(moments):
+    kept = [(each, 1600 * (moment + 1) // moments) for moment in range(moments) for each in KEPT]
+    for width in OFFERED:
+        assert coefficients(kept, (width, 1600)).sum().item() == pytest.approx(1.0, abs=1e-12)
+
+
 def test_the_width_of_the_lowest_held_out_loss_is_exported(tmp_path):
     root, recipe = Folder(str(tmp_path)), small_recipe(**SIZES)
     metrics = run(root, STAGE, recipe)

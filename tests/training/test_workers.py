@@ -72,14 +72,14 @@ def test_replicas_and_shards_learn_what_one_worker_learns(two_workers, tmp_path)
     recipe = small_recipe(**sizes)
     run(root, stage, recipe, work="one", out="one")
     run(root, stage, recipe, work="halfway", out="unused")
-    Checkpoints(root.child(f"halfway/{stage}"), "", 0, 1, 1).folder(16).remove()
+    Checkpoints(root.child(f"halfway/{stage}"), "", 0, 1, 1).forget(16)
     base = {"stage": stage, "optimisation": {"held_out": 4}}
     two_workers(
         {**base, "sharding": "ddp", "work": "ddp", "out": "ddp"},
         {**base, "sharding": "fsdp", "work": "fsdp", "out": "fsdp"},
         {**base, "sharding": "fsdp", "work": "halfway", "out": "from-one"},
     )
-    Checkpoints(root.child(f"fsdp/{stage}"), "", 0, 1, 1).folder(16).remove()
+    Checkpoints(root.child(f"fsdp/{stage}"), "", 0, 1, 1).forget(16)
     run(root, stage, recipe, work="fsdp", out="from-two")
     one = weights(root, "one")
     for name in ("ddp", "fsdp", "from-one", "from-two"):

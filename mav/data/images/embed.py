@@ -18,7 +18,17 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from mav.data.images.pictures import FORMATS
-from mav.data.shards import ShardOutput, read_array, read_table, read_tar, tar_names, write_array, write_table
+from mav.data.shards import (
+    ShardOutput,
+    index_tar,
+    read_array,
+    read_at,
+    read_table,
+    read_tar,
+    tar_names,
+    write_array,
+    write_table,
+)  # fmt: skip
 from mav.errors import UserError
 from mav.models.clip import HEADS, ClipModel
 from mav.recipes import Screening
@@ -103,7 +113,8 @@ class ScreenWork:
 class EmbedWork:
     """The shard work of `image-embed`, on kept rows only, in the tar's order.
 
-    NAME.parquet holds the keys, NAME.image.npy and NAME.text.npy are float16 (n, d) of unit norm, NAME.tokens.npy is
+    NAME.parquet holds the keys, offset and size of their pictures in the tar, and whether a picture is native: not
+    enlarged by `image-download`. NAME.image.npy and NAME.text.npy are float16 (n, d) of unit norm, NAME.tokens.npy is
     uint16 (n, context).
     """
 
@@ -120,7 +131,10 @@ class EmbedWork:
         kept = screened.column("kept").to_numpy(zero_copy_only=False).astype(bool)
         image = read_array(self.screen, f"{name}.image.npy")[kept]
         keys = screened.column("key").to_numpy(zero_copy_only=False)[kept].tolist()
-        captions = {key: files["txt"].decode() for key, files in read_tar(self.images, f"{name}.tar")}
+        index, captions = index_tar(self.images, f"{name}.tar"), {}
+        with self.images.open(f"{name}.tar") as file:
+            captions = {key: read_at(file, files["txt"]).decode() for key, files in index.items()}
+            native = {key: _is_native(json.loads(read_at(file, files["json"]))) for key, files in index.items()}
         if missing := [key for key in keys if key not in captions]:
             path = self.images.path(name)
             raise UserError(f"{path}.tar lacks {missing[0]}, which image-screen kept: rerun image-screen.")
@@ -132,10 +146,24 @@ class EmbedWork:
         arrays = {"image": image, "text": np.concatenate(text).astype(np.float16), "tokens": np.concatenate(tokens)}
         for kind, array in arrays.items():
             write_array(self.out, f"{name}.{kind}.npy", array)
-        write_table(self.out, f"{name}.parquet", pa.table({"key": pa.array(keys, pa.string())}))
+        places = np.array([index[key]["jpg"] for key in keys], np.uint64).reshape(-1, 2)
+        columns: dict[str, Any] = {
+            "key": pa.array(keys, pa.string()),
+            "offset": places[:, 0],
+            "size": places[:, 1].astype(np.uint32),
+        }
+        columns["native"] = pa.array([native[key] for key in keys], pa.bool_())
+        write_table(self.out, f"{name}.parquet", pa.table(columns))
         files = (*(f"{name}.{kind}.npy" for kind in arrays), f"{name}.parquet")
         # `image-screen` counts the rows it dropped: here every row that comes in goes out.
-        return ShardOutput({"rows_in": len(keys), "rows_out": len(keys), "dropped": {}, "failed": {}}, files)
+        counts = {"rows_in": len(keys), "rows_out": len(keys), "dropped": {}, "failed": {}}
+        return ShardOutput(counts | {"native": sum(native[key] for key in keys)}, files)
+
+
+def _is_native(metadata: dict[str, Any]) -> bool:
+    """Says whether a picture was at least as large before `image-download` brought it to size."""
+    sides = [(metadata.get(f"original_{side}"), metadata.get(side)) for side in ("width", "height")]
+    return all(before is None or after is None or before >= after for before, after in sides)
 
 
 def decode_rgb(data: bytes, what: str) -> np.ndarray:

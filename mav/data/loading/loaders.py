@@ -4,7 +4,6 @@
 while they fit the budget.
 """
 
-import functools
 import io
 import json
 import threading
@@ -14,11 +13,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from mav.data.loading.frame_rates import draw_fps, frame_indices, frame_times, too_short
-from mav.data.loading.source import GROUP_SHARDS, PassedOverError, Sample, SampleSource, Tars
+from mav.data.loading.places import INDEXING, clip_places, row_counts
+from mav.data.loading.source import GROUP_SHARDS, PassedOverError, Sample, SampleSource, Shared, Tars
 from mav.data.shards import index_tar, read_at, read_table, tar_names
 from mav.data.videos.video_io import fit, read_squares
 from mav.errors import UserError
@@ -27,9 +28,8 @@ from mav.storage import Folder
 
 IN_MEMORY = 1 << 30  # bytes of decoded pixels kept
 KNOWN_CLIPS = 1 << 16  # clips whose metadata is kept in memory
-INDEXING = 16  # tars indexed at a time: on an object store this is waiting, not work
-PLACE = np.dtype([("shard", "u4"), ("video", "u8"), ("size", "u4"), ("json", "u8"), ("json_size", "u4")])
 
+Place = tuple[int, int]  # of a file in a tar: its first byte, its size
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
@@ -41,39 +41,69 @@ class ImageSource(SampleSource):
     """
 
     def __init__(
-        self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True, corrupted_share: float = 0.01
-    ) -> None:
-        self._embeds = embeds
-        self._names = [name.removesuffix(".image.npy") for name in embeds.names() if name.endswith(".image.npy")]
-        with ThreadPoolExecutor(INDEXING) as pool:
-            sizes = list(pool.map(self._size_of, self._names))
+        self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True, corrupted_share: float = 0.01,
+        enlarged: bool = True,
+    ) -> None:  # fmt: skip
+        """enlarged: with the pictures that were enlarged by `image-download` too."""
+        self._embeds, self._enlarged = embeds, enlarged
+        counted = row_counts(embeds, "rows_out" if enlarged else "native")
+        self._names = sorted(counted, key=lambda name: f"{name}.image.npy")  # as a listing has them
+        sizes = [counted[name] for name in self._names]
+        if not counted:
+            self._names = [name.removesuffix(".image.npy") for name in embeds.names() if name.endswith(".image.npy")]
+            with ThreadPoolExecutor(INDEXING) as pool:
+                sizes = list(pool.map(self._size_of, self._names))
+        if not enlarged and not sum(sizes):
+            raise UserError(
+                f"Every picture in {embeds.url} was enlarged: lower `image_download.image_size`, or train on them with "
+                "`enlarged: true`."
+            )
         super().__init__(seed, sizes, embeds.url, corrupted_share)
         self._ends = np.cumsum(sizes)
-        self._shard = functools.lru_cache(maxsize=2 * GROUP_SHARDS)(self._open_shard)
+        self._shard = Shared(self._open_shard, 2 * GROUP_SHARDS)
         self._pixels = _Pixels(images, size, len(self)) if pixels else None
 
     def _size_of(self, name: str) -> int:
         with self._embeds.open(f"{name}.parquet") as file:
-            return int(pq.read_metadata(file).num_rows)
+            if self._enlarged:
+                return int(pq.read_metadata(file).num_rows)
+            return int(self._chosen(pq.read_table(file)).sum())
 
-    def _open_shard(self, name: str) -> tuple[list[str], dict[str, np.ndarray]]:
-        """Returns keys and arrays of one shard. Raises UserError when their lengths differ."""
-        keys = read_table(self._embeds, f"{name}.parquet", ["key"]).column("key").to_pylist()
+    def _chosen(self, table: pa.Table) -> np.ndarray:
+        """Says for each row of a shard whether it is trained on. Older releases do not tell, and all rows are."""
+        if self._enlarged or "native" not in table.column_names:
+            return np.ones(len(table), bool)
+        return np.asarray(table.column("native").to_numpy(zero_copy_only=False), bool)
+
+    def _open_shard(self, name: str) -> tuple[list[str], list[Place | None], dict[str, np.ndarray]]:
+        """Returns keys, places in the tar, and arrays of one shard. Raises UserError when their lengths differ.
+
+        The embeddings of older releases tell no places, so the tar's index is read for them.
+        """
+        table = read_table(self._embeds, f"{name}.parquet")
+        keys: list[str] = table.column("key").to_pylist()
+        places: list[Place | None] = [None] * len(keys)
+        if "offset" in table.column_names:
+            places = list(zip(table.column("offset").to_pylist(), table.column("size").to_pylist(), strict=True))
         arrays = {kind: _load_array(self._embeds, f"{name}.{kind}.npy") for kind in ("image", "text", "tokens")}
         for kind, array in arrays.items():
             if len(array) != len(keys):
                 path = self._embeds.path(name)
                 raise UserError(f"{path}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
-        return keys, arrays
+        chosen = np.flatnonzero(self._chosen(table))
+        if len(chosen) < len(keys):
+            keys, places = [keys[row] for row in chosen], [places[row] for row in chosen]
+            arrays = {kind: array[chosen] for kind, array in arrays.items()}
+        return keys, places, arrays
 
     def read(self, index: int, number: int) -> Sample:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
-        keys, arrays = self._shard(self._names[shard])
+        keys, places, arrays = self._shard(self._names[shard])
         sample = {f"{kind}_embedding": arrays[kind][row].astype(np.float32) for kind in ("image", "text")}
         sample["tokens"] = arrays["tokens"][row].astype(np.int64)
         if self._pixels is not None:
-            sample["pixels"] = self._pixels.get(index, self._names[shard], keys[row])
+            sample["pixels"] = self._pixels.get(index, self._names[shard], keys[row], places[row])
         return sample
 
 
@@ -173,15 +203,12 @@ def _clip_sample(frames: np.ndarray, rate: float) -> Sample:
 
 
 class _Clips:
-    """The places of an artifact's clips: 28 bytes each, so that ten million of them fit beside the networks."""
+    """The clips of an artifact: their places, so that ten million of them fit beside the networks, and their bytes."""
 
     def __init__(self, shards: Folder) -> None:
-        self._tars, self._names = Tars(shards), tar_names(shards)
-        with ThreadPoolExecutor(INDEXING) as pool:
-            parts = list(pool.map(functools.partial(_places, shards), enumerate(self._names)))
-        self.sizes = [len(part) for part in parts]
-        self._where = np.concatenate(parts)
-        self.metadata: Callable[[int], dict[str, Any]] = functools.lru_cache(maxsize=KNOWN_CLIPS)(self._metadata)
+        self._tars, self._places = Tars(shards), clip_places(shards)
+        self.sizes = self._places.sizes
+        self.metadata: Shared[int, dict[str, Any]] = Shared(self._metadata, KNOWN_CLIPS)
 
     def video(self, index: int) -> bytes:
         return self._bytes(index, "video", "size")
@@ -191,20 +218,8 @@ class _Clips:
         return metadata
 
     def _bytes(self, index: int, offset: str, size: str) -> bytes:
-        place = self._where[index]
-        return self._tars.bytes_at(self._names[place["shard"]], int(place[offset]), int(place[size]))
-
-
-def _places(shards: Folder, tar: tuple[int, str]) -> np.ndarray:
-    """Returns the places of a tar's clips as an array of PLACE."""
-    number, name = tar
-    rows = []
-    for key, files in index_tar(shards, name).items():
-        video = next((place for extension, place in files.items() if extension != "json"), None)
-        if video is None or "json" not in files:
-            raise UserError(f"{shards.path(name)} holds no whole clip {key}: rerun the stage that made it.")
-        rows.append((number, *video, *files["json"]))
-    return np.array(rows, dtype=PLACE)
+        place = self._places.where[index]
+        return self._tars.bytes_at(self._places.names[place["shard"]], int(place[offset]), int(place[size]))
 
 
 class _Pixels:
@@ -215,10 +230,12 @@ class _Pixels:
         self._kept: dict[int, np.ndarray] = {}
         self._keep = count * 3 * size * size <= IN_MEMORY
 
-    def get(self, index: int, shard: str, key: str) -> np.ndarray:
+    def get(self, index: int, shard: str, key: str, place: Place | None = None) -> np.ndarray:
         if index in self._kept:
             return self._kept[index]
-        pixels = decode_image(self._tars.read(f"{shard}.tar", key, "jpg"), self._size)
+        tar = f"{shard}.tar"
+        data = self._tars.read(tar, key, "jpg") if place is None else self._tars.bytes_at(tar, *place)
+        pixels = decode_image(data, self._size)
         if self._keep:
             self._kept[index] = pixels
         return pixels

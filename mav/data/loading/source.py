@@ -12,10 +12,10 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -166,13 +166,39 @@ def _stack(samples: list[Sample]) -> Batch:
     return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
 
 
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Shared(Generic[Key, Value]):
+    """A cache of the `most` latest values. Threads that ask for the same one at the same time wait for one `make`."""
+
+    def __init__(self, make: Callable[[Key], Value], most: int) -> None:
+        self._make, self._most, self._lock = make, most, threading.Lock()
+        self._values: dict[Key, Future[Value]] = {}
+
+    def __call__(self, key: Key) -> Value:
+        with self._lock:
+            found = self._values.pop(key, None)
+            made = self._values[key] = found or Future()
+            while len(self._values) > self._most:
+                del self._values[next(iter(self._values))]
+        if found is None:
+            try:
+                made.set_result(self._make(key))
+            except BaseException as error:
+                with self._lock:
+                    self._values.pop(key, None)
+                made.set_exception(error)
+        return made.result()
+
+
 class Tars:
     """Random access into an artifact's tars. It is thread-safe; indexes and a few open files are cached."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        index = functools.partial(index_tar, folder)
-        self._index: Callable[[str], Index] = functools.lru_cache(maxsize=2 * GROUP_SHARDS)(index)
+        self._index: Shared[str, Index] = Shared(functools.partial(index_tar, folder), 2 * GROUP_SHARDS)
         self._file = functools.lru_cache(maxsize=OPEN_TARS)(folder.open)
 
     def read(self, name: str, key: str, extension: str) -> bytes:

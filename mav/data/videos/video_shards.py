@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mav.data.fetching.addresses import Resolver, system_resolver
+from mav.data.loading.places import pack_places
 from mav.data.shards import VIDEO_LEDGER, ShardOutput, TarWriter, count, json_bytes, write_ledger
 from mav.data.videos.clip_files import ClipFiles
 from mav.data.videos.clip_list import Part, read_clips
@@ -65,4 +66,5 @@ class VideoWork:
                 ledger.append(row)
         write_ledger(self.out, f"{name}.parquet", VIDEO_LEDGER, ledger)
         frames = sum(row.get("frames", 0) for row in ledger)
-        return ShardOutput(count(ledger, frames=frames), (f"{name}.tar", f"{name}.parquet"))
+        files = (f"{name}.tar", f"{name}.parquet")
+        return ShardOutput(count(ledger, frames=frames), files, pack_places(tar.index))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mav.data.images import embed
 from mav.data.images.embed import EmbedWork, ScreenWork
-from mav.data.shards import TarWriter
+from mav.data.shards import TarWriter, index_tar
 from mav.errors import UserError
 from mav.models.clip import ClipModel
 from mav.models.heads import WatermarkClassifier
@@ -100,13 +100,26 @@ def test_every_picture_is_embedded_once_and_survivors_keep_theirs(world):
         assert np.abs(np.linalg.norm(array.astype(np.float32), axis=1) - 1).max() < 2e-3
     clip = ClipModel.load(Folder(str(world / "clip")))
     assert np.abs(clip.encode_text(torch.from_numpy(tokens.astype(np.int64))).numpy() - text).max() < 2e-3
-    assert output.counts == {"rows_in": 4, "rows_out": 4, "dropped": {}, "failed": {}}
+    assert output.counts == {"rows_in": 4, "rows_out": 4, "dropped": {}, "failed": {}, "native": 4}
+    index = index_tar(Folder(str(world / "images")), "00000-00000.tar")
+    assert [(row["offset"], row["size"]) for row in table(work.out, "00000-00000")] == [
+        index[row["key"]]["jpg"] for row in table(work.out, "00000-00000")
+    ]
 
 
 def test_an_empty_shard_stays_empty(world):
     assert screen_work(world)("00000-00001").counts["rows_in"] == 0
     assert embed_work(world)("00000-00001").counts["rows_in"] == 0
     assert np.load(world / "embed" / "00000-00001.tokens.npy").shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("before", "native"), [((800, 900), True), ((768, 900), True), ((400, 500), False), (None, True)]
+)
+def test_a_picture_that_was_enlarged_is_told(before, native):
+    sizes = {"width": 768, "height": 900}
+    told = dict(zip(("original_width", "original_height"), before or (None, None), strict=True))
+    assert embed._is_native(sizes | told) is native
 
 
 def test_twice_the_same_bytes_even_through_pickle(world):

@@ -99,6 +99,18 @@ def test_what_no_node_has_is_refused(small_recipe: Recipe, tmp_path: Path, ray_s
         train(job(workers=3))
 
 
+@pytest.mark.parametrize(("command", "scaled"), [("ray start --head --no-monitor", True), ("ray start --head", False)])
+def test_on_kubernetes_only_an_autoscaler_makes_a_cluster_grow(
+    command: str, scaled: bool, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every node of KubeRay has a group, with an autoscaler or without; the head's environment tells."""
+    nodes = [node | {"Labels": {"ray.io/node-group": "gpu"}} for node in ray.nodes()]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert not capacity.grows(), "the head of this cluster was not started by KubeRay"
+    monkeypatch.setattr(capacity, "_head_start_command", lambda: command)
+    assert capacity.grows() is scaled
+
+
 def test_a_cluster_that_grows_is_waited_for(
     small_recipe: Recipe, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""A whole function on Ray: what happens to it when its run is stopped."""
+"""A whole function on Ray: what happens to it when its run is stopped or taken over, and to what watches it."""
 
 import time
 from collections.abc import Callable
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
-from flows.engine.function import run_on_ray
+from flows.engine.capacity import Capacity
+from flows.engine.function import PROGRESS, following, run_on_ray
+from flows.engine.lease import Lease
 from flows.engine.run import Job, Run
 from flows.engine.stage import Graph, Outcome, Stage
 from flows.engine.store import Store
@@ -30,21 +33,80 @@ def _train(saved: str, report: Callable[[dict[str, Any]], None]) -> None:
         Path(saved).write_text(str(samples))
 
 
-class Stopping(Terminal):
-    """Stops the run as soon as it has progress."""
+class Screen(Terminal):
+    """Calls `begun` as soon as there is progress, and keeps what is said."""
 
-    run: Run
+    def __init__(self, begun: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.begun, self.said = begun, list[str]()
 
     def progress(self, stage: str, done: float, total: float, **facts: Any) -> None:
         if done:
-            self.run.stopping.set()
+            self.begun()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
-def test_a_run_that_is_stopped_lets_a_training_save(small_recipe: Recipe, tmp_path: Path, ray_session: None) -> None:
-    screen = Stopping()
-    screen.run = run = Run(small_recipe, Store(str(tmp_path / "runs")), screen, ExitStack())
-    node = Stage("train", 1, (), lambda job: Outcome(), "train")(Graph(small_recipe))
-    job, saved = Job(node, run, run.store.artifact(node), run.store.work(node)), tmp_path / "saved"
-    with pytest.raises(UserError, match="being stopped"):
+def _job(recipe: Recipe, runs: Path, screen: Terminal) -> Job:
+    run = Run(recipe, Store(str(runs)), screen, ExitStack())
+    node = Stage("train", 1, (), lambda job: Outcome(), "train")(Graph(recipe))
+    return Job(node, run, run.store.artifact(node), run.store.work(node))
+
+
+@pytest.mark.parametrize("end", ["being stopped", "took train over"])
+def test_a_training_saves_and_ends_when_its_run_is_stopped_or_taken_over(
+    small_recipe: Recipe, tmp_path: Path, ray_session: None, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.engine.lease.BEAT_SECONDS", 0.2)
+    screen, saved = Screen(), tmp_path / "saved"
+    job = _job(small_recipe, tmp_path, screen)
+    job.lease = Lease(job.work, "train")
+    assert job.lease.acquire()
+    last = job.lease.folder
+
+    def taken_over() -> None:
+        last.write_bytes("000002.json", last.read_bytes("000001.json"))
+
+    screen.begun = job.run.stopping.set if end == "being stopped" else taken_over
+    with pytest.raises(UserError, match=end):
         run_on_ray(job, _train, str(saved))
     assert int(saved.read_text()) > 0
+    job.lease.release()
+
+
+class Silent(Capacity):
+    """Nobody waits for processors."""
+
+    def __init__(self) -> None: ...
+    def report_waiting(self) -> None: ...
+
+
+def test_what_the_watching_thread_meets_reaches_the_stage_and_failing_storage_is_told(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.engine.function.LOOK_SECONDS", 0.02)
+    looks, mistakes = iter([OSError("away"), OSError("away"), EndpointConnectionError(endpoint_url="s3"), None]), []
+
+    def begun() -> None:
+        if error := next(looks, None):
+            raise error
+        raise mistakes[0]
+
+    screen = Screen(begun)
+    job = _job(small_recipe, tmp_path, screen)
+
+    def stage() -> None:
+        with following(job, Silent()) as require_running:
+            job.work.write_json(PROGRESS, {"samples": 1, "total": 2})
+            until = time.monotonic() + 20
+            while time.monotonic() < until:
+                require_running()
+                time.sleep(0.01)
+
+    for mistake in (UserError("Another run took it over."), KeyError("done")):
+        mistakes[:] = [mistake]
+        with pytest.raises(type(mistake)):
+            stage()
+    assert len(screen.said) == 1, "once an outage"
+    assert "storage fails (OSError: away); trying again" in screen.said[0]

@@ -3,6 +3,7 @@ never."""
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,9 +15,11 @@ import fsspec
 import pytest
 
 from flows.engine import lease as leases
-from flows.engine.lease import LEASE, Lease, exclusive, held, numbers, top
-from mav.errors import UserError
+from flows.engine.lease import LEASE, Lease, exclusive, held, top
+from flows.engine.markers import Markers
+from mav.errors import TakenOverError, UserError
 from mav.storage import Folder
+from mav.storage.fence import lease_numbers
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -53,7 +56,7 @@ def test_a_failed_build_lets_the_next_one_in_at_once(work: Folder) -> None:
     for number in (1, 2, 3):
         with pytest.raises(ZeroDivisionError), exclusive(work, "clip"):
             print(1 // 0)
-        assert numbers(work.child(LEASE)) == [number], "a number is never given twice"
+        assert lease_numbers(work.child(LEASE)) == [number], "a number is never given twice"
         assert not held(work)
 
 
@@ -80,7 +83,7 @@ def test_a_killed_holder_of_this_machine_is_followed_at_once(work: Folder) -> No
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     began = time.monotonic()
     with exclusive(work, "clip"):
-        assert numbers(work.child(LEASE)) == [2]
+        assert lease_numbers(work.child(LEASE)) == [2]
     assert time.monotonic() - began < leases.EXPIRY_SECONDS / 3
 
 
@@ -91,7 +94,7 @@ def test_a_silent_holder_elsewhere_is_followed_whatever_its_clock_says(work: Fol
         _abroad(work, number, time=time.time() + 3600 * hours)
         began = time.monotonic()
         with exclusive(work, "clip"):
-            assert numbers(work.child(LEASE)) == [number + 1]
+            assert lease_numbers(work.child(LEASE)) == [number + 1]
         assert time.monotonic() - began >= leases.EXPIRY_SECONDS
 
 
@@ -111,7 +114,7 @@ def test_a_holder_elsewhere_that_beats_is_never_followed(work: Folder, monkeypat
             skewed.setattr(time, "time", lambda: 1e9)
         with pytest.raises(UserError, match="Another run is building clip"), exclusive(work, "clip"):
             raise AssertionError("a live lease was stolen")
-    assert numbers(work.child(LEASE)) == [1]
+    assert lease_numbers(work.child(LEASE)) == [1]
     theirs.check()
     theirs.release()
 
@@ -131,11 +134,65 @@ def test_who_was_taken_for_dead_gives_up(work: Folder, monkeypatch: pytest.Monke
     assert (last.number, last.content["token"]) == (2, "theirs"), "the other's lease is left alone"
 
 
+def test_who_lost_the_lease_writes_and_removes_nothing(work: Folder) -> None:
+    """Nor does a process that works for it; not even when the numbers have begun again."""
+    early = Lease(work, "clip")
+    assert early.acquire()
+    out = pickle.loads(pickle.dumps(early.fenced(Folder(f"{work.url}-out")))).child("shards")
+    out.write_bytes("whole", b"early")
+
+    def write_while_it_is_lost() -> None:
+        with out.create("torn") as file:
+            file.write(b"early")
+            _abroad(work, 2)
+
+    with pytest.raises(TakenOverError, match="took clip over"):
+        write_while_it_is_lost()
+    for begun_again in (False, True):
+        if begun_again:
+            work.remove()
+            early._end()
+            later = Lease(work, "clip")
+            assert later.acquire()
+            assert (later.number, later.fence.holds()) == (early.number, True)
+        for late in (lambda: out.write_bytes("whole", b"late"), lambda: out.remove("whole"), lambda: out.remove()):
+            with pytest.raises(TakenOverError, match="took clip over"):
+                late()
+    later.release()
+    assert {name: out.read_bytes(name) for name in out.names()} == {"whole": b"early"}
+
+
+def test_a_marker_that_was_written_late_is_not_believed(work: Folder) -> None:
+    markers = []
+    for _ in range(2):
+        lease = Lease(work, "walk")
+        assert lease.acquire()
+        out, folder = lease.fenced(work.child("out")), lease.fenced(work.child("markers"))
+        out.write_bytes("00000.tar", b"whole")
+        markers.append(Markers(out, folder))
+        lease.release()
+    early, present = markers
+    unfenced = Markers(early.out, Folder(early.folder.url))
+    counts = {"rows_in": 1, "rows_out": 1, "dropped": {}, "failed": {}}
+    present.commit("00000", counts, ["00000.tar"])
+    assert present.compact(["00000"], made=["00000"])["rows_in"] == 1
+    marker = present.folder.read_json("00000.json")
+    unfenced.folder.write_json("00000.json", marker | {"lease": "of the early one"})
+    assert present.compact(["00000"])["rows_in"] == 1, "what was there before the lease was taken counts"
+    present.forget_ledger()
+    with pytest.raises(OSError, match="wrote shard 00000 after it had lost its lease: run again"):
+        present.compact(["00000"], made=["00000"])
+    assert present.committed(["00000"]) == set(), "it is made again"
+    with pytest.raises(TakenOverError):
+        early.commit("00000", counts, [])
+
+
 @pytest.mark.usefixtures("quick")
-def test_storage_that_fails_for_a_moment_loses_no_lease(
+def test_storage_that_fails_for_a_moment_is_told_and_loses_no_lease(
     monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
 ) -> None:
-    lease = Lease(Folder(str(tmp_path)), "clip")
+    told: list[str] = []
+    lease = Lease(Folder(str(tmp_path)), "clip", tell=told.append)
     assert lease.acquire()
     with monkeypatch.context() as broken:
         broken.setattr(Folder, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("away")))
@@ -143,7 +200,23 @@ def test_storage_that_fails_for_a_moment_loses_no_lease(
     before = top(lease.folder)
     time.sleep(0.3)
     assert top(lease.folder) != before, "it beats again"
+    assert [sentence.partition(",")[0] for sentence in told] == [
+        "clip: its lease cannot be renewed now (OSError: away)"
+    ], "once an outage"
     lease.release()
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_error_of_the_renewal_that_will_not_pass_reaches_the_stage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
+) -> None:
+    lease = Lease(Folder(str(tmp_path)), "clip")
+    assert lease.acquire()
+    monkeypatch.setattr(Lease, "_record", lambda *_: {}["a mistake"])
+    time.sleep(0.5)
+    with pytest.raises(KeyError, match="a mistake"):
+        lease.check()
+    lease._end()
 
 
 class Forgetful(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]

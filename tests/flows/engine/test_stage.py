@@ -14,7 +14,7 @@ from flows.engine.stage import Graph, Node, Outcome, Stage
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
 from flows.services.terminal import Terminal
-from mav.errors import UserError
+from mav.errors import DivergedError, TakenOverError, UserError
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe
 from mav.storage import MANIFEST
@@ -147,6 +147,45 @@ def test_a_failure_is_remembered_and_mended(small_recipe: Recipe, tmp_path: Path
     counter.fail = False
     build(counter.first, counter.run)
     assert store.state(counter.first, "small") == "done"
+
+
+def test_a_training_that_diverged_is_not_tried_again_as_it_was(small_recipe: Recipe, tmp_path: Path) -> None:
+    store, tries = Store(str(tmp_path)), list[int]()
+
+    def diverges(job: Job) -> Outcome:
+        tries.append(job.recipe.cluster.workers)
+        raise DivergedError("walk: loss is not finite at samples 3 to 4: lower the rate.")
+
+    def attempt(recipe: Recipe, fresh: bool = False) -> None:
+        node = Stage("walk", 1, ("generate",), diverges, "walk")(Graph(recipe))
+        build(node, Counter(recipe, store).run, fresh=fresh)
+
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="not finite at samples 3 to 4"):
+            attempt(small_recipe)
+    assert tries == [1]
+    with pytest.raises(DivergedError, match=r"lower the rate; it ended so before, and `mav rerun` of walk"):
+        attempt(small_recipe)
+    other = _with(small_recipe, cluster=dataclasses.replace(small_recipe.cluster, workers=2))
+    for changed, fresh in ((other, False), (other, True)):
+        with pytest.raises(DivergedError, match="not finite"):
+            attempt(changed, fresh)
+    assert tries == [1, 2, 2], "of another number of workers, or anew, it is tried"
+
+
+def test_a_stage_that_was_taken_over_says_so_and_is_not_failed(small_recipe: Recipe, tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+
+    def late(job: Job) -> Outcome:
+        assert job.lease
+        (taken,) = job.lease.folder.names()
+        job.lease.folder.write_bytes("000002.json", job.lease.folder.read_bytes(taken))
+        raise RuntimeError("its workers were ended")
+
+    node = Stage("walk", 1, ("generate",), late, "walk")(Graph(small_recipe))
+    with pytest.raises(TakenOverError, match="took walk over"):
+        build(node, Counter(small_recipe, store).run)
+    assert not store.work(node).exists("failure.json")
 
 
 def test_a_run_that_is_being_stopped_starts_nothing_and_fails_nothing(small_recipe: Recipe, tmp_path: Path) -> None:

@@ -28,7 +28,15 @@ def warp(given: np.ndarray, skip: int) -> np.ndarray | None:
     """
     if not hasattr(cv2, "DISOpticalFlow_create"):
         return None
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # on more of them the flow is another, stripe by stripe
+    try:
+        return _warped(given, skip, cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM))
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _warped(given: np.ndarray, skip: int, method: Any) -> np.ndarray:
     height, width = given.shape[1:3]
     factor = max(1, -(-FLOW_SIDE // min(height, width)))
     large = [cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC) for frame in given]

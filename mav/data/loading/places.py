@@ -1,0 +1,132 @@
+"""Where the samples of an artifact's tars are, known without opening the tars.
+
+`video-shards` leaves the places of a shard's clips in its row of the stage's ledger, 24 bytes a clip, so that 41,400
+tars in a bucket take one read. The processes of a machine share what one of them has read. Artifacts of older releases
+have no places; their tars' headers are read instead, which is slow on an object store.
+"""
+
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mav.data.shards import Index, index_tar, tar_names
+from mav.errors import UserError
+from mav.storage import MANIFEST, Artifact, Folder
+from mav.storage.ledger import ledgers
+
+INDEXING = 16  # tars whose headers are read at a time: on an object store this is waiting, not work
+PLACE = np.dtype([("video", "<u8"), ("size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
+PLACE_OF_SHARD = np.dtype([("shard", "<u4"), *((name, PLACE[name]) for name in PLACE.names or ())])
+
+
+@dataclass(frozen=True)
+class ClipPlaces:
+    """The tars of an artifact (sorted), the number of clips in each, and the place of each clip (PLACE_OF_SHARD)."""
+
+    names: list[str]
+    sizes: list[int]
+    where: np.ndarray
+
+
+def pack_places(index: Index) -> bytes:
+    """Returns the places of a tar's clips as an array of PLACE, in its order. Raises ValueError for half a clip."""
+    rows = []
+    for key, files in index.items():
+        video = next((place for extension, place in files.items() if extension != "json"), None)
+        if video is None or "json" not in files:
+            raise ValueError(f"holds no whole clip {key}")
+        rows.append((*video, *files["json"]))
+    return np.array(rows, PLACE).tobytes()
+
+
+def clip_places(shards: Folder) -> ClipPlaces:
+    """Returns the places of an artifact's clips, which remote storage is asked for once on each machine."""
+    known = _manifest_ledgers(shards)
+    if not known or shards.local:
+        return _places(shards, list(known))
+    digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    own = Path(tempfile.gettempdir(), f"mav-places-{os.getuid()}")
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.stat().st_uid != os.getuid():
+        raise UserError(f"{own} belongs to another user: remove it, or name another temporary folder in TMPDIR.")
+    place = own / digest
+    with open(own / f"{digest}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait for the first
+        if not place.exists():
+            found = _places(shards, list(known))
+            half = Path(tempfile.mkdtemp(dir=own))
+            np.save(half / "where.npy", found.where)
+            (half / "shards.json").write_text(json.dumps([found.names, found.sizes]))
+            shutil.rmtree(place, ignore_errors=True)
+            half.rename(place)
+    names, sizes = json.loads((place / "shards.json").read_text())
+    return ClipPlaces(names, sizes, np.load(place / "where.npy", mmap_mode="r"))
+
+
+def row_counts(folder: Folder, kind: str) -> dict[str, int]:
+    """Returns the rows of this kind (a name of the counts) of each shard; empty where no ledger has counted them."""
+    counted = {
+        shard: json.loads(counts).get(kind)
+        for name in _manifest_ledgers(folder)
+        for shard, counts in _columns(folder, name, ["shard", "counts"])
+    }
+    return {} if None in counted.values() else counted
+
+
+def _places(shards: Folder, names: list[str]) -> ClipPlaces:
+    told = [row for name in names for row in _columns(shards, name, ["shard", "places"])]
+    found = {f"{shard}.tar": np.frombuffer(packed or b"", dtype=PLACE) for shard, packed in told}
+    if not found or any(packed is None for _, packed in told):
+        tars = tar_names(shards)
+        with ThreadPoolExecutor(INDEXING) as pool:
+            found = dict(zip(tars, pool.map(functools.partial(_read_tar, shards), tars), strict=True))
+    ordered = sorted(found)  # as a listing has them, which is the order of samples
+    where = np.empty(sum(map(len, found.values())), PLACE_OF_SHARD)
+    at = 0
+    for number, name in enumerate(ordered):
+        part = found.pop(name)
+        rows = where[at : at + len(part)]
+        rows["shard"] = number
+        for field in PLACE.names or ():
+            rows[field] = part[field]
+        at += len(part)
+        found[name] = part[:0]
+    sizes = np.bincount(where["shard"], minlength=len(ordered))
+    return ClipPlaces(ordered, sizes.tolist(), where)
+
+
+def _read_tar(shards: Folder, name: str) -> np.ndarray:
+    try:
+        return np.frombuffer(pack_places(index_tar(shards, name)), dtype=PLACE)
+    except ValueError as error:
+        raise UserError(f"{shards.path(name)} {error}: rerun the stage that made it.") from None
+
+
+def _manifest_ledgers(folder: Folder) -> dict[str, str]:
+    """Returns the artifact's ledgers with their digests; none where there is no manifest."""
+    if not folder.exists(MANIFEST):
+        return {}
+    files = Artifact.open(folder).manifest.files
+    return {name: str(files[name]["sha256"]) for name in ledgers(files)}
+
+
+def _columns(folder: Folder, name: str, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    """Yields the rows of a ledger; None stands for what an older release did not enter."""
+    source = folder.open(name) if folder.local else io.BytesIO(folder.read_bytes(name))
+    with source as file:
+        for batch in pq.ParquetFile(file).iter_batches(columns=columns, batch_size=1000):
+            rows = batch.to_pydict()
+            yield from zip(*(rows.get(column, [None] * len(batch)) for column in columns), strict=True)
