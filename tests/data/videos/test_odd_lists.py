@@ -77,7 +77,7 @@ def test_delimiters_and_endings(tmp_path, delimiter, ending):
     assert [(clip.videoid, clip.page_dir) for clip in clips(path)] == [(str(i), "000_050") for i in range(3)]
 
 
-@pytest.mark.parametrize("size", [9, 50_000])
+@pytest.mark.parametrize("size", [9, 5_000])
 def test_lines_that_end_in_carriage_returns_alone(tmp_path, size):
     path = tmp_path / "clips.csv"
     path.write_bytes(b"\r".join([HEADER.encode(), *(line(i) for i in range(size))]))
