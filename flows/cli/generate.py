@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, device, open_graph
+from flows.cli.options import RecipeName, Runs, Set, device, open_graph, require_folder
 from flows.services.terminal import ProgressLine
 from mav.errors import UserError
 from mav.recipes import to_plain
@@ -31,6 +31,7 @@ Seed = Annotated[int, typer.Option("--seed", help="The first video's seed; the n
 Count = Annotated[int, typer.Option("--count", "-n", min=1, help="How many videos, each with its own seed.")]
 Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the videos go.")]
 OUT = Path("videos")
+USED = (".json", ".safetensors")  # what of a trained network's files is read
 NOT_OF_A_VIDEO = ("prompts", "count", "batch_size", "time_off_twin")  # settings that change no video
 
 
@@ -86,16 +87,24 @@ def _make(
     """
     import numpy as np
 
+    from mav.data.list_files import storable
     from mav.generation.outputs import find_output, write_output
     from mav.generation.prompts import prompt_notes
 
     if out.suffix in (".mp4", ".gif"):
         raise UserError(f"--out names a folder, which gets an mp4 and a GIF of each seed: give --out {out.parent}.")
-    inputs = read(load_recipe(recipe, set_ or ()).cascade)
+    require_folder("--out", str(out), written=True)
+    title = storable(title)  # what is not UTF-8 in a word or in a file's name
+    inputs = [storable(one) if isinstance(one, str) else one for one in read(load_recipe(recipe, set_ or ()).cascade)]
     loaded, cascade, networks = load_cascade(recipe, runs, set_)
     texts = [one for one in inputs if isinstance(one, str)]
     captions = None if loaded.clip.pretrained else networks.pop("image-embed", None)
-    for sentence in prompt_notes(cascade.clip, texts, captions):
+    try:
+        notes = prompt_notes(cascade.clip, texts, captions)
+    except (ValueError, OSError) as error:
+        remedy = f"`mav rerun {recipe} image-embed` builds it anew"
+        notes = [f"Which words the text encoder knows cannot be told: image-embed is damaged ({error}); {remedy}."]
+    for sentence in notes:
         print(f"mav: {sentence}", file=sys.stderr)
     settings = {name: value for name, value in to_plain(loaded.generate).items() if name not in NOT_OF_A_VIDEO}
     about = {
@@ -130,7 +139,7 @@ def load_cascade(
 ) -> tuple[Recipe, Any, dict[str, Artifact]]:  # fmt: skip
     """Returns the recipe, its trained networks, and the artifacts that they and their captions are from.
 
-    Raises UserError naming the first stage that is not done.
+    Raises UserError naming the first stage that is not done, or whose files are not what they were.
     """
     from mav.generation import cascade
 
@@ -141,6 +150,8 @@ def load_cascade(
         if artifact is None:
             remedy = f"`mav run {recipe} --until generate` trains what sampling needs"
             raise UserError(f"{name} of {recipe} is not trained yet: {remedy}.")
+        if damage := next(artifact.damage("own", USED), None):
+            raise UserError(f"{name} of {recipe} is damaged: {damage}; `mav rerun {recipe} {name}` builds it anew.")
         found[name] = artifact
     networks = cascade.Cascade.load(loaded, {name: artifact.folder for name, artifact in found.items()}, device())
     if captions := store.find(graph.node("image-embed")):

@@ -1,10 +1,11 @@
 """The `mav` command: its families of commands in one application, and the exit codes of its errors."""
 
+import io
 import os
 import sys
 import tempfile
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -90,6 +91,9 @@ def main() -> None:
     """Runs the command. An error, foreseen or not, is one sentence and exit 2; `--debug` adds its traceback."""
     debug = "--debug" in sys.argv[1:]
     sys.argv = [word for word in sys.argv if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding does not have ends no command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         for word in sys.argv[1:]:
             refuse_secret(word, f"The argument {word}")
@@ -101,7 +105,9 @@ def main() -> None:
     except UserError as error:
         print(f"mav: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        if isinstance(stop.__cause__, EOFError):  # typer takes it for the end of a dialogue; readers raise it too
+            _unforeseen(stop.__cause__, debug)
         # After `mav rerun`, the same command would begin again instead of going on.
         command = "`mav run` of this recipe" if sys.argv[1:2] == ["rerun"] else "the same command"
         print(f"mav: stopped; {command} goes on where it was.", file=sys.stderr)
@@ -114,14 +120,18 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)
-        if debug:
-            print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-        where = "" if debug else _record(error)
-        print(f"mav: {' '.join(redacted(_sentence(error)).split())}{where}", file=sys.stderr)
-        sys.exit(2)
+        _unforeseen(error, debug)
 
 
-def _sentence(error: Exception) -> str:
+def _unforeseen(error: BaseException, debug: bool) -> NoReturn:
+    if debug:
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    where = "" if debug else _record(error)
+    print(f"mav: {' '.join(redacted(_sentence(error)).split())}{where}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
     """Returns what is wrong and the remedy, for an error that no part of the program foresaw."""
     if isinstance(error, OSError) and error.strerror:
         path = error.filename2 or error.filename or "A file"
@@ -131,7 +141,7 @@ def _sentence(error: Exception) -> str:
     return f"an unforeseen error ended this ({type(error).__name__}: {last}): run it again, and report it if it stays."
 
 
-def _record(error: Exception) -> str:
+def _record(error: BaseException) -> str:
     """Writes the traceback to a file and returns where it is."""
     try:
         with tempfile.NamedTemporaryFile("w", prefix="mav-", suffix=".txt", delete=False) as file:

@@ -151,6 +151,13 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     if all(view.artifact is None for view in views):
         raise nothing_built(recipe, store)
     folder = store.root.child(f"reports/{recipe_folder(recipe)}")
-    with spinner("Gathering what the stages made"):
-        write_report(loaded, views, folder)
+    try:
+        with spinner("Gathering what the stages made"):
+            write_report(loaded, views, folder)
+    except (ValueError, LookupError, TypeError, OSError):
+        for view in views:
+            if view.artifact and (damage := next(view.artifact.damage("all"), None)):
+                remedy = f"`mav rerun {recipe} {view.name}` builds it anew"
+                raise UserError(f"{view.name} of {recipe} is damaged: {damage}; {remedy}.") from None
+        raise
     print(folder.path("index.html"))

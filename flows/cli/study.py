@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -58,6 +59,8 @@ def freeze(
         if not name or not folder or not Folder(folder).exists():
             remedy = "give a name, = and a folder that is there, for example film=outputs/film"
             raise UserError(f"--system {named}: {remedy}.")
+        if name in systems:
+            raise UserError(f"--system {named}: {name} is named twice; give each system a name of its own.")
         systems[name] = Folder(folder)
     require_folder("--out", str(out), written=True)
     target = Folder(str(out))
@@ -65,8 +68,14 @@ def freeze(
         raise UserError(
             f"{out} holds a frozen study already: choose another folder, so that its votes keep their meaning."
         )
-    chosen = pairs_of(systems, read_prompts(Folder(prompts)), pairs, seed)
+    listed = read_prompts(Folder(prompts))
+    chosen = pairs_of(systems, listed, pairs, seed)
     frozen = freeze(chosen, target, seed, session)
+    paired = {(pair.prompt, *pair.systems) for pair in chosen}
+    for one, other in itertools.combinations(systems, 2) if not pairs else ():
+        if alone := [text for text in dict(listed) if (text, one, other) not in paired]:
+            lacking = f"{len(alone)} prompts lack a video of {one} or {other}"
+            print(f"{lacking}, the first is {alone[0]!r}: they are not in the study.")
     if same := [pair.prompt for pair in chosen if pair.videos[0] == pair.videos[1]]:
         print(f"{len(same)} pairs show one video twice, the first for {same[0]!r}: answers to them are chance.")
     print(f"{out}: {frozen['pairs']} pairs, {frozen['raters']} raters each, sha256 {frozen['study_sha256']}")
@@ -97,14 +106,20 @@ def serve(
             "or its systems share no prompt."
         )
     needed = raters or _raters_needed(pairs, frozen.session, frozen.raters)
-    url = (url or f"http://{host}:{port}").rstrip("/")
+    if damaged := frozen.damaged(Folder(study)):
+        lost = f"{len(damaged)} videos of {study} are lost or changed, the first is {damaged[0]}"
+        raise UserError(f"{lost}: bring them back from a copy.")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = (url or address).rstrip("/")
+    if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", url):
+        raise UserError(f"--url {url} is no address of a page: write it as https://HOST or https://HOST/PATH.")
     page = make_app(database, Folder(study), urlsplit(url).path)
     record_artifact(f"the votes in {folder.resolve()}", study)
     links = _write_links(database, folder / LINKS, needed, url)
     if not port_is_free(port, host):
-        raise UserError(f"Port {port} of {host} is taken: choose another with --port.")
+        raise UserError(f"Port {port} of {host} cannot be listened on: choose another with --port, or another --host.")
     print(f"{links} links for raters: {folder / LINKS}")
-    print(f"votes: {database.path}\nserving http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
+    print(f"votes: {database.path}\nserving {address}/ (Ctrl-C ends it)", flush=True)
     uvicorn.run(page, host=host, port=port, log_level="warning", access_log=False, server_header=False)
 
 
@@ -123,6 +138,7 @@ def report(
 
     database, folder = _open(study, votes, make=False)
     target = out or folder
+    require_folder("--out", str(target), written=True)
     found = report_study(database.study, database, Folder(str(target)))
     if json_:
         print(json.dumps(found, indent=1, sort_keys=True))

@@ -196,7 +196,7 @@ def absent_files(nodes: Iterable[Node]) -> list[tuple[str, str]]:
 
 
 def file_identity(path: str) -> list[Any] | None:
-    """Returns the size and modification mark of each file of a path or glob; None for a file that does not exist."""
+    """Returns the size and modification mark of each file of a path or glob; None when there is no such file."""
     identity = []
     for url in matching_paths(path):
         fs, name = fsspec.core.url_to_fs(url)
@@ -206,4 +206,4 @@ def file_identity(path: str) -> list[Any] | None:
             return None
         mark = str(info.get("ETag") or info.get("mtime") or info.get("LastModified") or "")
         identity.append([os.path.basename(name), info.get("size"), mark])
-    return identity
+    return identity or None

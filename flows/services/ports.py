@@ -20,7 +20,8 @@ def reserve_port() -> int:
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Says whether a server could listen on this port now."""
-    with suppress(OSError), socket.socket() as probe:
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with suppress(OSError), socket.socket(kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
         return True

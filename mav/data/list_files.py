@@ -12,14 +12,21 @@ from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mav.data.parquet import open_parquet
 from mav.data.text_rows import Lines, delimiter_of, fields_of, records
 from mav.errors import UserError
 from mav.storage.patterns import matching_paths
 
 Row = dict[str, Any]
 NULLS = ("", "none", "null", "nan", "nat", "<na>", "n/a")
+PACKED = (
+    "\x1f\udc8b",
+    "PK\x03\x04",
+    "BZh9",
+    "\udcfd7zXZ",
+    "(\udcb5/\udcfd",
+)  # how gz, zip, bz2, xz and zst files begin
 WHOLE = re.compile(r"^([0-9]+)\.0+$")  # a whole number that was once a float
 
 
@@ -73,7 +80,7 @@ def columns_of(path: str, known: Sequence[str]) -> tuple[str, ...]:
     """
     with _opened(path) as file:
         if is_parquet(path):
-            return tuple(pq.ParquetFile(file).schema_arrow.names)
+            return tuple(open_parquet(file).schema_arrow.names)
         columns = _header(Lines(file), known, path)[0]
     if not columns:
         raise UserError(f"{path} is empty: expected is a CSV whose first line names its columns.")
@@ -83,6 +90,8 @@ def columns_of(path: str, known: Sequence[str]) -> tuple[str, ...]:
 def _header(lines: Lines, known: Sequence[str], path: str) -> tuple[tuple[str, ...], str]:
     """Reads the first line that is not blank; returns its columns and the delimiter."""
     line = next((line for line in lines if line.strip("\ufeff \t\r\n")), "").lstrip("\ufeff")
+    if "\0" in line or line.startswith(PACKED):
+        raise UserError(f"{path} is no text in UTF-8: unpack it, or save it as such.")
     delimiter = delimiter_of(line, known, path)
     return tuple(column.strip() for column in fields_of(line, delimiter)), delimiter
 
@@ -105,10 +114,17 @@ def rows(path: str, columns: Sequence[str], place: int = -1) -> Iterator[tuple[i
 def _csv_rows(path: str, file: IO[bytes], wanted: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
     lines = Lines(file)
     columns, delimiter = _header(lines, [name.lower() for name in wanted], path)
+    _refuse_twins(columns, wanted, path)
     if place >= 0:
         lines.seek(place)
     for begin, record in records(lines, delimiter, len(columns)):
         yield begin, dict.fromkeys(columns, "") | {c: text(v) for c, v in zip(columns, record, strict=False)}
+
+
+def _refuse_twins(columns: Sequence[str], wanted: Sequence[str], path: str) -> None:
+    """Raises UserError when a wanted column is there more than once."""
+    if twins := [name for name in wanted if columns.count(name) > 1]:
+        raise UserError(f"{path} has several columns of the name {twins[0]}: keep one.")
 
 
 def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, Row]]:
@@ -134,7 +150,8 @@ def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, R
 
 
 def _parquet_rows(path: str, file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
-    parquet = pq.ParquetFile(file)
+    parquet = open_parquet(file)
+    _refuse_twins(parquet.schema_arrow.names, columns, path)
     for name in columns:
         kind = parquet.schema_arrow.field(name).type
         if pa.types.is_nested(kind):
@@ -170,6 +187,8 @@ def storable(name: str) -> str:
 
 def text(value: Any) -> str:
     """Returns a cell as text, "" for what stands for null. A whole number is written alike, whatever its type was."""
+    if isinstance(value, (list, dict)):  # of a line of JSON
+        return ""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if isinstance(value, datetime.timedelta):

@@ -8,11 +8,13 @@ decided by the content, and by the ending where the content leaves it open.
 import csv
 import io
 import json
+import math
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mav.data.list_files import storable
 from mav.errors import UserError
 from mav.storage import Folder
 
@@ -27,9 +29,10 @@ Prompts = list[tuple[str, str]]
 
 
 def read_prompts(file: Folder) -> Prompts:
-    """Returns (prompt, category) of each prompt of a file; the category may be ''. Rows without a prompt are left out.
+    """Returns (prompt, category) of each prompt of a file; the category may be ''. Rows without any value are left out.
 
-    Raises UserError when the file is missing, malformed, of an unknown format or empty.
+    Videos are numbered as the prompts, so a row that has a category and no prompt is refused. Raises UserError when the
+    file is missing, malformed, of an unknown format or empty.
     """
     ending = posixpath.splitext(file.url)[1].lower()
     try:
@@ -39,10 +42,15 @@ def read_prompts(file: Folder) -> Prompts:
     text = _decoded(data, file.url)
     try:
         pairs = _pairs(text, ending)
+    except RecursionError:
+        raise UserError(f"{file.url} is nested too deeply for a list of prompts: give one prompt a line.") from None
     except (ValueError, KeyError, csv.Error) as error:
         remedy = "give one a line, a CSV or TSV with a Prompt column, or JSON with a prompt in each object"
         raise UserError(f"{file.url} cannot be read as prompts ({error}): {remedy}.") from None
-    pairs = [(prompt, category) for prompt, category in pairs if prompt]
+    for number, (prompt, category) in enumerate(pairs, 1):
+        if category and not prompt:
+            raise UserError(f"{file.url} has no prompt in its row {number} ({category}): write one, or delete the row.")
+    pairs = [(storable(prompt), storable(category)) for prompt, category in pairs if prompt]
     if not pairs:
         raise UserError(f"{file.url} holds no prompt: write one a line.")
     return pairs
@@ -53,7 +61,12 @@ def text_lines(text: str) -> list[str]:
 
     `str.splitlines` also splits at form feeds and at U+0085 and U+2028, which stand within pasted prompts.
     """
-    return [line for raw in re.split(r"\r\n|\n|\r", text) if (line := raw.strip())]
+    return [line for raw in re.split(r"\r\n|\n|\r", text) if (line := _stripped(raw))]
+
+
+def _stripped(text: str) -> str:
+    """Returns a text without blanks and byte order marks at its ends: joined files have those in between."""
+    return text.strip().strip("\ufeff").strip()
 
 
 def _decoded(data: bytes, url: str) -> str:
@@ -121,10 +134,15 @@ def _json_or_none(line: str) -> Any:
 
 
 def _delimiter(header: str, ending: str) -> str:
-    """Returns the delimiter at which the first line is a header with a column of prompts; '' when it is none."""
-    for delimiter in (DELIMITERS.get(ending, ","), ",", "\t", ";"):
-        columns = [column.strip().lower() for column in next(csv.reader([header], delimiter=delimiter), [])]
-        if any(name in columns for name in PROMPT) and (ending in DELIMITERS or len(columns) > 1):
+    """Returns the delimiter at which the first line is a header with a column of prompts; '' when it is none.
+
+    Of an ending that does not say that the file is a table, a line with blanks beside its commas is a prompt.
+    """
+    for delimiter in (DELIMITERS.get(ending, ","), ",", "\t", ";", "|"):
+        columns = next(csv.reader([header], delimiter=delimiter), [])
+        names = [column.strip().lower() for column in columns]
+        is_header = len(columns) > 1 and (delimiter == "\t" or not any(" " in column for column in columns))
+        if any(name in names for name in PROMPT) and (ending in DELIMITERS or is_header):
             return delimiter
     return ""
 
@@ -135,8 +153,14 @@ def _table(text: str, delimiter: str) -> Prompts:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error:
         rows = [_fields(line, delimiter) for line in text_lines(text)]
-    header, *rest = [row for row in rows if row]
+    header, *rest = [row for row in rows if any(map(str.strip, row))]
     columns = [column.strip() for column in header]
+    if len(columns) == 1:  # nothing is delimited
+        rest = [[delimiter.join(row)] for row in rest]
+    for number, row in enumerate(rest, 1):
+        if any(map(str.strip, row[len(columns) :])):
+            what = f"row {number} has {len(row)} fields, and the header {len(columns)}"
+            raise ValueError(f"{what}; a prompt with {delimiter!r} in it takes quotation marks: {row[0][:40]}")
     return [_pair(dict(zip(columns, row, strict=False))) for row in rest]
 
 
@@ -150,7 +174,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 def _pair(row: Any) -> tuple[str, str]:
     if isinstance(row, str):
-        return row.strip(), ""
+        return _stripped(row), ""
     if not isinstance(row, dict):
         raise ValueError(f"{str(row)[:40]!r} is no prompt")
     prompt, category = _named(row, PROMPT), _named(row, CATEGORY)
@@ -161,10 +185,14 @@ def _pair(row: Any) -> tuple[str, str]:
 
 def _named(row: dict[str, Any], names: Sequence[str]) -> Any:
     lower = {str(key).strip().lower(): value for key, value in row.items()}
-    return next((lower[name] for name in names if lower.get(name) not in (None, "")), None)
+    return next((lower[name] for name in names if not _is_null(lower.get(name))), None)
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(value: Any) -> str:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return ", ".join(map(str, value))
-    return "" if value is None else str(value).strip()
+    return "" if value is None else _stripped(str(value))

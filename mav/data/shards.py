@@ -163,8 +163,11 @@ def write_array(folder: Folder, name: str, array: np.ndarray) -> None:
 
 
 def read_array(folder: Folder, name: str) -> np.ndarray:
-    """Reads an npy file."""
-    array: np.ndarray = np.load(io.BytesIO(folder.read_bytes(name)), allow_pickle=False)
+    """Reads an npy file. Raises ValueError for a damaged one."""
+    try:
+        array: np.ndarray = np.load(io.BytesIO(folder.read_bytes(name)), allow_pickle=False)
+    except EOFError:
+        raise ValueError(f"{folder.path(name)} is empty") from None
     return array
 
 

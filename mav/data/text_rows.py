@@ -7,32 +7,40 @@ closes, for example, is a letter like others.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from typing import IO
 
 DELIMITERS = ",\t;|"
+BEGINNING = 1 << 16  # bytes
 MOST_LINES = 100  # of one record: a quoted field that goes on for longer was never meant to be one
 
 
 class Lines:
     """Decoded lines of a binary file, with the byte at which the next one begins.
 
-    Bytes that are not UTF-8 are decoded as Python decodes the names of files: `os.fsencode` gives them back.
+    Bytes that are not UTF-8 are decoded as Python decodes the names of files: `os.fsencode` gives them back. Where the
+    beginning of a file has carriage returns and no line feed, they end its lines, as old spreadsheets write them.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.offset = file, file.tell()
+        file.seek(0)
+        head = file.read(BEGINNING)
+        self._old = b"\r" in head[:-1] and b"\n" not in head
+        self._rest: list[bytes] = []  # lines of a file of the old kind that are split already
+        file.seek(0)
+        self._file, self.offset = file, 0
         self._ahead: list[bytes] = []
 
     def seek(self, offset: int) -> None:
         self._file.seek(offset)
-        self.offset, self._ahead = offset, []
+        self.offset, self._ahead, self._rest = offset, [], []
 
     def __iter__(self) -> Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._ahead.pop(0) if self._ahead else self._file.readline()
+        line = self._ahead.pop(0) if self._ahead else self._read()
         if not line:
             raise StopIteration
         self.offset += len(line)
@@ -41,8 +49,16 @@ class Lines:
     def ahead(self, number: int) -> str:
         """Returns the line `number` lines after the next one, without taking it; '' after the last."""
         while len(self._ahead) <= number:
-            self._ahead.append(self._file.readline())
+            self._ahead.append(self._read())
         return self._ahead[number].decode("utf-8", "surrogateescape")
+
+    def _read(self) -> bytes:
+        if not self._old:
+            return self._file.readline()
+        if len(self._rest) < 2:  # the last one may be cut
+            data = b"".join(self._rest) + self._file.read(BEGINNING)
+            self._rest = re.findall(rb"[^\r]*\r|[^\r]+", data)
+        return self._rest.pop(0) if self._rest else b""
 
 
 def delimiter_of(header: str, known: Sequence[str], path: str) -> str:

@@ -28,11 +28,12 @@ from mav.evaluation.measure import RESULT, Report, flat
 from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import TOO_FEW, prepare, whole_video
-from mav.evaluation.sets import VIDEO_ENDINGS, read_set, visible
+from mav.evaluation.sets import VIDEO_ENDINGS, read_set
 from mav.generation.between import blend, warp, wide_gaps
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.recipes import Evaluate, Recipe
 from mav.storage import Folder
+from mav.storage.patterns import visible
 
 PHOTOS = 4  # pairs of unrelated first frames
 TRUTH = "truth.json"  # of a set: for each clip, by its path, where the object is in every frame

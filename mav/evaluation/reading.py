@@ -8,6 +8,7 @@ that is their name (VBench's `a boat-0.mp4`), else they are sorted by name. What
 import io
 import posixpath
 import re
+import unicodedata
 from dataclasses import dataclass
 
 import cv2
@@ -18,8 +19,9 @@ from mav.data.images.pictures import read_picture
 from mav.data.videos.shown import ShownVideo
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation
-from mav.evaluation.sets import VIDEO_ENDINGS, visible
+from mav.evaluation.sets import VIDEO_ENDINGS
 from mav.storage import Folder
+from mav.storage.patterns import visible
 
 PICTURES = (".png", ".jpg", ".jpeg")
 TENSORS = (".npy", ".pt")
@@ -55,9 +57,12 @@ def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple
     if folder.exists(LIST):
         return _listed(folder, set(names), samples)
     stems = {name: posixpath.splitext(posixpath.basename(name))[0] for name in names}
-    numbers = {int(stem): name for name, stem in stems.items() if stem.isdecimal() and stem.isascii()}
+    numbered = {name: int(stem) for name, stem in stems.items() if stem.isdecimal() and stem.isascii()}
+    numbers = {number: name for name, number in numbered.items()}
     texts: tuple[str, ...] = prompts
-    if 2 * len(numbers) >= len(names):
+    if 2 * len(numbered) >= len(names):
+        if samples > 1 and numbers.keys() == set(range(1, samples + 1)):
+            raise UserError(f"The {samples} videos of {folder.url} are numbered from 1: number them from 0.")
         files = [numbers.get(index, "") for index in range(samples)]
     elif any(named := _named(names, prompts)):
         files = [*named, *[""] * samples][:samples]
@@ -75,8 +80,13 @@ def _named(names: list[str], prompts: tuple[str, ...]) -> list[str]:
         stem = posixpath.basename(name)
         stem = posixpath.splitext(stem)[0] if posixpath.splitext(stem)[1].lower() in ENDINGS else stem
         for text in (stem, re.sub(r"-\d+$", "", stem)):
-            found.setdefault(text, name)
-    return [found.get(prompt.replace("/", "_"), "") for prompt in prompts]
+            found.setdefault(_composed(text), name)
+    return [found.get(_composed(prompt.replace("/", "_")), "") for prompt in prompts]
+
+
+def _composed(text: str) -> str:
+    """Returns a text with its accents as parts of the letters: some systems write names of files in another way."""
+    return unicodedata.normalize("NFC", text)
 
 
 def left_aside(folder: Folder, entries: list[Entry]) -> list[str]:
@@ -89,7 +99,8 @@ def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry],
     """Does the work of `find_videos` for a folder with `videos.json`."""
     path = folder.path(LIST)
     try:
-        rows = [(str(row["file"]), str(row.get("prompt", ""))) for row in folder.read_json(LIST)]
+        listed = folder.read_json(LIST)
+        rows = [(posixpath.normpath(str(row["file"])), str(row.get("prompt") or "")) for row in listed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is not a list of {{"file", "prompt"}} ({error!r}).') from None
     for file, _ in rows:
@@ -130,8 +141,22 @@ def read_video(folder: Folder, name: str, preparation: Preparation) -> np.ndarra
         except ValueError as error:
             raise ValueError(TOO_FEW if str(error) == TOO_FEW else BAD_GIF) from None
     else:
-        frames = _frame_folder(folder, name, preparation)
+        frames = _frame_folder(folder, name, preparation.frames)
     return prepare(frames, preparation)
+
+
+def whole_frames(folder: Folder, name: str) -> tuple[np.ndarray, float]:
+    """Returns all frames of a video of any form, uint8 (F, H, W, 3), at a constant rate; 0 where nothing says it.
+
+    Raises ValueError or FileNotFoundError with the reason.
+    """
+    ending = posixpath.splitext(name)[1].lower()
+    if ending in TENSORS:
+        return _tensor(folder.read_bytes(name), ending), 0.0
+    if ending not in ENDINGS:
+        return _frame_folder(folder, name), 0.0
+    shown = ShownVideo(folder.read_bytes(name))
+    return shown.frames(shown.nearest(range(len(shown)))), shown.fps
 
 
 def central_indices(available: int, native: float, frames: int, fps: float) -> list[int]:
@@ -194,14 +219,15 @@ def _tensor(data: bytes, ending: str) -> np.ndarray:
     return np.asarray((unit * 255 + 0.5).astype(np.uint8))
 
 
-def _frame_folder(folder: Folder, name: str, preparation: Preparation) -> np.ndarray:
+def _frame_folder(folder: Folder, name: str, count: int = 0) -> np.ndarray:
+    """Returns `count` frames from the middle of a folder of pictures; 0 = all."""
     inside = folder.child(name)
     pictures = [file for file in visible(inside.names()) if file.lower().endswith(PICTURES) and "/" not in file]
     pictures.sort(key=lambda file: (len(file), file))  # frame2 comes before frame10
     if not pictures:
         raise FileNotFoundError(name)
     frames = []
-    for index in central_indices(len(pictures), 0.0, preparation.frames, 0.0):
+    for index in central_indices(len(pictures), 0.0, count or len(pictures), 0.0):
         try:
             frames.append(read_picture(inside.read_bytes(pictures[index])))
         except ValueError:

@@ -3,33 +3,29 @@
 Each becomes a `BenchmarkSet`: the prompts of the videos to generate, in order, and the real clips, present or not.
 """
 
-import csv
 import io
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from mav.data.list_files import storable, text
 from mav.data.prompts import read_prompts, text_lines
+from mav.data.text_rows import Lines, delimiter_of, fields_of, records
 from mav.errors import UserError
 from mav.evaluation.protocols import Protocol
 from mav.storage import Folder
+from mav.storage.patterns import visible
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 MSRVTT_JSON = ("captions.json", "test_videodatainfo.json", "MSRVTT_data.json")
 MSRVTT_CSV, MSRVTT_LIST = "MSRVTT_JSFUSION_test.csv", "msrvtt_test.list"
 MSRVTT_FILES = (*MSRVTT_JSON, MSRVTT_CSV)
-HIDDEN = (".", "__MACOSX", "@eaDir")
 SENTENCES = "class_prompts.txt"
-
-
-def visible(names: Iterable[str]) -> list[str]:
-    """Leaves out what systems put beside a user's files: hidden files and folders, and the shadows of a Mac's zip."""
-    return [name for name in names if not any(part.startswith(HIDDEN) for part in name.split("/"))]
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
     if protocol.benchmark in ("drawbench", "prompts"):
         if prompts is None:
             raise UserError(f"{protocol.benchmark} needs its list of prompts: name the file with --prompts.")
-        return BenchmarkSet(tuple(text for text, _ in read_prompts(prompts)[: samples or None]))
+        return BenchmarkSet(tuple(prompt for prompt, _ in read_prompts(prompts)[: samples or None]))
     if folder is None:
         raise UserError(f"{protocol.benchmark} needs the real set's folder: name it with --real.")
     if protocol.benchmark == "ucf101":
@@ -65,7 +61,7 @@ def read_set(protocol: Protocol, folder: Folder | None, samples: int, prompts: F
             () if folder.exists(SENTENCES) else (note,),
         )
     clips, notes = read_msrvtt(folder, protocol)
-    texts = [text for clip in clips for text in clip.captions]
+    texts = [caption for clip in clips for caption in clip.captions]
     if protocol.prompts.startswith("the first caption"):
         texts = [clip.captions[0] for clip in clips if clip.captions]
     if not texts:
@@ -111,7 +107,7 @@ def read_ucf101(folder: Folder, split: str = "train") -> list[UcfClass]:
     clips: dict[str, list[str]] = {name.lower(): [] for name in names}
     listing = f"{split}list01.txt"
     for line in _lines(folder, listing):
-        path = line.split()[0]
+        path = re.sub(r"\s+\d+$", "", line).replace("\\", "/")  # without the number of the class
         name = posixpath.dirname(path)
         if name.lower() not in clips:
             raise UserError(f"{folder.path(listing)} names the class {name!r}, which classInd.txt does not.")
@@ -152,8 +148,9 @@ def read_msrvtt(folder: Folder, protocol: Protocol | None = None) -> tuple[list[
         raise UserError(f"{folder.path(MSRVTT_JSON[0])} is missing: {remedy}.")
     try:
         clips = _msrvtt_csv(folder) if name == MSRVTT_CSV else _msrvtt_json(folder, name)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.path(name)} is not in MSR-VTT's layout ({error!r}).") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"{folder.path(name)} is not in MSR-VTT's layout ({type(error).__name__}: {error})"
+        raise UserError(f"{what}: bring the file as it is distributed.") from None
     captions = sum(len(clip.captions) for clip in clips)
     whole = protocol.samples if protocol else 0
     part = f", {captions:,} of the protocol's {whole:,} prompts" if whole > captions else ""
@@ -165,15 +162,30 @@ def _msrvtt_json(folder: Folder, name: str) -> list[MsrvttClip]:
     tests = [video["video_id"] for video in data["videos"] if video.get("split", "test") == "test"]
     captions: dict[str, list[str]] = {video: [] for video in tests}
     for sentence in data["sentences"]:
-        if sentence["video_id"] in captions:
-            captions[sentence["video_id"]].append(sentence["caption"])
+        caption = storable(text(sentence["caption"]))
+        if caption and sentence["video_id"] in captions:
+            captions[sentence["video_id"]].append(caption)
     return [MsrvttClip(f"videos/{video}.mp4", tuple(texts)) for video, texts in captions.items() if texts]
 
 
 def _msrvtt_csv(folder: Folder) -> list[MsrvttClip]:
     """The 1k-A list has one caption of each of its 1,000 clips. The other test clips have none and are real ones."""
-    rows = csv.DictReader(io.StringIO(folder.read_bytes(MSRVTT_CSV).decode("utf-8-sig"), newline=""))
-    captions = {row["video_id"]: row["sentence"] for row in rows}
+    content = folder.read_bytes(MSRVTT_CSV).decode("utf-8-sig")
+    lines = Lines(io.BytesIO(content.encode()))
+    header = next(lines, "")
+    delimiter = delimiter_of(header, ("video_id", "sentence"), MSRVTT_CSV)
+    columns = [column.strip() for column in fields_of(header, delimiter)]
+    place = columns.index("video_id")
+    captions: dict[str, str] = {}
+    if columns[-1] != "sentence":
+        raise ValueError("its last column is not sentence")
+    for _, fields in records(lines, delimiter, len(columns)):
+        sentence = delimiter.join(fields[len(columns) - 1 :]).strip()  # commas in it may stand without quotation marks
+        if not any(fields):
+            continue
+        if not sentence or not fields[place]:
+            raise ValueError(f"a row has no clip or no sentence: {delimiter.join(fields)[:80]!r}")
+        captions.setdefault(fields[place].strip(), sentence)
     listed = json.loads(folder.read_bytes(MSRVTT_LIST)) if folder.exists(MSRVTT_LIST) else []
     names = [*captions, *(str(video) for video in listed if video not in captions)]
     return [MsrvttClip(f"videos/{video}.mp4", (captions[video],) if video in captions else ()) for video in names]
@@ -182,9 +194,9 @@ def _msrvtt_csv(folder: Folder) -> list[MsrvttClip]:
 def _lines(folder: Folder, name: str) -> list[str]:
     """Returns the stripped lines of a list of UCF-101, without empty ones."""
     try:
-        text = folder.read_bytes(name).decode("utf-8-sig")
+        content = folder.read_bytes(name).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{folder.path(name)} is missing: name a folder of UCF-101 as distributed.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{folder.path(name)} is not text ({error.reason}).") from None
-    return text_lines(text)
+    return text_lines(content)

@@ -43,7 +43,7 @@ def find_output(out: Path, title: str, seed: int, description: Mapping[str, Any]
         there = [file.exists() for file in files]
         same = there[2] and _read(files[2]) == json.loads(json.dumps(description))
         if same or not any(there):
-            return Output(path, description, done=all(there))
+            return Output(path, description, done=all(file.exists() and file.stat().st_size for file in files))
         number += 1
 
 

@@ -110,6 +110,8 @@ def _other_kinds(tree: Any, value: Any, key: str = "") -> Iterable[Problem]:
             yield from _other_kinds(given, got, f"{key}.{number}")
     elif isinstance(tree, bool) and not isinstance(value, bool):
         yield Problem(key, tree, "must be a number", "write the number")
+    elif isinstance(tree, str) and isinstance(value, bool):
+        yield Problem(key, tree, "must be true or false, not text", "leave out the quotes")
     elif isinstance(tree, str) and isinstance(value, int):
         yield Problem(key, tree, "must be a number, not text", "leave out the quotes")
 
@@ -200,16 +202,20 @@ def _siblings(place: Place) -> list[str]:
 
 def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """Reads a file and all that it extends; `seen` are the files that led here."""
+    known = shipped_recipes()
+    if name_or_path not in known:
+        name_or_path = os.path.normpath(name_or_path)  # a circle by another spelling is one too
     if name_or_path in seen:
         raise UserError(f"Recipe {name_or_path} extends itself through {' -> '.join(seen)}: break the circle.")
-    known = shipped_recipes()
     if name_or_path in known:
         text = resources.files("mav.recipes").joinpath(f"{name_or_path}.yaml").read_text()
     else:
         try:
             with open(name_or_path, encoding="utf-8") as file:
                 text = file.read()
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise UserError(f"Recipe {name_or_path} is not text in UTF-8 ({error.reason}): save it as UTF-8.") from None
+        except (OSError, ValueError) as error:
             meant, reason = nearest(name_or_path, known), getattr(error, "strerror", None) or error
             remedy = f"did you mean {meant}?" if meant else f"give a YAML file or one of {', '.join(known)}."
             said = f", which {seen[-1]} extends" if seen else ""

@@ -56,7 +56,7 @@ class Recipe:
         named = [(key, operator.attrgetter(key)(self)) for key in PATHS]
         named += [("image_metadata.sources", path) for path in self.image_metadata.sources]
         named += [("video_shards.sources", path) for path in self.video_shards.sources]
-        named += [("screening.word_lists", path) for path in self.screening.word_lists if "/" in path or "." in path]
+        named += [("screening.word_lists", path) for path in self.screening.word_lists if len(path) != 2]
         return [(key, path) for key, path in named if path]
 
     def section_of(self, stage: str) -> Any:

@@ -15,7 +15,7 @@ from mav.recipes.recipe import Recipe
 from mav.recipes.training import ClipSection, TrainImage, TrainVideo
 
 KEY = re.compile(r"`([\w.]+)`")
-PROXY = re.compile(r"(http://([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}/?)?")
+PROXY = re.compile(r"(http://([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})/?)?")
 Need = Callable[[bool, str, str, str], None]  # whether it holds, the key, what its value must be, the remedy
 
 
@@ -55,7 +55,7 @@ def problems_of(recipe: Recipe) -> list[Problem]:
             value = operator.attrgetter(key)(recipe)
             found.append(Problem(key, value if isinstance(value, (str, int, float, tuple)) else "set", why, remedy))
 
-    for rules in (_sources, _sizes, _clip, _networks, _videos, _objectives, _lengths, _sampling):
+    for rules in (_sources, _world, _sizes, _clip, _networks, _videos, _objectives, _lengths, _sampling):
         rules(recipe, need)
     return found
 
@@ -69,7 +69,9 @@ def _sources(recipe: Recipe, need: Need) -> None:
         need("$" not in path and not path.startswith("~"), key, why, "write the path out")
     for key, proxy in (("image_download", recipe.image_download.proxy), ("video_shards", recipe.video_shards.proxy)):
         why = "is no address of a proxy"
-        need(bool(PROXY.fullmatch(proxy)), f"{key}.proxy", why, "write http://HOST:PORT, or leave it empty")
+        address = PROXY.fullmatch(proxy)
+        fits = address is not None and int(address["port"] or 0) < 1 << 16
+        need(fits, f"{key}.proxy", why, "write http://HOST:PORT, or leave it empty")
     screening, evaluate = recipe.screening, recipe.evaluate
     why = f"must not be above `screening.max_caption` ({screening.max_caption})"
     need(screening.min_caption <= screening.max_caption, "screening.min_caption", why, "lower it")
@@ -77,6 +79,15 @@ def _sources(recipe: Recipe, need: Need) -> None:
     need(not 0 < screening.max_aspect < 1, "screening.max_aspect", why, "give at least 1, or 0 for any")
     why = "published features are computed by weights in `evaluate.weights_dir`, which is empty"
     need(evaluate.features == "demo" or bool(evaluate.weights_dir), "evaluate.features", why, "name their folder")
+
+
+def _world(recipe: Recipe, need: Need) -> None:
+    """What is drawn must be long enough to train on."""
+    world = recipe.world
+    if world and not recipe.video_shards.sources:
+        least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
+        why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"
+        need(world.clip_frames >= least, "world.clip_frames", why, f"say {least} or more")
 
 
 def _sizes(recipe: Recipe, need: Need) -> None:

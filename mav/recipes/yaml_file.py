@@ -1,5 +1,9 @@
-"""Reads YAML, and refuses what YAML libraries take without a word: repeated keys, tabs, aliases that explode."""
+"""Reads YAML, and refuses what YAML libraries take without a word.
 
+These are repeated keys, tabs, aliases that explode, and numbers that are not what they show.
+"""
+
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +28,20 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.YAMLError(f"`{key.value}` stands in line {first} and again in line {line}: keep one.")
                 lines[key.value] = line
         return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Refuses numbers that YAML reads as others than they show: 010 is 8 to it, and 1:30 is 90."""
+        text = node.value.lstrip("+-")
+        if ":" in text or re.match("0[0-9_]", text):
+            remedy = "write a plain number, or put it in quotes"
+            raise yaml.YAMLError(f"{node.value} in line {node.start_mark.line + 1} means another number: {remedy}.")
+        is_whole = node.tag.endswith(":int")
+        number: int | float = self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        return number
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def parse_yaml(text: str, what: str) -> Any:

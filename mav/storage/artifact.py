@@ -136,8 +136,8 @@ class Artifact:
         """Lists the artifact's files, sorted."""
         return sorted(name for name, _ in self.entries() if name.endswith(suffix) and name.startswith(prefix))
 
-    def damage(self, reread: Literal["all", "own", "none"]) -> Iterator[str]:
-        """Yields a sentence for each file that is missing or changed.
+    def damage(self, reread: Literal["all", "own", "none"], endings: tuple[str, ...] = ("",)) -> Iterator[str]:
+        """Yields a sentence for each file that is missing or changed; of files with these endings only.
 
         Sizes are always compared, and the bytes of the files in `reread`: all, the manifest's own without those of
         shards, or none but the ledgers. What a changed ledger says of shards is not trusted.
@@ -146,7 +146,7 @@ class Artifact:
         broken = self._broken_ledgers(present)
         yield from broken
         for name, entry in own.items() if broken else self.entries():
-            if name not in ledgers(own):
+            if name not in ledgers(own) and name.endswith(endings):
                 again = reread == "all" or (reread == "own" and name in own)
                 yield from self._check(name, entry, present.get(name), again)
 

@@ -18,7 +18,7 @@ from mav.data.videos.index_first import index_first
 from mav.data.videos.shown import ShownVideo
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
-from mav.evaluation.reading import LIST, find_videos
+from mav.evaluation.reading import LIST, find_videos, whole_frames
 from mav.recipes import Recipe
 from mav.storage import Folder
 from mav.storage.folder import canonical_json
@@ -141,12 +141,12 @@ def _by_prompt(folder: Folder, prompts: Sequence[str]) -> dict[str, str]:
 
 def _mp4(folder: Folder, file: str) -> bytes:
     """Encodes a video again at high quality, so that neither codec nor container reveals the system."""
-    data = folder.read_bytes(file)
     try:
-        shown = ShownVideo(data)
-        return encode_mp4(shown.frames(shown.nearest(range(len(shown)))), shown.fps or UNTOLD, crf=10)
+        frames, fps = whole_frames(folder, file)
     except ValueError as error:
-        raise UserError(f"{folder.path(file)} cannot be shown ({error}): give mp4, webm, mov, avi or GIF.") from None
+        forms = "mp4, webm, mov, avi, GIF, tensors or folders of frames"
+        raise UserError(f"{folder.path(file)} cannot be shown ({error}): give {forms}.") from None
+    return encode_mp4(frames, fps or UNTOLD, crf=10)
 
 
 def _store(pair: Pair, out: Folder) -> tuple[str, ...]:

@@ -52,23 +52,39 @@ class Study:
     @classmethod
     def load(cls, folder: Folder) -> Study:
         """Reads a study. Raises UserError when there is none, or it was changed after it was frozen."""
+        if not folder.exists(STUDY):
+            raise UserError(f"{folder.url} holds no study: `mav study freeze` makes one.")
+        name = KEY
         try:
-            study, key = folder.read_json(STUDY), folder.read_json(KEY)
+            key = folder.read_json(KEY)
+            entries, systems, wanted = key["items"], key["systems"], key["study_sha256"]
+            name = STUDY
+            study = folder.read_json(STUDY)
             items = {item["id"]: item for item in study["items"]}
             fields = {name: study[name] for name in ("questions", "raters", "session", "rule")}
-            entries, systems, wanted = key["items"], key["systems"], key["study_sha256"]
         except FileNotFoundError:
-            raise UserError(f"{folder.url} holds no study: `mav study freeze` makes one.") from None
+            raise UserError(f"{folder.path(KEY)} is lost: bring it back from a copy, or freeze again.") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder.path(STUDY)} is not a study ({error!r}): freeze it again.") from None
+            remedy = "bring it back from a copy, or freeze again"
+            raise UserError(f"{folder.path(name)} is damaged ({error!r}): {remedy}.") from None
         digest = folder.sha256(STUDY)
         if wanted != digest or set(items) != set(entries):
             raise UserError(f"{folder.path(STUDY)} was changed after it was frozen: freeze it again.")
         return cls(items, entries, systems, **fields, sha256=digest)
 
+    def damaged(self, folder: Folder) -> list[str]:
+        """Returns the videos that are lost or no more what they were: each is named by the digest of its bytes."""
+        videos = sorted({item[side] for item in self.items.values() for side in ("left", "right")})
+        return [name for name in videos if not _is_whole(folder, name)]
+
     def of_kind(self, kind: str) -> list[str]:
         """Returns the items of a kind, in the order of the study."""
         return [name for name in self.items if self.key[name]["kind"] == kind]
+
+
+def _is_whole(folder: Folder, video: str) -> bool:
+    stem = video.rpartition("/")[2].partition(".")[0]
+    return folder.exists(video) and folder.sha256(video).startswith(stem)
 
 
 class Votes:

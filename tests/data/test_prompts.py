@@ -34,6 +34,10 @@ LISTS = {
     "jsonl.txt": ("\n".join(map(json.dumps, ROWS)), True),
     "VBench_full_info.json": (json.dumps(VBENCH, indent=4), True),
     "metadata.json": (json.dumps(CRAFTER), False), "prompt700.txt": ("a boat\ntwo hills, far\n", False),
+    "pipes.csv": (CSV.replace(",", "|").replace("hills| far", "hills, far"), True),
+    "one.csv": ("Prompt\na boat\ntwo hills, far\n", False),
+    "joined.txt": ("a boat\n\ufefftwo hills, far\n\ufeff", False),
+    "spreadsheet.csv": (f"\n{CSV},\n,\n", True), "nulls.json": ('[{"prompt": NaN}, "a boat", "two hills, far"]', False),
     "prompts": ("a boat\r\n\r\n  two hills, far", False), "list.prompts": ("a boat\rtwo hills, far\r", False),
 }  # fmt: skip
 
@@ -59,6 +63,19 @@ def everywhere(path, expected):
     assert sets.read_prompts is read_prompts
 
 
+def test_a_first_prompt_that_begins_like_a_header_is_a_prompt(tmp_path):
+    for first in ("text, painted on a wall", "caption; a cat", "prompt"):
+        (tmp_path / "list.txt").write_text(f"{first}\na boat\n")
+        assert [prompt for prompt, _ in read_prompts(Folder(str(tmp_path / "list.txt")))] == [first, "a boat"]
+
+
+def test_a_lone_surrogate_is_repaired(tmp_path):
+    (tmp_path / "list.json").write_text('["a \\ud83d boat", "\\ud83d\\ude00"]')
+    (first, _), (second, _) = read_prompts(Folder(str(tmp_path / "list.json")))
+    assert first.encode().startswith(b"a ")
+    assert second == "\U0001f600"
+
+
 SIGNS = "ab \x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029,;\t\"'{[<-"
 
 
@@ -82,6 +99,9 @@ def test_prompts_of_any_signs_are_one_a_line(tmp_path_factory, prompts):
         ("cut.json", b'[{"prompt": "a boat"}, {"pro', "no JSON"),
         ("mixed.jsonl", b'{"prompt": "a"}\n{"pro\n', "no JSON"),
         ("empty.csv", b"Prompt,Category\n", "holds no prompt"), ("blank.txt", b"\n \n", "holds no prompt"),
+        ("comma.csv", b"Prompt,Category\na boat,V\ntwo hills, far,O\n", "row 2 has 3 fields"),
+        ("gap.csv", b"Prompt,Category\na boat,V\n,O\na hill,O\n", "no prompt in its row 2"),
+        ("deep.json", b"[" * 100_000, "nested too deeply"),
         ("other.json", b'[{"caption_id": 1}]', "no prompt"), ("number.json", b"7", "no JSON"),
     ],
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Videos in every usual format, and the lists of prompts and clips as they are distributed."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -166,3 +168,60 @@ def test_videos_named_by_their_prompts(tmp_path):
     files = ["a boat-0.mp4", "a cat. It sleeps-0.mp4", "2 dogs-1-0.mp4", "", "and_or-0.mp4"]
     assert [(entry.file, entry.prompt) for entry in entries] == list(zip(files, prompts, strict=True))
     assert beside == 2
+
+
+HEADER, LINES = "key,vid_key,video_id,sentence", [f"r{i},m{i},video{i},a man {i}" for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "odd", ['"a man', 'a 5" man', '"a man, walking"', "a man, walking", '"two\r\nlines"', "a\u2028man"]
+)
+def test_no_caption_of_msrvtt_takes_another_with_it(tmp_path, odd):
+    lines = [HEADER, LINES[0], f"r7,m7,video7,{odd}", *LINES[1:]]
+    (tmp_path / "MSRVTT_JSFUSION_test.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    clips, _ = read_msrvtt(Folder(str(tmp_path)))
+    assert [clip.path for clip in clips] == [f"videos/video{i}.mp4" for i in (0, 7, 1, 2)]
+    assert [clip.captions for clip in clips if "7" not in clip.path] == [(f"a man {i}",) for i in range(3)]
+    assert clips[1].captions[0].strip('"').startswith(odd.strip('"')[:3])
+    assert ("walking" in clips[1].captions[0]) == ("walking" in odd)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("MSRVTT_JSFUSION_test.csv", f"{HEADER}\nr7,m7,video7\n".encode()),
+     ("MSRVTT_JSFUSION_test.csv", f"{HEADER}\nr7,m7,video7,caf\xe9\n".encode("latin-1")),
+     ("MSRVTT_JSFUSION_test.csv", b""), ("captions.json", b"[" * 100_000), ("captions.json", b"[]")],
+)  # fmt: skip
+def test_lists_of_msrvtt_in_another_layout_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="bring the file as it is distributed") as caught:
+        read_msrvtt(Folder(str(tmp_path)))
+    assert str(caught.value).isprintable()
+
+
+def test_null_captions_and_names_with_blanks(tmp_path):
+    captions = [None, float("nan"), " ", "a \ud800 cat"]
+    sentences = [{"video_id": "v", "caption": caption} for caption in captions]
+    (tmp_path / "captions.json").write_text(json.dumps({"videos": [{"video_id": "v"}], "sentences": sentences}))
+    ((clip,), _) = read_msrvtt(Folder(str(tmp_path)))
+    assert len(clip.captions) == 1
+    clip.captions[0].encode()
+    (tmp_path / "classInd.txt").write_text("1 Archery\n")
+    (tmp_path / "trainlist01.txt").write_text("Archery/v a b.avi 1\nArchery\\v_c.avi 1\nArchery/v_d.avi\n")
+    assert read_ucf101(Folder(str(tmp_path)))[0].clips == ("Archery/v a b.avi", "Archery/v_c.avi", "Archery/v_d.avi")
+
+
+def test_numbers_and_names_that_are_nearly_right(tmp_path):
+    def found(name, files, prompts):
+        for file in files:
+            Folder(str(tmp_path / name)).write_bytes(file, b"")
+        return [entry.file for entry in find_videos(Folder(str(tmp_path / name)), prompts, len(prompts))[0]]
+
+    prompts = ("a caf\u00e9", "a boat")
+    assert found("accents", ["a cafe\u0301.mp4"], prompts) == ["a cafe\u0301.mp4", ""]
+    assert found("twice", ["00001.mp4", "1.gif", "1.mp4"], prompts) == ["", "1.mp4"]
+    with pytest.raises(UserError, match="are numbered from 1: number them from 0"):
+        found("from one", ["1.mp4", "2.mp4"], prompts)
+    Folder(str(tmp_path / "listed")).write_json("videos.json", [{"file": "./a.mp4", "prompt": None}])
+    assert found("listed", ["a.mp4"], prompts)[0] == "a.mp4"
+    assert find_videos(Folder(str(tmp_path / "listed")), prompts, 1)[0][0].prompt == ""

@@ -42,6 +42,9 @@ def test_what_a_stopped_command_left_is_made_again_in_its_place(tmp_path):
     path.unlink()
     assert made(tmp_path, "a cat") == path
     assert path.exists()
+    path.with_suffix(".gif").write_bytes(b"")  # a disk that filled, or a power cut
+    assert made(tmp_path, "a cat") == path
+    assert path.with_suffix(".gif").stat().st_size > 0
 
 
 @pytest.mark.parametrize("fps", [1, 8, 12, 23.976, 24, 30, 40, 48, 50, 60, 66, 100, 240])

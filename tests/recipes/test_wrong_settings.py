@@ -36,7 +36,12 @@ WRONG = [
     ("seed=-1", "seed"),
     ("world.port=70000", "world.port"),
     ("world.shapes=[]", "world.shapes"),
+    ("image_download.proxy='http://proxy:65536'", "image_download.proxy"),
+    # What is drawn does not suffice.
+    ("world.clip_frames=7", "world.clip_frames"),
+    ("cascade.frames=50", "world.clip_frames"),
     # Other kinds of values.
+    ("video_shards.reencode='no'", "video_shards.reencode"),
     ("screening.word_lists=en", "screening.word_lists"),
     ("image_metadata.sources=part.parquet", "image_metadata.sources"),
     ("cluster.attempts=true", "cluster.attempts"),
@@ -156,6 +161,30 @@ def test_tabs_and_alias_bombs_are_refused(tmp_path: Path) -> None:
     path.write_text("extends: tiny\ngenerate: &all {prior: *all}\n")
     with pytest.raises(UserError, match="its aliases stand for more than"):
         load_recipe(str(path))
+
+
+def test_a_circle_of_other_spellings_is_one(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.yaml").write_text("extends: ./sub/../b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: ././a.yaml\n")
+    with pytest.raises(UserError, match="extends itself"):
+        load_recipe(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("text", ["seed: 010\n", "seed: 1:30\n", "train_decoder: {crop: 00.5}\n"])
+def test_numbers_that_are_others_than_they_show_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(f"extends: tiny\n{text}")
+    with pytest.raises(UserError, match="in line 2 means another number"):
+        load_recipe(str(tmp_path / "my.yaml"))
+    (tmp_path / "my.yaml").write_text("extends: tiny\nseed: 0\nvideo_shards: {max_seconds: 0.5e1}\n")
+    assert load_recipe(str(tmp_path / "my.yaml")).video_shards.max_seconds == 5
+
+
+@pytest.mark.parametrize("code", ["utf-16", "latin-1"])
+def test_a_recipe_of_another_encoding_is_told_so(code: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_bytes("extends: tiny\nabout: caf\xe9\n".encode(code))
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        load_recipe(str(tmp_path / "my.yaml"))
 
 
 def test_extends_is_relative_to_the_file_that_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,18 @@ def test_patterns_on_other_storages(s3):
     assert folder.names() == []
 
 
+def test_a_star_matches_nothing_hidden(tmp_path):
+    names = ["a.parquet", "._a.parquet", "__MACOSX/a.parquet", ".ipynb_checkpoints/a.parquet", "deep/b.parquet"]
+    for name in names:
+        Folder(str(tmp_path / ".home")).write_bytes(name, b"x")
+    home = f"{tmp_path}/.home"
+    assert matching_paths(f"{home}/*.parquet") == [f"{home}/a.parquet"]
+    assert matching_paths(f"{home}/**/*.parquet") == [f"{home}/a.parquet", f"{home}/deep/b.parquet"]
+    assert matching_paths(f"{home}/.*.parquet") == [f"{home}/._a.parquet"]
+    (tmp_path / ".home/a.parquet").unlink()
+    assert matching_paths(f"{home}/*.parquet") == []
+
+
 def test_no_match_is_said(tmp_path):
     with pytest.raises(UserError, match="No file matches"):
         source_parts([f"{tmp_path}/[x]/*.parquet"])

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_studies import freeze_made_up, made_up
 
 from mav.errors import UserError
@@ -89,3 +90,22 @@ def test_folders_are_paired_by_prompt(clips, tmp_path):
     ours.write_bytes("00000.mp4", b"no video")
     with pytest.raises(UserError, match=r"00000\.mp4 cannot be shown"):
         pairs_of({"ours": ours, "film": film}, prompts)
+
+
+def test_a_study_shows_every_form_of_video(tmp_path):
+    """Tensors, folders of frames, GIFs and mp4s of the same frames: what raters see is what is evaluated."""
+    frames = np.stack([np.full((32, 32, 3), level, np.uint8) for level in (0, 60, 120, 180, 240)])
+    pictures = [Image.fromarray(frame) for frame in frames]
+    for name in ("tensor", "frames", "gif"):
+        (tmp_path / name / "0").mkdir(parents=True)
+    np.save(tmp_path / "tensor/0.npy", frames.transpose(0, 3, 1, 2))
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"frames/0/frame{number + 8}.png")
+    pictures[0].save(tmp_path / "gif/0.gif", save_all=True, append_images=pictures[1:], duration=125)
+    systems = {name: Folder(str(tmp_path / name)) for name in ("tensor", "frames", "gif")}
+    for pair in pairs_of(systems, [("grey", "")]):
+        for system, video in zip(pair.systems, pair.videos, strict=True):
+            assert np.abs(whole_video(video).astype(int) - frames).max() <= 3, system
+    np.save(tmp_path / "tensor/0.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"0\.npy cannot be shown \(not of the shape"):
+        pairs_of(systems, [("grey", "")])

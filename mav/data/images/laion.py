@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from mav.data.images.columns import is_textual, numbers, texts
 from mav.data.list_files import matching
+from mav.data.parquet import open_parquet
 from mav.errors import UserError
 
 # digest: lower-case hex of the picture's bytes before any change: md5, sha256 or sha512 by its length.
@@ -128,7 +129,7 @@ def _opened(path: str) -> Iterator[Any]:
             metadata = pq.read_metadata(file)
             groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
             buffer_size = PAGE_BYTES if max(groups, default=0) > LARGE_GROUP else 0
-            with pq.ParquetFile(file, metadata=metadata, buffer_size=buffer_size, pre_buffer=False) as parquet:
+            with open_parquet(file, metadata=metadata, buffer_size=buffer_size, pre_buffer=False) as parquet:
                 yield parquet
     except FileNotFoundError:
         raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
@@ -171,7 +172,7 @@ def _canonical(table: pa.Table, schema: Schema, path: str) -> pa.Table:
         text = pc.ascii_lower(pc.utf8_trim_whitespace(columns["digest"]))
         columns["digest"] = pc.if_else(pc.match_substring_regex(text, HEX), text, pa.scalar(None, pa.string()))
     if schema.tag:
-        tags = pc.utf8_upper(read(schema.tag, "string"))
+        tags = pc.utf8_upper(pc.utf8_trim_whitespace(read(schema.tag, "string")))
         unsafe = pc.fill_null(pc.is_in(tags, pa.array(UNSAFE)), False)
         columns["punsafe"] = pc.if_else(unsafe, pa.scalar(1.0, pa.float32()), pa.scalar(None, pa.float32()))
     return pa.table(columns)

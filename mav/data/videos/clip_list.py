@@ -9,6 +9,7 @@ video, drawn by seed, are the paper's 10M clips (section 4.1).
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,8 @@ ROLES = {
     "videoid": ("videoid", "video_id", "id"), "url": ("contenturl", "url"), "path": ("path", "file"),
     "page_dir": ("page_dir",), "duration": ("duration",), "start": ("start",), "end": ("end",),
 }  # fmt: skip
-TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")  # 00:01:02.500, or plain seconds
+# 00:01:02.500, 00:01:02,500 as subtitles have it, or plain seconds in any form of a number.
+TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?((?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?)", re.ASCII)
 ISO_DURATION = re.compile(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?")  # PT00H00M17S
 
 
@@ -107,6 +109,10 @@ def _columns(path: str) -> tuple[str, ...]:
     """Returns the columns of a table that are read. Raises UserError when they do not say where a clip is."""
     columns = columns_of(path, [name for names in ROLES.values() for name in names])
     known = {name: column for name, column in _roles(columns).items() if column}
+    if {"video_id", "clip"} <= {column.lower() for column in columns} and "start" not in known:
+        raise UserError(
+            f"{path} has HD-VILA's spans in its column clip: write it as jsonl, or as rows of start and end."
+        )
     if not {"url", "path"} & set(known):
         raise UserError(
             f"{path} is no list of clips: it has the columns {storable(', '.join(columns))}, and expected are WebVid's "
@@ -188,4 +194,7 @@ def _spans(video: Row, problem: str, seed: int, place: str) -> Iterator[ListedCl
 def _seconds(time: str) -> float | None:
     """Returns the seconds of 00:01:02.500 or of plain seconds; None for anything else."""
     match = TIME.fullmatch(time.strip())
-    return 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3]) if match else None
+    if not match:
+        return None
+    seconds = 3600 * int(match[1] or 0) + 60 * int(match[2] or 0) + float(match[3].replace(",", "."))
+    return seconds if math.isfinite(seconds) else None

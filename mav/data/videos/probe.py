@@ -34,6 +34,10 @@ STEADY = 0.002  # seconds by which a frame of a constant rate may be off: contai
 NO_SIZE = (0, 0xFFFFFFFF)  # of a RIFF file whose writer could not go back to fill it in
 BOXES = (b"moov", b"moof", b"mdat")  # of an MP4: without the whole of each, frames are missing
 ANIMATED = ("gif", "apng", "webp")  # animated pictures: like pictures, they lie over white
+SHORTEST, USUAL = (
+    0.011,
+    0.1,
+)  # seconds: a frame of an animated picture that is shown for less is shown for the usual time
 SEEK = 4.0  # seconds: spans that begin later are sought, earlier ones are reached by decoding
 
 
@@ -124,7 +128,8 @@ class TimedFrames:
         shown = [not entry.is_discard for entry in stream.index_entries]
         self._announced, self._listed = min(stream.frames, sum(shown)), listed
         self.hidden = not all(shown)
-        self.background = 255 if stream.codec_context.name in ANIMATED else 0
+        self._animated = stream.codec_context.name in ANIMATED
+        self.background = 255 if self._animated else 0
         self._start, self._end = start, end
         # Where the claimed rate is wild, a usual one is assumed: the frames' own times decide in the end.
         claims = (stream.average_rate, stream.guessed_rate, stream.base_rate)
@@ -189,6 +194,9 @@ class TimedFrames:
                 timed += 1
                 shift = -frame.time if shift is None else shift
                 time = frame.time + shift
+                if self._animated and self._decoded and 0 < time - self._last < SHORTEST:
+                    shift += self._last + USUAL - time
+                    time = self._last + USUAL
                 if self._decoded and time <= self._last:
                     corrected += 1
                     if self._last - time > SET_BACK:

@@ -17,14 +17,13 @@ from PIL import Image, ImageSequence
 
 from mav.data.images.pictures import over_white
 from mav.data.videos import probe
-from mav.data.videos.probe import ClipError, TimedFrames, frame_rate, opened, video_stream
+from mav.data.videos.probe import SHORTEST, USUAL, ClipError, TimedFrames, frame_rate, opened, video_stream
 
 HDR = (16, 18)  # transfer characteristics: PQ and HLG
 HELD = 256 << 20  # bytes of decoded frames that are kept; a longer video is decoded a second time
 PICTURES = (b"GIF8", b"RIFF", b"\x89PNG")  # how animated pictures begin; of RIFF files, those that are WEBP
 MOST_SHOWN = 1 << 36  # pixels of all frames, counted as in `probe`: 20 minutes of 1080p, a quarter of a million of any
 FORMATS = ("GIF", "WEBP", "PNG")
-SHORTEST, USUAL = 0.011, 0.1  # seconds: a picture that is to be shown for less is shown for the usual time
 
 
 class ShownVideo:
@@ -115,6 +114,8 @@ def _animation(data: bytes) -> Iterator[tuple[float, np.ndarray]]:
         for number, frame in enumerate(ImageSequence.Iterator(picture), 1):
             if number * max(pixels, probe.LEAST_PIXELS) > MOST_SHOWN:
                 raise ClipError("too_many_frames")
+            if number == 1 and picture.info.get("default_image"):  # of a PNG: for readers that show a still picture
+                continue
             yield time, over_white(frame)
             seconds = float(frame.info.get("duration") or 0) / 1000
             time += seconds if seconds >= SHORTEST else USUAL

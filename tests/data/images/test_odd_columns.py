@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from filters.screen import MetadataWork, Screen
 from mav.data.images.laion import read_part
+from mav.data.videos.clip_list import read_clips, split_lists
 from mav.errors import UserError
 from mav.recipes import Screening
 from mav.storage import Folder
@@ -115,6 +116,16 @@ def test_bytes_in_any_text_column_of_one_row(tmp_path_factory, column, junk):
         table.validate(full=True)
     urls = [url for table in tables for url in table["url"].to_pylist()]
     assert {PLAIN["URL"][i] for i in (0, 2, 3)} <= set(urls)
+
+
+def test_categories_that_are_not_utf_8(tmp_path):
+    words = pa.array([b"caf\xe9", b"plain"]).view(pa.string())
+    captions = pa.DictionaryArray.from_arrays(pa.array([0, 1, 1, 0], pa.int16()), words)
+    kept = screened(tmp_path / "a.parquet", TEXT=captions, punsafe=[0.1] * ROWS)
+    assert kept["caption"].to_pylist() == ["caf\ufffd", "plain", "plain", "caf\ufffd"]
+    pq.write_table(pa.table({"url": captions}), tmp_path / "clips.parquet")
+    urls = [clip.url for part in split_lists([str(tmp_path / "clips.parquet")], 9) for clip in read_clips(part, 0)]
+    assert urls == ["caf%E9", "plain", "plain", "caf%E9"]
 
 
 def test_addresses_keep_their_bytes(tmp_path):

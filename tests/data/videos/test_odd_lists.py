@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import gzip
 import json
 
 import pyarrow as pa
@@ -76,6 +77,50 @@ def test_delimiters_and_endings(tmp_path, delimiter, ending):
     assert [(clip.videoid, clip.page_dir) for clip in clips(path)] == [(str(i), "000_050") for i in range(3)]
 
 
+@pytest.mark.parametrize("size", [9, 5_000])
+def test_lines_that_end_in_carriage_returns_alone(tmp_path, size):
+    path = tmp_path / "clips.csv"
+    path.write_bytes(b"\r".join([HEADER.encode(), *(line(i) for i in range(size))]))
+    found = clips(path, 1000)
+    assert [clip.videoid for clip in found] == [str(i) for i in range(size)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.csv", f"{HEADER}\n".encode("utf-16-le"), "no text in UTF-8"),
+        ("a.csv.gz", gzip.compress(line(1)), "unpack"),
+        ("a.csv", b"url,start,url\nu,1,v\n", "several columns of the name url"),
+        ("a.csv", b"video_id,url,clip\n1,u,[]\n", "HD-VILA's spans"),
+    ],
+)  # fmt: skip
+def test_other_lists_are_refused_in_one_sentence(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=words) as caught:
+        clips(tmp_path / name)
+    assert str(caught.value).isprintable()
+
+
+def test_two_parquet_columns_of_one_name(tmp_path):
+    columns = [pa.array(["http://h/1"]), pa.array(["http://h/2"]), pa.array([1]), pa.array([2])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["url", "x", "x", "x"]), tmp_path / "a.parquet")
+    assert [clip.url for clip in clips(tmp_path / "a.parquet")] == ["http://h/1"]
+    pq.write_table(pa.Table.from_arrays(columns, names=["url", "url", "x", "y"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="several columns of the name url"):
+        clips(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("1e1", 10), ("1.", 1), (".5", 0.5), ('"1,5"', 1.5), ('"00:00:01,250"', 1.25), ("5E-05", 5e-5), ("1e999", None),
+     ("-1", None), ("one", None), ("\u0661", None)],
+)  # fmt: skip
+def test_seconds_in_any_form(tmp_path, time, seconds):
+    (tmp_path / "a.csv").write_text(f"url,start,end\nhttp://h/1,{time},20\n")
+    (found,) = clips(tmp_path / "a.csv")
+    assert (found.start, found.problem) == ((0, "bad_span") if seconds is None else (seconds, ""))
+
+
 def test_utf_16_is_named(tmp_path):
     path = tmp_path / "clips.csv"
     path.write_text(f"{HEADER}\n{line(1).decode()}\n", encoding="utf-16")
@@ -87,12 +132,20 @@ def test_a_line_that_is_no_json_is_counted(tmp_path):
     path = tmp_path / "list.JSONL"
     spans = [[{"clip_id": f"v{i}.0.mp4", "span": ["1", "2"]}] for i in range(4)]
     good = [json.dumps({"video_id": f"v{i}", "url": f"http://h/{i}", "clip": clip}) for i, clip in enumerate(spans)]
-    bad = [b"{cut", b"[1]", b"\xff\xfe", b"{}", b'{"video_id": null}', b'{"video_id": "\\ud800", "url": "\\udc80"}']
+    bad = [
+        b"{cut",
+        b"[1]",
+        b"\xff\xfe",
+        b"{}",
+        b'{"video_id": null}',
+        b'{"video_id": {"a": 1}}',
+        b'{"video_id": "\\ud800", "url": "\\udc80"}',
+    ]
     path.write_bytes(b"\n".join([good[0].encode(), *bad, *(text.encode() for text in good[1:])]))
     found = clips(path)
     assert [clip.videoid for clip in found if not clip.problem] == [f"v{i}.0" for i in range(4)]
-    assert [clip.problem for clip in found if clip.problem] == ["bad_row"] * 5 + ["no_spans"]
-    assert len({clip.videoid for clip in found}) == 10
+    assert [clip.problem for clip in found if clip.problem] == ["bad_row"] * 6 + ["no_spans"]
+    assert len({clip.videoid for clip in found}) == 11
     json_bytes([clip.videoid + clip.url for clip in found])
 
 

@@ -185,3 +185,21 @@ def test_real_videos(real_data):
         with av.open(io.BytesIO(data)) as container:
             shown = sum(1 for _ in container.decode(video=0))
         assert len(ShownVideo(data)) == shown
+
+
+@pytest.mark.parametrize("delay", [10, 20, 50])
+def test_a_fast_gif_has_the_same_times_in_shards(delay):
+    """Browsers and the reader of evaluations take a delay of a hundredth of a second for none."""
+    frames, buffer = [Image.fromarray(picture(i)) for i in range(9)], io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=[delay] * 5 + [100] * 4)
+    shown, shard = ShownVideo(buffer.getvalue()), convert(buffer.getvalue(), VideoShards())
+    times = shard.metadata.get("times") or [i / shard.metadata["fps"] for i in range(9)]
+    assert times == pytest.approx(shown.times, abs=0.001)
+
+
+def test_the_still_picture_of_an_animated_png_is_no_frame():
+    frames, buffer = [Image.fromarray(picture(i)) for i in range(3)], io.BytesIO()
+    frames[2].save(buffer, "PNG", save_all=True, default_image=True, append_images=frames[:2], duration=100)
+    shown = ShownVideo(buffer.getvalue())
+    assert shown.times == [0, 0.1]
+    assert np.array_equal(shown.frames(), np.stack([picture(0), picture(1)]))

@@ -29,6 +29,7 @@ CASES = {
     "Ray's bare one": (Exception("The current node timed out during startup."), ["timed out during startup"]),
     "Ray's long one": (OddError("task failed\nTraceback ...\nValueError: the cause"), ["OddError", "the cause"]),
     "without words": (OddError(), ["OddError"]),
+    "an empty file": (EOFError("No data left in file"), ["EOFError", "No data left"]),
 }
 
 
@@ -93,3 +94,27 @@ def test_tables_keep_all_names_and_numbers(width, soft):
     for word in ("of tiny", "seconds", *rows[0][:1], *rows[0][2:], rows[1][0], rows[1][-1], "done"):
         assert word in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_terminal_without_the_letters(monkeypatch):
+    """Its encoding has neither the line of a progress bar nor every letter of a user's words."""
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(command, "app", lambda **_: print("caf\u00e9 \u2501 \udce9"))
+    monkeypatch.setattr(sys, "argv", ["mav", "status", "tiny"])
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    out.flush()
+    assert (caught.value.code, out.buffer.getvalue()) == (0, b"caf\\xe9 \\u2501 \\udce9\n")
+
+
+def test_the_end_of_a_file_is_not_ctrl_c(mav, monkeypatch, tmp_path):
+    """The library of commands takes an EOFError for the user's end of a dialogue."""
+
+    def fails(*_, **__):
+        raise EOFError("No data left in file")
+
+    monkeypatch.setattr("flows.cli.plan.open_graph", fails)
+    monkeypatch.setattr(command.tempfile, "tempdir", str(tmp_path))
+    code, _, err = mav("plan", "tiny")
+    assert (code, "EOFError: No data left" in err, "stopped" in err) == (2, True, False)

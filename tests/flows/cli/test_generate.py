@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from flows.cli import generate
+from mav.errors import UserError
 from mav.recipes import ClipConfig
 from mav.recipes.reader import load_recipe
+from mav.storage import Artifact, Folder
 
 Mav = Callable[..., tuple[int, str, str]]
 
@@ -72,3 +74,37 @@ def test_what_is_not_seen_of_a_prompt_is_told(tmp_path: Path, drawn: Drawn, mav:
     code, _, err = mav("sample", "tiny", "one two three four five six seven", "--out", tmp_path)
     assert code == 0
     assert "context of 8 tokens; its end is not seen: 'seven'" in err
+
+
+def test_words_that_are_not_utf_8_and_folders_that_are_none(tmp_path: Path, drawn: Drawn, mav: Mav) -> None:
+    code, out, _ = mav("sample", "tiny", "caf\udce9", "--out", tmp_path)
+    assert code == 0
+    assert json.loads(Path(out.strip()).with_suffix(".json").read_text())["prompt"].startswith("caf")
+    (tmp_path / "file").write_text("")
+    drawn.batches.clear()
+    code, _, err = mav("sample", "tiny", "a cat", "--out", tmp_path / "file/videos")
+    assert (code, err.count("\n"), drawn.batches) == (2, 1, []), "it is told before anything is computed"
+    assert f"--out {tmp_path}/file/videos cannot be a folder" in err
+
+
+def test_damaged_weights_make_no_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an artifact whose curves are lost, the network is used; one whose weights changed is named."""
+    artifact = Artifact.publish(
+        stored(Folder(str(tmp_path / "clip")), ("clip.json", "clip.safetensors", "curves.jsonl")),
+        stage="clip", version=1, fingerprint="f" * 64, recipe="tiny", config={}, inputs={},
+    )  # fmt: skip
+    monkeypatch.setattr("flows.engine.store.Store.find", lambda *_: artifact)
+    loaded = []
+    monkeypatch.setattr("mav.generation.cascade.Cascade.load", lambda *_: loaded.append(1))
+    (tmp_path / "clip/curves.jsonl").unlink()
+    generate.load_cascade("tiny", str(tmp_path), None)
+    assert loaded == [1]
+    (tmp_path / "clip/clip.safetensors").write_bytes(b"Xlip.safetensors")
+    with pytest.raises(UserError, match=r"clip of tiny is damaged: .*; `mav rerun tiny clip` builds it anew"):
+        generate.load_cascade("tiny", str(tmp_path), None)
+
+
+def stored(folder: Folder, names: tuple[str, ...]) -> Folder:
+    for name in names:
+        folder.write_bytes(name, name.encode())
+    return folder

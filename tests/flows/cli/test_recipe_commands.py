@@ -59,6 +59,10 @@ def test_validate_says_everything_and_exits_1(mav: Mav, tmp_path: Path) -> None:
     (problem,) = json.loads(out)["problems"]
     assert code == 1
     assert (problem["key"], problem["remedy"]) == ("clip.nsfw_head", "correct the path or bring the file")
+    for wrong in ("image_metadata.sources=[nothing-*.parquet]", "screening.word_lists=[words]"):
+        code, out, _ = mav("validate", "tiny", "--set", wrong)
+        assert code == 1
+        assert out.split("`")[1] == wrong.partition("=")[0]
 
 
 def test_only_what_is_asked_must_be_there(mav: Mav, tmp_path: Path) -> None:
@@ -172,3 +176,22 @@ def test_a_dry_run_and_status_say_why(mav: Mav, built: Store, port: str) -> None
     assert stages["train-prior"]["state"] == "missing"
     code, out, _ = mav("run", "tiny", "--until", "image-metadata", "--dry-run", *arguments)
     assert out.startswith("Nothing to do: all 2 stages of tiny are done")
+
+
+def test_what_cannot_be_reported_names_the_damaged_stage(
+    mav: Mav, built: Store, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("a library's words")
+
+    monkeypatch.setattr("mav.report.page.write_report", fails)
+    line = ["report", "tiny", "--runs", built.root.root, "--set", "world.images=60", "--set", port]
+    assert "a library's words" in mav(*line)[2], "nothing is damaged"
+    for name in built.root.names():  # of both recipes
+        if name.endswith("/00000-00000.parquet"):
+            part = Path(built.root.path(name))
+            part.write_bytes(part.read_bytes()[:-1] + b"x")
+    code, _, err = mav(*line)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "image-metadata of tiny is damaged" in err
+    assert "`mav rerun tiny image-metadata` builds it anew" in err
