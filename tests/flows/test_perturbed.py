@@ -91,7 +91,8 @@ def made(node: Node, recipe: Recipe, store: Store, place: str) -> dict[str, str]
 def cases(node: Node, recipe: Recipe, read: set[str]) -> Iterator[tuple[str, Any, bool]]:
     """Yields (key, another value, whether it counts) of what a stage reads."""
     for value in values(recipe):
-        apart = value.key.startswith(("cluster.", "expect.", "name", "about"))
+        # A proxy that is not there ends the stage.
+        apart = value.key.startswith(("cluster.", "expect.", "name", "about")) or value.key.endswith(".proxy")
         if value.key in read and not apart:
             counts = value.counts and covers(node.stage.reads_of(recipe), value.key)
             yield value.key, other_value(value.key, value.value), counts
