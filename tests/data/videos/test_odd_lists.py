@@ -89,7 +89,7 @@ def test_lines_that_end_in_carriage_returns_alone(tmp_path, size):
     ("name", "data", "words"),
     [
         ("a.csv", f"{HEADER}\n".encode("utf-16-le"), "no text in UTF-8"),
-        ("a.csv.gz", gzip.compress(line(1)), "unpack"),
+        ("a.csv.gz", gzip.compress(line(1), mtime=0), "unpack"),
         ("a.csv", b"url,start,url\nu,1,v\n", "several columns of the name url"),
         ("a.csv", b"video_id,url,clip\n1,u,[]\n", "HD-VILA's spans"),
     ],
