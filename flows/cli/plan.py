@@ -153,8 +153,10 @@ def clips(recipe: Recipe) -> int:
 def measure(recipe: Recipe, skip: set[str]) -> dict[str, float]:
     """Measures on one core, in a few seconds, the rates of screening rows and of preparing pictures and clips."""
     measures = {"screened": _screened_rows, "fetched": _prepared_pictures}
-    found = {name: measured(recipe) for name, measured in measures.items()} | _converted_clips(recipe)
-    return {name: value for name, value in found.items() if name not in skip}
+    found = {name: measured(recipe) for name, measured in measures.items() if name not in skip}
+    if "encoded" not in skip or (recipe.world and "clip_bytes" not in skip):
+        found |= {name: value for name, value in _converted_clips(recipe).items() if name not in skip}
+    return found
 
 
 def _screened_rows(recipe: Recipe) -> float:

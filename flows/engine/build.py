@@ -12,12 +12,12 @@ from rich.markup import escape
 from flows.engine.lease import LEASE, exclusive
 from flows.engine.run import Job, Run, heartbeat
 from flows.engine.stage import Node, Outcome, require_files
+from flows.engine.store import FAILURE
 from mav.errors import DivergedError, UserError, full_disk_told
 from mav.recipes import digest
 from mav.recipes.identity import how
 from mav.storage import MANIFEST, Artifact
 
-FAILURE = "failure.json"
 SOFTWARE = ("make-a-video-system", "torch", "ray", "prefect", "img2dataset", "open_clip_torch", "pyarrow", "numpy")
 
 

@@ -32,6 +32,7 @@ from mav.storage import MANIFEST, Artifact, Folder
 SILENT_SECONDS = 30.0  # a run without a heartbeat for this long counts as dead
 SHOWN_FINGERPRINT = 16  # hex digits of a fingerprint that are used in paths
 
+FAILURE = "failure.json"  # in the work of a stage that failed: why, and when
 RECORDS = "recipes"  # the folder of the records
 
 State = Literal["done", "stale", "missing", "failed", "running"]
@@ -72,10 +73,10 @@ class Store:
 
     def failure(self, node: Node) -> Failure:
         """Returns why a failed stage did."""
-        record = self.work(node).read_json_or_none("failure.json")
+        record = self.work(node).read_json_or_none(FAILURE)
         known = record if isinstance(record, dict) else {}
         at = datetime.datetime.fromtimestamp(known.get("time", 0), datetime.UTC).isoformat(timespec="seconds")
-        return Failure(str(known.get("reason", "its failure.json cannot be read")), at)
+        return Failure(str(known.get("reason", f"its {FAILURE} cannot be read")), at)
 
     def state(self, node: Node, recipe: str, owner: str = "") -> State:
         """Returns the state of a stage; it is stale when the recipe has only an artifact of another fingerprint.
@@ -87,7 +88,7 @@ class Store:
             return "done"
         if _running(work):
             return "running"
-        if work.exists("failure.json"):
+        if work.exists(FAILURE):
             return "failed"
         return "stale" if self.older(node, recipe, owner) else "missing"
 

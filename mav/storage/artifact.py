@@ -19,6 +19,7 @@ from mav.storage.folder import Folder, canonical_json
 from mav.storage.ledger import LEDGER, Marker, ledgers, read_ledger
 
 MANIFEST = "manifest.json"
+Reread = Literal["all", "own", "none"]  # whose bytes a check reads again
 FORMAT = 2  # of manifests; 1 had no number, no `how` and no `outside`
 
 
@@ -136,28 +137,27 @@ class Artifact:
         """Lists the artifact's files, sorted."""
         return sorted(name for name, _ in self.entries() if name.endswith(suffix) and name.startswith(prefix))
 
-    def damage(self, reread: Literal["all", "own", "none"], endings: tuple[str, ...] = ("",)) -> Iterator[str]:
+    def damage(self, reread: Reread, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
         """Yields a sentence for each file that is missing or changed; of files with these endings only.
 
         Sizes are always compared, and the bytes of the files in `reread`: all, the manifest's own without those of
         shards, or none but the ledgers. What a changed ledger says of shards is not trusted.
         """
-        present, own = self.folder.sizes(), self.manifest.files
+        present = self.folder.sizes()
         broken = self._broken_ledgers(present)
         yield from broken
-        for name, entry in own.items() if broken else self.entries():
-            if name not in ledgers(own) and name.endswith(endings):
-                again = reread == "all" or (reread == "own" and name in own)
-                yield from self._check(name, entry, present.get(name), again)
+        yield from self._changed(present, not broken, reread, endings)
 
     def problems(self, quick: bool = False) -> Iterator[str]:
         """Yields a sentence for each file that is missing, changed or unexpected, and for counts that do not add up.
 
         `quick` compares only sizes; otherwise every byte is read again.
         """
-        yield from self.damage("none" if quick else "all")
         present = self.folder.sizes()
-        if self._broken_ledgers(present):
+        broken = self._broken_ledgers(present)
+        yield from broken
+        yield from self._changed(present, not broken, "none" if quick else "all")
+        if broken:
             return
         unexpected = present.keys() - {name for name, _ in self.entries()} - {MANIFEST}
         yield from (f"{self.folder.path(name)} is not part of the artifact" for name in sorted(unexpected))
@@ -169,6 +169,17 @@ class Artifact:
     def _broken_ledgers(self, present: Mapping[str, int]) -> list[str]:
         own = self.manifest.files
         return [text for name in ledgers(own) for text in self._check(name, own[name], present.get(name), True)]
+
+    def _changed(
+        self, present: Mapping[str, int], shards: bool, reread: Reread, endings: tuple[str, ...] = ("",)
+    ) -> Iterator[str]:
+        """Checks the files that are no ledgers: the manifest's own, and those of shards where the ledgers are right."""
+        own = self.manifest.files
+        checked = set(ledgers(own))
+        for name, entry in self.entries() if shards else own.items():
+            if name not in checked and name.endswith(endings):
+                again = reread == "all" or (reread == "own" and name in own)
+                yield from self._check(name, entry, present.get(name), again)
 
     def _check(self, name: str, entry: Mapping[str, Any], size: int | None, reread: bool) -> Iterator[str]:
         path = self.folder.path(name)
