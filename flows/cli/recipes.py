@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import typer
 
@@ -72,7 +73,7 @@ def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
     """
     groups = node_groups(path)
     nodes = [{"CPU": group.cpus, "GPU": group.gpus} for group in groups for _ in range(group.most)]
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"what": what, "workers": workers, "each": need, "at_once": fitting(nodes, need) // workers,
          "change": change_to_fit(nodes, need, workers, setting)}
         for what, need, workers, setting in demands(recipe)
@@ -86,15 +87,15 @@ def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
         for group in groups:
             table.add_row(group.name, str(group.most), f"{group.cpus:g}", f"{group.gpus:g}")
         work = plain_table("work", right=("needs", "at once"))
-        for what, need, workers, _ in demands(recipe):
-            work.add_row(what, words(need, workers), f"{fitting(nodes, need) // workers:,}")
+        for each in asked:
+            work.add_row(each["what"], words(each["each"], each["workers"]), f"{each['at_once']:,}")
         console = table_console()
         console.print(table)
         console.print()
         console.print(work)
-    for what, need, workers, setting in demands(recipe):
-        if change := change_to_fit(nodes, need, workers, setting):
+    for each in asked:
+        if each["change"]:
             raise UserError(
-                f"The nodes of {path} cannot hold {what} of {recipe.name}, which asks for {words(need, workers)}: "
-                f"give `--set {change}`, or larger or more nodes."
+                f"The nodes of {path} cannot hold {each['what']} of {recipe.name}, which asks for "
+                f"{words(each['each'], each['workers'])}: give `--set {each['change']}`, or larger or more nodes."
             )
