@@ -1,11 +1,9 @@
 """Writes a validity card (`mav.evaluation.card`) as one page in the report's style."""
 
-from importlib import resources
 from typing import Any
 
-import jinja2
-
 from mav.report.page import METRICS
+from mav.report.templates import templates
 
 NAMES = {"kvd": "KVD", "kid": "KID"}  # of metrics that no report shows
 
@@ -21,12 +19,7 @@ def card_page(card: dict[str, Any]) -> bytes:
         "rows": rows,
         "blind": [_title(name) for name in metrics if not any(p["worse"] for p in rows["strobing", name]["points"])],
     }
-    files = resources.files(__package__)
-    loader = jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("card.html").render(context).encode()
+    return templates().get_template("card.html").render(context).encode()
 
 
 def _title(metric: str) -> str:

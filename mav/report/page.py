@@ -3,15 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from mav.evaluation.protocols import published
 from mav.recipes import Recipe, Screening
 from mav.report import collect, figures, motion
+from mav.report.templates import templates
 from mav.storage import Artifact, Folder
 
 NETWORKS = {
@@ -88,11 +87,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},
         "software": _software(artifacts.values()),
     }
-    files = resources.files(__package__)
-    loader = jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text(encoding="utf-8"))
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = templates()
     environment.filters |= {"duration": figures.duration, "number": lambda n: f"{n:,}".replace(",", "\u202f")}
     environment.filters["percent"] = lambda share: "no" if share is None else f"{100 * share:.0f} %"
     return environment.get_template("page.html").render(context).encode(), len(clips)
