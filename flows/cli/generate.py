@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, device, open_graph, require_folder
+from flows.cli.options import RecipeName, Runs, Set, damaged, device, open_graph, require_folder
 from flows.services.terminal import ProgressLine
 from mav.errors import UserError
 from mav.recipes import to_plain
@@ -151,7 +151,7 @@ def load_cascade(
             remedy = f"`mav run {recipe} --until generate` trains what sampling needs"
             raise UserError(f"{name} of {recipe} is not trained yet: {remedy}.")
         if damage := next(artifact.damage("own", USED), None):
-            raise UserError(f"{name} of {recipe} is damaged: {damage}; `mav rerun {recipe} {name}` builds it anew.")
+            raise damaged(recipe, name, damage)
         found[name] = artifact
     networks = cascade.Cascade.load(loaded, {name: artifact.folder for name, artifact in found.items()}, device())
     if captions := store.find(graph.node("image-embed")):

@@ -65,6 +65,11 @@ def nothing_built(recipe: str, store: Store) -> UserError:
     return UserError(f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}` builds it.")
 
 
+def damaged(recipe: str, stage: str, damage: str) -> UserError:
+    """Returns the error of commands that meet a stage whose files are not what they were."""
+    return UserError(f"{stage} of {recipe} is damaged: {damage}; `mav rerun {recipe} {stage}` builds it anew.")
+
+
 def device() -> str:
     """Returns the device that networks run on in this process."""
     import torch

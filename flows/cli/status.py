@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli.options import Json, RecipeName, Runs, Set, nothing_built, open_graph
+from flows.cli.options import Json, RecipeName, Runs, Set, damaged, nothing_built, open_graph
 from flows.engine.store import changes, recipe_folder, recipe_owner
 from flows.services.terminal import ProgressLine, plain_table, spinner
 from mav.errors import UserError
@@ -157,7 +157,6 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     except (ValueError, LookupError, TypeError, OSError):
         for view in views:
             if view.artifact and (damage := next(view.artifact.damage("all"), None)):
-                remedy = f"`mav rerun {recipe} {view.name}` builds it anew"
-                raise UserError(f"{view.name} of {recipe} is damaged: {damage}; {remedy}.") from None
+                raise damaged(recipe, view.name, damage) from None
         raise
     print(folder.path("index.html"))

@@ -114,14 +114,14 @@ def rows(path: str, columns: Sequence[str], place: int = -1) -> Iterator[tuple[i
 def _csv_rows(path: str, file: IO[bytes], wanted: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
     lines = Lines(file)
     columns, delimiter = _header(lines, [name.lower() for name in wanted], path)
-    _refuse_twins(columns, wanted, path)
+    refuse_twins(columns, wanted, path)
     if place >= 0:
         lines.seek(place)
     for begin, record in records(lines, delimiter, len(columns)):
         yield begin, dict.fromkeys(columns, "") | {c: text(v) for c, v in zip(columns, record, strict=False)}
 
 
-def _refuse_twins(columns: Sequence[str], wanted: Sequence[str], path: str) -> None:
+def refuse_twins(columns: Sequence[str], wanted: Sequence[str], path: str) -> None:
     """Raises UserError when a wanted column is there more than once."""
     if twins := [name for name in wanted if columns.count(name) > 1]:
         raise UserError(f"{path} has several columns of the name {twins[0]}: keep one.")
@@ -151,7 +151,7 @@ def _jsonl_rows(path: str, file: IO[bytes], place: int) -> Iterator[tuple[int, R
 
 def _parquet_rows(path: str, file: IO[bytes], columns: Sequence[str], place: int) -> Iterator[tuple[int, Row]]:
     parquet = open_parquet(file)
-    _refuse_twins(parquet.schema_arrow.names, columns, path)
+    refuse_twins(parquet.schema_arrow.names, columns, path)
     for name in columns:
         kind = parquet.schema_arrow.field(name).type
         if pa.types.is_nested(kind):

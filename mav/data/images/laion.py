@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mav.data.images.columns import is_textual, numbers, texts
-from mav.data.list_files import matching
+from mav.data.list_files import matching, refuse_twins
 from mav.data.parquet import open_parquet
 from mav.errors import UserError
 
@@ -90,8 +90,7 @@ def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator
     schema = replace(schema, digest=digest)
 
     wanted = sorted({*schema.columns.values(), schema.tag, schema.digest} - {""})
-    if twice := [name for name in wanted if names.count(name) > 1]:
-        raise UserError(f"{path} has several columns of the name {twice[0]}: keep one.")
+    refuse_twins(names, wanted, path)
     return schema, (_canonical(table, schema, path) for table in _tables(path, wanted, batch_rows))
 
 
