@@ -76,7 +76,7 @@ def json_object(text: str) -> dict[str, Any]:
 def ledger_rows(folder: Folder, columns: Columns, name: str = LEDGER) -> Iterator[tuple[Any, ...]]:
     """Yields these columns of a ledger, shard by shard, each as its function reads it.
 
-    None stands for what an older release did not enter. Raises UserError for a ledger that is damaged, and OSError when
+    None stands for the places that an older release did not enter. Raises UserError for a ledger that is damaged, and OSError when
     there is none or storage does not answer, which says nothing about it.
     """
     import pyarrow as pa
@@ -86,12 +86,11 @@ def ledger_rows(folder: Folder, columns: Columns, name: str = LEDGER) -> Iterato
         # A remote ledger is read in one request.
         with folder.open(name) if folder.local else io.BytesIO(folder.read_bytes(name)) as file:
             for batch in pq.ParquetFile(file).iter_batches(columns=list(columns), batch_size=1000):
-                rows = batch.to_pydict()
-                found = [rows.get(column, [None] * len(batch)) for column in columns]
-                for row in zip(*found, strict=True):
+                found = {"places": [None] * len(batch)} | batch.to_pydict()
+                for row in zip(*(found[column] for column in columns), strict=True):
                     values = zip(columns.values(), row, strict=True)
                     yield tuple(None if value is None else read(value) for read, value in values)
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, OSError) and error.errno:  # pyarrow's own has no number
             raise
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
