@@ -76,8 +76,8 @@ def json_object(text: str) -> dict[str, Any]:
 def ledger_rows(folder: Folder, columns: Columns, name: str = LEDGER) -> Iterator[tuple[Any, ...]]:
     """Yields these columns of a ledger, shard by shard, each as its function reads it.
 
-    None stands for the places that an older release did not enter. Raises UserError for a ledger that is damaged, and OSError when
-    there is none or storage does not answer, which says nothing about it.
+    None stands for the places that an older release did not enter. Raises UserError for a ledger that is damaged, and
+    OSError when there is none or storage does not answer, which says nothing about it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
