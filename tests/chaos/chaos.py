@@ -6,7 +6,7 @@ command. Then come the faults that need a scene of their own. In the end every a
 undisturbed run's, every row must be there once, and `mav clean` must leave nothing half done. Prints a table, writes
 build/chaos.json, exits 1 when a figure is not 0.
 
-    python tests/chaos/chaos.py [--seed N] [--subset] [--scenes NAME ...]
+    python tests/chaos/chaos.py [--seed N] [--subset] [--only PART ...]
 
 The subset has one node, the image data alone and a dozen faults.
 """
@@ -202,7 +202,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--subset", action="store_true")
-    parser.add_argument("--scenes", nargs="*", choices=[scene.__name__ for scene in SCENES], help="these, and no storm")
+    parts = ["storms", *(scene.__name__ for scene in SCENES)]
+    parser.add_argument("--only", nargs="+", choices=parts, help="the others are left out")
     parser.add_argument("--json", type=Path, default=Path("build/chaos.json"))
     chosen = parser.parse_args()
     configure_environment()
@@ -212,10 +213,11 @@ def main() -> int:
     chaos = Chaos(base, chosen.seed, chosen.subset)
     try:
         chaos.quiet()
-        for scene in SCENES[:1] if chosen.subset and chosen.scenes is None else SCENES:
-            if chosen.scenes is None or scene.__name__ in chosen.scenes:
+        wanted = chosen.only or ([SCENES[0].__name__, "storms"] if chosen.subset else parts)
+        for scene in SCENES:
+            if scene.__name__ in wanted:
                 scene(chaos)
-        if chosen.scenes is None:
+        if "storms" in wanted:
             chaos.storms()
     finally:
         chaos.stop()
