@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.engine.capacity import Capacity
 from flows.engine.function import SAVE_SECONDS, ProgressFile, following, run_on_ray
@@ -23,6 +23,7 @@ from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told
 from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
 
+T = TypeVar("T")
 RESULT, STOP = "result.json", "stop.json"
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
 DRAIN_SECONDS = 5.0  # between two looks at whether this node is drained: a cloud gives 30 s or more
@@ -56,15 +57,28 @@ def train(job: Job) -> Outcome:
 
 
 def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
-    """Trains in one Ray task; starts another when its process dies, since the checkpoints remain."""
+    """Trains in one Ray task; starts another when its process dies."""
     from ray.exceptions import RayError
 
-    cluster, checkpoints = job.recipe.cluster, orders.checkpoints
+    cluster = job.recipe.cluster
+
+    def once() -> dict[str, Any]:
+        return run_on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
+
+    return restarted(once, orders.checkpoints, RayError)
+
+
+def restarted(once: Callable[[], T], checkpoints: Folder, lost: type[Exception]) -> T:
+    """Returns what `once` does, which is begun again when it loses its workers (`lost`), since the checkpoints remain.
+
+    A training whose machines are taken away again and again comes to its end, as long as it gets from one checkpoint
+    to the next. Raises the last error when it did not for MAX_FAILURES times.
+    """
     failures, before = 0, checkpoints.names()
     while True:
         try:
-            return run_on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
-        except RayError:
+            return once()
+        except lost:
             failures, before, earlier = failures + 1, checkpoints.names(), before
             if before != earlier:
                 failures = 1
@@ -73,8 +87,8 @@ def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
 
 
 def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
-    """Trains in several workers, coordinated by Ray Train."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    """Trains in several workers, coordinated by Ray Train; starts all of them again when one dies or is preempted."""
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     cluster = job.recipe.cluster
@@ -83,19 +97,19 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
     for name in (RESULT, STOP):
         job.work.remove(name)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"orders": orders},
-        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
-        torch_config=_torch_config("nccl" if gpu else "gloo"),
-        run_config=RunConfig(
-            name=f"{job.name}-{job.node.fingerprint[:8]}",
-            storage_path=job.work.child("ray").url,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
-    with following(job, capacity) as require_running:
-        _fit(job, trainer, require_running)
+
+    def once() -> None:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"orders": orders},
+            scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
+            torch_config=_torch_config("nccl" if gpu else "gloo"),
+            run_config=RunConfig(name=f"{job.name}-{job.node.fingerprint[:8]}", storage_path=job.work.child("ray").url),
+        )
+        with following(job, capacity) as require_running:
+            _fit(job, trainer, require_running)
+
+    restarted(once, orders.checkpoints, TrainingFailedError)
     result = job.work.read_json_or_none(RESULT)
     if result is None:
         job.require_held()
@@ -170,7 +184,7 @@ def _worker(config: dict[str, Orders]) -> None:
     except PreemptedError:
         if orders.work.exists(STOP):
             return
-        raise  # only this worker's machine goes away: Ray Train starts the workers again
+        raise  # only this worker's machine goes away: the driver starts the workers again
     except TakenOverError:
         return  # the driver knows, and no result of this run is wanted any more
     except UserError as error:

@@ -182,12 +182,12 @@ def _elsewhere(chaos: Chaos, flow: Flow, name: str, code: str) -> None:
     flow.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))
 
 
-def _leases(store: Store) -> set[str]:
-    return {str(file) for file in Path(store.root.root).glob("work/*/*/lease/[0-9]*.json")}
+def _leases(store: Store, stage: str = "*") -> set[str]:
+    return {str(file) for file in Path(store.root.root).glob(f"work/{stage}/*/lease/[0-9]*.json")}
 
 
-def _at_work(flow: Flow, store: Store) -> None:
-    while flow.alive and not _leases(store):
+def _at_work(flow: Flow, store: Store, stage: str = "*") -> None:
+    while flow.alive and not _leases(store, stage):
         time.sleep(0.05)
 
 
@@ -231,14 +231,14 @@ def taken_over(chaos: Chaos) -> None:
         flow.start("run", "tiny", "--until", SHORT)
         held = set[str]()
         while flow.alive and not held:
-            _at_work(flow, store)
-            time.sleep(chaos.rng.uniform(0, 1))
+            _at_work(flow, store, SHORT)
+            time.sleep(chaos.rng.uniform(0, 2))
             os.kill(flow.process.pid, signal.SIGSTOP)  # type: ignore[union-attr]
-            held = _leases(store)
-            if not held:  # it was between two stages
+            held = _leases(store, SHORT)
+            if not held:  # the stage was done
                 os.kill(flow.process.pid, signal.SIGCONT)  # type: ignore[union-attr]
         other.start("run", "tiny", "--until", SHORT)
-        while other.alive and _leases(store) <= held:  # a new one has a higher number
+        while other.alive and _leases(store, SHORT) <= held:  # a new one has a higher number
             time.sleep(0.2)
         os.kill(flow.process.pid, signal.SIGCONT)  # type: ignore[union-attr]
         first, second = flow.wait(PATIENCE), other.wait(PATIENCE)
