@@ -43,8 +43,7 @@ def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
             with drain() if rank == 1 and drained else nullcontext():
                 run(Folder(root), recipe=recipe, rank=rank, world_size=2, report=report, **options)
         except PreemptedError:
-            saved = Folder(root).child(f"{options['work']}/{options['stage']}").folders()
-            assert rank or [int(name) for name in saved] == [4 if end_at else 8], "after the step that it was in"
+            assert end_at or drained
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
