@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -83,3 +85,27 @@ print(services.get_node_ip_address())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() in ("127.0.0.1", "::1"), done.stderr
+
+
+@pytest.mark.parametrize("error", [None, UserError("The run is being stopped")])
+def test_a_server_that_goes_away_while_a_gpu_slot_is_held_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch, error: UserError | None
+) -> None:
+    import httpx
+
+    from flows.services import gpu_slots
+
+    @contextmanager
+    def slot(*_: object, raise_on_lease_renewal_failure: bool, **__: object) -> Iterator[None]:
+        assert not raise_on_lease_renewal_failure, "a renewal that fails must not end the stage"
+        try:
+            yield
+        finally:
+            raise httpx.ConnectError("the server is away")
+
+    monkeypatch.setattr(gpu_slots, "concurrency", slot)
+    monkeypatch.setattr(gpu_slots, "get_client", lambda **_: nullcontext(MagicMock()))
+    told = pytest.raises(UserError, match="being stopped") if error else nullcontext()
+    with told, gpu_slots.gpu_slot(1, lambda: None, lambda: pytest.fail("it answered")):
+        if error:
+            raise error
