@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flows.engine.capacity import Capacity
-from flows.engine.function import SAVE_SECONDS, ProgressFile, following, run_on_ray
+from flows.engine.function import CHECKPOINTS, ProgressFile, following, run_on_ray, save_seconds
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
 from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told
@@ -51,7 +51,7 @@ def train(job: Job) -> Outcome:
     """Runs the stage's training loop until its samples are seen and its network is exported."""
     board = job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}")
     wandb = os.environ.get("WANDB_PROJECT", "")  # is read here, since workers have another environment
-    orders = Orders(job.name, job.recipe, job.inputs, job.work.child("checkpoints"), job.work, job.out, board, wandb)
+    orders = Orders(job.name, job.recipe, job.inputs, job.work.child(CHECKPOINTS), job.work, job.out, board, wandb)
     metrics = _ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders)
     return Outcome(metrics=metrics | {name: round(job.progress[name], 4) for name in PACE if name in job.progress})
 
@@ -132,7 +132,7 @@ def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:
     except BaseException:
         with suppress(OSError, TakenOverError):  # who was taken over stops by the fence of its folders
             job.work.write_json(STOP, {})
-        wait([fitted], timeout=SAVE_SECONDS)
+        wait([fitted], timeout=save_seconds(job.work))
         raise
     fitted.result()
 

@@ -35,6 +35,7 @@ COMPRESSED = 100  # times its size to which an npz may unpack; float weights har
 MOST_NAMES = 100_000
 MOST_CHARACTERS = 1000  # of a name
 MOST_DIMENSIONS = 64
+TOO_MUCH = "it unpacks to more than its own size"
 CONVERT = (
     "where its code may be run, convert it: "
     "safetensors.torch.save_file(torch.jit.load(FILE).state_dict(), 'NAME.safetensors')"
@@ -92,7 +93,7 @@ def _first_line(error: Exception) -> str:
 def refuse_bombs(archive: zipfile.ZipFile, most: int) -> None:
     """Raises ValueError for an archive that unpacks to more than `most` bytes."""
     if sum(member.file_size for member in archive.infolist()) > most:
-        raise ValueError("it unpacks to more than its own size")
+        raise ValueError(TOO_MUCH)
 
 
 def _refuse_expanded(elements: int, stored: int) -> None:
@@ -139,7 +140,7 @@ class _Archive:
     def _member(self, name: str) -> bytes:
         self._left -= self._zip.getinfo(name).file_size
         if self._left < 0:
-            raise ValueError("it unpacks to more than its own size")
+            raise ValueError(TOO_MUCH)
         return self._zip.read(name)
 
     def _follow(self, data: bytes) -> Any:
@@ -237,7 +238,7 @@ class _Archive:
             stack[-1].update(state)
 
     def _reduced(self, function: Any, arguments: Any) -> Any:
-        # Only names are compared: tuples of tuples may be too large to be compared, hashed or written out.
+        # Only names are compared: tuples of tuples take for ever.
         if not isinstance(arguments, tuple) or not isinstance(function, _Global | _Unknown):
             raise ValueError("a broken pickle")
         if function == "collections OrderedDict" and not arguments:
@@ -269,8 +270,7 @@ class _Archive:
         kind, data = storage
         if not len(size) == len(stride) <= MOST_DIMENSIONS:
             raise ValueError("a tensor has no such shape")
-        numbers = [offset, *size, *stride]
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *size, *stride)):
             raise ValueError("a tensor has no such shape")
         stored = len(data) // kind.itemsize
         elements = math.prod(size)
