@@ -32,9 +32,7 @@ STORAGES = {
 FIRST = {"torch._utils _rebuild_parameter", "torch.jit._pickle restore_type_tag"}
 FIRST |= {f"torch.jit._pickle build_{kind}list" for kind in ("int", "double", "bool", "tensor")}
 COMPRESSED = 100  # times its size to which an npz may unpack; float weights hardly shrink
-MOST_NAMES = 100_000
-MOST_CHARACTERS = 1000  # of a name
-MOST_DIMENSIONS = 64
+MOST_NAMES, MOST_CHARACTERS, MOST_DIMENSIONS = 100_000, 1000, 64  # characters of a name, dimensions of a tensor
 TOO_MUCH = "it unpacks to more than its own size"
 CONVERT = (
     "where its code may be run, convert it: "

@@ -1,13 +1,18 @@
 """Ports and servers that a run stands on."""
 
+import asyncio
+import datetime
 import http.server
+import importlib
 import os
 import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -109,3 +114,16 @@ def test_a_server_that_goes_away_while_a_gpu_slot_is_held_hides_nothing(
     with told, gpu_slots.gpu_slot(1, lambda: None, lambda: pytest.fail("it answered")):
         if error:
             raise error
+
+
+def test_a_prefect_server_that_is_started_anew_still_knows_who_holds_a_gpu_slot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flows.services.environment import configure_environment
+
+    name = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    monkeypatch.delenv(name, raising=False)
+    configure_environment()
+    leases = importlib.import_module(os.environ[name]).ConcurrencyLeaseStorage
+    lease = asyncio.run(leases(tmp_path).create_lease([uuid.uuid4()], datetime.timedelta(minutes=1)))
+    assert asyncio.run(leases(tmp_path).read_lease(lease.id)) is not None
