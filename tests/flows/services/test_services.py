@@ -5,6 +5,7 @@ import datetime
 import http.server
 import importlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,13 +14,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli.main import app
 from flows.services.ports import reserve_port
 from flows.services.prefect_server import prefect_server
+from flows.services.ray_cluster import ray_cluster
 from mav.errors import UserError
+from mav.recipes import Cluster
 
 
 def test_a_reserved_port_is_for_a_server_and_for_nobody_else() -> None:
@@ -127,3 +133,50 @@ def test_a_prefect_server_that_is_started_anew_still_knows_who_holds_a_gpu_slot(
     leases = importlib.import_module(os.environ[name]).ConcurrencyLeaseStorage
     lease = asyncio.run(leases(tmp_path).create_lease([uuid.uuid4()], datetime.timedelta(minutes=1)))
     assert asyncio.run(leases(tmp_path).read_lease(lease.id)) is not None
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (1, 2), (2, 2)])
+def test_ray_gets_a_second_try_on_a_busy_machine(failures: int, starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    tries = []
+
+    def start(**options: object) -> SimpleNamespace:
+        tries.append(options["address"])
+        if len(tries) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+        return SimpleNamespace(dashboard_url="")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = (
+        pytest.raises(UserError, match=r"Ray did not start.*processors and memory") if failures > 1 else nullcontext()
+    )
+    with told, ray_cluster(Cluster()):
+        pass
+    assert tries == ["local"] * starts
+
+
+@pytest.mark.parametrize("error", ["ObjectNotFound", "ConnectError"])
+def test_a_prefect_server_that_lost_the_run_is_a_sentence(
+    error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its database was emptied or replaced, or it went away for good."""
+    import httpx
+    from prefect.exceptions import ObjectNotFound
+
+    import flows.deploy
+
+    def lost(**_: object) -> None:
+        raise ObjectNotFound(Exception("404")) if error == "ObjectNotFound" else httpx.ConnectError("refused")
+
+    monkeypatch.setattr(flows.deploy, "make_a_video_flow", lost)
+    monkeypatch.setattr(
+        "flows.services.prefect_server.prefect_server", lambda meanwhile: meanwhile() or nullcontext("there")
+    )
+    monkeypatch.setattr("flows.services.ray_cluster.ray_cluster", lambda cluster: nullcontext(""))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    result = CliRunner().invoke(app, ["run", "tiny", "--runs", str(tmp_path)])
+    assert isinstance(result.exception, UserError)
+    assert re.search("lost the run .*what is finished is kept", str(result.exception))
