@@ -16,10 +16,12 @@ from mav.data.videos.scores.overlays import blank_score, border_score, overlay_s
 
 SIDE, THUMB = 64, 16  # least pixels of the shorter side for motion and overlays, and for cuts
 SPREAD = 24  # frames, at most twice as many, in which overlays are looked for
+# Flow is the dearest of all: it is estimated at these of every 7 frames, among which are new ones whatever frames repeat.
+SAMPLED = (1, 3, 5)
 DIGITS = 4
 # The ledger's columns of scores, which all clips have that came through.
 SCORES = {
-    "cut": "double", "cut_frames": "list<int32>", "cut_scores": "list<double>", "motion_global": "double",
+    "cut": "double", "cut_frames": "[]int32", "cut_scores": "[]double", "motion_global": "double",
     "motion_local": "double", "shake": "double", "repeated": "double", "overlay": "double", "border": "double",
     "blank": "double",
 }  # fmt: skip
@@ -33,9 +35,8 @@ class ClipScorer:
         self._spread: list[np.ndarray] = []  # every `_step`-th frame's luma
         self._step = 1
         self._before: np.ndarray | None = None
-        self._pairs: list[tuple[float, float, float]] = []
+        self._pairs: dict[int, tuple[float, float, float]] = {}
         self._differences: list[float] = []
-        self._new = 0  # frames that are not the ones before them
         self._flow = flow_method()
 
     def add(self, planes: np.ndarray) -> None:
@@ -54,18 +55,20 @@ class ClipScorer:
             if len(self._spread) == 2 * SPREAD:
                 self._spread, self._step = self._spread[::2], 2 * self._step
         if self._before is not None:
-            self._differences.append(cv2.mean(cv2.absdiff(self._before, luma))[0])
-            self._new += self._differences[-1] > SAME
-            if self._differences[-1] > SAME and self._new % 2:  # flow is the dearest of all
-                self._pairs.append(pair_motion(self._flow, self._before, luma))
+            chroma_change = cv2.mean(cv2.absdiff(self._thumbs[-2], self._thumbs[-1]))[1:3]
+            change = cv2.mean(cv2.absdiff(self._before, luma))[0] + sum(chroma_change)
+            self._differences.append(change)
+            if change > SAME and number % 7 in SAMPLED:
+                self._pairs[number - 1] = pair_motion(self._flow, self._before, luma)
         self._before = luma
 
     def scores(self, fps: float) -> dict[str, Any]:
         """Returns the clip's row of `SCORES`, its frames being shown at `fps` a second."""
-        cuts, luma = find_cuts(np.stack(self._thumbs)), np.stack(self._spread)
+        thumbs, luma = np.stack(self._thumbs), np.stack(self._spread)
+        cuts = find_cuts(thumbs)
         scores = motion_scores(self._pairs, self._differences, fps)
         scores |= {"overlay": overlay_score(luma), "border": border_score(luma)}
-        scores |= {"blank": blank_score(np.stack([thumb[..., 0] for thumb in self._thumbs]))}
+        scores |= {"blank": blank_score(thumbs)}
         scores |= {"cut": max((cut.score for cut in cuts), default=0.0)}
         rounded: dict[str, Any] = {name: round(float(value), DIGITS) for name, value in scores.items()}
         places = {"cut_frames": [cut.frame for cut in cuts]}

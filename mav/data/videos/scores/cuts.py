@@ -16,10 +16,11 @@ FLASH = 6  # frames; a shorter interruption is none
 LEAST = 1.0  # score below which a place is not kept
 SPANS = (4, 8, 16, 32, 64)  # frames of a gradual change
 MERGED = 8  # frames between two gradual changes that are one, such as out of black after into black
-LINEAR = 0.6  # least agreement of the middle with the mean of the ends
-ALIKE = 0.6  # contrast that the ends have in common, above which they show the same thing
+LINEAR = 0.3  # agreement of the middle with the mean of the ends that chance may bring
+LONG = 8  # frames of a span from which on motion is not nearly linear
+ALIKE = 0.65  # contrast that the ends have in common, above which they show the same thing
 BLACK = 30  # luma up to which all of a frame is black
-FAR = 6.0  # levels of difference of the ends for each unit of the score
+FAR = 1.5  # levels by which the ends differ, times the agreement above chance, for each unit of the score
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,18 @@ def _gradual(frames: np.ndarray) -> list[Cut]:
     for span in SPANS:
         starts = np.arange(0, len(frames) - span, max(span // 8, 1))
         apart = _difference(pictures[starts], pictures[starts + span])
-        starts, apart = starts[apart >= LEAST * FAR], apart[apart >= LEAST * FAR]
+        far = apart * (1 - LINEAR) >= LEAST * FAR
+        starts, ends, apart = starts[far], starts[far] + span, apart[far]
         if len(starts):
-            ends = starts + span
-            linear = 1 - 2 * _difference(pictures[starts + span // 2], (pictures[starts] + pictures[ends]) / 2) / apart
+            bent = sum(
+                _difference(pictures[starts + span * part // 4], pictures[starts] + (pictures[ends] - pictures[starts]) * (part / 4))
+                for part in (1, 2, 3)
+            )
+            linear = 1 - bent / (1.25 * apart)
             common = (luma[starts] * luma[ends]).mean(axis=1) / np.maximum(power[starts], power[ends])
-            for at in np.flatnonzero((linear >= LINEAR) & (common <= ALIKE)).tolist():
-                spans.append((int(starts[at]), int(ends[at]), float(apart[at]) / FAR))
+            score = np.where(common <= ALIKE, apart * (linear - LINEAR) / FAR * min(span / LONG, 1.0), 0.0)
+            for at in np.flatnonzero(score >= LEAST).tolist():
+                spans.append((int(starts[at]), int(ends[at]), float(score[at])))
     found: list[list[float]] = []  # first frame, last frame, score of what overlaps
     for start, end, score in sorted(spans):
         if found and start <= found[-1][1] + MERGED:

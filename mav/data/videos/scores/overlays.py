@@ -9,7 +9,7 @@ import numpy as np
 EDGE = 10  # levels between neighbouring pixels
 ALWAYS = 12  # per cent of the frames in which an edge may be weaker: an overlay comes late, or the picture matches it
 SPREAD = 20  # per cent of the frames at either end that do not count for the range of a pixel's levels
-CHANGES = 10  # levels, the range of a pixel beside an overlay's edge
+CHANGES = 6  # levels, the range of a pixel beside an overlay's edge
 EVEN = 10  # levels within a border, over all its pixels and frames
 BLACK, WHITE = 30, 225  # luma up to and from which a border may be
 FLAT = 3.0  # levels of standard deviation within a frame, below which it shows nothing
@@ -38,7 +38,7 @@ def overlay_score(luma: np.ndarray) -> float:
 
 
 def border_score(luma: np.ndarray) -> float:
-    """Returns the share of the picture that black or white borders take; 1 for a clip that is nothing else.
+    """Returns the share of the picture that black or white borders take; 0 where there is nothing else.
 
     luma: as in `overlay_score`.
     """
@@ -49,10 +49,10 @@ def border_score(luma: np.ndarray) -> float:
         darkest, brightest = low.min(axis=axis).astype(int), high.max(axis=axis).astype(int)
         blank = (brightest - darkest <= EVEN) & ((brightest <= BLACK) | (darkest >= WHITE))
         picture = np.flatnonzero(~blank)
-        inner *= (picture[-1] - picture[0] + 1) / length if len(picture) else 0.0
+        inner *= (picture[-1] - picture[0] + 1) / length if len(picture) else 1.0
     return 1 - inner
 
 
-def blank_score(luma: np.ndarray) -> float:
-    """Returns the share of the frames that show nothing: one level of luma all over. luma: uint8 (F, h, w)."""
-    return float((luma.reshape(len(luma), -1).std(axis=1) < FLAT).mean())
+def blank_score(frames: np.ndarray) -> float:
+    """Returns the share of the frames that show nothing: one colour all over. frames: uint8 (F, h, w, 3), Y, U and V."""
+    return float((frames.std(axis=(1, 2)) < FLAT).all(axis=1).mean())
