@@ -106,7 +106,9 @@ def _overlay(world: World, rng: np.random.Generator) -> Planted:
     """A word that stands still over a camera that moves slowly."""
     frames = _panned(world, rng, rng.uniform(0.4, 0.7))
     pixel = max(world.size // 32, 1)
-    word = np.concatenate([np.array(list(LETTERS[i]), int).reshape(5, 3) for i in rng.permutation(len(LETTERS))], axis=1)
+    word = np.concatenate(
+        [np.array(list(LETTERS[i]), int).reshape(5, 3) for i in rng.permutation(len(LETTERS))], axis=1
+    )
     word = np.insert(word, [3, 6, 9], 0, axis=1).repeat(pixel, 0).repeat(pixel, 1)[..., None]
     top = int(rng.choice([pixel, world.size - word.shape[0] - pixel]))
     left = int(rng.choice([pixel, world.size - word.shape[1] - pixel]))

@@ -1,7 +1,8 @@
 """`video-shards`: clips from the web or from files to WebDataset tars, each decoded completely before it counts.
 
-`mav.data.videos.clip_files` brings the clips and `mav.data.videos.transcode` converts them and takes the scores by which
-`video-select` chooses. Sound and captions are left out. A clip that cannot be used is entered in the ledger with a reason.
+`mav.data.videos.clip_files` brings the clips and `mav.data.videos.transcode` converts them. It takes the scores by
+which `video-select` chooses, too. Sound and captions are left out. A clip that cannot be used is entered in the ledger with a
+reason.
 """
 
 import hashlib
@@ -60,7 +61,9 @@ class VideoWork:
                     metadata = json_bytes(video.metadata | {"videoid": clip.videoid})
                     tar.add(key, {video.extension: video.data, "json": metadata})
                     row |= {"status": "ok", "reason": ""}
-                    row |= {field: video.metadata[field] for field in ("fps", "frames", "width", "height")} | video.scores
+                    row |= {
+                        field: video.metadata[field] for field in ("fps", "frames", "width", "height")
+                    } | video.scores
                 except ClipError as error:
                     reason = str(error)
                     row |= {"status": "dropped" if reason in DROPPED else "failed", "reason": reason}

@@ -84,22 +84,25 @@ def _gradual(frames: np.ndarray) -> list[Cut]:
         starts, ends, apart = starts[far], starts[far] + span, apart[far]
         if len(starts):
             bent = sum(
-                _difference(pictures[starts + span * part // 4], pictures[starts] + (pictures[ends] - pictures[starts]) * (part / 4))
+                _difference(
+                    pictures[starts + span * part // 4],
+                    pictures[starts] + (pictures[ends] - pictures[starts]) * (part / 4),
+                )
                 for part in (1, 2, 3)
             )
             linear = 1 - bent / (1.25 * apart)
             common = (luma[starts] * luma[ends]).mean(axis=1) / np.maximum(power[starts], power[ends])
             score = np.where(common <= ALIKE, apart * (linear - LINEAR) / FAR * min(span / LONG, 1.0), 0.0)
-            for at in np.flatnonzero(score >= LEAST).tolist():
-                spans.append((int(starts[at]), int(ends[at]), float(score[at])))
-    found: list[list[float]] = []  # first frame, last frame, score of what overlaps
-    for start, end, score in sorted(spans):
+            strong = score >= LEAST
+            spans += zip(starts[strong].tolist(), ends[strong].tolist(), score[strong].tolist(), strict=True)
+    found: list[tuple[int, int, float]] = []  # first frame, last frame, score of what overlaps
+    for start, end, strength in sorted(spans):
         if found and start <= found[-1][1] + MERGED:
-            found[-1][1:] = [max(found[-1][1], end), max(found[-1][2], score)]
+            found[-1] = (found[-1][0], max(found[-1][1], end), max(found[-1][2], strength))
         else:
-            found.append([start, end, score])
+            found.append((start, end, strength))
     black = (pictures[..., 0].max(axis=(1, 2)) <= BLACK).tolist()
-    return [Cut(frame, score) for start, end, score in found for frame in _middles(black, int(start), int(end))]
+    return [Cut(frame, strength) for start, end, strength in found for frame in _middles(black, start, end)]
 
 
 def _middles(black: list[bool], start: int, end: int) -> list[int]:

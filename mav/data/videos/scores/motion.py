@@ -20,7 +20,7 @@ AROUND, LESS = 4, 0.1  # and this share of the largest among this many on each s
 
 def flow_method() -> Any:
     """Returns OpenCV's DIS in its fastest setting."""
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
 
 
 def pair_motion(method: Any, before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
@@ -34,7 +34,7 @@ def pair_motion(method: Any, before: np.ndarray, after: np.ndarray) -> tuple[flo
     if size != [width, height]:
         before, after = (cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in (before, after))
     flow = method.calc(before, after, None)[GRID // 2 :: GRID, GRID // 2 :: GRID].reshape(-1, 2)
-    flow *= np.float32([width / size[0], height / size[1]]) / np.float32(min(height, width))
+    flow *= np.array([width / size[0], height / size[1]], np.float32) / min(height, width)
     middle, thing = len(flow) // 2, len(flow) * THING // 100
     camera = np.partition(flow, middle, axis=0)[middle]
     things = np.partition(np.hypot(*(flow - camera).T), thing)[thing]

@@ -54,5 +54,5 @@ def border_score(luma: np.ndarray) -> float:
 
 
 def blank_score(frames: np.ndarray) -> float:
-    """Returns the share of the frames that show nothing: one colour all over. frames: uint8 (F, h, w, 3), Y, U and V."""
+    """Returns the share of the frames that are of one colour all over. frames: uint8 (F, h, w, 3), Y, U and V."""
     return float((frames.std(axis=(1, 2)) < FLAT).all(axis=1).mean())
