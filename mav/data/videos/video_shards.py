@@ -1,8 +1,8 @@
 """`video-shards`: clips from the web or from files to WebDataset tars, each decoded completely before it counts.
 
-`mav.data.videos.clip_files` brings the clips and `mav.data.videos.transcode` converts them. It takes the scores by
-which `video-select` chooses, too. Sound and captions are left out. A clip that cannot be used is entered in the ledger with a
-reason.
+`mav.data.videos.clip_files` brings the clips, and `mav.data.videos.transcode` converts them and takes the scores by
+which `video-select` chooses. Sound and captions are left out. A clip that cannot be used is entered in the ledger with
+a reason.
 """
 
 import hashlib

@@ -20,7 +20,7 @@ LINEAR = 0.3  # agreement of the middle with the mean of the ends that chance ma
 LONG = 8  # frames of a span from which on motion is not nearly linear
 ALIKE = 0.65  # contrast that the ends have in common, above which they show the same thing
 BLACK = 30  # luma up to which all of a frame is black
-FAR = 1.5  # levels by which the ends differ, times the agreement above chance, for each unit of the score
+FAR = 1.7  # levels by which the ends differ, times the agreement above chance, for each unit of the score
 
 
 @dataclass(frozen=True)
