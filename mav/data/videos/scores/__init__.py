@@ -16,7 +16,7 @@ from mav.data.videos.scores.overlays import blank_score, border_score, overlay_s
 
 SIDE, THUMB = 64, 16  # least pixels of the shorter side for motion and overlays, and for cuts
 SPREAD = 24  # frames, at most twice as many, in which overlays are looked for
-SAMPLED = (1, 3, 5)  # of every 7 frames, because flow is the dearest of all; new ones are among them if others repeat
+SAMPLED = (1, 4)  # of every 7 frames, because flow is the dearest of all; new ones are among them if others repeat
 DIGITS = 4
 # The ledger's columns of scores, which all clips have that came through.
 SCORES = {
