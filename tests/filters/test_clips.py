@@ -1,9 +1,13 @@
 """The choice of clips by their scores: reasons, their order, their accounting, and the agreement with a truth."""
 
+import json
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pytest
 
 from filters.clips import REASONS, SelectWork, agreement, failures, first_failures, read_scores, shard_names
+from flows.cli import diff
 from mav.data.shards import VIDEO_LEDGER, TarWriter, read_table, write_ledger
 from mav.data.videos.scores import SCORES
 from mav.errors import UserError
@@ -80,3 +84,21 @@ def test_shards_without_scores_are_named_with_the_remedy(tmp_path) -> None:
     shard(folder, [{}], VIDEO_LEDGER)
     with pytest.raises(UserError, match=r"00000\.parquet has no .*: rerun video-shards"):
         read_scores(folder, "00000")
+
+
+def test_sweep_says_what_other_thresholds_keep_and_drop(shards, monkeypatch, capsys) -> None:
+    graph = SimpleNamespace(node=lambda name: name)
+    store = SimpleNamespace(find=lambda node: SimpleNamespace(folder=shards))
+    monkeypatch.setattr(diff, "open_graph", lambda *_: (None, graph, store))
+    diff.sweep("tiny", "video_select.cut=2.7,10", json_=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 10
+    assert [row["kept"] for row in found["values"].values()] == [1, 2]
+    assert found["values"]["2.7"]["overlaps"] == {"blank+cut": 1}
+    diff.sweep("tiny", "still=0.02")
+    assert "blank+cut 1" in capsys.readouterr().out
+    for wrong in ("still", "still=", "cascade.frames=4"):
+        with pytest.raises(UserError, match="no threshold with its values"):
+            diff.sweep("tiny", wrong)
+    with pytest.raises(UserError, match=r"video_select\.border"):
+        diff.sweep("tiny", "border=7")
