@@ -12,7 +12,7 @@ from flows.services.ports import port_is_free
 from mav.recipes import ImageDownload, VideoShards, World
 
 
-@stage("demo-world", reads=("world", "seed"), version=2)
+@stage("demo-world", reads=("world", "seed"), version=3)
 def demo_world(job: Job) -> Outcome:
     """Draws the demo world: pictures, clips, tables and their faults, with known truth."""
     from mav.world.world import draw_world
@@ -43,6 +43,17 @@ def drawn_clips(world: World, count: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     scenes = [random_scene(rng, world.colours, world.shapes) for _ in range(count)]
     return [draw_clip(scene, world.size, world.clip_frames, world.clip_fps) for scene in scenes]
+
+
+def planted_reasons(job: Job) -> dict[str, list[str]]:
+    """Returns why each clip of the demo world should be dropped, by videoid; nothing where there is no demo world."""
+    world = job.inputs.get("demo-world")
+    if world is None:
+        return {}
+    truth = world.read_json("truth.json")
+    return {clip["videoid"]: [] for clip in truth["clips"]} | {
+        clip["videoid"]: clip["reasons"] for clip in truth["planted"]
+    }
 
 
 def allowed_addresses(job: Job, section: ImageDownload | VideoShards) -> tuple[str, ...]:

@@ -42,21 +42,22 @@ def make_a_video(recipe: Recipe) -> Graph:
 
     # Unlabelled clips: the only place where motion is.
     clips = from_source("video_shards.sources", videos.video_shards)
+    chosen = videos.video_select(graph, clips, *world)
 
     # Networks on images (3.1), then inflated and trained on clips without text (3.2, 3.3).
     prior = training.train_prior(graph, embedded)
     decoder = training.train_decoder(graph, pictures, embedded)
     sr_low = training.train_sr_low(graph, pictures, embedded)
     sr_high = training.train_sr_high(graph, pictures, embedded)
-    decoder_video = training.train_decoder_video(graph, decoder, clips, clip)
-    interpolation = training.train_interpolation(graph, decoder_video, clips, clip)
-    sr_low_video = training.train_sr_low_video(graph, sr_low, clips)
+    decoder_video = training.train_decoder_video(graph, decoder, clips, chosen, clip)
+    interpolation = training.train_interpolation(graph, decoder_video, clips, chosen, clip)
+    sr_low_video = training.train_sr_low_video(graph, sr_low, clips, chosen)
 
     # Samples, numbers, people.
     networks = (clip, prior, decoder_video, interpolation, sr_low_video, sr_high)
     samples = from_source("generate.prompts", evaluation.generate, *networks)
     if world and not recipe.generate.prompts:
-        demo.oracle(graph, samples, clips, *world)
+        demo.oracle(graph, samples, clips, chosen, *world)
     from_source("evaluate.ucf101", evaluation.evaluate_ucf101, *networks)
     from_source("evaluate.msrvtt", evaluation.evaluate_msrvtt, *networks)
     from_source("evaluate.ucf101", evaluation.evaluate_interpolation, *networks)

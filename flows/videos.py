@@ -1,11 +1,11 @@
-"""Video data: unlabelled clips into shards. One deployable flow."""
+"""Video data: unlabelled clips into shards, and the choice of those to train on. One deployable flow a stage."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING
 
-from flows.demo import allowed_addresses
+from flows.demo import allowed_addresses, planted_reasons
 from flows.engine.run import Job
 from flows.engine.shard_map import shard_map
 from flows.engine.stage import Outcome, Retry, stage
@@ -37,9 +37,26 @@ def video_reads(recipe: Recipe) -> tuple[str, ...]:
     return ("video_shards", "seed") if drawn else ("video_shards",)
 
 
-@stage("video-shards", reads=video_reads, version=3, retry=Retry(is_transient, video_work, RetryWork))
+@stage("video-shards", reads=video_reads, version=4, retry=Retry(is_transient, video_work, RetryWork))
 def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
     work = video_work(job)
     rules = work.rule
     return shard_map(job, work, work.names(), success_floor=rules.success_floor, shard_floor=rules.shard_floor)
+
+
+@stage("video-select", reads=("video_select",))
+def video_select(job: Job) -> Outcome:
+    """Drops clips with cuts, without motion, with too much of it, with overlays or borders, by their scores alone."""
+    from filters.clips import SelectWork, agreement, read_scores, shard_names
+
+    shards, rule = job.inputs["video-shards"], job.recipe.video_select
+    names = shard_names(shards)
+    outcome = shard_map(job, SelectWork(shards, rule, job.out), names)
+    truth = planted_reasons(job)
+    if truth:
+        import pyarrow as pa
+
+        scores = pa.concat_tables([read_scores(shards, name) for name in names])
+        outcome.metrics["filters"] = agreement(scores, rule, truth)
+    return outcome

@@ -98,7 +98,7 @@ def test_every_stage_is_done_its_counts_add_up_and_the_oracle_has_its_figures(ma
     status = mav.status()
     stages = status["stages"]
     assert {name: facts["state"] for name, facts in stages.items() if facts["state"] != "done"} == {}
-    for name in ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards"):
+    for name in ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards", "video-select"):
         counts = stages[name]["counts"]
         assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()) + sum(
             counts["failed"].values()
@@ -160,7 +160,14 @@ def test_no_caption_reaches_a_video_stage(mav: Mav) -> None:
                 assert not any(name in text for name in names)
     for stage in ("train-decoder-video", "train-interpolation", "train-sr-low-video"):
         inputs = json.loads((mav.artifact(stage) / "manifest.json").read_text())["inputs"]
-        assert set(inputs) <= {"train-decoder", "train-decoder-video", "train-sr-low", "video-shards", "clip"}
+        assert set(inputs) <= {
+            "train-decoder",
+            "train-decoder-video",
+            "train-sr-low",
+            "video-shards",
+            "video-select",
+            "clip",
+        }
 
 
 def test_one_changed_byte_anywhere_is_named(mav: Mav) -> None:

@@ -1,16 +1,23 @@
-"""`mav diff`: what is different between two recipes, two runs or two artifacts, and what follows from it."""
+"""`mav diff`: what is different between two recipes, two runs or two artifacts, and what follows from it; `mav sweep`:
+what would be different with other thresholds.
+"""
 
 import dataclasses
+import itertools
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from flows.cli.describe import short
-from flows.cli.options import Json, Runs, open_graph
+from flows.cli.options import Json, RecipeName, Runs, Set, open_graph
+from flows.services.terminal import plain_table
 from mav.errors import UserError
 from mav.recipes.identity import values
+from mav.recipes.reader import load_recipe
 from mav.recipes.rules import shown
 from mav.storage import MANIFEST, Artifact, Folder
 from mav.storage.compare import Difference, compare
@@ -20,7 +27,12 @@ _SIDE = "A recipe (a shipped name or a YAML file), or the folder of an artifact.
 A = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
 B = Annotated[str, typer.Argument(metavar="B", help="What to compare it with, of the same kind.")]
 OtherRuns = Annotated[str, typer.Option("--other-runs", metavar="URL", help="Where B's artifacts are, if elsewhere.")]
+Threshold = Annotated[
+    str,
+    typer.Argument(metavar="KEY=VALUES", help="A threshold of video_select and its values, such as still=0.02,0.1."),
+]
 SHOWN = 8  # lines of one kind
+READING = 16  # ledgers at a time: on an object store this is waiting, not work
 
 
 @app.command()
@@ -130,3 +142,56 @@ def _figure(value: Any) -> str:
         number, low, high = (f"{part:.4g}" if isinstance(part, float) else str(part) for part in value)
         return f"{number} [{low}, {high}]"
     return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else shown(value)
+
+
+@app.command()
+def sweep(recipe: RecipeName, threshold: Threshold, runs: Runs = "runs", set_: Set = None, json_: Json = False) -> None:
+    """Say which clips other thresholds of `video-select` would keep and drop, from the ledgers of the shards alone.
+
+    Each value has the clips kept, those that each filter drops, whichever comes first, and those that several drop.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    from filters.clips import failures, read_scores, shard_names
+
+    key, _, listed = threshold.partition("=")
+    values_ = [value for value in listed.split(",") if value]
+    key = key if "." in key else f"video_select.{key}"
+    if not values_ or not key.startswith("video_select."):
+        raise UserError(
+            f"{threshold!r} is no threshold with its values: write a field of `video_select`, such as "
+            "video_select.still=0.02,0.1."
+        )
+    _, graph, store = open_graph(recipe, set_, runs)
+    node = graph.node("video-shards")
+    shards = store.find(node)
+    if shards is None:
+        raise UserError(f"video-shards of {recipe} is not built in {store.root.url}: run it with --until video-shards.")
+    with ThreadPoolExecutor(READING) as pool:
+        names = shard_names(shards.folder)
+        scores = pa.concat_tables(pool.map(lambda name: read_scores(shards.folder, name), names))
+    found: dict[str, Any] = {}
+    for value in values_:
+        rule = load_recipe(recipe, [*(set_ or ()), f"{key}={value}"]).video_select
+        masks = failures(scores, rule)
+        number = np.sum(list(masks.values()), axis=0)
+        pairs = {f"{a}+{b}": int((masks[a] & masks[b]).sum()) for a, b in itertools.combinations(masks, 2)}
+        found[value] = {
+            "kept": int((number == 0).sum()),
+            "dropped": {reason: int(mask.sum()) for reason, mask in masks.items()},
+            "by_several": int((number > 1).sum()),
+            "overlaps": {pair: rows for pair, rows in pairs.items() if rows},
+        }
+    if json_:
+        print(json.dumps({"key": key, "rows": len(scores), "values": found}, indent=1))
+        return
+    reasons = list(next(iter(found.values()))["dropped"])
+    table = plain_table(key.partition(".")[2], right=("kept", *reasons, "several"), title=f"{len(scores):,} clips")
+    for value, row in found.items():
+        numbers = (row["kept"], *row["dropped"].values(), row["by_several"])
+        table.add_row(value, *(f"{number:,}" for number in numbers))
+    Console(highlight=False).print(table)
+    for value, row in found.items():
+        most = sorted(row["overlaps"].items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
+        print(f"{value}: {', '.join(f'{pair} {rows:,}' for pair, rows in most) or 'no clip is dropped by two'}")

@@ -36,6 +36,7 @@ PANELS = {  # every command with an example, in the groups and the order that he
         "report": "mav report demo",
         "verify": "mav verify demo --quick",
         "diff": "mav diff demo my.yaml",
+        "sweep": "mav sweep demo video_select.still=0.02,0.05,0.1",
     },
     "Foresee": {
         "validate": "mav validate my.yaml --json",

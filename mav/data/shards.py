@@ -172,8 +172,10 @@ def read_array(folder: Folder, name: str) -> np.ndarray:
 
 
 def write_ledger(folder: Folder, name: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one row per input row, in key order."""
-    schema = pa.schema([(column, pa.type_for_alias(kind)) for column, kind in columns.items()])
+    """Writes one row per input row, in key order. columns: arrow's types, such as int32, or []int32 for lists of it."""
+    types = {column: pa.type_for_alias(kind.removeprefix("[]")) for column, kind in columns.items()}
+    types |= {column: pa.list_(types[column]) for column, kind in columns.items() if kind.startswith("[]")}
+    schema = pa.schema(list(types.items()))
     write_table(folder, name, pa.Table.from_pylist(sorted(rows, key=lambda row: str(row["key"])), schema=schema))
 
 

@@ -108,6 +108,23 @@ class VideoShards:
 
 
 @section
+class VideoSelect:
+    """`video-select` chooses the clips to train on by the scores of `video-shards`; a score at its threshold is kept.
+
+    Speeds are in shorter sides of the picture a second, of the camera or of what moves before it, whichever is faster.
+    """
+
+    cut: Number = 2.7  # strength of the strongest cut, fade or dissolve, above which a clip is dropped
+    still: Number = 0.05  # speed below which a clip is dropped
+    too_fast: Number = 2.0  # speed above which a clip is dropped
+    shaky: Number = 0.6  # change of the camera's speed from one frame to the next, above which a clip is dropped
+    repeated: Share = 0.5  # share of frames that are the ones before them, above which a clip is dropped
+    overlay: Number = 0.9  # length, in shorter sides, of edges that stand still over moving pictures; text has many
+    border: Share = 0.03  # share of the picture in black or white borders above which a clip is dropped
+    blank: Share = 0.1  # share of frames without a picture above which a clip is dropped
+
+
+@section
 class ImageEmbed:
     """`image-screen` and `image-embed` run CLIP over the images."""
 

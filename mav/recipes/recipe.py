@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from mav.recipes.cluster import Cluster, Expect
-from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoShards, World
+from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoSelect, VideoShards, World
 from mav.recipes.evaluation import Evaluate
 from mav.recipes.generation import CascadeSizes, Generate
 from mav.recipes.sections import OPERATIONAL, Seed, section
@@ -38,6 +38,7 @@ class Recipe:
     clip: ClipSection = field(default_factory=ClipSection)
     image_embed: ImageEmbed = field(default_factory=ImageEmbed)
     video_shards: VideoShards = field(default_factory=VideoShards)
+    video_select: VideoSelect = field(default_factory=VideoSelect)
     cascade: CascadeSizes = field(default_factory=CascadeSizes)
     train_prior: TrainPrior
     train_decoder: TrainImage

@@ -19,7 +19,7 @@ VIDEO_BYTES = 4_000_000  # of all videos on the page, before base64 adds a third
 HEAVY = 200_000  # bytes above which a video is reduced to SHOWN pixels
 SHOWN = 256
 PICTURES = 16
-ROW_STAGES = ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards")
+ROW_STAGES = ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards", "video-select")
 BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluate-interpolation": "interpolation"}
 
 

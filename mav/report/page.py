@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from mav.evaluation.protocols import published
 from mav.recipes import Recipe, Screening
-from mav.report import collect, figures, motion
+from mav.report import collect, figures, motion, selection
 from mav.report.templates import templates
 from mav.storage import Artifact, Folder
 
@@ -62,6 +62,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
     """Returns the page and the number of videos that it shows."""
     artifacts = {view.name: view.artifact for view in stages if view.artifact is not None}
     generated, oracle, shards = (artifacts.get(name) for name in ("generate", "oracle", "video-shards"))
+    chosen = artifacts.get("video-select")
     clips, made = collect.clips(generated, oracle)
     curriculum, frames = recipe.train_decoder_video.fps, recipe.train_decoder_video.frames or recipe.cascade.frames
     rates = motion.simulate_rates(shards, curriculum, frames, recipe.seed)
@@ -83,12 +84,15 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "rates": Markup(figures.shown_rates(rates, curriculum.low, curriculum.high)),
         "clamped": motion.clamped(rates),
         "films": motion.examples(shards),
+        "sheets": selection.sheets(shards, chosen),
+        "filters": chosen.manifest.metrics.get("filters", {}) if chosen else {},
         "tables": [_table(benchmark, result) for benchmark, result in collect.results(artifacts).items()],
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},
         "software": _software(artifacts.values()),
     }
     environment = templates()
     environment.filters |= {"duration": figures.duration, "number": lambda n: f"{n:,}".replace(",", "\u202f")}
+    environment.filters["share"] = lambda value: "" if value is None else f"{value:.3f}"
     environment.filters["percent"] = lambda share: "no" if share is None else f"{100 * share:.0f} %"
     return environment.get_template("page.html").render(context).encode(), len(clips)
 

@@ -91,4 +91,5 @@ class StageSetup:
 
         section, cascade, o = self.section, self.cascade, self.section.optimisation
         shards, frames = self.inputs["video-shards"], section.frames or cascade.frames
-        return ClipSource(shards, frames, cascade.low_size, self.recipe.seed, section.fps, o.samples, o.corrupted_share)
+        sizes = (frames, cascade.low_size, self.recipe.seed)
+        return ClipSource(shards, *sizes, section.fps, o.samples, o.corrupted_share, self.inputs["video-select"])

@@ -46,9 +46,9 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "train-decoder": ("image-download", "image-embed"),
     "train-sr-low": ("image-download", "image-embed"),
     "train-sr-high": ("image-download", "image-embed"),
-    "train-decoder-video": ("train-decoder", "video-shards", "clip"),
-    "train-interpolation": ("train-decoder-video", "video-shards", "clip"),
-    "train-sr-low-video": ("train-sr-low", "video-shards"),
+    "train-decoder-video": ("train-decoder", "video-shards", "video-select", "clip"),
+    "train-interpolation": ("train-decoder-video", "video-shards", "video-select", "clip"),
+    "train-sr-low-video": ("train-sr-low", "video-shards", "video-select"),
 }
 VIDEO_STAGES = ("train-decoder-video", "train-interpolation", "train-sr-low-video")
 CLIP_BATCH = 256  # pictures that CLIP reads at once at the end of its training

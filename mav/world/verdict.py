@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mav.data.shards import read_tar, tar_names
+from mav.data.loading.places import clip_places
+from mav.data.loading.source import Tars
 from mav.data.videos.video_io import read_frames
 from mav.errors import UserError
 from mav.evaluation.measure import RESULT, Report
@@ -48,7 +49,8 @@ class Material:
 def evaluate_oracle(
     recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Report = lambda _: None
 ) -> dict[str, Any]:
-    """Writes the oracle's verdict on the generated videos; inputs: generate, video-shards, demo-world."""
+    """Writes the oracle's verdict on the generated videos; inputs: generate, video-shards,
+    video-select, demo-world."""
     rows = [row for row in inputs["generate"].read_json("videos.json") if "colour" in row and "shape" in row]
     if not rows:
         raise UserError(
@@ -61,12 +63,13 @@ def evaluate_oracle(
         return read_frames(inputs["generate"].read_bytes(name))
 
     training: list[np.ndarray] = []
-    for shard in tar_names(inputs["video-shards"]):
-        for _, files in read_tar(inputs["video-shards"], shard):
-            if len(training) < TRAINING_CLIPS:
-                with contextlib.suppress(ValueError):  # a clip too short for a training sample taught no motion
-                    fps = recipe.generate.fps * sizes.frame_skip
-                    training.append(central_frames(files["mp4"], sizes.frames, fps))
+    places, tars = clip_places(inputs["video-shards"], inputs["video-select"]), Tars(inputs["video-shards"])
+    for place in map(places.place, range(sum(places.sizes))):
+        if len(training) == TRAINING_CLIPS:
+            break
+        data = tars.bytes_at(places.names[place["shard"]], int(place["video"]), int(place["size"]))
+        with contextlib.suppress(ValueError):  # a clip too short for a training sample taught no motion
+            training.append(central_frames(data, sizes.frames, recipe.generate.fps * sizes.frame_skip))
     material = Material(
         [read(row["file"]) for row in rows],
         rows,

@@ -19,9 +19,11 @@ from mav.recipes import World
 from mav.storage import Folder
 from mav.world.drawing import GROUNDS, SENTENCES, Scene, draw_clip, random_scene
 from mav.world.pictures import make_pictures, write_images, write_tables
+from mav.world.planted import KINDS, plant
 
 LEAST_IMAGES = 16
 DIRECTORY = 50  # clips in a page_dir
+PLANTED = 60  # clips for each of a kind that is not to train on; there is one at least
 
 
 def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
     pictures = make_pictures(world, np.random.default_rng([seed, 0]))
     digests = write_images(pictures, out)
     rows = write_tables(pictures, world, np.random.default_rng([seed, 1]), out)
-    clips, video_digests, listed = _write_clips(world, seed, out)
+    clips, planted, video_digests, listed = _write_clips(world, seed, out)
     _write_ucf101(world, seed, out)
     _write_msrvtt(world, seed, out)
     prompts = _prompts(world, np.random.default_rng([seed, 6]))
@@ -49,35 +51,43 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
     digest = hashlib.sha256(identity).hexdigest()
     out.write_json("site/identity.json", {"service": "make-a-video demo world", "digest": digest})
     truth = {"colours": list(world.colours), "shapes": list(world.shapes), "size": world.size, "clips": clips,
-             "clip_fps": world.clip_fps, "images": {p.name: p.truth for p in pictures}}  # fmt: skip
+             "planted": planted, "clip_fps": world.clip_fps, "images": {p.name: p.truth for p in pictures}}  # fmt: skip
     out.write_json("truth.json", truth)
     counts = {"images": len(pictures), "image_rows": rows, "faults": len(faults)}
-    return counts | {"clips": len(clips), "clip_rows": listed, "prompts": len(prompts)}
+    return counts | {"clips": len(clips), "planted": len(planted), "clip_rows": listed, "prompts": len(prompts)}
 
 
-def _write_clips(world: World, seed: int, out: Folder) -> tuple[list[dict[str, Any]], dict[str, str], int]:
-    """Writes the uncaptioned clips, a few of them broken, and their list with one repeated row.
+def _write_clips(
+    world: World, seed: int, out: Folder
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str], int]:
+    """Writes the uncaptioned clips and their list with one repeated row: a few clips are broken, a few not to train on.
 
-    Returns the truth about the intact clips, the sha256 of each file, and the number of rows in the list.
+    Returns the truth about the good clips and about the last kind, the sha256 of each file, and the rows in the list.
     """
     rng = np.random.default_rng([seed, 2])
     broken = ["html", "truncated", "empty", "missing"] * max(world.clips // 120, 1)
-    kinds = np.array(["good"] * world.clips + broken)[rng.permutation(world.clips + len(broken))]
+    kinds = np.array(["good"] * world.clips + broken)[rng.permutation(world.clips + len(broken))].tolist()
+    kinds += sorted([*KINDS] * max(world.clips // PLANTED, 1), key=[*KINDS].index)
     seconds = int(world.clip_frames / world.clip_fps)
-    lines, truth, digests = [], [], {}
+    lines, truth, planted, digests = [], [], [], {}
     for index, kind in enumerate(kinds):
         first = index // DIRECTORY * DIRECTORY
         videoid, page_dir = f"{1_000_001 + 37 * index}", f"{first + 1:06d}_{first + DIRECTORY:06d}"
         name = f"videos/{page_dir}/{videoid}.mp4"
         url = f"http://127.0.0.1:{world.port}/{name}"
         lines.append(f"{videoid},{url},PT00H00M{seconds:02d}S,{page_dir},stock footage {index:04d}")
-        scene = random_scene(np.random.default_rng([seed, 3, index]), world.colours, world.shapes)
+        rng = np.random.default_rng([seed, 3, index])
         if kind == "html":
             heading = "<h1>This video is no longer available</h1>"
             data = f"<!DOCTYPE html>\n<html><title>403 Forbidden</title>{heading}</html>\n".encode()
         elif kind == "empty":
             data = b""
+        elif kind in KINDS:
+            clip = plant(kind, world, rng)
+            data = encode_mp4(clip.frames, world.clip_fps)
+            planted.append({"videoid": videoid, "kind": kind, "reasons": clip.reasons, "changes": clip.changes})
         elif kind != "missing":
+            scene = random_scene(rng, world.colours, world.shapes)
             data = _clip(scene, world)
             data = data[: len(data) // 2] if kind == "truncated" else data
         if kind != "missing":
@@ -87,10 +97,12 @@ def _write_clips(world: World, seed: int, out: Folder) -> tuple[list[dict[str, A
             truth.append({"videoid": videoid, "colour": scene.colour, "shape": scene.shape, "ground": scene.ground,
                           "radius": scene.radius, "centre": list(scene.centre),
                           "velocity": list(scene.velocity)})  # fmt: skip
-    lines.append(lines[0])  # WebVid-10M repeats 25 of its ids; this list repeats one
+    # WebVid-10M repeats 25 of its ids; this list repeats one, before those that are not to train on.
+    at = len(lines) - len(planted)
+    lines.insert(at, lines[0])
     header = "videoid,contentUrl,duration,page_dir,name"
     out.write_bytes("webvid/clips.csv", ("\n".join([header, *lines]) + "\n").encode())
-    return truth, digests, len(lines)
+    return truth, planted, digests, len(lines)
 
 
 def _clip(scene: Scene, world: World) -> bytes:

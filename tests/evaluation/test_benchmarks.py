@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from small_videos import keep_all
 
 from mav.data.shards import TarWriter
 from mav.data.videos.video_io import encode_mp4
@@ -26,6 +27,7 @@ from mav.world.verdict import evaluate_oracle
 from mav.world.world import draw_world
 
 FRAMES, SKIP = 4, 3
+STAGES = ("demo-world", "clip", "generate", "video-shards", "video-select")
 SIZES = CascadeSizes(frames=FRAMES, frame_skip=SKIP, base_size=16, low_size=24, high_size=32)
 
 
@@ -56,7 +58,7 @@ def scene_of(prompt, seed):
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    folders = {name: Folder(str(root / name)) for name in ("demo-world", "clip", "generate", "video-shards")}
+    folders = {name: Folder(str(root / name)) for name in STAGES}
     draw_world(make_recipe().world, 0, folders["demo-world"])
     torch.manual_seed(0)
     clip = ClipModel(ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1))
@@ -80,6 +82,7 @@ def inputs(tmp_path_factory):
         for i in range(6):
             scene = random_scene(np.random.default_rng(i), tuple(PALETTE), SHAPES)
             tar.add(f"{i:09d}", {"mp4": encode_mp4(draw_clip(scene, 32, 24, 24), 24), "json": b"{}"})
+    keep_all(folders["video-select"], 6)
     return folders
 
 

@@ -54,6 +54,9 @@ def make_run(root, videos=6, size=32, frames=8):
     rows_of("image-screen", 1173, {"nsfw": 24, "watermark": 18})
     rows_of("image-embed", 1131)
     rows_of("video-shards", 251, {"duplicate": 1}, {"not_a_video": 10})
+    rows_of("video-select", 240, {"cut": 3, "still": 1})
+    found = {"planted": 4, "dropped": 3, "found": 3, "precision": 1.0, "recall": 0.75, "f1": 0.8571}
+    metrics["video-select"] = {"filters": {"cut": found, "still": dict.fromkeys(found, 0) | {"precision": None}}}
 
     with folders["image-download"].create("00000-00000.tar") as file, TarWriter(file) as tar:
         for i, scene in enumerate(scenes[:20]):
@@ -72,6 +75,9 @@ def make_run(root, videos=6, size=32, frames=8):
     ledger += [{"key": str(i), "status": "ok", "fps": 24.0, "frames": 12} for i in range(1, 11)]
     columns = {"key": "string", "status": "string", "fps": "double", "frames": "int32"}
     write_ledger(folders["video-shards"], "00000.parquet", columns, ledger)
+    reasons = ["cut", None, "still", *[None] * 7]
+    table = pa.table({"key": [f"{i:010d}" for i in range(10)], "reason": pa.array(reasons, pa.string())})
+    write_table(folders["video-select"], "00000.parquet", table)
     kept = pa.table({"key": [f"{i:015d}" for i in range(20)], "kept": [i != 0 for i in range(20)]})
     write_table(folders["image-screen"], "00000-00000.parquet", kept)
 

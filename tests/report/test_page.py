@@ -86,7 +86,7 @@ def test_every_part_is_there(views, tmp_path):
     assert "of the draws were for longer clips" in text
     assert all({"muted", "loop", "playsinline"} <= set(a) for a in videos)
     decoded = base64.b64decode(videos[0]["src"].partition(",")[2])
-    assert decoded == views[14].artifact.folder.read_bytes("videos/00000.mp4")
+    assert decoded == views[15].artifact.folder.read_bytes("videos/00000.mp4")
     assert page.count('class="no"') == 2  # two of six shapes wrong
     assert page.count("<polyline") == 2 * 8  # seven networks and CLIP
     assert page.count('class="ridge"') == 5
@@ -94,12 +94,14 @@ def test_every_part_is_there(views, tmp_path):
     assert text.count("(dots)") == 1
     assert page.count('class="column under"') == page.count('class="column over"') == 2 * 10
     assert page.count("<title>72 rows, no score") == 2
+    assert [page.count(f'alt="clips: {reason}"') for reason in ("kept", "cut", "still", "blank")] == [1, 1, 1, 0]
+    assert "cut 4 3 3 1.000 0.750 0.857" in " ".join(text.split())
     assert all(a.get("alt") is not None for tag, a in reader.tags if tag == "img")
 
 
 def test_the_picture_that_screening_dropped_is_not_shown(views, tmp_path):
     page, _, _ = read(views, tmp_path)
-    assert 10 <= page.count("data:image/jpeg") <= 19
+    assert 10 <= page.count("data:image/jpeg") - page.count('alt="clips: ') <= 19
 
 
 def test_equal_runs_make_equal_pages(views, tmp_path):
@@ -114,7 +116,7 @@ def test_a_run_that_has_only_begun_has_a_page_too(views, tmp_path):
     page, reader, summary = read(begun, tmp_path)
     assert not reader.wrong
     assert summary["videos"] == 0
-    assert "1 of 20" in re.sub(r"<[^>]+>", "", page)
+    assert "1 of 21" in re.sub(r"<[^>]+>", "", page)
     assert read([], tmp_path / "none")[1].wrong == []
 
 
@@ -129,7 +131,7 @@ def generated(tmp_path, rows, video):
 
 
 def test_what_people_wrote_is_escaped(views, tmp_path):
-    generate = views[14].artifact
+    generate = views[15].artifact
     row = generate.folder.read_json("videos.json")[0] | {"prompt": "<script>alert(1)</script>", "twin": None}
     page, _, _ = read([generated(tmp_path, [row], generate.folder.read_bytes(row["file"]))], tmp_path / "out")
     assert "<script>alert" not in page

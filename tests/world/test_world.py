@@ -10,6 +10,7 @@ from mav.errors import UserError
 from mav.recipes import World
 from mav.storage import Folder
 from mav.world.pictures import FAULTS
+from mav.world.planted import KINDS
 from mav.world.server import WorldServer
 from mav.world.world import draw_world
 
@@ -58,11 +59,14 @@ def test_clips_play_and_have_no_caption(world):
     folder, counts = world
     lines = folder.read_bytes("webvid/clips.csv").decode().splitlines()
     assert lines[0] == "videoid,contentUrl,duration,page_dir,name"
-    assert len(lines) - 1 == counts["clip_rows"] == SMALL.clips + 5
-    assert lines[-1] == lines[1]
+    assert len(lines) - 1 == counts["clip_rows"] == SMALL.clips + 5 + len(KINDS)
+    assert lines.count(lines[1]) == 2
     assert not any(
         colour in line or shape in line for line in lines for colour in SMALL.colours for shape in SMALL.shapes
     )
+    planted = folder.read_json("truth.json")["planted"]
+    assert [clip["kind"] for clip in planted] == [*KINDS], "they come last, so that the others are as without them"
+    assert [line.split(",")[0] for line in lines[-len(KINDS) :]] == [clip["videoid"] for clip in planted]
     truth = folder.read_json("truth.json")["clips"]
     assert len(truth) == SMALL.clips
     by_id = {line.split(",")[0]: line.split(",")[3] for line in lines[1:]}

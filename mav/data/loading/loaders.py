@@ -149,10 +149,11 @@ class ClipSource(SampleSource):
 
     def __init__(
         self, shards: Folder, frames: int, size: int, seed: int, fps: FpsCurriculum, total_samples: int,
-        corrupted_share: float = 0.01,
+        corrupted_share: float = 0.01, selection: Folder | None = None,
     ) -> None:  # fmt: skip
+        """selection: the artifact of `video-select`; None: all clips."""
         self._frames, self._size, self._fps, self._total = frames, size, fps, max(total_samples, 1)
-        self._clips = _Clips(shards)
+        self._clips = _Clips(shards, selection)
         super().__init__(seed, self._clips.sizes, shards.url, corrupted_share)
         self._room = IN_MEMORY
         self._longest = 0  # frames of the longest clip seen so far
@@ -205,8 +206,8 @@ def _clip_sample(frames: np.ndarray, rate: float) -> Sample:
 class _Clips:
     """The clips of an artifact: their places, so that ten million of them fit beside the networks, and their bytes."""
 
-    def __init__(self, shards: Folder) -> None:
-        self._tars, self._places = Tars(shards), clip_places(shards)
+    def __init__(self, shards: Folder, selection: Folder | None) -> None:
+        self._tars, self._places = Tars(shards), clip_places(shards, selection)
         self.sizes = self._places.sizes
         self.metadata: Shared[int, dict[str, Any]] = Shared(self._metadata, KNOWN_CLIPS)
 
@@ -218,7 +219,7 @@ class _Clips:
         return metadata
 
     def _bytes(self, index: int, offset: str, size: str) -> bytes:
-        place = self._places.where[index]
+        place = self._places.place(index)
         return self._tars.bytes_at(self._places.names[place["shard"]], int(place[offset]), int(place[size]))
 
 

@@ -30,11 +30,21 @@ PLACE_OF_SHARD = np.dtype([("shard", "<u4"), *((name, PLACE[name]) for name in P
 
 @dataclass(frozen=True)
 class ClipPlaces:
-    """The tars of an artifact (sorted), the number of clips in each, and the place of each clip (PLACE_OF_SHARD)."""
+    """The tars of an artifact (sorted), the number of clips in each, and the place of each clip (PLACE_OF_SHARD).
+
+    chosen: the clips that `video-select` keeps, by their number in `where`, which processes share; None: all. Then
+    `sizes` counts these, of the tars that have any.
+    """
 
     names: list[str]
     sizes: list[int]
     where: np.ndarray
+    chosen: np.ndarray | None = None
+
+    def place(self, index: int) -> np.void:
+        """Returns the place of clip `index` of those that are used."""
+        found: np.void = self.where[index if self.chosen is None else self.chosen[index]]
+        return found
 
 
 def pack_places(index: Index) -> bytes:
@@ -48,9 +58,33 @@ def pack_places(index: Index) -> bytes:
     return np.array(rows, PLACE).tobytes()
 
 
-def clip_places(shards: Folder) -> ClipPlaces:
-    """Returns the places of an artifact's clips, which remote storage is asked for once on each machine."""
-    known = _manifest_ledgers(shards)
+def clip_places(shards: Folder, selection: Folder | None = None) -> ClipPlaces:
+    """Returns the places of an artifact's clips, which remote storage is asked for once on each machine.
+
+    selection: the artifact of `video-select`; clips that it dropped are left out.
+    """
+    found = _shared_places(shards, _manifest_ledgers(shards))
+    return found if selection is None else _selected(found, selection)
+
+
+def _selected(found: ClipPlaces, selection: Folder) -> ClipPlaces:
+    """Leaves out the clips that `video-select` dropped."""
+    ledger = list(_manifest_ledgers(selection))
+    kept = {
+        f"{shard}.tar": packed for name in ledger for shard, packed in _columns(selection, name, ["shard", "places"])
+    }
+    numbers, sizes, first = [np.zeros(0, np.uint32)], [], 0
+    for name, size in zip(found.names, found.sizes, strict=True):
+        if name not in kept:
+            raise UserError(f"{selection.url} does not know {name} of the clips' shards: rerun video-select.")
+        if len(chosen := np.frombuffer(kept[name] or b"", "<u4")):
+            numbers.append(chosen + np.uint32(first))
+            sizes.append(len(chosen))
+        first += size
+    return ClipPlaces(found.names, sizes, found.where, np.concatenate(numbers))
+
+
+def _shared_places(shards: Folder, known: dict[str, str]) -> ClipPlaces:
     if not known or shards.local:
         return _places(shards, list(known))
     digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

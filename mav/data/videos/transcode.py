@@ -18,6 +18,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
 
 from mav.data.videos.probe import CONTAINERS, ClipError, TimedFrames, clip_metadata, opened, refuse_early, video_stream
+from mav.data.videos.scores import ClipScorer
 from mav.data.videos.shown import HDR, deinterlaced, is_transparent, target_size, upright
 from mav.data.videos.video_io import open_video, read_squares
 from mav.recipes import VideoShards
@@ -31,12 +32,14 @@ class Converted:
     """A clip for the shard.
 
     metadata: fps, frames, width, height, seconds; times (s, from the first frame) unless frame i is shown at i / fps;
-    first, the clip's first frame in `data`, unless it is 0.
+    first, the clip's first frame in `data`, unless it is 0. scores: of `mav.data.videos.scores.SCORES`, taken from the
+    frames as they were decoded.
     """
 
     data: bytes
     extension: str
     metadata: dict[str, Any]
+    scores: dict[str, Any]
 
 
 def convert(data: bytes, rule: VideoShards, start: float = 0.0, end: float = 0.0, listed: float = 0.0) -> Converted:
@@ -57,7 +60,7 @@ def convert(data: bytes, rule: VideoShards, start: float = 0.0, end: float = 0.0
             every = itertools.chain([first], frames)
             if rule.reencode:
                 return _encode(every, source, rule)
-            return _kept(data, CONTAINERS[container.format.name], every, source)
+            return _kept(data, CONTAINERS[container.format.name], every, source, rule.short_side)
     except (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError):
         raise ClipError("undecodable") from None
 
@@ -85,13 +88,16 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, 
     pictures = itertools.chain([first], pictures)
     if first.interlaced_frame:
         pictures = deinterlaced(pictures)
-    buffer = io.BytesIO()
+    buffer, scorer = io.BytesIO(), ClipScorer()
     with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=source.rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {**encoder_options(rule)}
         packets: list[Any] = []
-        for number, picture in enumerate(_fitted(pictures, width, height, source.background)):
+        for number, planes in enumerate(_fitted(pictures, width, height, source.background)):
+            scorer.add(planes)
+            # A new frame, because the picture types and the subtitles in the old one's side data must not be encoded.
+            picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             picture.pts, picture.time_base = number, 1 / source.rate
             packets += stream.encode(picture)
         packets += stream.encode()
@@ -107,24 +113,30 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, 
             packet.time_base = base
             packet.pts, packet.dts, packet.duration = tick, tick, length
             container.mux(packet)
-    return Converted(buffer.getvalue(), "mp4", metadata)
+    return Converted(buffer.getvalue(), "mp4", metadata, scorer.scores(metadata["fps"]))
 
 
-def _kept(data: bytes, extension: str, frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames) -> Converted:
+def _kept(
+    data: bytes, extension: str, frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, short_side: int
+) -> Converted:
     """Keeps the original bytes if training's decoder shows them correctly and finds as many frames."""
     times: list[float] = []
     sizes: set[tuple[int, int]] = set()
     odd = source.pixel_aspect != 1 or source.hidden
+    scorer, reformatter = ClipScorer(), VideoReformatter()
     for frame in _record_times(frames, times):
         odd |= bool(frame.rotation or frame.interlaced_frame or frame.color_trc in HDR or is_transparent(frame))
         sizes.add((frame.width, frame.height))
+        if len(sizes) == 1:
+            scorer.add(_planes(reformatter, frame, *target_size(frame, source.pixel_aspect, short_side)))
     metadata = clip_metadata(times, *min(sizes), float(source.rate))
     if odd or len(sizes) > 1:
         raise ClipError("needs_reencoding")
     ends = [source.skipped, source.skipped + len(times) - 1]
     if len(open_video(data)) <= ends[1] or read_squares(data, ends, 16).shape != (2, 16, 16, 3):
         raise ClipError("needs_reencoding")
-    return Converted(data, extension, metadata | ({"first": source.skipped} if source.skipped else {}))
+    first = {"first": source.skipped} if source.skipped else {}
+    return Converted(data, extension, metadata | first, scorer.scores(metadata["fps"]))
 
 
 def _record_times(frames: Iterable[tuple[float, av.VideoFrame]], times: list[float]) -> Iterator[av.VideoFrame]:
@@ -133,19 +145,18 @@ def _record_times(frames: Iterable[tuple[float, av.VideoFrame]], times: list[flo
         yield frame
 
 
-def _fitted(frames: Iterable[av.VideoFrame], width: int, height: int, background: int) -> Iterator[av.VideoFrame]:
-    """Yields new frames to encode: upright, opaque, of the size, 8-bit 4:2:0 of limited range with the usual matrix.
-
-    They are new objects, because the picture types and the subtitles in the old ones' side data must not be encoded.
-    """
+def _fitted(frames: Iterable[av.VideoFrame], width: int, height: int, background: int) -> Iterator[np.ndarray]:
+    """Yields the planes of each frame: upright, opaque, of the size, 8-bit 4:2:0 of limited range, the usual matrix."""
     reformatter = VideoReformatter()
     for frame in frames:
-        frame = upright(frame, background)
-        target: dict[str, Any] = {"width": width, "height": height, "format": "yuv420p", "threads": 1}
-        target |= {"interpolation": Interpolation.BILINEAR, "dst_color_range": ColorRange.MPEG}
-        if frame.colorspace not in (UNSPECIFIED, *ITU601):
-            target["dst_colorspace"] = "ITU601"
-        if frame.color_trc in HDR:
-            target |= {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
-        planes: Any = reformatter.reformat(frame, **target).to_ndarray()
-        yield av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        yield _planes(reformatter, upright(frame, background), width, height)
+
+
+def _planes(reformatter: VideoReformatter, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+    target: dict[str, Any] = {"width": width, "height": height, "format": "yuv420p", "threads": 1}
+    target |= {"interpolation": Interpolation.BILINEAR, "dst_color_range": ColorRange.MPEG}
+    if frame.colorspace not in (UNSPECIFIED, *ITU601):
+        target["dst_colorspace"] = "ITU601"
+    if frame.color_trc in HDR:
+        target |= {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
+    return np.asarray(reformatter.reformat(frame, **target).to_ndarray())

@@ -1,7 +1,8 @@
 """`video-shards`: clips from the web or from files to WebDataset tars, each decoded completely before it counts.
 
-`mav.data.videos.clip_files` brings the clips and `mav.data.videos.transcode` converts them. Sound and captions are left
-out. A clip that cannot be used is entered in the ledger with a reason.
+`mav.data.videos.clip_files` brings the clips, and `mav.data.videos.transcode` converts them and takes the scores by
+which `video-select` chooses. Sound and captions are left out. A clip that cannot be used is entered in the ledger with
+a reason.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from mav.data.shards import VIDEO_LEDGER, ShardOutput, TarWriter, count, json_by
 from mav.data.videos.clip_files import ClipFiles
 from mav.data.videos.clip_list import Part, read_clips
 from mav.data.videos.probe import ClipError
+from mav.data.videos.scores import SCORES
 from mav.data.videos.transcode import convert
 from mav.recipes import VideoShards
 from mav.storage import Folder
@@ -59,12 +61,14 @@ class VideoWork:
                     metadata = json_bytes(video.metadata | {"videoid": clip.videoid})
                     tar.add(key, {video.extension: video.data, "json": metadata})
                     row |= {"status": "ok", "reason": ""}
-                    row |= {field: video.metadata[field] for field in ("fps", "frames", "width", "height")}
+                    row |= {
+                        field: video.metadata[field] for field in ("fps", "frames", "width", "height")
+                    } | video.scores
                 except ClipError as error:
                     reason = str(error)
                     row |= {"status": "dropped" if reason in DROPPED else "failed", "reason": reason}
                 ledger.append(row)
-        write_ledger(self.out, f"{name}.parquet", VIDEO_LEDGER, ledger)
+        write_ledger(self.out, f"{name}.parquet", VIDEO_LEDGER | SCORES, ledger)
         frames = sum(row.get("frames", 0) for row in ledger)
         files = (f"{name}.tar", f"{name}.parquet")
         return ShardOutput(count(ledger, frames=frames), files, pack_places(tar.index))

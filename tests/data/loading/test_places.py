@@ -66,6 +66,30 @@ def test_places_in_the_ledger_are_those_of_the_tars(tmp_path: Path, monkeypatch:
     assert np.array_equal(new.where, old.where)
 
 
+def select(url: str, kept: dict[str, list[int]]) -> Folder:
+    """An artifact of `video-select` that keeps these clips of each shard."""
+    folder = Folder(url)
+    packed = {name: base64.b64encode(np.array(rows, "<u4").tobytes()).decode() for name, rows in kept.items()}
+    with LedgerWriter(folder) as file:
+        file.write([{"shard": name, "counts": {}, "files": {}, "places": text} for name, text in packed.items()])
+    Artifact.publish(folder, **FIELDS | {"stage": "video-select"})
+    return folder
+
+
+def test_a_selection_leaves_clips_out_and_an_unknown_shard_is_named(tmp_path: Path) -> None:
+    shards = artifact(str(tmp_path / "shards"))
+    every = places.clip_places(shards)
+    selection = select(str(tmp_path / "a"), {"00000": [0, 2], "00001": [], "00001-retry1": [0], "00002": []})
+    chosen = places.clip_places(shards, selection)
+    assert chosen.sizes == [2, 1], "a shard of which nothing is left does not count"
+    assert [chosen.place(i) for i in range(3)] == [every.place(i) for i in (0, 2, 3)]
+    source = clips(shards, selection=selection)
+    assert len(source) == 3
+    assert source.batch(0, 3)["pixels"].shape[0] == 3
+    with pytest.raises(UserError, match=r"does not know 00001-retry1\.tar .*: rerun video-select"):
+        places.clip_places(shards, select(str(tmp_path / "b"), {"00000": [0], "00001": []}))
+
+
 def test_a_bucket_is_asked_once_and_no_tar_is_opened(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = artifact(f"{s3}/places")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

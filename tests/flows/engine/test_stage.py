@@ -100,6 +100,15 @@ def test_a_fingerprint_follows_its_own_sections_and_what_is_upstream() -> None:
     assert {name for name, value in prints("seed=1").items() if value == base[name]} == set()
 
 
+def test_a_threshold_makes_the_selection_anew_and_what_trains_on_it_but_no_shard() -> None:
+    before = make_a_video(load_recipe("tiny")).nodes
+    plan = make_a_video(load_recipe("tiny", ["video_select.still=0.01"]))
+    moved = {name for name, node in plan.nodes.items() if node.fingerprint != before[name].fingerprint}
+    assert moved == {"video-select", *(node.name for node in plan.downstream("video-select"))}
+    assert {"train-decoder-video", "train-interpolation", "train-sr-low-video"} <= moved
+    assert not {"video-shards", "train-decoder"} & moved
+
+
 def test_an_outside_file_that_changes_makes_its_stage_stale(tmp_path: Path) -> None:
     table = tmp_path / "part.parquet"
     table.write_bytes(b"one")

@@ -1,0 +1,111 @@
+"""Cuts and gradual changes of the shot, from small pictures of all frames of a clip.
+
+A cut is a change that is large beside those around it (as in PySceneDetect's AdaptiveDetector) and that stays: after a
+flash the picture is as it was before. A fade or a dissolve is found by what defines it: the frame in the middle is the
+mean of the two ends, and the ends show different things. Moving objects and cameras make no such mean.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+AROUND = 4  # frames on each side whose changes a cut must exceed
+LEVELS = 4.0  # of a change, that are nothing beside a cut: noise and compression
+FLASH = 6  # frames; a shorter interruption is none
+LEAST = 1.0  # score below which a place is not kept
+SPANS = (4, 8, 16, 32, 64)  # frames of a gradual change
+MERGED = 8  # frames between two gradual changes that are one, such as out of black after into black
+LINEAR = 0.3  # agreement of the middle with the mean of the ends that chance may bring
+LONG = 8  # frames of a span from which on motion is not nearly linear
+ALIKE = 0.65  # contrast that the ends have in common, above which they show the same thing
+BLACK = 30  # luma up to which all of a frame is black
+FAR = 1.7  # levels by which the ends differ, times the agreement above chance, for each unit of the score
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A change of the shot: its first new frame, or the middle of a gradual change, and its score."""
+
+    frame: int
+    score: float
+
+
+def find_cuts(frames: np.ndarray) -> list[Cut]:
+    """Returns the changes of the shot with a score of `LEAST` or more, in order.
+
+    frames: uint8 (F, h, w, 3), Y, U and V of every frame at some 16 pixels. From a score of 3 on a change is meant.
+    """
+    if len(frames) < 2:
+        return []
+    sharp = _sharp(frames.astype(np.int16))
+    gradual = [cut for cut in _gradual(frames) if not any(abs(cut.frame - other.frame) <= AROUND for other in sharp)]
+    return sorted([*sharp, *gradual], key=lambda cut: cut.frame)
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns the mean absolute difference of frames, summed over Y, U and V, in levels."""
+    apart = np.abs(a - b)
+    return np.asarray(apart.mean(axis=(-3, -2, -1)) * apart.shape[-1], np.float64)
+
+
+def _sharp(frames: np.ndarray) -> list[Cut]:
+    changes = np.concatenate([[0.0], _difference(frames[1:], frames[:-1])])  # of each frame from the one before
+    found: list[Cut] = []
+    for at in np.flatnonzero(changes >= LEAST * LEVELS).tolist():
+        sides = changes[max(at - AROUND, 1) : at], changes[at + 1 : at + 1 + AROUND]
+        usual = max((float(np.sort(side)[-2:][0]) for side in sides if len(side)), default=0.0)
+        if changes[at] < LEAST * (usual + LEVELS):
+            continue
+        after, before = frames[at + 1 : at + 1 + FLASH], frames[max(at - 1 - FLASH, 0) : at - 1]
+        stays = np.concatenate([_difference(after, frames[at - 1]), _difference(before, frames[at])])
+        score = min(changes[at], stays.min(initial=np.inf)) / (usual + LEVELS)
+        if score < LEAST:
+            continue
+        if found and at - found[-1].frame <= 2:  # a cut over a blended frame is one
+            if score > found[-1].score:
+                found[-1] = Cut(at, float(score))
+            continue
+        found.append(Cut(at, float(score)))
+    return found
+
+
+def _gradual(frames: np.ndarray) -> list[Cut]:
+    """Fades and dissolves: linear over one of the `SPANS`, between ends that have little in common."""
+    pictures = frames.astype(np.float32)
+    luma = pictures[..., 0].reshape(len(frames), -1)
+    luma = luma - luma.mean(axis=1, keepdims=True)
+    power = np.maximum((luma**2).mean(axis=1), 1.0)
+    spans: list[tuple[int, int, float]] = []
+    for span in SPANS:
+        starts = np.arange(0, len(frames) - span, max(span // 8, 1))
+        apart = _difference(pictures[starts], pictures[starts + span])
+        far = apart * (1 - LINEAR) >= LEAST * FAR
+        starts, ends, apart = starts[far], starts[far] + span, apart[far]
+        if len(starts):
+            bent = sum(
+                _difference(
+                    pictures[starts + span * part // 4],
+                    pictures[starts] + (pictures[ends] - pictures[starts]) * (part / 4),
+                )
+                for part in (1, 2, 3)
+            )
+            linear = 1 - bent / (1.25 * apart)
+            common = (luma[starts] * luma[ends]).mean(axis=1) / np.maximum(power[starts], power[ends])
+            score = np.where(common <= ALIKE, apart * (linear - LINEAR) / FAR * min(span / LONG, 1.0), 0.0)
+            strong = score >= LEAST
+            spans += zip(starts[strong].tolist(), ends[strong].tolist(), score[strong].tolist(), strict=True)
+    found: list[tuple[int, int, float]] = []  # first frame, last frame, score of what overlaps
+    for start, end, strength in sorted(spans):
+        if found and start <= found[-1][1] + MERGED:
+            found[-1] = (found[-1][0], max(found[-1][1], end), max(found[-1][2], strength))
+        else:
+            found.append((start, end, strength))
+    black = (pictures[..., 0].max(axis=(1, 2)) <= BLACK).tolist()
+    return [Cut(frame, strength) for start, end, strength in found for frame in _middles(black, start, end)]
+
+
+def _middles(black: list[bool], start: int, end: int) -> list[int]:
+    """Returns where the shot changes between these frames: in the middle of each run of black frames, or of all."""
+    runs = [list(run) for dark, run in itertools.groupby(range(start, end + 1), lambda frame: black[frame]) if dark]
+    return [run[len(run) // 2] for run in runs] or [(start + end) // 2]
