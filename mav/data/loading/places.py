@@ -69,10 +69,8 @@ def clip_places(shards: Folder, selection: Folder | None = None) -> ClipPlaces:
 
 def _selected(found: ClipPlaces, selection: Folder) -> ClipPlaces:
     """Leaves out the clips that `video-select` dropped."""
-    ledger = list(_manifest_ledgers(selection))
-    kept = {
-        f"{shard}.tar": packed for name in ledger for shard, packed in _columns(selection, name, ["shard", "places"])
-    }
+    read: Columns = {"shard": "{}.tar".format, "places": bytes}
+    kept = {tar: packed for name in _manifest_ledgers(selection) for tar, packed in ledger_rows(selection, read, name)}
     numbers, sizes, first = [np.zeros(0, np.uint32)], [], 0
     for name, size in zip(found.names, found.sizes, strict=True):
         if name not in kept:
