@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mav.evaluation.protocols import published
+from mav.evaluation.protocols.titles import METRICS
 from mav.recipes import Recipe, Screening
 from mav.report import collect, figures, motion
 from mav.report.templates import templates
@@ -24,13 +25,6 @@ NETWORKS = {
     "train-sr-low-video": "SR_l^t, on clips",
 }
 TITLES = {"ucf101": "UCF-101, zero-shot", "msrvtt": "MSR-VTT, zero-shot", "interpolation": "Frame interpolation"}
-METRICS = {  # title, which way is better, digits
-    "fvd": ("FVD", "lower", 1), "is": ("IS", "higher", 2), "fid": ("FID", "lower", 2),
-    "precision": ("Precision", "higher", 3), "recall": ("Recall", "higher", 3), "density": ("Density", "higher", 3),
-    "coverage": ("Coverage", "higher", 3), "clipsim": ("CLIPSIM", "higher", 4),
-    "psnr": ("F^ PSNR", "higher", 2), "psnr_blend": ("Blending", "", 2),
-    "psnr_gain": ("Gain", "higher", 2), "psnr_flow": ("Optical flow", "", 2),
-}  # fmt: skip
 WORDS = 30  # number of toxic phrases that are shown
 YARDSTICKS = {
     "real_halves": "real clips, one half against the other",
@@ -174,7 +168,7 @@ def _table(benchmark: str, result: dict[str, Any]) -> dict[str, Any]:
             rows.append({"system": row["system"], "cells": cells, "protocol": row["protocol"], "ours": False})
     return {
         "title": TITLES[benchmark],
-        "columns": [{"name": METRICS[name][0], "better": METRICS[name][1]} for name in names],
+        "columns": [{"name": METRICS[name].title, "better": METRICS[name].better} for name in names],
         "rows": rows,
         "result": result,
         "protocol": protocol,
@@ -186,7 +180,7 @@ def _cell(name: str, metric: dict[str, Any] | None, published_digits: bool = Fal
     """Returns value and interval as text. A published value keeps all of its digits."""
     if not metric or metric.get("value") is None:
         return {"value": "", "interval": ""}
-    value, digits = metric["value"], METRICS[name][2]
+    value, digits = metric["value"], METRICS[name].digits
     if published_digits:
         digits = max(digits, len(str(value).partition(".")[2]))
     elif abs(value) < 1:  # demo features give small numbers

@@ -12,13 +12,15 @@ stored with every number that it makes. A file with the name but not the digest 
 | C3D | `conv1a.weight`, ..., `mean` | the same |
 | Inception | `Mixed_5b.branch1x1.conv.weight`, ... (pytorch-fid, torch-fidelity) | the same |
 | CLIP | those of OpenAI and open_clip | the same |
+| DINO, DINOv2 | `blocks.0.attn.qkv.weight`, ... (facebookresearch) | the same |
+| aesthetic | `weight`, `bias` (LAION) | read by `mav.evaluation.features` |
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from mav.evaluation.networks.c3d import C3D, COLUMNS, RESIZED, ROWS
 from mav.evaluation.networks.c3d import FRAMES as C3D_FRAMES
 from mav.evaluation.networks.i3d import I3D
 from mav.evaluation.networks.inception import Inception
+from mav.evaluation.networks.vit import DINO, DINOV2, VisionTransformer
 from mav.models.checkpoints.weight_files import read_tensors
 
 
@@ -74,6 +77,18 @@ PUBLISHED = {
         "Apache-2.0",
         "releases of the torch-fidelity and pytorch-fid repositories on GitHub",
     ),
+    "dino": Published(
+        "DINO ViT-B/16", {"dino_vitbase16_pretrain.pth": ""}, "Apache-2.0", "the DINO repository of facebookresearch"
+    ),
+    "dinov2": Published(
+        "DINOv2 ViT-L/14", {"dinov2_vitl14_pretrain.pth": ""}, "Apache-2.0", "the DINOv2 repository of facebookresearch"
+    ),
+    "aesthetic": Published(
+        "LAION's aesthetic head on CLIP ViT-L/14",
+        {"sa_0_4_vit_l_14_linear.pth": "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba"},
+        "MIT",
+        "LAION-AI's repository aesthetic-predictor",
+    ),
 } | {
     f"clip {file.removesuffix('px')}": Published(f"CLIP {title} of OpenAI", {f"{file}.pt": sha256}, *OPENAI)
     for file, title, sha256 in (
@@ -88,7 +103,10 @@ PUBLISHED = {
         ("ViT-L-14-336px", "ViT-L/14@336", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
     )
 }
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"i3d": I3D, "c3d": C3D, "inception": Inception}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "i3d": I3D, "c3d": C3D, "inception": Inception, "dino": partial(VisionTransformer, DINO),
+    "dinov2": partial(VisionTransformer, DINOV2),
+}  # fmt: skip
 I3D_BRANCHES = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "branch_2.0": "b2a", "branch_2.1": "b2b",
                 "branch_3.1": "b3b"}  # fmt: skip
 
