@@ -58,8 +58,8 @@ class Scorer:
         """Returns every metric of the protocol. One that cannot be computed has `value` None and a `reason`."""
         kinds: dict[str, Callable[[str], dict[str, Any]]] = {
             "fvd": self._frechet, "fid": self._frechet, "kvd": self._kernel, "kid": self._kernel, "is": self._inception,
-            "clipsim": self._clipsim, **dict.fromkeys(NEIGHBOURS, self._neighbours), "fd": self._frechet,
-            **dict.fromkeys(BY_VIDEO, self._mean),
+            "fd": self._frechet, **dict.fromkeys(NEIGHBOURS, self._neighbours), **dict.fromkeys(BY_VIDEO, self._mean),
+            "clipsim": self._clipsim,
         }  # fmt: skip
         found = {}
         for name, network in self.protocol.features.items():
