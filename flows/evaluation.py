@@ -104,6 +104,7 @@ def stage_views(nodes: Iterable[Node], store: Store, recipe: str, owner: str = "
                 artifact=artifact,
                 state="done" if artifact else store.state(node, recipe, owner),
                 seconds=artifact.manifest.seconds if artifact else 0.0,
+                board=store.board(node),
             )
         )
     return views

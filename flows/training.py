@@ -48,7 +48,7 @@ PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's las
 
 def train(job: Job) -> Outcome:
     """Runs the stage's training loop until its samples are seen and its network is exported."""
-    board = job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}")
+    board = job.run.store.board(job.node)
     wandb = os.environ.get("WANDB_PROJECT", "")  # is read here, since workers have another environment
     orders = Orders(job.name, job.recipe, job.inputs, job.work.child("checkpoints"), job.work, job.out, board, wandb)
     metrics = _ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders)
@@ -233,14 +233,15 @@ def _run(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()
+    board = Board(orders.board, report)
     if rank == 0:
-        report = Board(orders.board, report)
+        report = board
         if orders.wandb:
             report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
     given = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
     stall_seconds = orders.recipe.cluster.stall_seconds
     with full_disk_told(orders.stage, orders.work.url), ended_when_stalled(stall_seconds):
-        return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report)
+        return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report, show=board.show)
 
 
 def _training_stage(name: str, about: str, version: int = 1) -> Stage:

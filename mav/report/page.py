@@ -43,6 +43,7 @@ class StageView:
     artifact: Artifact | None
     state: str  # done, stale, missing, failed or running
     seconds: float
+    board: Folder | None = None  # where a training left pictures of what it made on the way
 
 
 def write_report(recipe: Recipe, stages: list[StageView], out: Folder) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def write_report(recipe: Recipe, stages: list[StageView], out: Folder) -> dict[s
 
 def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
     """Returns the page and the number of videos that it shows."""
+    views = {view.name: view for view in stages}
     artifacts = {view.name: view.artifact for view in stages if view.artifact is not None}
     generated, oracle, shards = (artifacts.get(name) for name in ("generate", "oracle", "video-shards"))
     clips, made = collect.clips(generated, oracle)
@@ -72,7 +74,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "funnel": collect.funnel(artifacts),
         "screened": _screened(artifacts.get("image-metadata"), recipe.screening),
         "pictures": collect.pictures(artifacts.get("image-download"), artifacts.get("image-screen")),
-        "training": [_training(name, about, artifacts[name]) for name, about in NETWORKS.items() if name in artifacts],
+        "training": [_training(views[name], about) for name, about in NETWORKS.items() if name in artifacts],
         "curriculum": Markup(figures.fps_curriculum(curriculum.low, curriculum.high, curriculum.start, curriculum.end)),
         "rates": Markup(figures.shown_rates(rates, curriculum.low, curriculum.high)),
         "clamped": motion.clamped(rates),
@@ -132,8 +134,10 @@ def _screened(metadata: Artifact | None, rule: Screening) -> dict[str, Any] | No
     return {"words": words[:WORDS], "phrases": len(words), "charts": charts, "thresholds": thresholds}
 
 
-def _training(name: str, about: str, artifact: Artifact) -> dict[str, Any]:
-    """Returns the curve and the figures of a training stage."""
+def _training(view: StageView, about: str) -> dict[str, Any]:
+    """Returns the curve, the figures and the pictures of a training stage that is done."""
+    name, artifact = view.name, view.artifact
+    assert artifact is not None
     points, held_out = collect.curves(artifact), collect.curves(artifact, "validation")
     last = [loss for _, loss in points[-5:]]
     return {
@@ -145,6 +149,7 @@ def _training(name: str, about: str, artifact: Artifact) -> dict[str, Any]:
         "loss": sum(last) / len(last) if last else None,
         "samples": points[-1][0] if points else None,
         "sheet": collect.samples_image(artifact),
+        "shown": collect.shown_while_training(view.board),
         "seconds": artifact.manifest.seconds,
         "utilisation": artifact.manifest.metrics.get("utilisation"),
         "data_wait": artifact.manifest.metrics.get("data_wait"),
