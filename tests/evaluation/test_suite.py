@@ -23,7 +23,7 @@ from mav.storage import Folder
 TEXTS = ("a red circle", "a blue cross")
 WEIGHTS = (
     "dino.safetensors", "ViT-B-32.safetensors", "ViT-L-14.safetensors", "aesthetic.safetensors", "i3d.safetensors",
-    "dinov2.safetensors",
+    "dinov2.safetensors", "videomae.safetensors",
 )  # fmt: skip
 
 
@@ -33,7 +33,8 @@ class MadeUp(Networks):
 
     def __call__(self, videos):
         means = [video.mean(axis=(1, 2)).astype(np.float32) / 255 for video in videos]
-        found = {"i3d": [mean.mean(axis=0) for mean in means], "dinov2": means}
+        of_clips = [mean.mean(axis=0) for mean in means]
+        found = {"i3d": of_clips, "videomae": of_clips, "dinov2": means}
         return {name: found[name] for name in self.names if name in found}
 
     def rows(self, whole, fps):
@@ -131,7 +132,7 @@ def test_without_weights_or_references_the_list_names_every_need_once(mav, tmp_p
     assert set(result["metrics"]) == {"temporal_flickering", "motion_smoothness", "dynamic_degree", "strobing"}
     needs = {need["needs"]: need["metrics"] for need in result["missing"]}
     (reference,) = [metrics for need, metrics in needs.items() if "--reference" in need]
-    assert reference == ["fvd", "kvd", "precision", "recall", "density", "coverage", "fid", "fd_dinov2"]
+    assert reference == ["fvd", "kvd", "fvd_videomae", "precision", "recall", "density", "coverage", "fid", "fd_dinov2"]
     files = (
         "dino_vitbase16_pretrain.pth",
         "ViT-B-32.pt",
@@ -139,7 +140,7 @@ def test_without_weights_or_references_the_list_names_every_need_once(mav, tmp_p
         "ViT-L-14.pt",
         "i3d_torchscript.pt",
     )
-    for file in (*files, "dinov2_vitl14_pretrain.pth"):
+    for file in (*files, "dinov2_vitl14_pretrain.pth", "vit_g_hybrid_pt_1200e_ssv2_ft.pth"):
         assert len([need for need in needs if file in need]) == 1
         assert file in told
     assert "5 of 7 readable" in told

@@ -43,7 +43,8 @@ def measure(frames: np.ndarray, fps: float = 0.0) -> np.ndarray:
     """
     if len(frames) < LEAST_FRAMES:
         raise ValueError(f"{LEAST_FRAMES} frames are needed, not {len(frames)}")
-    found = steadiness(frames), smoothness(frames), float(moves(frames, fps)), strobing(frames)
+    small = _at_flow_size(frames)
+    found = steadiness(frames), smoothness(small), float(moves(small, fps)), strobing(frames)
     return np.asarray(found, np.float32)
 
 
@@ -54,19 +55,17 @@ def steadiness(frames: np.ndarray) -> float:
 
 
 def smoothness(frames: np.ndarray) -> float:
-    """Returns the motion smoothness score, at the size of the flow."""
-    small = _at_flow_size(frames)
-    given = small[::2]
-    made = warp(given, 2)
+    """Returns the motion smoothness score."""
+    made = warp(frames[::2], 2)
     if made is None:
         raise ValueError("this OpenCV has no DIS optical flow")
-    errors = [np.mean(cv2.absdiff(a, b)) for a, b in zip(made[1::2], small[1::2], strict=False)]
+    errors = [np.mean(cv2.absdiff(a, b)) for a, b in zip(made[1::2], frames[1::2], strict=False)]
     return float(1 - np.mean(errors) / 255)
 
 
 def moves(frames: np.ndarray, fps: float = 0.0) -> bool:
     """Says whether enough pairs of frames move, about eight of them a second."""
-    taken = _at_flow_size(frames[:: max(1, round((fps or USUAL_RATE) / USUAL_RATE))])
+    taken = frames[:: max(1, round((fps or USUAL_RATE) / USUAL_RATE))]
     threshold = MOVING * min(taken.shape[1:3]) / 256
     needed = max(round(MOVING_PAIRS * len(taken)), 1)
     speeds = (_speed(optical_flow(a, b)) for a, b in pairwise(taken))

@@ -1,12 +1,15 @@
-"""The vision transformers of DINO (Caron et al. 2021) and DINOv2 (Oquab et al. 2023), under the names of their files.
+"""The vision transformers of DINO (Caron et al. 2021), DINOv2 (Oquab et al. 2023) and VideoMAE V2 (Wang et al. 2023).
 
-| network | patches | width | blocks | heads | of a picture |
-|---|---|---|---|---|---|
-| DINO ViT-B/16 | 16 | 768 | 12 | 12 | the shorter side is resized to 224 |
-| DINOv2 ViT-L/14 | 14 | 1024 | 24 | 16 | resized to 224 x 224 |
+| network | patches | width | blocks | heads | reads | feature |
+|---|---|---|---|---|---|---|
+| DINO ViT-B/16 | 16 | 768 | 12 | 12 | a picture whose shorter side is 224 | its class token, after a norm |
+| DINOv2 ViT-L/14 | 14 | 1024 | 24 | 16 | a picture of 224 x 224 | the same |
+| VideoMAE V2 ViT-g/14 | 14, of 2 frames | 1408 | 40 | 16 | 16 frames of 224 x 224 | the mean token, normed |
 
-The feature of a picture is its class token after the last norm. DINOv2 scales what each half of a block adds, and its
-table of positions is of pictures of 518 pixels a side; both are interpolated as their authors' code does it.
+The parameters have the names of the published files. DINOv2 scales what each half of a block adds, and its table of
+positions is of pictures of 518 pixels a side; both tables are interpolated as their authors' code does it. VideoMAE V2,
+fine-tuned on Something-Something V2, is the network of the content-debiased FVD (Ge et al. 2024), whose preparation is
+used here: no antialiasing, and pixels from 0 to 1.
 """
 
 from dataclasses import dataclass
@@ -30,10 +33,13 @@ class Sizes:
     heads: int
     positions: int  # patches of a side in the table of positions
     scaled: bool  # whether a block scales what it adds
+    hidden: int  # of the linear layers
 
 
-DINO = Sizes(16, 768, 12, 12, 14, scaled=False)
-DINOV2 = Sizes(14, 1024, 24, 16, 37, scaled=True)
+DINO = Sizes(16, 768, 12, 12, 14, scaled=False, hidden=3072)
+DINOV2 = Sizes(14, 1024, 24, 16, 37, scaled=True, hidden=4096)
+VIDEOMAE = Sizes(14, 1408, 40, 16, 16, scaled=False, hidden=6144)
+FRAMES, TUBE = 16, 2  # of VideoMAE: frames of a clip, and of a patch
 
 
 class Scale(nn.Module):
@@ -62,11 +68,11 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers, four times as wide between them."""
+    """Two linear layers, wider between them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -78,7 +84,7 @@ class Block(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(sizes.width, eps=1e-6) for _ in range(2))
-        self.attn, self.mlp = Attention(sizes.width, sizes.heads), Mlp(sizes.width)
+        self.attn, self.mlp = Attention(sizes.width, sizes.heads), Mlp(sizes.width, sizes.hidden)
         self.ls1, self.ls2 = (Scale(sizes.width) if sizes.scaled else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,6 +122,41 @@ class VisionTransformer(nn.Module):
         scale = ((rows + OFFSET) / side, (columns + OFFSET) / side)
         grid = F.interpolate(table, scale_factor=scale, mode="bicubic")
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+class VideoMae(nn.Module):
+    """Maps clips (B, 3, 16, 224, 224) from 0 to 1 to features (B, width)."""
+
+    positions: Tensor
+
+    def __init__(self, sizes: Sizes = VIDEOMAE) -> None:
+        super().__init__()
+        patch = (TUBE, sizes.patch, sizes.patch)
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, sizes.width, patch, patch)})
+        self.register_buffer("positions", waves(FRAMES // TUBE * sizes.positions**2, sizes.width), persistent=False)
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.blocks))
+        self.fc_norm = nn.LayerNorm(sizes.width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patch_embed["proj"](x).flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.fc_norm(tokens.mean(dim=1))
+
+
+def waves(count: int, width: int) -> Tensor:
+    """Returns sines in even channels and cosines in odd ones, (count, width), as in the first transformer."""
+    rates = 10_000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * rates
+    return torch.where(torch.arange(width) % 2 == 0, angles.sin(), angles.cos()).float()
+
+
+def prepare_videomae(video: Tensor) -> Tensor:
+    """Turns uint8 (16, H, W, 3) into (1, 3, 16, 224, 224) from 0 to 1. Raises ValueError for other lengths."""
+    if len(video) != FRAMES:
+        raise ValueError(f"VideoMAE takes {FRAMES} frames, not {len(video)}")
+    x = F.interpolate(video.permute(0, 3, 1, 2).float() / 255, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    return x.permute(1, 0, 2, 3)[None]
 
 
 def prepare_dino(video: Tensor) -> Tensor:
