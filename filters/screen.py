@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from filters.duplicates import NO_HASHES, Repeats, SeenRows, WrongHashError, pair_hashes, repeats_of
 from filters.toxicity import toxic_words
-from mav.data.images.laion import BATCH_ROWS, hash_column, read_part
+from mav.data.images.laion import BATCH_ROWS, Schema, hash_column, read_part
 from mav.data.shards import ShardOutput
 from mav.errors import UserError
 from mav.recipes import Screening
@@ -186,7 +186,7 @@ class MetadataWork:
         return self._screened(name, Screen(self.screening))
 
     def _screened(self, name: str, screen: Screen) -> ShardOutput:
-        schema, batches = read_part(self.parts[int(name)])
+        schema, batches = self._read(name)
         shards = _Shards(self.out, name, self.rows_per_shard)
         try:
             with _dropped_rows(self.out, f"dropped/{name}.parquet") as drop:
@@ -203,7 +203,11 @@ class MetadataWork:
 
     def kept_rows(self, name: str) -> Iterator[pa.Table]:
         """Yields the rows that the screening keeps of a part, batch by batch, and writes nothing."""
-        return (kept for kept, _ in map(Screen(self.screening), read_part(self.parts[int(name)])[1]))
+        return (kept for kept, _ in map(Screen(self.screening), self._read(name)[1]))
+
+    def _read(self, name: str) -> tuple[Schema, Iterator[pa.Table]]:
+        sizes = bool(self.screening.min_side or self.screening.max_aspect)
+        return read_part(self.parts[int(name)], sizes=sizes)
 
 
 class _Shards:

@@ -27,7 +27,7 @@ def image_metadata(job: Job) -> Outcome:
     section = job.recipe.image_metadata
     world = job.inputs.get("demo-world")
     sources = section.sources or ([world.child("laion/*.parquet").url] if world else [])
-    work = MetadataWork(tuple(source_parts(sources)), job.recipe.screening, section.rows_per_shard, job.out)
+    work = MetadataWork(tuple(source_parts(sources, job.say)), job.recipe.screening, section.rows_per_shard, job.out)
     if work.screening.duplicates == "all":
         work = dataclasses.replace(work, repeats=_find_repeats(job, work))
     return shard_map(job, work, work.names())

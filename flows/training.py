@@ -24,6 +24,7 @@ from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
 
 RESULT, STOP = "result.json", "stop.json"
+NEVER_STALLED_SECONDS = 86_400.0  # that workers wait for each other where no stall is recognised
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
 DRAIN_SECONDS = 5.0  # between two looks at whether this node is drained: a cloud gives 30 s or more
 TERMINATED = 143  # the shell's exit code of a process that SIGTERM ended
@@ -87,7 +88,7 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
         _worker,
         train_loop_config={"orders": orders},
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
-        torch_config=_torch_config("nccl" if gpu else "gloo"),
+        torch_config=_torch_config("nccl" if gpu else "gloo", cluster.stall_seconds or NEVER_STALLED_SECONDS),
         run_config=RunConfig(
             name=f"{job.name}-{job.node.fingerprint[:8]}",
             storage_path=job.work.child("ray").url,
@@ -123,8 +124,10 @@ def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:
     fitted.result()
 
 
-def _torch_config(backend: str) -> Any:
+def _torch_config(backend: str, timeout: float) -> Any:
     """Returns Ray Train's way of starting torch.distributed, which also catches SIGTERM in each worker.
+
+    timeout: seconds after which a worker that waits for another gives up, so that a lost one ends all.
 
     A worker trains in a thread, where no signal can be caught, so it is done where Ray Train sets the workers up.
     """
@@ -141,7 +144,7 @@ def _torch_config(backend: str) -> Any:
     class PreemptibleConfig(TorchConfig):
         backend_cls = Preemptible
 
-    return PreemptibleConfig(backend=backend)
+    return PreemptibleConfig(backend=backend, timeout_s=int(timeout))
 
 
 def _worker(config: dict[str, Orders]) -> None:

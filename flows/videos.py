@@ -28,7 +28,7 @@ def video_work(job: Job) -> VideoWork:
     require_proxy("video_shards.proxy", section.proxy)
     rules = dataclasses.replace(section, allow_addresses=allowed_addresses(job, section))
     sources = rules.sources or ([world.child("webvid/clips.csv").url] if world else [])
-    return VideoWork(tuple(split_lists(sources, rules.clips_per_shard)), rules, job.recipe.seed, job.out)
+    return VideoWork(tuple(split_lists(sources, rules.clips_per_shard, job.say)), rules, job.recipe.seed, job.out)
 
 
 def video_reads(recipe: Recipe) -> tuple[str, ...]:

@@ -121,10 +121,10 @@ def _hours(value: float) -> str:
 
 def image_rows(recipe: Recipe) -> int:
     """Returns the rows of the recipe's tables: what the recipe expects, or what the tables' footers say."""
-    import fsspec
     import pyarrow.parquet as pq
 
     from mav.data.images.laion import source_parts
+    from mav.storage.urls import storage_of
 
     if recipe.expect.image_rows:
         return recipe.expect.image_rows
@@ -132,7 +132,8 @@ def image_rows(recipe: Recipe) -> int:
         return recipe.world.images if recipe.world else 0
     total = 0
     for path in source_parts(recipe.image_metadata.sources):
-        with fsspec.open(path, "rb") as file:
+        fs, name = storage_of(path)
+        with fs.open(name, "rb") as file:
             total += pq.read_metadata(file).num_rows
     return total
 

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
-
 from mav.errors import UserError, nearest
 from mav.recipes import Recipe, digest, what
 from mav.recipes.identity import covers
 from mav.storage import Folder
 from mav.storage.patterns import matching_paths
+from mav.storage.urls import storage_of
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def file_identity(path: str) -> list[Any] | None:
     """Returns the size and modification mark of each file of a path or glob; None when there is no such file."""
     identity = []
     for url in matching_paths(path):
-        fs, name = fsspec.core.url_to_fs(url)
+        fs, name = storage_of(url)
         try:
             info = fs.info(name)
         except FileNotFoundError:

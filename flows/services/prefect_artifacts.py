@@ -110,7 +110,11 @@ def show(name: str, about: str, artifact: Artifact) -> None:
 def page(name: str, artifact: Artifact) -> str:
     """Returns the markdown page of a finished stage."""
     manifest = artifact.manifest
-    rows = [("seconds", manifest.seconds), ("fingerprint", manifest.fingerprint[:16]), ("where", artifact.folder.url)]
+    rows: list[tuple[str, Any]] = [
+        ("seconds", manifest.seconds),
+        ("fingerprint", manifest.fingerprint[:16]),
+        ("where", artifact.folder.url),
+    ]
     for key, value in manifest.counts.items():
         rows += [(f"{key}: {k}", v) for k, v in value.items()] if isinstance(value, dict) else [(key, value)]
     rows += [(key, value) for key, value in manifest.metrics.items() if isinstance(value, (int, float, str))]

@@ -17,6 +17,7 @@ from flows.services.environment import require_places
 from mav.errors import UserError
 from mav.recipes import Cluster
 
+SLOW = "timed out during startup"  # in Ray's words
 DASHBOARD = Path(__file__).with_name("ray_dashboard.py")
 
 
@@ -54,17 +55,31 @@ def ray_cluster(cluster: Cluster) -> Iterator[str]:
     }  # fmt: skip
     if not address:
         require_places()
-    try:
-        with _quiet_dashboard():
-            context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except Exception as error:  # Ray raises bare exceptions too
-        problem = f"RAY_ADDRESS={address} cannot be joined" if address else "Ray did not start on this machine"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{problem} ({reason}): check the cluster, or unset RAY_ADDRESS.") from None
+    context = _init(options, address)
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+def _init(options: dict[str, Any], address: str) -> Any:
+    """Joins or starts Ray. A busy machine gets a second try, since Ray waits 30 s for its own processes and no more."""
+    import ray
+
+    for last in (bool(address), True):
+        try:
+            with _quiet_dashboard():
+                return ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        except Exception as error:  # Ray raises bare exceptions too
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            if not last and SLOW in reason:
+                continue
+            if address:
+                problem = f"RAY_ADDRESS={address} cannot be joined ({reason}): check the cluster, or unset RAY_ADDRESS."
+            else:
+                remedy = "see that processors and memory are free, and run it again"
+                problem = f"Ray did not start on this machine ({reason}): {remedy}."
+            raise UserError(problem) from None
 
 
 @contextmanager

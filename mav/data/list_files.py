@@ -7,16 +7,16 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 
 from mav.data.parquet import open_parquet
 from mav.data.text_rows import Lines, delimiter_of, fields_of, records
 from mav.errors import UserError
 from mav.storage.patterns import matching_paths
+from mav.storage.urls import storage_of
 
 Row = dict[str, Any]
 NULLS = ("", "none", "null", "nan", "nat", "<na>", "n/a")
@@ -30,14 +30,18 @@ PACKED = (
 WHOLE = re.compile(r"^([0-9]+)\.0+$")  # a whole number that was once a float
 
 
-def matching(sources: Sequence[str], key: str) -> list[str]:
+def matching(sources: Sequence[str], key: str, tell: Callable[[str], None] | None = None) -> list[str]:
     """Returns the files that paths and globs name, in order; the matches of a glob are sorted.
 
-    Raises UserError naming the recipe's `key` for a glob without a match.
+    Hidden files that a glob leaves out are told. Raises UserError naming the recipe's `key` for a glob without a match.
     """
     paths: list[str] = []
     for source in sources:
-        found = matching_paths(source)
+        hidden: list[str] = []
+        found = matching_paths(source, hidden)
+        if hidden and tell:
+            more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
+            tell(f"{source} leaves out hidden files: {', '.join(hidden[:3])}{more}")
         if not found:
             raise UserError(f"No file matches {source}: correct `{key}`.")
         paths += found
@@ -48,7 +52,7 @@ def matching(sources: Sequence[str], key: str) -> list[str]:
 def _opened(path: str) -> Iterator[IO[bytes]]:
     """Opens a list. Errors of opening and reading it become UserErrors that name it."""
     try:
-        fs, name = fsspec.core.url_to_fs(path)
+        fs, name = storage_of(path)
         with fs.open(name, "rb") as file:
             if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
                 raise UserError(f"{path} is text in UTF-16: save it as UTF-8.")

@@ -21,7 +21,8 @@ class Cluster:
     workers: Small = 1  # Ray Train workers of a training stage
     cpus_per_worker: Small = 1
     gpus_per_worker: Number = 0.0
-    sharding: Literal["ddp", "fsdp"] = "ddp"  # with several workers: replicas, or sharded parameters
+    # With several workers: replicas; parameters sharded over all of them; or over those of a node, with nodes alike.
+    sharding: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     # A training that makes no step for this long is stopped and resumed from its checkpoint, and an attempt at a shard
     # that takes so long, and 30 times as long as others, is ended and repeated; 0 = never.
     stall_seconds: Number = 3600.0

@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from glob import has_magic
 from typing import IO, Any, Protocol
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from mav.storage.urls import storage_of
 
 TEMPORARY = ".tmp-"  # prefix of files that are being written; readers ignore them, `mav clean` removes them
 CHUNK = 1 << 20  # bytes read at a time while a file is hashed
@@ -48,7 +49,7 @@ class Folder:
     def __init__(self, url: str, fence: Fence | None = None) -> None:
         self.fence = fence
         # Listings are not cached: a process on another machine may have written since.
-        self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        self.fs, self.root = storage_of(url, use_listings_cache=False)
         self.url = self.root if self.local else self.fs.unstrip_protocol(self.root)
 
     def __reduce__(self) -> tuple[Any, ...]:

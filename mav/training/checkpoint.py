@@ -56,21 +56,25 @@ def tensors_of(network: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema) -
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder. All ranks call all methods; rank 0 alone removes and writes metadata."""
+    """The checkpoints of one run in a folder. All ranks call all methods; rank 0 alone removes and writes metadata.
+
+    Shards are copied and written by all ranks; what all ranks have alike, by rank 0.
+    """
 
     def __init__(
-        self, work: Folder, identity: str, rank: int, world_size: int, keep: int | None,
-        tell: Callable[[str], None] = lambda sentence: None,
+        self, work: Folder, identity: str, rank: int = 0, world_size: int = 1, sharded: bool = False, *,
+        keep: int | None = None, tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:  # fmt: skip
         """work: the folder, whose fence, if it has one, says which lease writes. identity: digest of all that must be
-        equal to continue a checkpoint. keep: how many stay (None: all).
+        equal to continue a checkpoint. sharded: whether the ranks hold shards. keep: how many stay (None: all).
         """
         self.work, self.identity, self.rank, self.keep, self.tell = work, identity, rank, keep, tell
-        self.alone = world_size == 1
+        self.alone, self.sharded = world_size == 1, sharded
         # The writing thread has a group of its own, because the ranks use the others at the same time.
         self.group = None if self.alone else dist.new_group(backend="gloo")
         self.stager = _Stager()
-        self.pending: Future[Any] | None = None
+        self.saving = False  # whether a save was begun and not yet waited for
+        self.pending: Future[Any] | None = None  # that save, on the ranks that write
         self.mark = f"-{work.fence.token[:8]}" if work.fence else ""
 
     def finished(self) -> list[int]:
@@ -116,11 +120,15 @@ class Checkpoints:
         best: samples of the checkpoint of the lowest loss, which stays as long as this one does; 0 = none.
         """
         self.wait()
+        self.saving = True
+        if self.rank and not self.sharded:
+            return
         folder = self.work.child(f"{samples:012d}{self.mark}")
         if self.rank == 0:
             folder.remove()  # a killed save may have left files
-        options: dict[str, Any] = {"process_group": self.group, "async_stager": self.stager, "no_dist": self.alone}
-        written = dcp.async_save({RUN: tensors}, storage_writer=FsspecWriter(folder.url), **options)
+        together: dict[str, Any] = {"process_group": self.group} if self.sharded else {"no_dist": True}
+        writer = FsspecWriter(folder.url)
+        written = dcp.async_save({RUN: tensors}, storage_writer=writer, async_stager=self.stager, **together)
         assert isinstance(written, Future)
         pending: Future[None] = Future()
         facts = {"identity": self.identity, BEST: best, **metadata}
@@ -161,14 +169,25 @@ class Checkpoints:
         return error
 
     def wait(self) -> None:
-        """Waits until the last save is whole, then removes the checkpoints that are no longer wanted."""
-        if self.pending is None:
+        """Waits until the last save is whole, then removes the checkpoints that are no longer wanted.
+
+        Raises the save's error, on every rank.
+        """
+        if not self.saving:
             return
-        pending, self.pending = self.pending, None
+        self.saving, pending, self.pending = False, self.pending, None
+        failure: BaseException | None = None
         try:
-            pending.result()
+            if pending:
+                pending.result()
         except CheckpointException as error:  # this is not an Exception; the error of the first rank is
-            raise next(iter(error.failures.values()))[0] from None
+            failure = next(iter(error.failures.values()))[0]
+        except Exception as error:
+            failure = error
+        if not self.sharded:  # the ranks that wrote nothing wait here
+            failure = self._agreed(lambda: failure)
+        if failure:
+            raise failure from None
         if self.rank == 0 and self.keep is not None:
             whole = self._whole()
             wanted = {*list(whole)[-self.keep :]}
@@ -267,7 +286,10 @@ class _Stager(AsyncStager):
     def stage(self, state_dict: dict[str, Tensors]) -> dict[str, Tensors]:
         tensors = state_dict[RUN]
         if not self.buffers:
-            self.buffers = {name: torch.empty_like(value, device="cpu") for name, value in tensors.items()}
+            # Pinned, a card fills them several times faster.
+            self.buffers = {
+                name: torch.empty_like(value, device="cpu", pin_memory=value.is_cuda) for name, value in tensors.items()
+            }
         for kind in {value.dtype for value in tensors.values()}:
             names = [name for name, value in tensors.items() if value.dtype == kind]
             torch._foreach_copy_(local_shards(self.buffers[n] for n in names), local_shards(tensors[n] for n in names))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -42,11 +43,18 @@ def export_network(out: Folder, network: UNet | Prior, objective: Objective, **m
 
 
 def load_network(folder: Folder, device: str = "cpu") -> Export:
-    """Builds a network from its own description. Raises UserError when there is none or its weights do not match."""
+    """Builds a network from its own description; on the device `meta` without its weights, which are not read.
+
+    Raises UserError when there is none or its weights do not match.
+    """
     try:
         description = json.loads(folder.read_bytes(DESCRIPTION))
-        network = build(description["kind"], description["config"])
         objective = Objective(**description["objective"])
+        if device == "meta":
+            with torch.device("meta"):
+                network = build(description["kind"], description["config"])
+            return Export(network.eval().requires_grad_(False), objective, description)
+        network = build(description["kind"], description["config"])
         tensors = load(folder.read_bytes(WEIGHTS))
     except FileNotFoundError as error:
         missing = error.filename or error

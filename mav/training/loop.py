@@ -94,7 +94,8 @@ def train(
     device: str = "cpu", cluster: Cluster = ALONE, report: Callable[[dict[str, Any]], None] = lambda _: None,
     show: Show = lambda samples, picture: None,
 ) -> RunState:  # fmt: skip
-    """Trains `task.network` in place, from the last checkpoint in `work` if there is one. It ends as its own average.
+    """Trains `task.network` in place, from the last checkpoint in `work` if there is one. It ends as its own average;
+    a sharded one does so on rank 0 alone.
 
     With world_size > 1, torch.distributed is initialised before and every rank calls this. Raises UserError when the
     checkpoint is another recipe's, DivergedError naming the samples when loss or gradient are not finite,
@@ -121,10 +122,11 @@ def train(
             {"stage": task.stage, "total": o.samples, "samples": state.samples, "message": f"{task.stage}: {sentence}"}
         )
 
-    checkpoints = Checkpoints(work, task.identity, rank, world_size, cluster.keep_checkpoints, tell)
+    place = (rank, world_size, spread_out.sharded)
+    checkpoints = Checkpoints(work, task.identity, *place, keep=cluster.keep_checkpoints, tell=tell)
     post_hoc = None
     if o.export == "post_hoc":
-        averages = Checkpoints(work.child("averages"), task.identity, rank, world_size, None, tell)
+        averages = Checkpoints(work.child("averages"), task.identity, *place, tell=tell)
         post_hoc = PostHoc(network, trained, o, averages)
         tensors |= post_hoc.tensors
     if metadata := checkpoints.restore(tensors):
@@ -228,7 +230,7 @@ def train(
 
         state.widths = post_hoc.choose(ema.shadows, held_out_loss)
     ema.copy_to_parameters()
-    gather(network, task.network, device)
+    gather(spread_out, task.network, device)
     return state
 
 

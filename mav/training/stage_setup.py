@@ -1,25 +1,37 @@
 """What a stage's training is built from: its section of the recipe, its parent network and its samples."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from mav.models.clip import ClipModel
+from mav.models.prior import Prior
 from mav.models.unet import UNet
-from mav.recipes import Recipe
+from mav.recipes import CascadeSizes, Recipe
 from mav.storage import Folder
 from mav.training.export import load_network
 from mav.training.loop import BatchSource
 
+Network = TypeVar("Network", UNet, Prior)
+
 
 @dataclass(frozen=True)
 class StageSetup:
-    """What a training is built from. `source`: samples from elsewhere than the inputs, for tests and experiments."""
+    """What a training is built from.
+
+    source: samples from elsewhere than the inputs, for tests and experiments. hollow: whether networks are built
+    without values, because another rank sends this one its share of them.
+    """
 
     stage: str
     recipe: Recipe
     inputs: dict[str, Folder]
     device: str = "cpu"
     source: BatchSource | None = None
+    hollow: bool = False
 
     @property
     def section(self) -> Any:
@@ -27,13 +39,27 @@ class StageSetup:
         return self.recipe.section_of(self.stage)
 
     @property
+    def cascade(self) -> CascadeSizes:
+        """The sizes of pictures and clips."""
+        return self.recipe.cascade
+
+    @property
     def key(self) -> str:
         """The name of that section, for messages."""
         return self.stage.replace("-", "_")
 
+    def network(self, make: Callable[[], Network]) -> Network:
+        """Makes the network that the stage trains."""
+        with torch.device("meta") if self.hollow else nullcontext():
+            return make()
+
+    def unet(self) -> UNet:
+        """A new U-Net, as the section describes it."""
+        return self.network(lambda: UNet(self.section.network))
+
     def parent(self, stage: str) -> UNet:
         """The network that a video stage starts from, ready to be trained."""
-        network = load_network(self.inputs[stage]).network
+        network = load_network(self.inputs[stage], "meta" if self.hollow else "cpu").network
         if not isinstance(network, UNet):
             raise ValueError(f"{self.inputs[stage].url} holds a prior, not a U-Net")
         return network.requires_grad_(True)
@@ -63,6 +89,6 @@ class StageSetup:
             return self.source
         from mav.data.loading.loaders import ClipSource
 
-        section, cascade, o = self.section, self.recipe.cascade, self.section.optimisation
+        section, cascade, o = self.section, self.cascade, self.section.optimisation
         shards, frames = self.inputs["video-shards"], section.frames or cascade.frames
         return ClipSource(shards, frames, cascade.low_size, self.recipe.seed, section.fps, o.samples, o.corrupted_share)

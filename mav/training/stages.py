@@ -67,7 +67,7 @@ def run_stage(
     if extra := sorted(set(inputs) - set(INPUTS[stage])):
         raise ValueError(f"{stage} takes {', '.join(sorted(INPUTS[stage]))} and nothing else, not {', '.join(extra)}")
     # Build the network, whose new weights are a function of seed and stage.
-    setup = StageSetup(stage, recipe, inputs, device, source)
+    setup = StageSetup(stage, recipe, inputs, device, source, hollow=rank > 0 and recipe.cluster.sharding != "ddp")
     with seeded(recipe.seed, stage):
         task = TRAININGS[stage](setup)
     identity = digest([stage, what(recipe, TRAINING_READS[stage])])
@@ -132,7 +132,7 @@ def prior_training(setup: StageSetup) -> TrainingTask:
         conditions = {name: batch[name] for name in ("tokens", "text_embedding")}
         return to_scale(batch["image_embedding"]), conditions
 
-    network = Prior(setup.section.network)
+    network = setup.network(lambda: Prior(setup.section.network))
     return _diffusion(setup, network, setup.images(size=0), (network.config.embedding_dim,), prepare)
 
 
@@ -142,16 +142,16 @@ def decoder_training(setup: StageSetup) -> TrainingTask:
     def prepare(batch: Batch) -> Prepared:
         return to_unit(batch["pixels"])[:, None], {"embedding": batch["image_embedding"]}
 
-    size = setup.recipe.cascade.base_size
-    return _diffusion(setup, UNet(setup.section.network), setup.images(size), (1, 3, size, size), prepare)
+    size = setup.cascade.base_size
+    return _diffusion(setup, setup.unet(), setup.images(size), (1, 3, size, size), prepare)
 
 
 def sr_training(setup: StageSetup) -> TrainingTask:
     """SR_l and SR_h on images."""
-    sizes, low = setup.recipe.cascade, setup.stage == "train-sr-low"
+    sizes, low = setup.cascade, setup.stage == "train-sr-low"
     small, large = (sizes.base_size, sizes.low_size) if low else (sizes.low_size, sizes.high_size)
     images = setup.images(large, setup.section.enlarged)
-    return _super_resolution(setup, UNet(setup.section.network), images, large // small)
+    return _super_resolution(setup, setup.unet(), images, large // small)
 
 
 # --------------------------------------------------------------------------------------------------------------- videos
@@ -159,17 +159,17 @@ def sr_training(setup: StageSetup) -> TrainingTask:
 
 def decoder_video_training(setup: StageSetup) -> TrainingTask:
     """D^t: D, inflated, on clips of any frame rate under the CLIP embedding of their first frame."""
-    return _with_clip(setup, inflate(setup.parent("train-decoder"), setup.recipe.cascade.frames))
+    return _with_clip(setup, setup.network(lambda: inflate(setup.parent("train-decoder"), setup.cascade.frames)))
 
 
 def interpolation_training(setup: StageSetup) -> TrainingTask:
     """F^: D^t that is given some of the frames."""
-    return _with_clip(setup, add_masked_frames(setup.parent("train-decoder-video")))
+    return _with_clip(setup, setup.network(lambda: add_masked_frames(setup.parent("train-decoder-video"))))
 
 
 def _with_clip(setup: StageSetup, network: UNet) -> TrainingTask:
     """What D^t and F^ share: the CLIP embedding of the first frame. F^ is the network that takes known frames."""
-    source, cascade = setup.clips(), setup.recipe.cascade
+    source, cascade = setup.clips(), setup.cascade
     clip = ClipModel.load(setup.inputs["clip"], setup.device)
     masked, size = network.config.masked_frames, cascade.base_size
     frames = setup.section.frames or cascade.frames
@@ -190,8 +190,8 @@ def _with_clip(setup: StageSetup, network: UNet) -> TrainingTask:
 
 def sr_low_video_training(setup: StageSetup) -> TrainingTask:
     """SR_l^t: SR_l, inflated, on crops of clips."""
-    cascade = setup.recipe.cascade
-    network = inflate(setup.parent("train-sr-low"), cascade.frames)
+    cascade = setup.cascade
+    network = setup.network(lambda: inflate(setup.parent("train-sr-low"), cascade.frames))
     return _super_resolution(setup, network, setup.clips(), cascade.low_size // cascade.base_size)
 
 
@@ -212,7 +212,7 @@ TRAININGS: dict[str, Callable[[StageSetup], TrainingTask]] = {
 
 def _super_resolution(setup: StageSetup, network: UNet, source: BatchSource, factor: int) -> TrainingTask:
     """The task of a network that makes crops `factor` times larger."""
-    section, cascade, video = setup.section, setup.recipe.cascade, network.config.max_frames > 0
+    section, cascade, video = setup.section, setup.cascade, network.config.max_frames > 0
     large = cascade.high_size if setup.stage == "train-sr-high" else cascade.low_size
     side = factor * max(1, round(large * section.crop / factor))
 
@@ -243,7 +243,7 @@ def _diffusion(
     video = section if isinstance(section, TrainVideo) else None
     schedule, start = make_schedule(objective, setup.device), "" if video else section.start
     key = f"{setup.key}.start"
-    carried = start_from(network, read_state(start, key), key) if start else None
+    carried = start_from(network, read_state(start, key), key) if start and not setup.hollow else None
     drops = isinstance(network, Prior) or network.config.embedding_dim > 0
 
     def draw_all(batch: Batch, draws: Draws, level: float | None = None) -> Batch:

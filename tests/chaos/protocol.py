@@ -260,7 +260,7 @@ def training_under(seed: int, account: Account) -> None:
 
     def again() -> None:
         with lease.exclusive(work, "train") as held:
-            checkpoints = Checkpoints(held.fenced(work).child("checkpoints"), "id", 0, 1, keep=1)
+            checkpoints = Checkpoints(held.fenced(work).child("checkpoints"), "id", keep=1)
             tensors = {"weights": torch.ones(4)}
             facts = checkpoints.restore(tensors)
             for number in range(facts["steps"] if facts else 0, STEPS):
@@ -277,7 +277,7 @@ def training_under(seed: int, account: Account) -> None:
     weights = torch.ones(4)
     for number in range(STEPS):
         step(weights, number)
-    kept = Checkpoints(work.child("checkpoints"), "id", 0, 1, keep=1).finished()
+    kept = Checkpoints(work.child("checkpoints"), "id", keep=1).finished()
     account.add(
         seed,
         lost=outcomes[-1] != "done" or not {EVERY, STEPS} <= {*kept},

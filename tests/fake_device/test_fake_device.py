@@ -33,7 +33,8 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("stage", TRAININGS)
-def test_every_stage_trains_and_continues(root, stage, monkeypatch):
+def test_every_stage_trains_and_two_continue(root, stage, monkeypatch):
+    """What continues is the same code in every stage; it is tried with a held-out loss and without."""
     monkeypatch.setattr(sheet, "STEPS", 1)
     precision = "float32" if stage == "train-decoder" else "bfloat16"
     intervals = {"samples": 4, "log_every": 2, "checkpoint_every": 2}
@@ -41,11 +42,12 @@ def test_every_stage_trains_and_continues(root, stage, monkeypatch):
     recipe = small_recipe(precision=precision, held_out=held_out, **intervals)
     parents(root, stage, recipe)
     with fake_cuda() as device:
-        run(root, stage, recipe, device="cuda", out="out")
+        assert run(root, stage, recipe, device="cuda", out="out")["samples"] == 4
         flops = device.flops
-        metrics = run(root, stage, recipe, device="cuda", out="again")
-    assert metrics["samples"] == 4
-    assert device.flops < 2 * flops  # only what ends the stage is done again
+        assert flops > 0
+        if stage in ("train-prior", "train-sr-low"):
+            assert run(root, stage, recipe, device="cuda", out="again")["samples"] == 4
+            assert device.flops < 2 * flops  # only what ends the stage is done again
 
 
 def test_nothing_reads_the_device_between_log_lines(root):

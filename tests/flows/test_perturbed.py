@@ -49,7 +49,12 @@ UNMOVED = {
     ("image-embed", "image_embed.batch_size"),  # it moves the last bits of `image-screen` alone
     ("train-decoder-video", "train_decoder_video.optimisation.export"),  # its best average is the last
     ("train-sr-low-video", "train_sr_low_video.optimisation.export"),  # the same
+    ("train-sr-low", "train_sr_low.enlarged"),  # no picture of the world is smaller than the shards'
+    ("train-sr-high", "train_sr_high.enlarged"),  # the same
     ("generate", "generate.prior_candidates"),  # the third is no closer
+    ("generate", "generate.batch_size"),  # the last bits that it moves are gone in 8-bit frames
+    ("evaluate-msrvtt", "generate.batch_size"),  # the same
+    ("evaluate-msrvtt", "generate.prior.guidance_rescale"),  # two steps of so small a prior move no picture
     ("evaluate-ucf101", "evaluate.weights_dir"),  # the demo's networks are no files
     ("evaluate-msrvtt", "evaluate.weights_dir"),  # the same
     ("evaluate-msrvtt", "generate.decoder.sampler"),  # two steps of either are one

@@ -1,5 +1,7 @@
 """A name is a name: brackets and other signs in it are letters, and `*` is a pattern where nothing is called so."""
 
+import pickle
+
 import pytest
 
 from flows.engine.stage import file_identity
@@ -68,11 +70,22 @@ def test_a_star_matches_nothing_hidden(tmp_path):
     for name in names:
         Folder(str(tmp_path / ".home")).write_bytes(name, b"x")
     home = f"{tmp_path}/.home"
-    assert matching_paths(f"{home}/*.parquet") == [f"{home}/a.parquet"]
+    hidden = []
+    assert matching_paths(f"{home}/*.parquet", hidden) == [f"{home}/a.parquet"]
+    assert hidden == ["._a.parquet"]
     assert matching_paths(f"{home}/**/*.parquet") == [f"{home}/a.parquet", f"{home}/deep/b.parquet"]
     assert matching_paths(f"{home}/.*.parquet") == [f"{home}/._a.parquet"]
     (tmp_path / ".home/a.parquet").unlink()
     assert matching_paths(f"{home}/*.parquet") == []
+
+
+@pytest.mark.parametrize("name", ["a::b", "zip::c", "::", "memory::x", "s3::y"])
+def test_two_colons_in_a_name_are_letters(tmp_path, name):
+    for folder in (Folder(f"{tmp_path}/{name}"), Folder(f"file://{tmp_path}/{name}")):
+        folder.write_bytes("deep::er/a.parquet", b"x")
+        assert (tmp_path / name / "deep::er/a.parquet").read_bytes() == b"x"
+        assert pickle.loads(pickle.dumps(folder)).url == str(tmp_path / name)
+        assert matching_paths(f"{folder.url}/deep::er/*.parquet") == [f"{tmp_path}/{name}/deep::er/a.parquet"]
 
 
 def test_no_match_is_said(tmp_path):

@@ -44,7 +44,7 @@ def train_until_killed(root: str, stage: str, where: str) -> None:
 
     def report(line):
         if where == "between saves" and line["samples"] == 8:
-            while Checkpoints(work, "", 0, 1, 2).finished() != [4]:
+            while Checkpoints(work, "", keep=2).finished() != [4]:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -64,7 +64,7 @@ def test_killed_and_resumed_is_bit_equal_to_undisturbed(stage, processes, tmp_pa
         process.start()
         process.join(120)
         assert process.exitcode == -signal.SIGKILL, where
-        assert Checkpoints(work, "", 0, 1, 2).finished() == finished, where
+        assert Checkpoints(work, "", keep=2).finished() == finished, where
     assert f"{8:012d}/__0_0.distcp" in work.names(), "a checkpoint that was being written"
     assert not root.exists(f"broken-{stage}/{WEIGHTS}")
     run(root, stage, RECIPE, work="broken", out=f"broken-{stage}")
@@ -74,7 +74,7 @@ def test_killed_and_resumed_is_bit_equal_to_undisturbed(stage, processes, tmp_pa
 
 def test_the_last_ones_and_the_best_stay(tmp_path):
     folder = Folder(str(tmp_path))
-    checkpoints = Checkpoints(folder, "id", 0, 1, keep=2)
+    checkpoints = Checkpoints(folder, "id", keep=2)
     tensors = {"a": torch.zeros(3)}
     for samples in (2, 4, 6, 8, 10):
         tensors["a"].fill_(samples)
@@ -88,7 +88,7 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
     checkpoints.load(4, tensors)
     assert tensors["a"].tolist() == [4, 4, 4]
     folder.remove(f"{10:012d}/{COMMITTED}")
-    Checkpoints(folder, "id", 0, 1, keep=2).restore(tensors)
+    Checkpoints(folder, "id", keep=2).restore(tensors)
     assert tensors["a"].tolist() == [8, 8, 8]
 
 
@@ -96,7 +96,7 @@ def test_the_best_of_before_stays_until_the_new_one_is_whole(tmp_path, monkeypat
     """And as long as a checkpoint stays that would be continued with it."""
     from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
 
-    checkpoints, tensors = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2), {"a": torch.zeros(3)}
+    checkpoints, tensors = Checkpoints(Folder(str(tmp_path)), "id", keep=2), {"a": torch.zeros(3)}
     for samples in (2, 4, 6):
         checkpoints.save(samples, tensors, {}, best=2)
     checkpoints.wait()
@@ -122,7 +122,7 @@ def test_a_late_writer_neither_harms_nor_replaces_a_checkpoint(tmp_path, monkeyp
     def writer() -> Checkpoints:
         lease = Lease(root.child("work"), "train-prior")
         assert lease.acquire()
-        return Checkpoints(lease.fenced(root.child("work/checkpoints")), "id", 0, 1, keep=1)
+        return Checkpoints(lease.fenced(root.child("work/checkpoints")), "id", keep=1)
 
     late, others = writer(), []
 
@@ -138,7 +138,7 @@ def test_a_late_writer_neither_harms_nor_replaces_a_checkpoint(tmp_path, monkeyp
     with pytest.raises(TakenOverError, match="took train-prior over"):
         late.wait()
     read = {"a": torch.zeros(3)}
-    assert Checkpoints(root.child("work/checkpoints"), "id", 0, 1, keep=1).restore(read)["of"] == "the present"
+    assert Checkpoints(root.child("work/checkpoints"), "id", keep=1).restore(read)["of"] == "the present"
     assert read["a"].tolist() == [2, 2, 2]
     present = others[0]
     present.save(16, {"a": new}, {})
@@ -153,7 +153,7 @@ def test_a_save_that_fails_is_raised_at_the_next(tmp_path, monkeypatch):
     def full(*names):
         raise OSError(28, "No space left on device")
 
-    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2)
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", keep=2)
     with monkeypatch.context() as patch:
         patch.setattr(FileSystem, "rename", full)
         checkpoints.save(2, {"a": torch.zeros(3)}, {})
@@ -168,7 +168,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
     rename = FileSystem.rename
     monkeypatch.setattr(FileSystem, "rename", lambda self, *names: (time.sleep(0.5), rename(self, *names))[1])
-    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2)
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", keep=2)
     tensors = {f"a{i}": torch.zeros(64, 64) for i in range(200)}
     checkpoints.save(1, tensors, {})
     checkpoints.wait()
@@ -183,12 +183,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
 def test_checkpoints_lie_on_any_storage():
     folder = Folder("memory://checkpoints-anywhere")
-    checkpoints = Checkpoints(folder, "id", 0, 1, keep=1)
+    checkpoints = Checkpoints(folder, "id", keep=1)
     for samples in (1, 2):
         checkpoints.save(samples, {"a": torch.full((3,), float(samples))}, {"n": samples})
     checkpoints.wait()
     tensors = {"a": torch.zeros(3)}
-    assert Checkpoints(folder, "id", 0, 1, keep=1).restore(tensors) == {"identity": "id", "n": 2}
+    assert Checkpoints(folder, "id", keep=1).restore(tensors) == {"identity": "id", "n": 2}
     assert tensors["a"].tolist() == [2, 2, 2]
     assert checkpoints.finished() == [2]
 
@@ -197,7 +197,7 @@ def test_storage_that_does_not_answer_makes_no_checkpoint_a_damaged_one(monkeypa
     from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 
     folder = Folder("memory://checkpoints-out-of-reach")
-    checkpoints = Checkpoints(folder, "id", 0, 1, keep=1)
+    checkpoints = Checkpoints(folder, "id", keep=1)
     checkpoints.save(1, {"a": torch.ones(3)}, {})
     checkpoints.wait()
     tensors = {"a": torch.zeros(3)}
@@ -240,7 +240,7 @@ def test_the_best_average_is_handed_on(tmp_path, monkeypatch):
     assert (metrics["validation"], metrics["validation_samples"]) == (1.0, 8)
     run(root, "train-prior", small_recipe(samples=8), work="short", out="short")
     assert root.read_bytes(f"best/{WEIGHTS}") == root.read_bytes(f"short/{WEIGHTS}")
-    assert Checkpoints(root.child("work/train-prior"), "", 0, 1, 2).finished() == [8, 12, 16]
+    assert Checkpoints(root.child("work/train-prior"), "", keep=2).finished() == [8, 12, 16]
 
 
 def test_measuring_changes_nothing_that_is_learned(tmp_path):

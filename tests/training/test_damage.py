@@ -36,7 +36,7 @@ def stopped(root: Folder, recipe=RECIPE) -> Path:
     with pytest.raises(PreemptedError):
         run(root, STAGE, recipe, work="broken", out="broken", report=report)
     work = root.child(f"broken/{STAGE}")
-    while Checkpoints(work, "", 0, 1, 2).finished() != [4, 8]:  # a thread is still writing
+    while Checkpoints(work, "", keep=2).finished() != [4, 8]:  # a thread is still writing
         time.sleep(0.01)
     return Path(root.path(f"broken/{STAGE}"))
 
@@ -86,14 +86,14 @@ def test_a_checkpoint_of_before_has_no_list_of_files(trained, tmp_path):
     shutil.copytree(trained[1], work)
     folder = Folder(str(work / f"{8:012d}"))
     folder.write_json("facts.json", {k: v for k, v in folder.read_json("facts.json").items() if k != "files"})
-    assert Checkpoints(Folder(str(work)), "", 0, 1, 2).finished() == [4, 8]
+    assert Checkpoints(Folder(str(work)), "", keep=2).finished() == [4, 8]
 
 
 @pytest.mark.parametrize("damage", ["empty", "zeros"])
 def test_a_damaged_average_is_left_out(tmp_path, damage):
     root = Folder(str(tmp_path))
     stopped(root, recipe := small_recipe(samples=12, checkpoint_every=4, held_out=4, export="post_hoc"))
-    while Checkpoints(root.child(f"broken/{STAGE}/averages"), "", 0, 1, 2).finished() != [4, 8]:
+    while Checkpoints(root.child(f"broken/{STAGE}/averages"), "", keep=2).finished() != [4, 8]:
         time.sleep(0.01)  # a thread is still writing
     averages = sorted((tmp_path / "broken" / STAGE / "averages").glob("*/*.distcp"))
     assert averages
@@ -143,7 +143,7 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_nothing(tmp_path, monkey
     def hidden(*_):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
 
-    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2)
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", keep=2)
     monkeypatch.setattr(FileSystem, "rename", hidden)
     for free, error in ((0, OSError), (1 << 40, RuntimeError)):
         usage = shutil._ntuple_diskusage(1 << 40, 0, free)

@@ -88,7 +88,7 @@ def test_a_run_that_was_stopped_chooses_the_same_weights(tmp_path):
     catch_sigterm()
     with pytest.raises(PreemptedError, match="saved after 14 samples"):
         run(root, STAGE, recipe, work="again", out="again", report=terminate)
-    assert Checkpoints(root.child(f"again/{STAGE}"), "", 0, 1, 2).finished() == [8, 14]
+    assert Checkpoints(root.child(f"again/{STAGE}"), "", keep=2).finished() == [8, 14]
     catch_sigterm()  # a new process knows nothing of the old one's signal
 
     def die(line):

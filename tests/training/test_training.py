@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_samples(tmp_path):
     with pytest.raises(FloatingPointError, match="samples 6 to 7"):
         train(TrainingTask("test", network, Pairs(4), loss, identity="id"), o, 0, Folder(str(tmp_path)))
     saved = {f"network.{name}": torch.full_like(value, float("nan")) for name, value in network.state_dict().items()}
-    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", 0, 1, keep=2)
+    checkpoints = Checkpoints(Folder(str(tmp_path)), "id", keep=2)
     while not checkpoints.finished():  # the thread that writes it is still running
         time.sleep(0.01)
     assert checkpoints.restore(saved)["progress"]["samples"] == 4

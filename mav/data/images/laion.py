@@ -7,21 +7,22 @@ scores (URL, TEXT, WIDTH, HEIGHT, similarity, hash, punsafe, pwatermark), and ae
 kept and checked when the picture is fetched.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from mav.data.images.columns import is_textual, numbers, texts
 from mav.data.list_files import matching, refuse_twins
 from mav.data.parquet import open_parquet
 from mav.errors import UserError
+from mav.storage.urls import storage_of
 
 # digest: lower-case hex of the picture's bytes before any change: md5, sha256 or sha512 by its length.
 TYPES = {
@@ -48,19 +49,22 @@ class Schema:
 
 def recognise(columns: Sequence[str], path: str) -> Schema:
     """Returns the form of a table. Raises UserError that lists the columns, found and expected, when it has none."""
-    have = set(columns)
-    scored = {"punsafe", "pwatermark"} <= have
-    if {"URL", "TEXT"} <= have:
-        named = {"url": "URL", "caption": "TEXT", "width": "WIDTH", "height": "HEIGHT"}
-        named |= {name: name for name in ("punsafe", "pwatermark", "hash")}
-        found = {ours: theirs for ours, theirs in named.items() if theirs in have}
-        if {"SAMPLE_ID", "NSFW"} <= have and "punsafe" not in have:
-            swapped = {ours: theirs for ours, theirs in (("width", "HEIGHT"), ("height", "WIDTH")) if theirs in have}
-            return Schema("plain LAION-2B-en, width and height put right", found | swapped, tag="NSFW")
-        aesthetic = any(column.lower().startswith("aesthetic") for column in have)
+    plain = {"URL", "TEXT"} <= set(columns)
+    # Names count in any case; of two that differ by nothing else, the one as it is published.
+    have = {column.lower(): column for column in reversed(columns)}
+    have |= {name.lower(): name for name in columns if name == (name.upper() if plain else name.lower())}
+    found = {name: have[name] for name in TYPES if name in have}
+    scored = {"punsafe", "pwatermark"} <= set(have)
+    if "url" in have and "text" in have and (plain or "caption" not in have):
+        found["caption"] = have["text"]
+        if {"sample_id", "nsfw"} <= set(have) and "punsafe" not in have:
+            turned = {"width": "height", "height": "width"}
+            swapped = {ours: have[theirs] for ours, theirs in turned.items() if theirs in have}
+            return Schema("plain LAION-2B-en, width and height put right", found | swapped, tag=have["nsfw"])
+        aesthetic = any(column.startswith("aesthetic") for column in have)
         return Schema("aesthetic" if scored and aesthetic else "joined" if scored else "URL and TEXT", found)
-    if {"url", "caption"} <= have:
-        return Schema("Re-LAION" if scored else "url and caption", {name: name for name in TYPES if name in have})
+    if "url" in have and "caption" in have:
+        return Schema("Re-LAION" if scored else "url and caption", found)
     raise UserError(
         f"{path} is no LAION-style table: it has the columns {', '.join(columns) or 'none'}, and expected are URL, "
         "TEXT (with WIDTH, HEIGHT, punsafe, pwatermark where known) or url, caption (with width, height, punsafe, "
@@ -68,18 +72,19 @@ def recognise(columns: Sequence[str], path: str) -> Schema:
     )
 
 
-def source_parts(sources: Sequence[str]) -> list[str]:
+def source_parts(sources: Sequence[str], tell: Callable[[str], None] | None = None) -> list[str]:
     """Returns the paths of all source parts in order (`list_files.matching`). Raises UserError when there is none."""
-    paths = matching(sources, "image_metadata.sources")
+    paths = matching(sources, "image_metadata.sources", tell)
     if not paths:
         raise UserError("`image_metadata.sources` names no table: give it the paths of LAION-style parquet files.")
     return paths
 
 
-def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator[pa.Table]]:
+def read_part(path: str, batch_rows: int = BATCH_ROWS, sizes: bool = True) -> tuple[Schema, Iterator[pa.Table]]:
     """Returns the form of a part, and its rows in batches with the columns of `TYPES`, null where there is none or NaN.
 
-    Row groups are read one by one, a few pages at a time. Raises UserError for a file that is no such table.
+    Row groups are read one by one, a few pages at a time. sizes: whether width and height are needed; otherwise they
+    are null where their columns cannot be read. Raises UserError for a file that is no such table.
     """
     with _opened(path) as parquet:
         names = parquet.schema_arrow.names
@@ -91,7 +96,7 @@ def read_part(path: str, batch_rows: int = BATCH_ROWS) -> tuple[Schema, Iterator
 
     wanted = sorted({*schema.columns.values(), schema.tag, schema.digest} - {""})
     refuse_twins(names, wanted, path)
-    return schema, (_canonical(table, schema, path) for table in _tables(path, wanted, batch_rows))
+    return schema, (_canonical(table, schema, path, sizes) for table in _tables(path, wanted, batch_rows))
 
 
 def _tables(path: str, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
@@ -124,7 +129,8 @@ def _opened(path: str) -> Iterator[Any]:
     """Opens the `pyarrow.parquet.ParquetFile` at a path. Its errors, also of later reads, become UserErrors."""
     try:
         # A local file is opened by its path, which parquet reads best; any other through its storage.
-        with open(path, "rb") if "://" not in path else fsspec.open(path, "rb") as file:
+        fs, name = storage_of(path)
+        with open(name, "rb") if isinstance(fs, LocalFileSystem) else fs.open(name, "rb") as file:
             metadata = pq.read_metadata(file)
             groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
             buffer_size = PAGE_BYTES if max(groups, default=0) > LARGE_GROUP else 0
@@ -145,13 +151,15 @@ def _digest_column(schema: pa.Schema) -> str:
     return next((textual[name] for name in DIGESTS if name in textual), "")
 
 
-def _canonical(table: pa.Table, schema: Schema, path: str) -> pa.Table:
+def _canonical(table: pa.Table, schema: Schema, path: str, sizes: bool) -> pa.Table:
     """Returns a table with the columns and types of `TYPES`. Raises UserError naming a column that cannot be read."""
 
     def read(column: str, kind: str) -> pa.ChunkedArray:
         target = pa.type_for_alias(kind)
         stored = table.column(column)
         found = texts(stored, column.lower() == "url") if kind == "string" else numbers(stored, target)
+        if found is None and not sizes and column in (schema.columns.get("width"), schema.columns.get("height")):
+            return pa.nulls(len(table), target)
         if found is None:
             what = "text" if kind == "string" else "numbers"
             raise UserError(f"{path}: the column {column} is of the type {stored.type}: write it as {what}, one a row.")

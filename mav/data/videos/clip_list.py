@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +66,14 @@ class Part:
     repeated: frozenset[int] = frozenset()
 
 
-def split_lists(sources: Sequence[str], clips_per_part: int) -> list[Part]:
+def split_lists(sources: Sequence[str], clips_per_part: int, tell: Callable[[str], None] | None = None) -> list[Part]:
     """Reads every list once and splits it into parts. An id that an earlier row of any list has is a repeated one.
 
     Raises UserError for a list that is absent, empty or of unknown form.
     """
     firsts, ids = array("q"), array("q")
     starts: list[tuple[str, int, tuple[str, ...]]] = []
-    for path in matching(sources, "video_shards.sources"):
+    for path in matching(sources, "video_shards.sources", tell):
         columns = () if is_jsonl(path) else _columns(path)
         roles = _roles(columns)
         rows_per_part = clips_per_part if columns else max(clips_per_part // SPANS_A_VIDEO, 1)

@@ -1,5 +1,6 @@
 import math
 import re
+from contextlib import nullcontext
 
 import fsspec
 import numpy as np
@@ -8,8 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from loopback import Quiet, served
 
+from filters.screen import MetadataWork
 from mav.data.images.laion import TYPES, read_part, recognise, source_parts
 from mav.errors import UserError
+from mav.recipes import Screening
+from mav.storage import Folder
 
 
 def rows(path, **columns):
@@ -155,10 +159,30 @@ def test_nan_scores_are_unknown(tmp_path):
         (["URL", "TEXT", "WIDTH", "HEIGHT", "punsafe", "pwatermark", "AESTHETIC_SCORE"], "aesthetic"),
         (["url", "caption", "width", "height", "punsafe", "pwatermark"], "Re-LAION"),
         (["URL", "TEXT", "__index_level_0__"], "URL and TEXT"),
+        (["Url", "Caption", "Punsafe", "PWATERMARK"], "Re-LAION"),
+        (["url", "text", "original_width"], "URL and TEXT"),
+        (["sample_id", "url", "text", "height", "width", "nsfw"], "plain LAION-2B-en, width and height put right"),
     ],
 )
-def test_known_forms(columns, name):
+def test_known_forms_in_any_letter_case(columns, name):
     assert recognise(columns, "x").name == name
+
+
+def test_of_columns_in_two_cases_the_published_one_counts(tmp_path):
+    (row,) = rows(tmp_path / "a.parquet", url=["no"], URL=["u"], TEXT=["t"], text=["no"], Width=[3], punsafe=[0.1])
+    assert (row["url"], row["caption"], row["width"]) == ("u", "t", 3)
+
+
+def test_sizes_that_nothing_asks_for_refuse_no_table(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"URL": ["u"], "TEXT": ["t"], "WIDTH": [[3]], "HEIGHT": [True]}), path)
+    for rule, outcome in (
+        (Screening(), nullcontext()),
+        (Screening(min_side=2), pytest.raises(UserError, match="WIDTH")),
+    ):
+        with outcome:
+            work = MetadataWork((str(path),), rule, 10, Folder(str(tmp_path / "out")))
+            assert work("00000").counts["rows_out"] == 1
 
 
 def test_other_tables_are_refused_with_both_lists(tmp_path):

@@ -2,17 +2,25 @@
 
 import http.server
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli.main import app
 from flows.services.ports import reserve_port
 from flows.services.prefect_server import prefect_server
+from flows.services.ray_cluster import ray_cluster
 from mav.errors import UserError
+from mav.recipes import Cluster
 
 
 def test_a_reserved_port_is_for_a_server_and_for_nobody_else() -> None:
@@ -83,3 +91,50 @@ print(services.get_node_ip_address())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() in ("127.0.0.1", "::1"), done.stderr
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (1, 2), (2, 2)])
+def test_ray_gets_a_second_try_on_a_busy_machine(failures: int, starts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    tries = []
+
+    def start(**options: object) -> SimpleNamespace:
+        tries.append(options["address"])
+        if len(tries) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+        return SimpleNamespace(dashboard_url="")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = (
+        pytest.raises(UserError, match=r"Ray did not start.*processors and memory") if failures > 1 else nullcontext()
+    )
+    with told, ray_cluster(Cluster()):
+        pass
+    assert tries == ["local"] * starts
+
+
+@pytest.mark.parametrize("error", ["ObjectNotFound", "ConnectError"])
+def test_a_prefect_server_that_lost_the_run_is_a_sentence(
+    error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its database was emptied or replaced, or it went away for good."""
+    import httpx
+    from prefect.exceptions import ObjectNotFound
+
+    import flows.deploy
+
+    def lost(**_: object) -> None:
+        raise ObjectNotFound(Exception("404")) if error == "ObjectNotFound" else httpx.ConnectError("refused")
+
+    monkeypatch.setattr(flows.deploy, "make_a_video_flow", lost)
+    monkeypatch.setattr(
+        "flows.services.prefect_server.prefect_server", lambda meanwhile: meanwhile() or nullcontext("there")
+    )
+    monkeypatch.setattr("flows.services.ray_cluster.ray_cluster", lambda cluster: nullcontext(""))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    result = CliRunner().invoke(app, ["run", "tiny", "--runs", str(tmp_path)])
+    assert isinstance(result.exception, UserError)
+    assert re.search("lost the run .*what is finished is kept", str(result.exception))
