@@ -60,43 +60,33 @@ def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
     """Trains in one Ray task; starts another when its process dies, since the checkpoints remain."""
     from ray.exceptions import RayError
 
-    cluster, checkpoints = job.recipe.cluster, orders.checkpoints
-    failures, before = 0, checkpoints.names()
+    cluster, failures = job.recipe.cluster, Failures(orders.checkpoints)
     while True:
         try:
             return run_on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
         except RayError:
-            failures, before, earlier = failures + 1, checkpoints.names(), before
-            if before != earlier:
-                failures = 1
-            if failures > MAX_FAILURES:
+            if failures.too_many():
                 raise
 
 
 def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
-    """Trains in several workers, coordinated by Ray Train."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    """Trains in several workers, coordinated by Ray Train; starts them again when some die."""
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
 
-    cluster = job.recipe.cluster
-    capacity = Capacity(job, cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.workers)
-    gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
     for name in (RESULT, STOP):
         job.work.remove(name)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"orders": orders},
-        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
-        torch_config=_torch_config("nccl" if gpu else "gloo", cluster.stall_seconds or NEVER_STALLED_SECONDS),
-        run_config=RunConfig(
-            name=f"{job.name}-{job.node.fingerprint[:8]}",
-            storage_path=job.work.child("ray").url,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
+    cluster, failures = job.recipe.cluster, Failures(orders.checkpoints)
+    least = cluster.min_workers or cluster.workers
+    capacity = Capacity(job, cluster.cpus_per_worker, cluster.gpus_per_worker, least)
     with following(job, capacity) as require_running:
-        _fit(job, trainer, require_running)
+        while True:
+            try:
+                _fit(job, _trainer(job, orders, failures.total), require_running)
+                break
+            except (TrainingFailedError, RayError):
+                if failures.too_many():
+                    raise
     result = job.work.read_json_or_none(RESULT)
     if result is None:
         job.require_held()
@@ -106,6 +96,43 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
         raise (DivergedError if result["diverged"] else UserError)(result["user_error"])
     metrics: dict[str, Any] = result["metrics"]
     return metrics
+
+
+class Failures:
+    """The failures of a training's workers since its last checkpoint. To be preempted is none: it saves first."""
+
+    def __init__(self, checkpoints: Folder) -> None:
+        self.checkpoints, self.seen = checkpoints, checkpoints.names()
+        self.total = self.since = 0
+
+    def too_many(self) -> bool:
+        """Counts a failure, and says whether it is one too many."""
+        now = self.checkpoints.names()
+        self.since = 1 if now != self.seen else self.since + 1
+        self.seen, self.total = now, self.total + 1
+        return self.since > MAX_FAILURES
+
+
+def _trainer(job: Job, orders: Orders, attempt: int) -> Any:
+    """Returns Ray Train's trainer of a stage. It tries once: it would count all failures of a run of weeks."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    cluster = job.recipe.cluster
+    gpu = cluster.gpus_per_worker > 0
+    resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    workers: Any = (cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"orders": orders},
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        torch_config=_torch_config("nccl" if gpu else "gloo", cluster.stall_seconds or NEVER_STALLED_SECONDS),
+        run_config=RunConfig(
+            name=f"{job.name}-{job.node.fingerprint[:8]}-{attempt}",
+            storage_path=job.work.child("ray").url,
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
 
 
 def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:

@@ -19,6 +19,9 @@ class Cluster:
     # With fsync, a shard is on the disk before it counts as done. Without it, a power failure may lose finished shards.
     fsync: bool = True
     workers: Small = 1  # Ray Train workers of a training stage
+    # When nodes are lost, a training goes on with the workers that are left, down to so many, and takes new ones in.
+    # The same samples make each step, whoever is there.
+    min_workers: Whole = 0  # 0 = all of them or none
     cpus_per_worker: Small = 1
     gpus_per_worker: Number = 0.0
     # With several workers: replicas; parameters sharded over all of them; or over those of a node, with nodes alike.

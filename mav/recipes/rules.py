@@ -261,6 +261,8 @@ def _lengths(recipe: Recipe, need: Need) -> None:
     need(
         not recipe.train_prior.optimisation.sample_every, "train_prior.optimisation.sample_every", why, "leave it at 0"
     )
+    why = f"is more than `cluster.workers` ({workers})"
+    need(recipe.cluster.min_workers <= workers, "cluster.min_workers", why, "say at most as many")
     for name in ("clip", "train_prior", "train_decoder", "train_sr_low", "train_sr_high", *VIDEOS):
         o, key = getattr(recipe, name).optimisation, f"{name}.optimisation"
         if name == "clip" and not o.samples:
@@ -276,8 +278,6 @@ def _lengths(recipe: Recipe, need: Need) -> None:
         if name != "clip":
             why = f"`{key}.held_out` is 0, so there are no samples to choose by"
             need(o.export == "last" or o.held_out > 0, f"{key}.export", why, "say how many samples are held out")
-        why = f"must be a multiple of `cluster.workers` ({workers})"
-        need(o.held_out % workers == 0, f"{key}.held_out", why, f"say {-(-o.held_out // workers) * workers}")
 
 
 def _sampling(recipe: Recipe, need: Need) -> None:

@@ -136,9 +136,9 @@ def train(
         if post_hoc:
             post_hoc.keep(state.samples)
 
-    micro = o.batch_size // (o.accumulation * world_size)
+    micro, rounds, parts = _division(o, cluster.workers, world_size)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=o.precision == "bfloat16")
-    micro_step = MicroStep(task.loss, spread_out, autocast, o.accumulation, device, world_size)
+    micro_step = MicroStep(task.loss, spread_out, autocast, parts, device, world_size)
     rate = matrix_rate(micro_step.device, o.precision)
     termination_requested = TerminationRequest(world_size)
     sheet = task.sheet() if o.sample_every and task.sheet else None
@@ -148,14 +148,14 @@ def train(
         draws = Draws((seed, task.stage, number) for number in range(first, first + micro))
         return micro_step.staged(task.draw(batch, draws, None))
 
-    batches = prefetch(task.source, state.samples, o, rank, world_size, draw)
+    batches = prefetch(task.source, state.samples, o, rank, world_size, cluster.workers, draw)
     while state.samples < o.samples:
         # ---- gradients, in parts; only the last part's backward pass exchanges them between workers
         set_learning_rate(optimiser, o, state.samples)
-        for part in range(o.accumulation):
+        for turn in range(rounds):
             with clock("data_wait"):
-                first, batch = next(batches)
-            log.loss += micro_step(batch, (seed, task.stage, first), exchange=part == o.accumulation - 1)
+                first, counts, batch = next(batches)
+            log.loss += micro_step(batch, (seed, task.stage, first), exchange=turn == rounds - 1, counts=counts)
 
         # ---- the step, and the averages
         norm = nn.utils.clip_grad_norm_(trained, o.gradient_clip, foreach=True)
@@ -234,27 +234,43 @@ def train(
     return state
 
 
+def _division(o: Optimisation, workers: int, world_size: int) -> tuple[int, int, float]:
+    """Returns the samples of a micro-batch, how many of them a rank makes in a step, and a step's number over ranks.
+
+    A step has the micro-batches that all `workers` of the recipe make of it, also when fewer are there: they make more
+    of them in turn, in the memory they have.
+    """
+    parts = o.accumulation * max(workers, world_size)
+    return o.batch_size // parts, -(-parts // world_size), parts / world_size
+
+
 def prefetch(
-    source: BatchSource, samples: int, o: Optimisation, rank: int, world_size: int,
+    source: BatchSource, samples: int, o: Optimisation, rank: int, world_size: int, workers: int,
     draw: Callable[[int, Batch], Batch] = lambda first, batch: batch,
-) -> Iterator[tuple[int, Batch]]:  # fmt: skip
-    """Yields this rank's parts of each step as (first sample number, batch). A thread makes one part ahead."""
-    micro = o.batch_size // (o.accumulation * world_size)
-    firsts = (
-        step + (part * world_size + rank) * micro
-        for step in range(samples, o.samples, o.batch_size)
-        for part in range(o.accumulation)
-    )
+) -> Iterator[tuple[int, bool, Batch]]:  # fmt: skip
+    """Yields this rank's parts of each step as (first sample number, whether it counts, batch).
+
+    A thread makes one part ahead. Where the parts of a step cannot be shared evenly, ranks without a last one repeat a
+    part that does not count, since sharded networks compute together.
+    """
+    micro, rounds, parts = _division(o, workers, world_size)
+
+    def places() -> Iterator[tuple[int, bool]]:
+        for step in range(samples, o.samples, o.batch_size):
+            for turn in range(rounds):
+                part = turn * world_size + rank
+                counts = part < round(parts * world_size)
+                yield step + (part if counts else 0) * micro, counts
 
     def made(first: int) -> Batch:
         return draw(first, source.batch(first, micro))
 
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending = None
-        for first in firsts:
-            upcoming = (first, pool.submit(made, first))
+        for first, counts in places():
+            upcoming = (first, counts, pool.submit(made, first))
             if pending:
-                yield pending[0], pending[1].result()
+                yield *pending[:2], pending[2].result()
             pending = upcoming
         if pending:
-            yield pending[0], pending[1].result()
+            yield *pending[:2], pending[2].result()

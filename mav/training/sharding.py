@@ -56,10 +56,11 @@ def spread(network: nn.Module, o: Optimisation, world_size: int, device: str, sh
 
     # Without values, the network costs nothing.
     assert not list(network.buffers()), "a buffer that is not saved would be lost"
-    values = network.state_dict() if dist.get_rank() == 0 else {}
+    # Shards are rows, and channels-last weights have none; and what is sent is the memory as it lies.
+    values = {name: value.contiguous() for name, value in network.state_dict().items()} if dist.get_rank() == 0 else {}
     sharded = copy.deepcopy(network.to("meta")).train()
     for parameter in sharded.parameters():
-        parameter.data = parameter.data.contiguous()  # shards are rows, and channels-last weights have none
+        parameter.data = parameter.data.contiguous()
     low = torch.bfloat16 if o.precision == "bfloat16" else None
     # Inputs are not cast: noise steps and pixels stay exact, and autocast lowers the precision where that is allowed.
     precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -98,6 +99,22 @@ def _by_nodes(world_size: int) -> tuple[int, int]:
             "`cluster.workers` as a multiple of a node's GPUs, or `fsdp`."
         )
     return world_size // found[0], found[0]
+
+
+@contextmanager
+def evaluated(network: nn.Module) -> Iterator[None]:
+    """Puts a network into evaluation mode while the block runs, without gradients.
+
+    Afterwards a sharded one forgets what it gathered: no backward pass makes it do so, and its weights may be others.
+    """
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train()
+        if reshard := getattr(network, "reshard", None):
+            reshard()
 
 
 def sharded_blocks(network: nn.Module) -> list[nn.Module]:

@@ -284,7 +284,7 @@ def _diffusion(
 
 
 def _validation(setup: StageSetup, task: TrainingTask, rank: int, world_size: int) -> Validation | None:
-    """This rank's part of the samples that the recipe holds out of the training, or None when it holds none out."""
+    """The samples that the recipe holds out of the training, or None when it holds none out."""
     o, key = setup.section.optimisation, f"{setup.key}.optimisation"
     if not o.held_out:
         if o.export != "last":
@@ -292,9 +292,6 @@ def _validation(setup: StageSetup, task: TrainingTask, rank: int, world_size: in
         return None
     if not task.has_levels:
         raise UserError(f"{task.stage} has no loss by noise level: leave its `optimisation.held_out` at 0.")
-    if o.held_out % world_size:
-        raise UserError(f"`{key}.held_out` must be a multiple of the {world_size} workers.")
-    rows, part = task.source.hold_out(o.held_out, o.samples), o.held_out // world_size
-    own = {name: value[rank * part : (rank + 1) * part] for name, value in rows.items()}
-    chunk = o.batch_size // (o.accumulation * world_size)
-    return Validation(own, rank * part, chunk, (setup.recipe.seed, task.stage), task.draw, task.loss)
+    chunk = o.batch_size // (o.accumulation * max(setup.recipe.cluster.workers, world_size))
+    rows, seeds = task.source.hold_out(o.held_out, o.samples), (setup.recipe.seed, task.stage)
+    return Validation(rows, chunk, seeds, task.draw, task.loss, rank, world_size)

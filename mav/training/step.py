@@ -22,10 +22,11 @@ class MicroStep:
     """Adds the gradients of a micro-batch to those of the parameters, and returns its share of the step's loss."""
 
     def __init__(
-        self, loss: Loss, network: SpreadNetwork, autocast: AbstractContextManager[Any], accumulation: int, device: str,
+        self, loss: Loss, network: SpreadNetwork, autocast: AbstractContextManager[Any], parts: float, device: str,
         world_size: int,
     ) -> None:  # fmt: skip
-        self.loss, self.network, self.autocast, self.accumulation = loss, network, autocast, accumulation
+        """parts: the micro-batches of a worker in a step; their mean, where not all workers have as many."""
+        self.loss, self.network, self.autocast, self.parts = loss, network, autocast, parts
         self.device = torch.device(device)
         self.on_card = self.device.type == "cuda" and torch.cuda.is_available()
         drops = [m for m in network.network.modules() if isinstance(m, nn.Dropout) and m.p > 0]
@@ -45,14 +46,17 @@ class MicroStep:
         """The batch in memory from which a card copies without the processor waiting. For the loading thread."""
         return {name: value.pin_memory() for name, value in batch.items()} if self.on_card else batch
 
-    def __call__(self, batch: Batch, key: tuple[int | str, ...], *, exchange: bool) -> Tensor:
-        """key: what dropout is a function of, so that a resumed training drops the same; exchange: between workers."""
+    def __call__(self, batch: Batch, key: tuple[int | str, ...], *, exchange: bool, counts: bool = True) -> Tensor:
+        """key: what dropout is a function of, so that a resumed training drops the same; exchange: between workers.
+
+        counts: False for a micro-batch that only keeps this worker in step with others, which have one more.
+        """
         if self.has_dropout:
             torch.manual_seed(generator(*key, "dropout").initial_seed())
         if not self.replays:
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             with nullcontext() if exchange else self.network.no_sync():
-                return self._both_ways(batch)
+                return self._both_ways(batch, counts)
         if not self.inputs:
             self.inputs = {name: value.to(self.device) for name, value in batch.items()}
         for name, value in batch.items():
@@ -74,12 +78,12 @@ class MicroStep:
         self.graph.replay()
         return self.output
 
-    def _both_ways(self, batch: Batch) -> Tensor:
+    def _both_ways(self, batch: Batch, counts: bool = True) -> Tensor:
         with self.autocast:
             if not self.flops:
                 loss, self.flops = counted(lambda: self.loss(self.network.forward, batch))
             else:
                 loss = self.loss(self.network.forward, batch)
-            loss = loss / self.accumulation
+            loss = loss / self.parts if counts else loss * 0
         loss.backward()
         return loss.detach()

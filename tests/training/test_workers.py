@@ -140,7 +140,7 @@ def exactly_as(rank: int, world_size: int, port: int, root: str, runs: list[tupl
 
 def twenty_steps(root: Folder, name: str, sharding: str = "ddp", samples: int = 160, rank: int = 0, world: int = 1):
     o = Optimisation(samples=samples, batch_size=8, accumulation=2, learning_rate=1e-3, checkpoint_every=80)
-    task, cluster = task_in_float64(), Cluster(sharding=sharding)
+    task, cluster = task_in_float64(), Cluster(sharding=sharding, workers=4)
     if rank and sharding != "ddp":
         task.network.to("meta")  # what the other ranks build has no values
     train(task, o, 0, root.child(f"work/{name}"), rank=rank, world_size=world, cluster=cluster)
@@ -151,19 +151,20 @@ def twenty_steps(root: Folder, name: str, sharding: str = "ddp", samples: int = 
 
 
 @pytest.mark.slow
-def test_two_and_four_workers_learn_exactly_what_one_learns(tmp_path):
-    """For every kind of sharding, with accumulation; also one of two that goes on after ten steps of one of four."""
+def test_two_three_and_four_workers_learn_exactly_what_one_learns(tmp_path):
+    """For every kind of sharding, with accumulation; also two that go on after ten steps of four, and three of four."""
     root = Folder(str(tmp_path))
     twenty_steps(root, "one")
     for world_size, runs in (
         (4, [("ddp 4", "ddp", 160), ("fsdp 4", "fsdp", 160), ("hsdp 4", "hsdp", 160), ("resumed", "hsdp", 80)]),
         (2, [("fsdp 2", "fsdp", 160), ("hsdp 2", "hsdp", 160), ("resumed", "fsdp", 160)]),
+        (3, [("ddp 3 of 4", "ddp", 160), ("fsdp 3 of 4", "fsdp", 160)]),
     ):
         torch.multiprocessing.start_processes(
             exactly_as, (world_size, reserve_port(), str(tmp_path), runs), nprocs=world_size, start_method="forkserver"
         )
     names = [name for name in root.names() if name.endswith(".safetensors")]
-    assert len(names) == 7
+    assert len(names) == 9
     one = load(root.read_bytes("one.safetensors"))
     for name in names:
         for key, value in load(root.read_bytes(name)).items():

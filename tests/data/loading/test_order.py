@@ -140,7 +140,7 @@ def test_the_first_thousand_ids_are_the_same_for_any_workers_ranks_and_resume(ki
         for resume in begins:
             found, source = {}, fresh()
             for rank in range(ranks):
-                for first, batch in prefetch(source, resume, steps, rank, ranks):
+                for first, _, batch in prefetch(source, resume, steps, rank, ranks, ranks):
                     found |= dict(enumerate(ids(batch), start=first))
             assert [found[number] for number in sorted(found)] == expected[resume:]
             assert sorted(found) == list(range(resume, 1000))
