@@ -204,7 +204,7 @@ def _worker(config: dict[str, Orders]) -> None:
     except TakenOverError:
         return  # the driver knows, and no result of this run is wanted any more
     except UserError as error:
-        # It is returned, since Ray Train would repeat what is raised.
+        # Returned, since Ray Train would repeat what is raised.
         result = {"user_error": str(error), "diverged": isinstance(error, DivergedError)}
     if rank == 0:
         orders.work.write_json(RESULT, result)
@@ -244,8 +244,7 @@ def _ended_when_drained() -> Iterator[None]:
 
 
 def _tell(sentence: str) -> None:
-    """Ray shows it in the driver's terminal."""
-    print(sentence, file=sys.stderr, flush=True)
+    print(sentence, file=sys.stderr, flush=True)  # Ray shows it in the driver's terminal
 
 
 def _run(
@@ -264,13 +263,11 @@ def _run(
     if device == "cpu":
         keep_freed_memory()
     board = Board(orders.board, report)
-    if rank == 0:
-        report = board
-        if orders.wandb:
-            report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
+    report = board if rank == 0 else report
+    if rank == 0 and orders.wandb:
+        report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
     given = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
-    stall_seconds = orders.recipe.cluster.stall_seconds
-    with full_disk_told(orders.stage, orders.work.url), ended_when_stalled(stall_seconds):
+    with full_disk_told(orders.stage, orders.work.url), ended_when_stalled(orders.recipe.cluster.stall_seconds):
         return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report, show=board.show)
 
 
@@ -279,8 +276,7 @@ def _training_stage(name: str, about: str, version: int = 1) -> Stage:
         return train(job)
 
     body.__doc__, body.__qualname__ = about, f"train:{name}"
-    reads = clip_reads if name == "clip" else TRAINING_READS[name]
-    return stage(name, reads=reads, version=version, gpu=True)(body)
+    return stage(name, reads=clip_reads if name == "clip" else TRAINING_READS[name], version=version, gpu=True)(body)
 
 
 def clip_reads(recipe: Recipe) -> tuple[str, ...]:
