@@ -26,7 +26,7 @@ demo: $(READY)  ## the whole pipeline at small scale, then the report
 test: $(READY)  ## the default tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/chaos.json; a quarter of an hour
+chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/chaos.json; half an hour
 	$(BIN)/python tests/chaos/in_process.py
 	$(BIN)/python tests/chaos/chaos.py
 

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.engine.capacity import Capacity
-from flows.engine.function import SAVE_SECONDS, ProgressFile, following, run_on_ray
+from flows.engine.function import CHECKPOINTS, ProgressFile, following, run_on_ray, save_seconds
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
 from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told
 from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
 
+T = TypeVar("T")
 RESULT, STOP = "result.json", "stop.json"
 NEVER_STALLED_SECONDS = 86_400.0  # that workers wait for each other where no stall is recognised
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
@@ -51,42 +52,67 @@ def train(job: Job) -> Outcome:
     """Runs the stage's training loop until its samples are seen and its network is exported."""
     board = job.run.store.board(job.node)
     wandb = os.environ.get("WANDB_PROJECT", "")  # is read here, since workers have another environment
-    orders = Orders(job.name, job.recipe, job.inputs, job.work.child("checkpoints"), job.work, job.out, board, wandb)
+    orders = Orders(job.name, job.recipe, job.inputs, job.work.child(CHECKPOINTS), job.work, job.out, board, wandb)
     metrics = _ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders)
     return Outcome(metrics=metrics | {name: round(job.progress[name], 4) for name in PACE if name in job.progress})
 
 
 def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
-    """Trains in one Ray task; starts another when its process dies, since the checkpoints remain."""
+    """Trains in one Ray task; starts another when its process dies."""
     from ray.exceptions import RayError
 
-    cluster, failures = job.recipe.cluster, Failures(orders.checkpoints)
+    cluster = job.recipe.cluster
+
+    def once() -> dict[str, Any]:
+        return run_on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
+
+    return restarted(once, orders.checkpoints, RayError)
+
+
+def restarted(once: Callable[[], T], checkpoints: Folder, *lost: type[Exception]) -> T:
+    """Returns what `once` does, which is begun again when it loses its workers (`lost`), since the checkpoints remain.
+
+    A training whose machines are taken away again and again comes to its end, as long as it gets from one checkpoint
+    to the next. Raises the last error when it did not for MAX_FAILURES times.
+    """
+    failures, before = 0, checkpoints.names()
     while True:
         try:
-            return run_on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
-        except RayError:
-            if failures.too_many():
+            return once()
+        except lost:
+            failures, before, earlier = failures + 1, checkpoints.names(), before
+            if before != earlier:
+                failures = 1
+            if failures > MAX_FAILURES:
                 raise
 
 
 def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
-    """Trains in several workers, coordinated by Ray Train; starts them again when some die."""
+    """Trains in several workers, coordinated by Ray Train; starts all of them again when one dies or is preempted."""
     from ray.exceptions import RayError
-    from ray.train import TrainingFailedError
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
 
+    cluster = job.recipe.cluster
+    least, gpu = cluster.min_workers or cluster.workers, cluster.gpus_per_worker > 0
+    capacity = Capacity(job, cluster.cpus_per_worker, cluster.gpus_per_worker, least)
+    workers: Any = (least, cluster.workers) if least < cluster.workers else cluster.workers
+    resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
     for name in (RESULT, STOP):
         job.work.remove(name)
-    cluster, failures = job.recipe.cluster, Failures(orders.checkpoints)
-    least = cluster.min_workers or cluster.workers
-    capacity = Capacity(job, cluster.cpus_per_worker, cluster.gpus_per_worker, least)
-    with following(job, capacity) as require_running:
-        while True:
-            try:
-                _fit(job, _trainer(job, orders, failures.total), require_running)
-                break
-            except (TrainingFailedError, RayError):
-                if failures.too_many():
-                    raise
+
+    def once() -> None:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"orders": orders},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+            torch_config=_torch_config("nccl" if gpu else "gloo", cluster.stall_seconds or NEVER_STALLED_SECONDS),
+            run_config=RunConfig(name=f"{job.name}-{job.node.fingerprint[:8]}", storage_path=job.work.child("ray").url),
+        )
+        with following(job, capacity) as require_running:
+            _fit(job, trainer, require_running)
+
+    restarted(once, orders.checkpoints, TrainingFailedError, RayError)
     result = job.work.read_json_or_none(RESULT)
     if result is None:
         job.require_held()
@@ -96,43 +122,6 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
         raise (DivergedError if result["diverged"] else UserError)(result["user_error"])
     metrics: dict[str, Any] = result["metrics"]
     return metrics
-
-
-class Failures:
-    """The failures of a training's workers since its last checkpoint. To be preempted is none: it saves first."""
-
-    def __init__(self, checkpoints: Folder) -> None:
-        self.checkpoints, self.seen = checkpoints, checkpoints.names()
-        self.total = self.since = 0
-
-    def too_many(self) -> bool:
-        """Counts a failure, and says whether it is one too many."""
-        now = self.checkpoints.names()
-        self.since = 1 if now != self.seen else self.since + 1
-        self.seen, self.total = now, self.total + 1
-        return self.since > MAX_FAILURES
-
-
-def _trainer(job: Job, orders: Orders, attempt: int) -> Any:
-    """Returns Ray Train's trainer of a stage. It tries once: it would count all failures of a run of weeks."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    cluster = job.recipe.cluster
-    gpu = cluster.gpus_per_worker > 0
-    resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
-    workers: Any = (cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers
-    return TorchTrainer(
-        _worker,
-        train_loop_config={"orders": orders},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
-        torch_config=_torch_config("nccl" if gpu else "gloo", cluster.stall_seconds or NEVER_STALLED_SECONDS),
-        run_config=RunConfig(
-            name=f"{job.name}-{job.node.fingerprint[:8]}-{attempt}",
-            storage_path=job.work.child("ray").url,
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    )
 
 
 def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:
@@ -146,7 +135,7 @@ def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:
     except BaseException:
         with suppress(OSError, TakenOverError):  # who was taken over stops by the fence of its folders
             job.work.write_json(STOP, {})
-        wait([fitted], timeout=SAVE_SECONDS)
+        wait([fitted], timeout=save_seconds(job.work))
         raise
     fitted.result()
 
@@ -200,7 +189,7 @@ def _worker(config: dict[str, Orders]) -> None:
     except PreemptedError:
         if orders.work.exists(STOP):
             return
-        raise  # only this worker's machine goes away: Ray Train starts the workers again
+        raise  # only this worker's machine goes away: the driver starts the workers again
     except TakenOverError:
         return  # the driver knows, and no result of this run is wanted any more
     except UserError as error:

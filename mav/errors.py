@@ -67,7 +67,7 @@ def full_disk_told(what: str, where: str) -> Iterator[None]:
     except Exception as error:
         if not no_space(error):
             raise
-        remedy = "free some, then run again; finished shards and whole checkpoints are kept"
+        remedy = "free some, or inodes (`df -i`), then run again; finished shards and whole checkpoints are kept"
         raise UserError(f"{what}: no space is left where {where} is written: {remedy}.") from error
 
 

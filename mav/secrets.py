@@ -15,12 +15,20 @@ PARAMETER = re.compile(
 )
 KEYS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
-    r"|xox[abpors]-[\w-]{10,}|sk-[\w-]{20,}|pnu_\w{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
+    r"|xox[abpors]-[\w-]{10,}|sk-[\w-]{20,}|pnu_\w{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+|AIza[\w-]{35}|glpat-[\w-]{20,}"
+    r"|npm_\w{36})"
 )
+# A header of HTTP, as clients show it in what they log.
+HEADER = re.compile(
+    r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token|digest|aws4-hmac-sha256)\s+)?)[^\s'\"]+"
+)
+PEM = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END|$)", re.DOTALL)
 
 
 def redacted(text: str) -> str:
     """Returns a text with `***` in the place of every credential that can be told by its form."""
     text = USER.sub(rf"\1{HIDDEN}@", text)
     text = PARAMETER.sub(rf"\1\2{HIDDEN}", text)
+    text = HEADER.sub(rf"\1{HIDDEN}", text)
+    text = PEM.sub(rf"\1{HIDDEN}\2", text)
     return KEYS.sub(HIDDEN, text)

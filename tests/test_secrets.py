@@ -22,12 +22,18 @@ HIDDEN = {
     "Bearer hf_abcdefghijklmnopqrstuv ended": "Bearer *** ended",
     "no ghp_abcdefghijklmnopqrstuvwxyz0123456789, no": "no ***, no",
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc-_DEF": "***",
+    "{'Authorization': 'Basic aHVudGVyMg==hunter2', 'X': 1}": "{'Authorization': 'Basic ***', 'X': 1}",
+    "authorization: hunter2 and more": "authorization: *** and more",
+    f"key AIza{'hunter2' * 5}, glpat-{'hunter2' * 3}": "key ***, ***",
+    "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----": None,
+    "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=hunter2==;EndpointSuffix=core.windows.net": None,
     "two http://a:b@c/ and http://d:e@f/": "two http://***@c/ and http://***@f/",
 }
 FINE = [
     *("s3://bucket/runs", "abfs://container@account.dfs.core.windows.net/runs", "hdfs://user@namenode:9000/x", "runs"),
     *("http://127.0.0.1:4200/api", "https://h/x.jpg?w=3&monkey=2&tokens", "me@example.org", "a:b@c", "/data/key=1/x"),
     *("https://www.youtube.com/watch?v=abc", "https://h/@user/x", "memory://x"),
+    *("-----BEGIN CERTIFICATE-----\nx", "an authorization that failed", "glpat-short"),
 ]
 
 

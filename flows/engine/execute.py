@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 from flows.engine.build import build
-from flows.engine.function import SAVE_SECONDS
+from flows.engine.function import save_seconds
 from flows.engine.jobs import build_on_cluster
 from flows.engine.run import Run
 from flows.engine.stage import Graph, Node
@@ -51,7 +51,7 @@ def execute(graph: Graph, run: Run, wanted: Iterable[Node], fresh: Iterable[str]
             future: PrefectFuture[Any] = next(iter(as_completed(list(running))))
         except BaseException:
             run.stopping.set()
-            until = time.monotonic() + SAVE_SECONDS
+            until = time.monotonic() + max(save_seconds(run.store.work(node)) for node in running.values())
             for future in running:
                 with suppress(Exception):
                     future.wait(max(until - time.monotonic(), 0.0))

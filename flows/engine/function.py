@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -10,12 +11,27 @@ from flows.engine.capacity import Capacity
 from flows.engine.pool import TaskPool
 from flows.engine.run import Job, every
 from flows.services.ray_metrics import report_training
+from mav.errors import from_storage
 from mav.storage import Folder
 
 T = TypeVar("T")
 PROGRESS, MESSAGES = "progress.json", "messages.json"
 LOOK_SECONDS = 1.0  # between two looks at the worker's progress
-SAVE_SECONDS = 20.0  # for a training that is being stopped
+CHECKPOINTS = "checkpoints"  # a training's, below its work folder
+SAVE_SECONDS = 20.0  # for a training that is being stopped, and for its checkpoint at
+SAVE_RATE = 100e6  # bytes a second
+
+
+def save_seconds(work: Folder) -> float:
+    """Returns how long a stage that is being stopped may take to save: a training writes as much as it did before."""
+    sizes = Counter[str]()
+    try:
+        for name, size in work.child(CHECKPOINTS).sizes().items():
+            sizes[name.partition("/")[0]] += size
+    except Exception as error:
+        if not from_storage(error):
+            raise
+    return SAVE_SECONDS + max(sizes.values(), default=0) / SAVE_RATE
 
 
 class ProgressFile:
@@ -108,7 +124,7 @@ def run_on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: floa
     except BaseException:
         try:
             ray.cancel(reference)  # gives a training the time to save
-            ray.wait([reference], timeout=SAVE_SECONDS)
+            ray.wait([reference], timeout=save_seconds(job.work))
         finally:
             pool.end(reference)
         raise

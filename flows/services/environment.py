@@ -15,6 +15,8 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_FLUSH_DRIVER_LOGS": "1",  # Ray's lines and ours appear in the order in which they happened, in a file too
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    # In memory, its default, a server that is started again forgets who holds a GPU slot, and never frees it.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "RAY_TRAIN_V2_ENABLED": "1",
     # On loopback, for one user, a token guards nothing. A cluster's own RAY_AUTH_MODE stays as its operator set it.

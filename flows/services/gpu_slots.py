@@ -41,6 +41,8 @@ def gpu_slot(slots: int, waits: Callable[[], None], server_away: Callable[[], No
                     server_away()
                 reported = True
                 time.sleep(1.0)
-        yield
-        with suppress(*SERVER_AWAY):
-            held.close()
+        try:
+            yield
+        finally:  # what ended the block says more than a slot that cannot be given back
+            with suppress(*SERVER_AWAY):
+                held.close()

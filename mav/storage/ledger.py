@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mav.errors import UserError
@@ -26,6 +27,7 @@ NAMES = re.compile(r"shards(?:-retry(\d+))?\.parquet")
 # the artifact's manifest names. They stand in the column of the counts. "places" (base64) says where a shard's samples
 # are: bytes in a column of their own, which only the readers of samples read.
 Marker = dict[str, Any]
+Columns = Mapping[str, Callable[[Any], Any]]  # of a ledger, and how a cell of each is read
 
 
 def retry_ledger(number: int) -> str:
@@ -55,22 +57,42 @@ def ledgers(names: Iterable[str]) -> list[str]:
 
 
 def read_ledger(folder: Folder, name: str = LEDGER, counts: bool = True) -> Iterator[Marker]:
-    """The shards of a ledger, in order; without their counts where those are not asked for."""
+    """The shards of a ledger, in order; without their counts where those are not asked for. Raises as `ledger_rows`."""
+    read: Columns = {"shard": str, "files": json_object, **({"counts": json_object} if counts else {})}
+    for shard, files, *told in ledger_rows(folder, read, name):
+        known = told[0] if told else {}
+        deadlines = {"deadlines": known.pop("deadlines")} if "deadlines" in known else {}
+        yield {"shard": shard, "counts": known, "files": files} | deadlines
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Reads a cell that holds a JSON object. Raises ValueError for any other."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{text[:40]} is no JSON object")
+    return found
+
+
+def ledger_rows(folder: Folder, columns: Columns, name: str = LEDGER) -> Iterator[tuple[Any, ...]]:
+    """Yields these columns of a ledger, shard by shard, each as its function reads it.
+
+    None stands for the places that an older release did not enter. Raises UserError for a ledger that is damaged, and
+    OSError when there is none or storage does not answer, which says nothing about it.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with folder.open(name) as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["shard", "files", *(["counts"] if counts else [])]):
-                columns = batch.to_pydict()
-                texts = columns.get("counts", columns["shard"])
-                for shard, files, text in zip(columns["shard"], columns["files"], texts, strict=True):
-                    known = json.loads(text) if counts else {}
-                    deadlines = {"deadlines": known.pop("deadlines")} if "deadlines" in known else {}
-                    yield {"shard": shard, "counts": known, "files": json.loads(files)} | deadlines
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        # A remote ledger is read in one request.
+        with folder.open(name) if folder.local else io.BytesIO(folder.read_bytes(name)) as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=list(columns), batch_size=1000):
+                found = {"places": [None] * len(batch)} | batch.to_pydict()
+                for row in zip(*(found[column] for column in columns), strict=True):
+                    values = zip(columns.values(), row, strict=True)
+                    yield tuple(None if value is None else read(value) for read, value in values)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno:  # pyarrow's own has no number
+            raise
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(f"{folder.path(name)} is not a readable ledger ({reason}): rerun its stage.") from None
 

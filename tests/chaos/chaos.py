@@ -6,7 +6,9 @@ command. Then come the faults that need a scene of their own. In the end every a
 undisturbed run's, every row must be there once, and `mav clean` must leave nothing half done. Prints a table, writes
 build/chaos.json, exits 1 when a figure is not 0.
 
-    python tests/chaos/chaos.py [--seed N] [--subset]      the subset: one node, the image data alone, a dozen faults
+    python tests/chaos/chaos.py [--seed N] [--subset] [--only PART ...]
+
+The subset has one node, the image data alone and a dozen faults.
 """
 
 import argparse
@@ -31,22 +33,43 @@ from flows.services.environment import configure_environment
 from flows.services.ports import reserve_port
 from mav.recipes.reader import load_recipe
 
-STORM = {
-    "kill -9 of a worker": 18,
-    "kill -9 of a raylet": 4,
-    "kill -9 of the head with its GCS": 2,
-    "kill -9 of the flow": 6,
-    "kill -9 of worker and flow": 4,
-    "worker out of memory": 4,
-    "SIGSTOP of a worker": 4,
-    "Prefect's server away": 2,
+DATA, TRAININGS = "image-download", "train-decoder-video"  # how far the two storms go
+STORMS = {
+    DATA: {
+        "kill -9 of a worker": 30,
+        "kill -9 of a raylet": 3,
+        "kill -9 of the head with its GCS": 2,
+        "kill -9 of the flow": 5,
+        "kill -9 of worker and flow": 3,
+        "Ctrl-C of the flow": 4,
+        "worker out of memory": 8,
+        "SIGSTOP of a worker": 24,
+        "drain of a node": 4,
+        "another run on the same stage": 4,
+        "Prefect's server away": 2,
+    },
+    TRAININGS: {
+        "kill -9 of a worker": 6,
+        "kill -9 of a raylet": 1,
+        "kill -9 of the flow": 1,
+        "kill -9 of worker and flow": 1,
+        "Ctrl-C of the flow": 1,
+        "worker out of memory": 2,
+        "SIGSTOP of a worker": 4,
+        "drain of a node": 3,
+        "another run on the same stage": 1,
+        "Prefect's server away": 1,
+    },
 }
 SUBSET = {
-    "kill -9 of a worker": 4,
-    "kill -9 of the flow": 1,
-    "kill -9 of worker and flow": 1,
-    "SIGSTOP of a worker": 1,
-    "worker out of memory": 1,
+    DATA: {
+        "kill -9 of a worker": 3,
+        "kill -9 of the flow": 1,
+        "Ctrl-C of the flow": 1,
+        "SIGSTOP of a worker": 1,
+        "worker out of memory": 1,
+        "another run on the same stage": 1,
+    }
 }
 PATIENCE = 300.0  # seconds a run may take without a fault
 TRIES = 40  # of one run
@@ -57,10 +80,11 @@ class Chaos:
 
     def __init__(self, base: Path, seed: int, subset: bool) -> None:
         self.base, self.rng, self.subset = base, random.Random(seed), subset
-        self.until = "image-download" if subset else "train-decoder-video"
+        self.until = DATA if subset else TRAININGS
         self.settings = (
             f"world.port={reserve_port()}",
-            "image_metadata.rows_per_shard=6",
+            f"world.images={120 if subset else 240}",
+            f"image_metadata.rows_per_shard={6 if subset else 10}",
             "video_shards.clips_per_shard=2",
             "cluster.dashboard=false",
         )
@@ -119,19 +143,19 @@ class Chaos:
             raise SystemExit(f"the calm run ended with {code}: see {flow.log}")
         self.say("calm run done")
 
-    def storm(self) -> None:
-        """Run after run, until every fault of the schedule has struck."""
-        kinds = SUBSET if self.subset else STORM
-        schedule = [kind for kind, number in kinds.items() for _ in range(number)]
-        self.rng.shuffle(schedule)
+    def storms(self) -> None:
+        """Run after run, until every fault of the schedules has struck."""
         number = 0
-        while schedule:
-            number += 1
-            store = Store(str(self.base / f"storm{number}"))
-            flow, struck = self.flow(store.root.url), Counter[str]()
-            self._through(flow, Striker(self, flow), schedule, struck)
-            self.settle(store, struck, flow)
-            if schedule:
+        for until, kinds in (SUBSET if self.subset else STORMS).items():
+            self.until = until
+            schedule = [kind for kind, count in kinds.items() for _ in range(count)]
+            self.rng.shuffle(schedule)
+            while schedule:
+                number += 1
+                store = Store(str(self.base / f"storm{number}"))
+                flow, struck = self.flow(store.root.url), Counter[str]()
+                self._through(flow, Striker(self, flow), schedule, struck)
+                self.settle(store, struck, flow)
                 shutil.rmtree(store.root.root)
 
     def _through(self, flow: Flow, striker: Striker, schedule: list[str], struck: Counter[str]) -> None:
@@ -178,6 +202,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=8)
     parser.add_argument("--subset", action="store_true")
+    parts = ["storms", *(scene.__name__ for scene in SCENES)]
+    parser.add_argument("--only", nargs="+", choices=parts, help="the others are left out")
     parser.add_argument("--json", type=Path, default=Path("build/chaos.json"))
     chosen = parser.parse_args()
     configure_environment()
@@ -187,9 +213,12 @@ def main() -> int:
     chaos = Chaos(base, chosen.seed, chosen.subset)
     try:
         chaos.quiet()
-        chaos.storm()
-        for scene in SCENES if not chosen.subset else SCENES[:1]:
-            scene(chaos)
+        wanted = chosen.only or ([SCENES[0].__name__, "storms"] if chosen.subset else parts)
+        for scene in SCENES:
+            if scene.__name__ in wanted:
+                scene(chaos)
+        if "storms" in wanted:
+            chaos.storms()
     finally:
         chaos.stop()
     print(f"\n{chaos.table()}\n{time.monotonic() - chaos.began:.0f} s, seed {chosen.seed}")

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,11 @@ FATAL = (
     "kill -9 of the flow",
     "kill -9 of worker and flow",
     "kill -9 of the head with its GCS",
+    "Ctrl-C of the flow",
 )  # the flow has to be started again
+PATIENCE = 300.0  # seconds for a run that nothing disturbs
 HEAD_PATIENCE = 90.0  # within which a flow must have noticed that its cluster is gone
+DRAIN_SECONDS = 12.0  # between Ray's word that a node will go and its death
 
 
 class Striker:
@@ -29,7 +33,8 @@ class Striker:
 
     def __init__(self, chaos: Chaos, flow: Flow) -> None:
         self.chaos, self.flow, self.rng = chaos, flow, chaos.rng
-        self.away_seconds = 5.0 if chaos.subset else 60.0
+        self.away_seconds = 5.0 if chaos.subset else 30.0
+        self._rivals: list[Flow] = []
         self._later: list[threading.Thread] = []
         self._strikes: dict[str, Callable[[], bool]] = {
             "kill -9 of a worker": self._worker,
@@ -40,6 +45,9 @@ class Striker:
             "worker out of memory": self._memory,
             "SIGSTOP of a worker": self._stop,
             "Prefect's server away": self._prefect,
+            "drain of a node": self._drain,
+            "Ctrl-C of the flow": self._interrupt,
+            "another run on the same stage": self._rival,
         }
 
     def strike(self, kind: str) -> bool:
@@ -51,6 +59,11 @@ class Striker:
         for thread in self._later:
             thread.join()
         self._later.clear()
+        for rival in self._rivals:
+            code = rival.wait(PATIENCE)
+            if code not in (0, 2):  # it has built what was left, or was refused
+                self.chaos.account.problems.append(f"the other run ended with {code}")
+        self._rivals.clear()
 
     def _after(self, seconds: float, what: Callable[[], None]) -> None:
         def later() -> None:
@@ -134,10 +147,38 @@ class Striker:
             if Path(f"/proc/{pid}").exists():
                 os.kill(pid, signal.SIGCONT)
 
-        self._after(self.rng.uniform(2, 8), go_on)
+        self._after(self.rng.uniform(1, 4), go_on)
         return True
 
     def _prefect(self) -> bool:
         self.chaos.prefect.kill()
         self._after(self.away_seconds, self.chaos.prefect.restart)
+        return True
+
+    def _drain(self) -> bool:
+        """As a cloud announces that it takes a machine back, and then does."""
+        if not self.chaos.nodes.workers():
+            return False
+        raylet = self.chaos.nodes.drain_node(self.rng.randrange(len(self.chaos.nodes.nodes)), DRAIN_SECONDS)
+
+        def gone() -> None:
+            with suppress(ProcessLookupError):  # a node without work goes by itself
+                os.kill(raylet, signal.SIGKILL)
+
+        self._after(DRAIN_SECONDS, gone)
+        return True
+
+    def _interrupt(self) -> bool:
+        assert self.flow.process is not None
+        self.flow.process.send_signal(signal.SIGINT)
+        code = self.flow.wait(HEAD_PATIENCE)
+        if code == -signal.SIGKILL:
+            self.chaos.account.problems.append("a run did not end after Ctrl-C")
+        return True
+
+    def _rival(self) -> bool:
+        """The same command once more, which must be refused or find all done; it may take over a stage between two."""
+        rival = self.chaos.flow(self.flow.runs)
+        rival.start("run", "tiny", "--until", self.chaos.until)
+        self._rivals.append(rival)
         return True

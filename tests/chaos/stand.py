@@ -80,6 +80,17 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
         self.nodes.append(self._add())
 
+    def drain_node(self, index: int, seconds: float) -> int:
+        """Lets Ray tell all that a node will be gone; returns the process whose end that is."""
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        node = self.nodes[index]
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        until = int((time.time() + seconds) * 1000)
+        GcsClient(address=self.address).drain_node(node.node_id, reason, "taken back", until)
+        return self.raylet(node)
+
     def kill_head(self) -> None:
         """The head with its GCS, then a new cluster: what the old one knew is lost."""
         head = self.cluster.head_node

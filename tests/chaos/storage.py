@@ -1,4 +1,5 @@
-"""An S3 server on loopback that fails: a share of its calls is answered with an error, another not in time."""
+"""An S3 server on loopback that fails: with errors, too late, after the call was done, by listings of before, or in the
+parts of large files."""
 
 from __future__ import annotations
 
@@ -11,16 +12,22 @@ from typing import Any
 import fsspec
 
 HANG_SECONDS = 20  # longer than a client waits for an answer
+STALE_SECONDS = 10.0  # of a listing at most
 
 
 class FaultyS3:
-    """moto's server behind a door that sometimes stays shut; `errors` and `hangs` are shares of the calls."""
+    """moto's server behind a door that sometimes stays shut. The faults are shares of the calls, by kind.
 
-    def __init__(self, seed: int, errors: float = 0.0, hangs: float = 0.0) -> None:
-        self.errors, self.hangs = 0.0, 0.0
-        self._wanted = (errors, hangs)
+    error: the call is not done. late: it is done after the client has given up. lost: it is done, and the answer is an
+    error. stale: a listing of before. part: as late, for parts of large files alone.
+    """
+
+    def __init__(self, seed: int, **faults: float) -> None:
+        self.faults: dict[str, float] = {}
+        self._wanted = faults
         self.calls = self.failed = 0
         self._rng, self._lock = random.Random(seed), threading.Lock()
+        self._listings: dict[str, tuple[Any, ...]] = {}
 
     def __enter__(self) -> FaultyS3:
         from moto.server import DomainDispatcherApplication, create_backend_app
@@ -43,7 +50,7 @@ class FaultyS3:
         fsspec.filesystem("s3", endpoint_url=endpoint, key="test", secret="test", skip_instance_cache=True).makedirs(
             "mav", exist_ok=True
         )
-        self.errors, self.hangs = self._wanted
+        self.faults = self._wanted
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -51,24 +58,44 @@ class FaultyS3:
         fsspec.get_filesystem_class("s3").clear_instance_cache()  # they remember this address
 
     def _call(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        with self._lock:
-            self.calls += 1
-            # The demo's web lies there too, but is no storage: a picture that does not come is a failed row, and
-            # counted.
-            drawn = self._rng.random() if "/site/" not in environ["PATH_INFO"] else 1.0
-            self.failed += drawn < self.errors + self.hangs
-        if drawn < self.errors:
-            if drawn < self.errors / 2:  # it was done, and the answer was lost on its way
-                list(self._app(environ, lambda *_: lambda data: None))
+        fault = self._fault(environ)
+        if fault == "error":
+            if "chunked" in environ.get("HTTP_TRANSFER_ENCODING", ""):
+                environ["wsgi.input_terminated"] = True
+                environ["wsgi.input"].read()
             else:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            return self._answer(environ, start_response)
-        if drawn < self.errors + self.hangs:
+            return self._refused(environ, start_response)
+        if fault in ("late", "part"):
             time.sleep(HANG_SECONDS)
-        answer: Iterable[bytes] = self._app(environ, start_response)
-        return answer
+        began: list[Any] = []
+        body = b"".join(self._app(environ, lambda *given: began.extend(given)))
+        if fault == "lost":
+            return self._refused(environ, start_response)
+        if "list-type=" in environ.get("QUERY_STRING", ""):
+            place, now = f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}", time.monotonic()
+            seen, *before = self._listings.get(place, (0.0,))
+            self._listings[place] = now, began, body
+            if fault == "stale" and before and now - seen < STALE_SECONDS:
+                began, body = before
+        start_response(*began)
+        return [body]
 
-    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _fault(self, environ: dict[str, Any]) -> str:
+        """Draws what becomes of a call. The demo's web lies there too, but is no storage."""
+        query = environ.get("QUERY_STRING", "")
+        with self._lock:
+            self.calls += 1
+            drawn = self._rng.random()
+            for kind, share in self.faults.items() if "/site/" not in environ["PATH_INFO"] else ():
+                possible = {"stale": "list-type=" in query, "part": "partNumber=" in query}.get(kind, True)
+                drawn -= share
+                if possible and drawn < 0:
+                    self.failed += 1
+                    return kind
+        return ""
+
+    def _refused(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = b'<?xml version="1.0"?><Error><Code>ServiceUnavailable</Code><Message>come back later</Message></Error>'
         start_response(
             "503 Service Unavailable", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]

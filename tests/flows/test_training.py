@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from flows.engine.run import Job
-from flows.training import STOP, _fit
+from flows.training import MAX_FAILURES, STOP, _fit, restarted
 from mav.errors import UserError
 from mav.storage import Folder
 
@@ -40,6 +40,34 @@ def test_what_a_training_fails_of_is_raised(tmp_path):
     job: Any = SimpleNamespace(work=Folder(str(tmp_path)))
     with pytest.raises(RuntimeError, match="are gone"):
         _fit(cast(Job, job), SimpleNamespace(fit=fit), lambda: None)
+
+
+@pytest.mark.parametrize("preempted", [0, 10])
+def test_a_training_comes_to_its_end_however_often_its_machines_are_taken_away(tmp_path, preempted):
+    work, lives = Folder(str(tmp_path)), []
+
+    def once() -> int:
+        lives.append(True)
+        if len(lives) <= preempted:
+            work.write_bytes(f"{len(lives)}/facts.json", b"{}")
+            raise RuntimeError("the workers are gone")
+        return len(lives)
+
+    assert restarted(once, work, RuntimeError) == preempted + 1
+
+
+def test_a_training_that_comes_no_further_fails(tmp_path):
+    work, lives = Folder(str(tmp_path)), []
+
+    def once() -> None:
+        lives.append(True)
+        if len(lives) == 1:
+            work.write_bytes("1/facts.json", b"{}")
+        raise RuntimeError("the workers are gone")
+
+    with pytest.raises(RuntimeError, match="are gone"):
+        restarted(once, work, RuntimeError)
+    assert len(lives) == 1 + MAX_FAILURES
 
 
 DRAINED = """

@@ -13,11 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli.main import app
 from flows.services.ports import reserve_port
+from mav.data.loading.places import clip_places, row_counts
 from mav.errors import UserError
 from mav.storage import MANIFEST, Artifact, Folder
 from mav.storage.ledger import LEDGER, LedgerWriter, read_ledger
@@ -168,13 +171,49 @@ def test_a_flush_is_believed_only_when_it_succeeds_and_is_of_the_named_files(
     folder.sync()
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1", b"x" * 500])
-def test_a_damaged_ledger_is_a_sentence(tmp_path: Path, damage: bytes) -> None:
+def _of_samples(folder: Folder) -> Any:
+    return row_counts(folder, "rows_out")
+
+
+def _whole(folder: Folder) -> Any:
+    return list(read_ledger(folder))
+
+
+@pytest.mark.parametrize(
+    ("damage", "readers"),
+    [
+        *((damage, (_whole, _of_samples, clip_places)) for damage in (b"", b"PAR1", b"x" * 500, 0.5)),
+        *(({"counts": text}, (_whole, _of_samples)) for text in ("{", "[]", KeyError)),
+        ({"files": "x"}, (_whole,)),
+        ({"places": b"x" * 23}, (clip_places,)),
+    ],
+)
+def test_a_damaged_ledger_is_a_sentence_whoever_reads_it(tmp_path: Path, damage: Any, readers: Any) -> None:
+    """Damaged as a whole, cut to half, or in a cell or column that these readers read."""
     folder = Folder(str(tmp_path))
     with LedgerWriter(folder) as ledger:
         ledger.write([{"shard": "00000", "counts": {}, "files": {}}])
-    whole = folder.read_bytes(LEDGER)
-    for data in (damage, whole[: len(whole) // 2]):
-        folder.write_bytes(LEDGER, data)
+    Artifact.publish(folder, **FACTS)
+    whole, table = folder.read_bytes(LEDGER), pq.read_table(folder.path(LEDGER))
+    if isinstance(damage, dict):
+        cells = {name: [damage.get(name, table[name][0].as_py())] for name in table.schema.names}
+        kept = {
+            name: pa.array(cell, table.schema.field(name).type) for name, cell in cells.items() if cell != [KeyError]
+        }
+        pq.write_table(pa.table(kept), folder.path(LEDGER))
+    else:
+        folder.write_bytes(LEDGER, whole[: len(whole) // 2] if damage == 0.5 else damage)
+    for read in readers:
         with pytest.raises(UserError, match=r"shards.parquet is not a readable ledger .*rerun its stage"):
-            list(read_ledger(folder))
+            read(folder)
+
+
+def test_storage_that_does_not_answer_says_nothing_about_a_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> Any:
+        raise OSError(errno.EIO, "storage is away")
+
+    monkeypatch.setattr(Folder, "open", away)
+    with pytest.raises(OSError, match="storage is away"):
+        list(read_ledger(Folder(str(tmp_path))))

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,27 +27,46 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 def work_as(rank: int, port: int, root: str, runs: list[dict]) -> None:
     """One of two processes. It makes the runs in turn; each has `run`'s arguments, `sharding` and `end_at` or none."""
-    from mav.training.process.preemption import PreemptedError, catch_sigterm
+    from mav.training.process.preemption import PreemptedError, _requested, catch_sigterm
 
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     for options in runs:
         catch_sigterm()
-        end_at = options.pop("end_at", None)
+        end_at, drained = options.pop("end_at", None), options.pop("drained", False)
         recipe = small_recipe(samples=16, batch_size=4, checkpoint_every=8, **options.pop("optimisation", {}))
         recipe = dataclasses.replace(recipe, cluster=Cluster(workers=2, sharding=options.pop("sharding")))
 
-        def report(line, end_at=end_at):
+        def report(line, end_at=end_at, drained=drained):
             if rank == 1 and line["samples"] == end_at:  # one of them is asked to end, both end
                 os.kill(os.getpid(), signal.SIGTERM)
+            if rank == 1 and drained:
+                assert _requested.wait(60)
 
         try:
-            run(Folder(root), recipe=recipe, rank=rank, world_size=2, report=report, **options)
+            with drain() if rank == 1 and drained else nullcontext():
+                run(Folder(root), recipe=recipe, rank=rank, world_size=2, report=report, **options)
         except PreemptedError:
-            assert end_at
+            assert end_at or drained
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def drain():
+    """Ray's word that this process's node will be taken away, and the watch for it."""
+    import ray
+    from ray._private.state import state
+
+    from flows import training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "mine"))
+        patch.setattr(state, "get_draining_nodes", lambda: {"other": 0, "mine": 0})
+        patch.setattr(training, "DRAIN_SECONDS", 0.01)
+        with training._ended_when_drained():
+            yield
 
 
 @pytest.fixture
@@ -95,11 +116,11 @@ def test_replicas_and_shards_learn_what_one_worker_learns(two_workers, tmp_path)
 
 @pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_one_worker_asked_to_end_ends_both_and_resume_is_bit_equal(sharding, two_workers):
+    """By SIGTERM in the first life, by Ray's word that its node will be taken away in the second."""
     base = {"stage": "train-prior", "sharding": sharding, "optimisation": {"log_every": 4}}
+    ended = {**base, "work": "ended", "out": "ended"}
     root = two_workers(
-        {**base, "work": "whole", "out": "whole"},
-        {**base, "work": "ended", "out": "ended", "end_at": 4},
-        {**base, "work": "ended", "out": "ended"},
+        {**base, "work": "whole", "out": "whole"}, {**ended, "end_at": 4}, {**ended, "drained": True}, ended
     )
     assert root.read_bytes(f"ended/{WEIGHTS}") == root.read_bytes(f"whole/{WEIGHTS}")
     assert losses(root, "ended") == pytest.approx(losses(root, "whole"), rel=1e-6)

@@ -35,6 +35,7 @@ from mav.recipes import ImageDownload, VideoShards
 
 MAX_REDIRECTS = 5
 RETRIES = 2
+HEAD_BYTES = 1 << 20  # of an answer beside its body, which in chunks takes up to twice its own bytes
 PROXIED_DNS_SECONDS = 2.0  # behind a proxy this machine may know no host, and need not
 RETRIED = frozenset({429, 500, 502, 503, 504})
 
@@ -149,7 +150,7 @@ class GuardedOpener:
             raise AskAgainError("reset") from None
         except http.client.IncompleteRead:
             raise FetchError("truncated") from None
-        except (http.client.HTTPException, zlib.error, ValueError) as error:
+        except (http.client.HTTPException, zlib.error, ValueError, ArithmeticError) as error:
             raise FetchError("bad_response", type(error).__name__) from None
         except OSError as error:
             raise FetchError("connection", str(error.errno)) from None
@@ -214,13 +215,13 @@ class GuardedOpener:
         allowed = [a for a in known if named or f"{a}:{port}" in self.allow_addresses or is_public(a)]
         if len(allowed) < len(known) if proxy else not allowed:  # a proxy may take any address of the host
             raise FetchError("private_address")
-        error = FetchError("connection")
+        error, most = FetchError("connection"), 2 * self.max_bytes + HEAD_BYTES
         for address in [proxy.host] if proxy else allowed:
             left = min(self.timeout, end - time.monotonic())
             if left <= 0:
                 raise FetchError("timeout")
             try:
-                return Connection(host, port, address, tls, left, self.timeout, end, proxy)
+                return Connection(host, port, address, tls, left, self.timeout, end, most, proxy)
             except TimeoutError:
                 error = FetchError("timeout")
             except ConnectionRefusedError:
@@ -232,12 +233,17 @@ class GuardedOpener:
         raise error
 
     def _addresses(self, host: str, port: int, end: float, proxy: Proxy | None) -> list[str]:
-        """Returns the addresses of a host; none where it is for the proxy to know them."""
+        """Returns the addresses of a host; none where it is for the proxy to know them.
+
+        A name that is an address in an odd form, or of a private network, is not for the proxy to read in its way.
+        """
         if proxy is None:
             return resolve(self.resolver, host, port, end)
         try:
             return resolve(self.resolver, host, port, min(end, time.monotonic() + PROXIED_DNS_SECONDS))
         except FetchError:
+            if rules.PRIVATE_NAME.fullmatch(host):
+                raise FetchError("private_address") from None
             return []
 
 

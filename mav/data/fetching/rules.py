@@ -12,6 +12,8 @@ import idna
 AGENT = "make-a-video-system"
 # Directives of X-Robots-Tag with a colon of their own.
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+# Names that end in a number, which some programs take for an IPv4 address, and those of machines and private networks.
+PRIVATE_NAME = re.compile(r"(?i)(?:.*\.)?(?:\d+|0x[0-9a-f]*|localhost|localdomain|local|internal)\.?")
 TDM_RESERVATION = "tdm-reservation"  # allowed in `refuse` beside the directives: a header of W3C's TDM protocol
 TRANSIENT = frozenset({"dns", "timeout", "reset", "connection", "proxy", "http_429"})  # and every http_5xx
 
@@ -116,7 +118,10 @@ def seconds_to_wait(retry_after: str | None) -> float | None:
     """Returns the seconds of a Retry-After header, a number or a date; None when it says nothing usable."""
     if not retry_after:
         return None
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    date = email.utils.parsedate_tz(retry_after)
-    return max(email.utils.mktime_tz(date) - time.time(), 0.0) if date else None
+    try:
+        if retry_after.strip().isdigit():
+            return float(retry_after)
+        date = email.utils.parsedate_tz(retry_after)
+        return max(email.utils.mktime_tz(date) - time.time(), 0.0) if date else None
+    except (ValueError, OverflowError):  # digits of other scripts, and years without end
+        return None

@@ -9,15 +9,20 @@ import time
 from typing import Any
 
 from mav.data.fetching.proxy import Proxy
+from mav.data.fetching.rules import FetchError
 
 BLOCK = 1 << 16
 
 
 class _DeadlineSocket(io.RawIOBase):
-    """The part of a socket that http.client uses; every single read is bounded by the time left until the deadline."""
+    """The part of a socket that http.client uses; every single read is bounded by the time left until the deadline.
 
-    def __init__(self, sock: socket.socket, timeout: float, end: float) -> None:
-        self._sock, self._timeout, self._end = sock, timeout, end
+    Raises FetchError("too_large") after `most` bytes: http.client itself reads what a chunk of a negative size, or
+    headers that never end, have to say.
+    """
+
+    def __init__(self, sock: socket.socket, timeout: float, end: float, most: int) -> None:
+        self._sock, self._timeout, self._end, self._left = sock, timeout, end, most
         self.sendall = sock.sendall
 
     def makefile(self, mode: str) -> io.BufferedIOBase:
@@ -34,19 +39,24 @@ class _DeadlineSocket(io.RawIOBase):
         if left <= 0:
             raise TimeoutError
         self._sock.settimeout(min(self._timeout, left))
-        return self._sock.recv_into(buffer)
+        number = self._sock.recv_into(buffer)
+        self._left -= number
+        if self._left < 0:
+            raise FetchError("too_large")
+        return number
 
 
 class Connection(http.client.HTTPConnection):
     """Connects to the given address, or a proxy's, and resolves no name; TLS still checks the host's name.
 
-    connecting, timeout: seconds for connecting and for each read; end: the deadline, a time of `time.monotonic`. Raises
-    OSError, and FetchError("proxy") when the proxy does not lead on.
+    connecting, timeout: seconds for connecting and for each read; end: the deadline, a time of `time.monotonic`; most:
+    bytes of an answer, headers and chunks included. Raises OSError, and FetchError: "proxy" when the proxy does not
+    lead on, "too_large".
     """
 
     def __init__(
         self, host: str, port: int, address: str, tls: bool, connecting: float, timeout: float, end: float,
-        proxy: Proxy | None = None,
+        most: int, proxy: Proxy | None = None,
     ) -> None:  # fmt: skip
         super().__init__(host, port, timeout=connecting)
         self.default_port = 443 if tls else 80  # decides whether the Host header names the port
@@ -59,7 +69,7 @@ class Connection(http.client.HTTPConnection):
         except BaseException:
             raw.close()
             raise
-        self.sock = _DeadlineSocket(self._raw, timeout, end)
+        self.sock = _DeadlineSocket(self._raw, timeout, end, most)
 
     def hang_up(self) -> None:
         self._raw.close()

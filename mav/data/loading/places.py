@@ -8,24 +8,20 @@ have no places; their tars' headers are read instead, which is slow on an object
 import fcntl
 import functools
 import hashlib
-import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mav.data.shards import Index, index_tar, tar_names
 from mav.errors import UserError
 from mav.storage import MANIFEST, Artifact, Folder
-from mav.storage.ledger import ledgers
+from mav.storage.ledger import Columns, json_object, ledger_rows, ledgers
 
 INDEXING = 16  # tars whose headers are read at a time: on an object store this is waiting, not work
 PLACE = np.dtype([("video", "<u8"), ("size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
@@ -79,17 +75,17 @@ def clip_places(shards: Folder) -> ClipPlaces:
 def row_counts(folder: Folder, kind: str) -> dict[str, int]:
     """Returns the rows of this kind (a name of the counts) of each shard; empty where no ledger has counted them."""
     counted = {
-        shard: json.loads(counts).get(kind)
+        shard: counts.get(kind)
         for name in _manifest_ledgers(folder)
-        for shard, counts in _columns(folder, name, ["shard", "counts"])
+        for shard, counts in ledger_rows(folder, {"shard": str, "counts": json_object}, name)
     }
     return {} if None in counted.values() else counted
 
 
 def _places(shards: Folder, names: list[str]) -> ClipPlaces:
-    told = [row for name in names for row in _columns(shards, name, ["shard", "places"])]
-    found = {f"{shard}.tar": np.frombuffer(packed or b"", dtype=PLACE) for shard, packed in told}
-    if not found or any(packed is None for _, packed in told):
+    read: Columns = {"shard": "{}.tar".format, "places": functools.partial(np.frombuffer, dtype=PLACE)}
+    found = {tar: where for name in names for tar, where in ledger_rows(shards, read, name)}
+    if not found or any(where is None for where in found.values()):
         tars = tar_names(shards)
         with ThreadPoolExecutor(INDEXING) as pool:
             found = dict(zip(tars, pool.map(functools.partial(_read_tar, shards), tars), strict=True))
@@ -121,12 +117,3 @@ def _manifest_ledgers(folder: Folder) -> dict[str, str]:
         return {}
     files = Artifact.open(folder).manifest.files
     return {name: str(files[name]["sha256"]) for name in ledgers(files)}
-
-
-def _columns(folder: Folder, name: str, columns: list[str]) -> Iterator[tuple[Any, ...]]:
-    """Yields the rows of a ledger; None stands for what an older release did not enter."""
-    source = folder.open(name) if folder.local else io.BytesIO(folder.read_bytes(name))
-    with source as file:
-        for batch in pq.ParquetFile(file).iter_batches(columns=columns, batch_size=1000):
-            rows = batch.to_pydict()
-            yield from zip(*(rows.get(column, [None] * len(batch)) for column in columns), strict=True)

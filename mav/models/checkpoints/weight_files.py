@@ -32,7 +32,8 @@ STORAGES = {
 FIRST = {"torch._utils _rebuild_parameter", "torch.jit._pickle restore_type_tag"}
 FIRST |= {f"torch.jit._pickle build_{kind}list" for kind in ("int", "double", "bool", "tensor")}
 COMPRESSED = 100  # times its size to which an npz may unpack; float weights hardly shrink
-MOST_NAMES = 100_000
+MOST_NAMES, MOST_CHARACTERS, MOST_DIMENSIONS = 100_000, 1000, 64  # characters of a name, dimensions of a tensor
+TOO_MUCH = "it unpacks to more than its own size"
 CONVERT = (
     "where its code may be run, convert it: "
     "safetensors.torch.save_file(torch.jit.load(FILE).state_dict(), 'NAME.safetensors')"
@@ -72,8 +73,7 @@ def read_torch(file: IO[bytes]) -> Any:
     try:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
-                refuse_bombs(archive, file.seek(0, os.SEEK_END))
-                return _Archive(archive).read()
+                return _Archive(archive, file.seek(0, os.SEEK_END)).read()
         file.seek(0)
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # as above
@@ -89,9 +89,9 @@ def _first_line(error: Exception) -> str:
 
 
 def refuse_bombs(archive: zipfile.ZipFile, most: int) -> None:
-    """Raises ValueError for an archive that unpacks to more than `most` bytes, the code of a TorchScript left out."""
-    if sum(member.file_size for member in archive.infolist() if "/code/" not in f"/{member.filename}") > most:
-        raise ValueError("it unpacks to more than its own size")
+    """Raises ValueError for an archive that unpacks to more than `most` bytes."""
+    if sum(member.file_size for member in archive.infolist()) > most:
+        raise ValueError(TOO_MUCH)
 
 
 def _refuse_expanded(elements: int, stored: int) -> None:
@@ -112,10 +112,13 @@ class _Module(dict[str, Any]):
 
 
 class _Archive:
-    """A zip of torch, whose `data.pkl` is followed instruction by instruction. Raises ValueError."""
+    """A zip of torch, whose `data.pkl` is followed instruction by instruction. Raises ValueError.
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._zip = archive
+    What is read of it may unpack to `most` bytes in all; the code of a TorchScript, which shrinks, is not read.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, most: int) -> None:
+        self._zip, self._left = archive, most
         names = archive.namelist()
         pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
@@ -123,14 +126,20 @@ class _Archive:
         self._pickle = pickles[0]
         self._prefix = self._pickle.removesuffix("data.pkl")
         order = f"{self._prefix}byteorder"
-        if order in names and archive.read(order) != b"little":
+        if order in names and self._member(order) != b"little":
             raise ValueError("its bytes are in another order than this machine's")
         self._storages: dict[str, bytearray] = {}
 
     def read(self) -> Any:
         """Returns the pickled object; of a TorchScript's module the tensors by name."""
-        found = self._follow(self._zip.read(self._pickle))
+        found = self._follow(self._member(self._pickle))
         return dict(_named(found)) if isinstance(found, _Module) else found
+
+    def _member(self, name: str) -> bytes:
+        self._left -= self._zip.getinfo(name).file_size
+        if self._left < 0:
+            raise ValueError(TOO_MUCH)
+        return self._zip.read(name)
 
     def _follow(self, data: bytes) -> Any:
         stack: list[Any] = []
@@ -161,7 +170,7 @@ class _Archive:
                 case "GLOBAL":
                     stack.append(_Global(argument))
                 case "STACK_GLOBAL":
-                    stack.append(_Global(" ".join(map(str, pop(2)))))
+                    stack.append(_Global(" ".join(pop(2))))
                 case "NONE":
                     stack.append(None)
                 case "NEWTRUE" | "NEWFALSE":
@@ -196,7 +205,8 @@ class _Archive:
                     stack.append(self._storage(pop()[0]))
                 case "NEWOBJ":
                     kind, _ = pop(2)
-                    stack.append(_Module() if str(kind).startswith("__torch__") else _Unknown())
+                    module = isinstance(kind, _Global) and kind.startswith("__torch__")
+                    stack.append(_Module() if module else _Unknown())
                 case "REDUCE":
                     stack.append(self._reduced(*pop(2)))
                 case "BUILD":
@@ -226,7 +236,8 @@ class _Archive:
             stack[-1].update(state)
 
     def _reduced(self, function: Any, arguments: Any) -> Any:
-        if not isinstance(arguments, tuple):
+        # Only names are compared: tuples of tuples take for ever.
+        if not isinstance(arguments, tuple) or not isinstance(function, _Global | _Unknown):
             raise ValueError("a broken pickle")
         if function == "collections OrderedDict" and not arguments:
             return {}
@@ -240,12 +251,14 @@ class _Archive:
         """Returns (dtype, bytes) of the storage that a pickle refers to."""
         if not isinstance(name, tuple) or len(name) < 3 or name[0] != "storage":
             raise ValueError("a broken pickle")
-        kind = STORAGES.get(str(name[1]).rpartition(" ")[2])
+        kind, key = name[1:3]
+        if not isinstance(kind, _Global) or not isinstance(key, str):
+            raise ValueError("a broken pickle")
+        kind = STORAGES.get(kind.rpartition(" ")[2])
         if kind is None:
             return _Unknown()
-        key = str(name[2])
         if key not in self._storages:
-            self._storages[key] = bytearray(self._zip.read(f"{self._prefix}data/{key}"))
+            self._storages[key] = bytearray(self._member(f"{self._prefix}data/{key}"))
         return kind, self._storages[key]
 
     @staticmethod
@@ -253,8 +266,9 @@ class _Archive:
         if isinstance(storage, _Unknown):
             return storage
         kind, data = storage
-        numbers = [offset, *size, *stride]
-        if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+        if not len(size) == len(stride) <= MOST_DIMENSIONS:
+            raise ValueError("a tensor has no such shape")
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *size, *stride)):
             raise ValueError("a tensor has no such shape")
         stored = len(data) // kind.itemsize
         elements = math.prod(size)
@@ -277,6 +291,8 @@ def _named(module: _Module) -> Iterator[tuple[str, Tensor]]:
             seen += 1
             if seen > MOST_NAMES:  # modules may be within each other
                 raise ValueError(f"it has more than {MOST_NAMES:,} attributes")
+            if len(f"{prefix}{name}") > MOST_CHARACTERS:
+                raise ValueError(f"it has a name of more than {MOST_CHARACTERS:,} characters")
             if isinstance(value, Tensor):
                 yield f"{prefix}{name}", value
             elif isinstance(value, _Module):

@@ -80,6 +80,9 @@ def answers(port: int) -> Iterator[Nasty]:
         ("none", b""),
     ):
         yield f"chunked-{name}", chunked + body, ""
+    yield "chunked-backwards", chunked + b"-1\r\n" + bytes(45_000_000), "too_large"
+    late = "Retry-After: Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+    yield "patience-without-end", answer(b"", late, status="503 Later"), "http_503"
     for name, data in (
         ("silence", b""),
         ("one-byte", b"H"),

@@ -64,6 +64,18 @@ def test_a_host_that_only_the_proxy_knows(proxy):
     assert guard.fetch("http://three.example/").body == b"through the proxy"
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1.", "0x7f.1", "2130706433", "017700000001", "a.localhost", "LOCALHOST.", "metadata.google.internal"],
+)
+def test_a_name_that_a_proxy_could_take_for_a_private_address_is_refused_where_it_is_unknown(proxy, host):
+    def unknown(host, port):
+        raise OSError
+
+    assert reason(GuardedOpener(proxy=proxy, deadline=3.0, resolver=unknown), f"http://{host}/") == "private_address"
+    assert asked == []
+
+
 @pytest.mark.parametrize("known", [("10.0.0.1",), (PUBLIC, "127.0.0.1")])
 def test_private_addresses_are_refused_before_it_is_asked(proxy, known):
     assert reason(opener(proxy, known), f"http://four{len(known)}.example/") == "private_address"

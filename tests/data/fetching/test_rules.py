@@ -4,7 +4,7 @@ import pytest
 from loopback import Quiet, served
 
 from mav.data.fetching.guards import GuardedOpener
-from mav.data.fetching.rules import FetchError, as_sent, percent_encoded, request_target, split_url
+from mav.data.fetching.rules import FetchError, as_sent, percent_encoded, request_target, seconds_to_wait, split_url
 
 SEEN = "/bilder/gr%C3%B6%C3%9Fe.jpg"
 TARGETS = {
@@ -73,3 +73,13 @@ def test_any_text_is_an_address_that_can_be_stored() -> None:
     assert percent_encoded("http://h/\udce9") == "http://h/%E9"
     assert as_sent("/gr\xc3\xb6\xc3\x9fe") == "/größe"
     assert request_target(split_url("http://h/größe")) == "/gr%C3%B6%C3%9Fe"
+
+
+@pytest.mark.parametrize(
+    ("header", "least"),
+    [("7", 7), ("9" * 400, 1e300), ("\xb2", None), ("soon", None), ("Mon, 01 Jan 99999 00:00:00 GMT", None),
+     ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None), ("Mon, 01 Jan 1990 00:00:00 GMT", 0)],
+)  # fmt: skip
+def test_any_retry_after_is_a_time_or_says_nothing(header: str, least: float | None) -> None:
+    found = seconds_to_wait(header)
+    assert found is None if least is None else found is not None and found >= least

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from flows.engine.capacity import Capacity
-from flows.engine.function import PROGRESS, following, run_on_ray
+from flows.engine.function import PROGRESS, following, run_on_ray, save_seconds
 from flows.engine.lease import Lease
 from flows.engine.run import Job, Run
 from flows.engine.stage import Graph, Outcome, Stage
@@ -18,6 +18,7 @@ from flows.engine.store import Store
 from flows.services.terminal import Terminal
 from mav.errors import UserError
 from mav.recipes import Recipe
+from mav.storage import Folder
 
 
 def _train(saved: str, report: Callable[[dict[str, Any]], None]) -> None:
@@ -110,3 +111,14 @@ def test_what_the_watching_thread_meets_reaches_the_stage_and_failing_storage_is
             stage()
     assert len(screen.said) == 1, "once an outage"
     assert "storage fails (OSError: away); trying again" in screen.said[0]
+
+
+def test_a_training_has_the_time_that_its_checkpoint_takes(tmp_path: Path) -> None:
+    assert save_seconds(Folder(str(tmp_path))) == 20
+    for samples, size in (("000000000004-aa", 10**9), ("000000000008-aa", 3 * 10**9)):
+        for name in ("__0_0.distcp", ".metadata"):
+            file = tmp_path / "checkpoints" / samples / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as sparse:
+                sparse.truncate(size)
+    assert save_seconds(Folder(str(tmp_path))) == 20 + 60

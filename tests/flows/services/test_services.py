@@ -1,16 +1,21 @@
 """Ports and servers that a run stands on."""
 
+import asyncio
+import datetime
 import http.server
+import importlib
 import os
 import re
 import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from typer.testing import CliRunner
@@ -91,6 +96,43 @@ print(services.get_node_ip_address())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() in ("127.0.0.1", "::1"), done.stderr
+
+
+@pytest.mark.parametrize("error", [None, UserError("The run is being stopped")])
+def test_a_server_that_goes_away_while_a_gpu_slot_is_held_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch, error: UserError | None
+) -> None:
+    import httpx
+
+    from flows.services import gpu_slots
+
+    @contextmanager
+    def slot(*_: object, raise_on_lease_renewal_failure: bool, **__: object) -> Iterator[None]:
+        assert not raise_on_lease_renewal_failure, "a renewal that fails must not end the stage"
+        try:
+            yield
+        finally:
+            raise httpx.ConnectError("the server is away")
+
+    monkeypatch.setattr(gpu_slots, "concurrency", slot)
+    monkeypatch.setattr(gpu_slots, "get_client", lambda **_: nullcontext(MagicMock()))
+    told = pytest.raises(UserError, match="being stopped") if error else nullcontext()
+    with told, gpu_slots.gpu_slot(1, lambda: None, lambda: pytest.fail("it answered")):
+        if error:
+            raise error
+
+
+def test_a_prefect_server_that_is_started_anew_still_knows_who_holds_a_gpu_slot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flows.services.environment import configure_environment
+
+    name = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    monkeypatch.delenv(name, raising=False)
+    configure_environment()
+    leases = importlib.import_module(os.environ[name]).ConcurrencyLeaseStorage
+    lease = asyncio.run(leases(tmp_path).create_lease([uuid.uuid4()], datetime.timedelta(minutes=1)))
+    assert asyncio.run(leases(tmp_path).read_lease(lease.id)) is not None
 
 
 @pytest.mark.parametrize(("failures", "starts"), [(0, 1), (1, 2), (2, 2)])

@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 
@@ -128,16 +130,62 @@ def test_tensors_stay_within_their_storage(tmp_path):
         read_torch(changed(data, "byteorder", lambda _: b"big"))
 
 
-def test_archives_that_unpack_to_more_are_refused(tmp_path):
-    bomb = io.BytesIO()
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"N.")
-        archive.writestr("archive/data/0", bytes(1 << 22))
-    with pytest.raises(ValueError, match="more than its own size"):
-        read_torch(bomb)
+def test_arrays_that_unpack_to_more_are_refused(tmp_path):
     np.savez_compressed(tmp_path / "bomb.npz", mean=np.zeros(1 << 20))
     with pytest.raises(ValueError, match="more than its own size"):
         read_tensors(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("folder", ["archive", "archive/code"])
+def test_storages_count_wherever_they_are(folder):
+    """The code of a TorchScript may unpack to more than the file, so a bomb may call itself code."""
+    whole, bomb = saved({"a": torch.zeros(1 << 20)}), io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(f"{folder}/{member.filename.partition('/')[2]}", old.read(member))
+    with pytest.raises(ValueError, match="more than its own size"):
+        read_torch(bomb)
+
+
+# Forty pairs, each of the one before twice: a trillion ones for whoever compares, hashes or writes them.
+PAIRS = b"K\1" + b"".join(b"q%ch%c\x86" % (level, level) for level in range(40))
+STORAGE = b"X\7\0\0\0storage"
+FLOATS, ZERO = b"ctorch\nFloatStorage\n", b"X\1\0\0\x000"
+MODULE = b"c__torch__\nA\n)\x81q\0}X\x11\x27\0\0" + b"n" * 10_001 + b"h\0sb"  # within itself, with a long name
+SHAPE = b"ctorch._utils\n_rebuild_tensor_v2\n((" + STORAGE + FLOATS + ZERO + ZERO + b"tQK\0(%st(%stNNtR"
+
+
+ENDLESS = {
+    "class": PAIRS + b")\x81",
+    "function": PAIRS + b")R",
+    "name": PAIRS + PAIRS + b"\x93",
+    "type of storage": b"(" + STORAGE + PAIRS + ZERO + b"tQ",
+    "key of storage": b"(" + STORAGE + FLOATS + PAIRS + b"tQ",
+    "module": MODULE,
+    "dimensions": SHAPE % (b"J\xff\xff\xff\x7f" * 100_000, b"K\0" * 100_000),
+}
+READ_ALL = """
+import sys
+from mav.models.checkpoints.weight_files import read_torch
+for path in sys.argv[1:]:
+    try:
+        read_torch(open(path, "rb"))
+    except ValueError:
+        pass
+    print(path)
+"""
+
+
+def test_pickles_that_would_take_for_ever_are_done_in_a_moment(tmp_path):
+    """In a process of its own: what hangs in them does not let itself be interrupted."""
+    for name, pickled in ENDLESS.items():
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\2" + pickled + b".")
+            archive.writestr("archive/data/0", bytes(4))
+    paths = [str(tmp_path / name) for name in ENDLESS]
+    command = [sys.executable, "-c", READ_ALL, *paths]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout.split("\n")[:-1] == paths, ended.stderr
 
 
 def test_modules_within_each_other_end(tmp_path):
