@@ -1,14 +1,23 @@
 """Samples, benchmarks, the human study and the report. One deployable flow a stage."""
 
+from __future__ import annotations
+
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from flows.engine.function import run_on_ray
 from flows.engine.run import Job
 from flows.engine.stage import Node, Outcome, stage
 from flows.engine.store import Store
+from mav.errors import UserError
+from mav.recipes import Cluster
 
+if TYPE_CHECKING:
+    from mav.evaluation.feature_store import Chunk, FeatureWork, Runner
+
+IN_PROCESS_CHUNKS = 4  # Ray is not started for fewer chunks of features
 # What shapes the frames of F^, and every sample; prompts and further samples of them are those of `generate` alone.
 FILLING = (
     "cascade.frames", "cascade.frame_skip", "cascade.base_size", "cascade.high_size", "generate.fps",
@@ -95,6 +104,54 @@ def stage_views(nodes: Iterable[Node], store: Store, recipe: str, owner: str = "
                 artifact=artifact,
                 state="done" if artifact else store.state(node, recipe, owner),
                 seconds=artifact.manifest.seconds if artifact else 0.0,
+                board=store.board(node),
             )
         )
     return views
+
+
+@contextmanager
+def features_on_ray(device: str) -> Iterator[Runner]:
+    """Yields a function that computes chunks of features on Ray, one process for each core, or for each GPU.
+
+    A few chunks are computed in this process. Ray starts when the first chunk needs it.
+    """
+    from mav.evaluation.feature_store import in_process
+
+    with ExitStack() as services:
+
+        def run(work: FeatureWork, chunks: Sequence[Chunk]) -> Iterator[int]:
+            if len(chunks) < IN_PROCESS_CHUNKS:
+                return in_process(work, chunks)
+            import ray
+
+            from flows.engine.pool import ActorPool, Pool, TaskPool, results
+            from flows.services.ray_cluster import ray_cluster
+
+            if not ray.is_initialized():
+                services.enter_context(ray_cluster(Cluster(dashboard=False)))
+            gpus = int(ray.cluster_resources().get("GPU", 0)) if device == "cuda" else 0
+            task, name = _FeatureTask(work), "features"
+            pool: Pool = ActorPool(task, name, 1, 1, gpus, len(chunks)) if gpus else TaskPool(task, name)
+            ends = {str(number): (entries[0].index, entries[-1].index) for number, entries in chunks}
+
+            def lost(key: str) -> UserError:
+                first, last = ends[key]
+                return UserError(f"Videos {first} to {last} ended two workers: look at them, or at the memory.")
+
+            return results(pool, [(str(chunk[0]), (chunk,)) for chunk in chunks], lost)
+
+        yield run
+
+
+class _FeatureTask:
+    """Computes a chunk's features in a worker, which keeps the networks that `work` has loaded."""
+
+    def __init__(self, work: FeatureWork) -> None:
+        self.work = work
+
+    def __call__(self, chunk: Chunk) -> int:
+        import torch
+
+        torch.set_num_threads(1)
+        return self.work(chunk)

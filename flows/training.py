@@ -50,7 +50,7 @@ PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's las
 
 def train(job: Job) -> Outcome:
     """Runs the stage's training loop until its samples are seen and its network is exported."""
-    board = job.run.store.root.child(f"tensorboard/{job.name}/{job.node.fingerprint[:8]}")
+    board = job.run.store.board(job.node)
     wandb = os.environ.get("WANDB_PROJECT", "")  # is read here, since workers have another environment
     orders = Orders(job.name, job.recipe, job.inputs, job.work.child(CHECKPOINTS), job.work, job.out, board, wandb)
     metrics = _ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders)
@@ -193,7 +193,7 @@ def _worker(config: dict[str, Orders]) -> None:
     except TakenOverError:
         return  # the driver knows, and no result of this run is wanted any more
     except UserError as error:
-        # It is returned, since Ray Train would repeat what is raised.
+        # Returned, since Ray Train would repeat what is raised.
         result = {"user_error": str(error), "diverged": isinstance(error, DivergedError)}
     if rank == 0:
         orders.work.write_json(RESULT, result)
@@ -233,8 +233,7 @@ def _ended_when_drained() -> Iterator[None]:
 
 
 def _tell(sentence: str) -> None:
-    """Ray shows it in the driver's terminal."""
-    print(sentence, file=sys.stderr, flush=True)
+    print(sentence, file=sys.stderr, flush=True)  # Ray shows it in the driver's terminal
 
 
 def _run(
@@ -252,14 +251,13 @@ def _run(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()
-    if rank == 0:
-        report = Board(orders.board, report)
-        if orders.wandb:
-            report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
+    board = Board(orders.board, report)
+    report = board if rank == 0 else report
+    if rank == 0 and orders.wandb:
+        report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
     given = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
-    stall_seconds = orders.recipe.cluster.stall_seconds
-    with full_disk_told(orders.stage, orders.work.url), ended_when_stalled(stall_seconds):
-        return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report)
+    with full_disk_told(orders.stage, orders.work.url), ended_when_stalled(orders.recipe.cluster.stall_seconds):
+        return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report, show=board.show)
 
 
 def _training_stage(name: str, about: str, version: int = 1) -> Stage:
@@ -267,8 +265,7 @@ def _training_stage(name: str, about: str, version: int = 1) -> Stage:
         return train(job)
 
     body.__doc__, body.__qualname__ = about, f"train:{name}"
-    reads = clip_reads if name == "clip" else TRAINING_READS[name]
-    return stage(name, reads=reads, version=version, gpu=True)(body)
+    return stage(name, reads=clip_reads if name == "clip" else TRAINING_READS[name], version=version, gpu=True)(body)
 
 
 def clip_reads(recipe: Recipe) -> tuple[str, ...]:

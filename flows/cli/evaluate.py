@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.options import Json, Runs, device, open_graph, require_folder
+from flows.evaluation import features_on_ray
 from flows.services.terminal import ProgressLine, plain_table, table_console
 from mav.errors import UserError
-from mav.recipes import Cluster, Evaluate
+from mav.recipes import Evaluate
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 
 if TYPE_CHECKING:
-    from mav.evaluation.feature_store import Chunk, FeatureWork, Runner
     from mav.evaluation.features import Networks
 
 app = typer.Typer()
 
 BENCHMARKS = ("ucf101", "msrvtt", "drawbench", "prompts", "interpolation")
 CARD = "card"  # in the place of a benchmark: what the metrics of a protocol see
+SUITE = "suite"  # the same: all that can be said of a folder of videos
 DEFAULT_PROTOCOLS = {  # of the others, the paper's
-    "prompts": "prompts-clip", "drawbench": "drawbench", CARD: "ucf101-demo",
-}  # fmt: skip
-IN_PROCESS_CHUNKS = 4  # Ray is not started for fewer chunks
-# How a metric is shown: its title, which way is better, digits.
-SHOWN = {
-    "fvd": ("FVD", "lower", 2), "kvd": ("KVD", "lower", 4), "is": ("IS", "higher", 2), "fid": ("FID", "lower", 2),
-    "kid": ("KID", "lower", 5), "clipsim": ("CLIPSIM", "higher", 4), "psnr": ("PSNR", "higher", 2),
-    "ssim": ("SSIM", "higher", 4), "precision": ("Precision", "higher", 3), "recall": ("Recall", "higher", 3),
-    "density": ("Density", "higher", 3), "coverage": ("Coverage", "higher", 3),
+    "prompts": "prompts-clip", "drawbench": "drawbench", SUITE: "suite", CARD: "ucf101-demo",
 }  # fmt: skip
 YARDSTICKS = {
     "endless": "  with endless videos, extrapolated",
@@ -44,9 +35,12 @@ YARDSTICKS = {
     "shuffled": "  these, with another's text",
 }
 
-_BENCHMARK = f"One of {', '.join(BENCHMARKS)}; or {CARD}: what a protocol's metrics see of damage to real clips."
+_BENCHMARK = (
+    f"One of {', '.join(BENCHMARKS)}; {SUITE}: every metric that the weights allow; "
+    f"or {CARD}: what a protocol's metrics see of damage to real clips."
+)
 _VIDEOS = "mp4, GIF, npy or pt files, or folders of frames; 00042 is prompt 42."
-_REAL = "The real set as distributed: its lists and clips."
+_REAL = "The real set as distributed: its lists and clips; for suite, any folder of videos."
 _PROTOCOL = "How it is measured; by default the paper's way."
 _WEIGHTS = "Published weights; what is missing is said, nothing is fetched."
 _METRIC = "Only this metric of the protocol; may repeat."
@@ -62,7 +56,7 @@ _CACHE = "Where features of real clips are kept."
 def evaluate(
     benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=_BENCHMARK)],
     videos: Annotated[str, typer.Option("--videos", metavar="DIR", help=_VIDEOS)],
-    real: Annotated[str, typer.Option("--real", metavar="DIR", help=_REAL)] = "",
+    real: Annotated[str, typer.Option("--real", "--reference", metavar="DIR", help=_REAL)] = "",
     protocol: Annotated[str, typer.Option("--protocol", metavar="NAME", help=_PROTOCOL)] = "",
     weights_dir: Annotated[str, typer.Option("--weights-dir", metavar="DIR", help=_WEIGHTS)] = "",
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help=_RECIPE)] = "demo",
@@ -85,10 +79,11 @@ def evaluate(
     from mav.evaluation.measure import Settings, measure
     from mav.evaluation.protocols import load_protocol, protocol_names
     from mav.evaluation.sets import read_set
+    from mav.evaluation.suite.run import run_suite
 
     # Resolve what was asked for.
-    if benchmark not in (*BENCHMARKS, CARD):
-        raise UserError(f"There is no benchmark {benchmark!r}: choose one of {', '.join(BENCHMARKS)}, or {CARD}.")
+    if benchmark not in (*BENCHMARKS, SUITE, CARD):
+        raise UserError(f"There is no benchmark {benchmark!r}: choose one of {', '.join((*BENCHMARKS, SUITE, CARD))}.")
     chosen = load_protocol(protocol or DEFAULT_PROTOCOLS.get(benchmark, f"{benchmark}-paper"))
     if chosen.benchmark != benchmark != CARD:
         known = ", ".join(protocol_names(benchmark))
@@ -132,6 +127,11 @@ def evaluate(
                     )
                 return _tell_card(result, target, json_)
             filmed = Folder(real) if real else None
+            if benchmark == SUITE:
+                listed = Folder(prompts) if prompts else None
+                with features_on_ray(on) as run:
+                    told = run_suite(Folder(videos), networks, target, filmed, listed, samples, report=show, run=run)
+                return _tell_suite(told, Folder(videos), target, json_)
             wanted = samples or chosen.samples
             asked = read_set(chosen, filmed, wanted, Folder(prompts) if prompts else None)
             _require_weights(networks, benchmark)
@@ -159,6 +159,37 @@ def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
     print(f"written: {out.path('card.json')}, {out.path('card.html')}")
 
 
+def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool) -> None:
+    """Writes the page of a suite beside its files, and prints its table and what is missing."""
+    from mav.evaluation.protocols.titles import shown
+    from mav.report.suite import cells, suite_page
+
+    out.write_bytes("suite.html", suite_page(result, videos))
+    if json_:
+        print(json.dumps(result, indent=1, sort_keys=True))
+        return
+    console = table_console()
+    table = plain_table("metric", right=("these videos", "95 % interval", "real clips"))
+    table.add_column("better")
+    table.add_column("network")
+    for name, metric in result["metrics"].items():
+        row, network = cells(name, metric), result["networks"][metric["network"]]["name"]
+        table.add_row(shown(name).title, row["value"] or "-", row["interval"], row["real"], metric["better"], network)
+    console.print(table)
+    console.print(f"Videos: {result['readable']:,} of {result['videos']:,} readable.")
+    for row in result["unreadable"]:
+        console.print(f"  {row['file']}: {row['reason']}", markup=False)
+    for name, metric in result["metrics"].items():
+        if metric["value"] is None:
+            console.print(f"{shown(name).title} is not computed: {metric['reason']}.")
+    for need in result["missing"]:
+        console.print(
+            f"Missing for {', '.join(shown(n).title for n in need['metrics'])}: {need['needs']}", markup=False
+        )
+    files = ", ".join(out.path(name) for name in ("suite.json", "vbench_eval_results.json", "suite.html"))
+    print(f"written: {files}")
+
+
 def _require_weights(networks: Networks, benchmark: str) -> None:
     """Raises UserError when published weights are missing. It names the protocol that needs none, if there is one."""
     from mav.evaluation.protocols import protocol_names
@@ -180,69 +211,23 @@ def _clip(recipe: str, runs: str) -> Folder:
     return store.artifact(node)
 
 
-@contextmanager
-def features_on_ray(device: str) -> Iterator[Runner]:
-    """Yields a function that computes chunks of features on Ray, one process for each core, or for each GPU.
-
-    A few chunks are computed in this process. Ray starts when the first chunk needs it.
-    """
-    from mav.evaluation.feature_store import in_process
-
-    with ExitStack() as services:
-
-        def run(work: FeatureWork, chunks: Sequence[Chunk]) -> Iterator[int]:
-            if len(chunks) < IN_PROCESS_CHUNKS:
-                return in_process(work, chunks)
-            import ray
-
-            from flows.engine.pool import ActorPool, Pool, TaskPool, results
-            from flows.services.ray_cluster import ray_cluster
-
-            if not ray.is_initialized():
-                services.enter_context(ray_cluster(Cluster(dashboard=False)))
-            gpus = int(ray.cluster_resources().get("GPU", 0)) if device == "cuda" else 0
-            task, name = _FeatureTask(work), "features"
-            pool: Pool = ActorPool(task, name, 1, 1, gpus, len(chunks)) if gpus else TaskPool(task, name)
-            ends = {str(number): (entries[0].index, entries[-1].index) for number, entries in chunks}
-
-            def lost(key: str) -> UserError:
-                first, last = ends[key]
-                return UserError(f"Videos {first} to {last} ended two workers: look at them, or at the memory.")
-
-            return results(pool, [(str(chunk[0]), (chunk,)) for chunk in chunks], lost)
-
-        yield run
-
-
-class _FeatureTask:
-    """Computes a chunk's features in a worker, which keeps the networks that `work` has loaded."""
-
-    def __init__(self, work: FeatureWork) -> None:
-        self.work = work
-
-    def __call__(self, chunk: Chunk) -> int:
-        import torch
-
-        torch.set_num_threads(1)
-        return self.work(chunk)
-
-
 def print_result(result: dict[str, Any]) -> None:
     """Prints our row, yardsticks and published rows with their protocols, then all that is needed to judge them."""
     from mav.evaluation.protocols import published
+    from mav.evaluation.protocols.titles import shown
 
     console = table_console()
     protocol, metrics = result["protocol"], result["metrics"]
     label = f"{protocol['name']} v{protocol['version']}"
 
     # The table.
-    titles = [f"{title} {'↓' if better == 'lower' else '↑'}" for title, better, _ in map(_shown, metrics)]
+    titles = [f"{title} {'↓' if better == 'lower' else '↑'}" for title, better, _ in map(shown, metrics)]
     table = plain_table("system", right=tuple(titles))
     table.add_column("protocol")
     table.add_row("[bold]these videos[/]", *(_cell(name, metric) for name, metric in metrics.items()), label)
     for key, title in YARDSTICKS.items():
         cells = [
-            f"{metric[key]:.{_shown(name)[2]}f}" if metric.get(key) is not None else ""
+            f"{metric[key]:.{shown(name).digits}f}" if metric.get(key) is not None else ""
             for name, metric in metrics.items()
         ]
         if any(cells):
@@ -258,7 +243,7 @@ def print_result(result: dict[str, Any]) -> None:
     console.print(f"Estimator: {protocol['estimator']}. Intervals: 95 %.")
     for name, metric in metrics.items():
         if metric["value"] is None:
-            console.print(f"{_shown(name)[0]} is not computed: {metric['reason']}.")
+            console.print(f"{shown(name).title} is not computed: {metric['reason']}.")
     lost = _reasons(result["failed"])
     console.print(f"Videos: {result['readable']:,} of {result['samples']:,} readable{lost}.")
     if result.get("real_listed"):
@@ -279,15 +264,11 @@ def _reasons(failed: dict[str, int]) -> str:
     return f" ({reasons})" if reasons else ""
 
 
-def _shown(name: str) -> tuple[str, str, int]:
-    kind, _, second = name.partition("_")
-    title, better, digits = SHOWN[kind]
-    return f"{title} {second}".strip(), better, digits
-
-
 def _cell(name: str, metric: dict[str, Any]) -> str:
+    from mav.evaluation.protocols.titles import shown
+
     if metric["value"] is None:
         return "-"
-    digits = max(_shown(name)[2], 4 if abs(metric["value"]) < 1 else 0)
+    digits = max(shown(name).digits, 4 if abs(metric["value"]) < 1 else 0)
     value, low, high = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high"))
     return f"[bold]{value}[/] [{low}, {high}]"

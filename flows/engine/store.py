@@ -58,6 +58,10 @@ class Store:
         """Returns the folder of a stage's unfinished work."""
         return self.root.child(f"work/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
 
+    def board(self, node: Node) -> Folder:
+        """Returns the folder in which a stage is watched while it works; nothing of an artifact is in it."""
+        return self.root.child(f"tensorboard/{node.name}/{node.fingerprint[:8]}")
+
     def find(self, node: Node) -> Artifact | None:
         """Returns the finished artifact of a stage, or None. Raises UserError when its manifest was changed."""
         folder = self.artifact(node)

@@ -18,7 +18,7 @@ from mav.recipes import Sampling
 Noise = Callable[[], Tensor]  # returns the next tensor of standard normal noise, of the samples' shape
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: a training that samples goes on with the tensors that are kept here
 def sample(
     denoiser: Denoiser, noise: Noise, sampling: Sampling, progress: Callable[[int, int], None] | None = None,
     guess: Tensor | None = None, start: float = 1.0,

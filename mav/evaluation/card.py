@@ -21,13 +21,13 @@ from mav.evaluation.feature_store import Runner, compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import Report
 from mav.evaluation.protocols import Preparation, Protocol
+from mav.evaluation.protocols.titles import kind_of, shown
 from mav.evaluation.reading import Entry, videos_below
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
 from mav.storage import Folder
 
 CARD = "card.json"
-LOWER = ("fvd", "fid", "kvd", "kid")  # the metrics of which a lower value is better
 EQUAL = 1e-6  # of the largest value: smaller differences are rounding
 Point = dict[str, Any]
 
@@ -83,7 +83,7 @@ def make_card(
                 for damage, value in zip(damages, measured, strict=True)
                 if damage is not None and damage.kind == kind
             ]
-            rows.append({"metric": name, "corruption": kind, **judge(clean, values, name.split("_")[0] in LOWER)})
+            rows.append({"metric": name, "corruption": kind, **judge(clean, values, shown(name).better == "lower")})
     judged_names = [name for name in metrics if name not in left_out]
     card = {
         "protocol": dataclasses.asdict(protocol),
@@ -113,8 +113,8 @@ def _runnable(protocol: Protocol, networks: Networks) -> tuple[list[str], dict[s
             missing[network] = str(error).rstrip(".")
     metrics, left_out = [], {}
     for name, network in protocol.features.items():
-        kind = name.split("_")[0]
-        if kind == "clipsim" or (kind == "is" and network != "c3d"):
+        kind = kind_of(name)
+        if kind in ("clipsim", "overall_consistency") or (kind == "is" and network != "c3d"):
             left_out[name] = "it compares with texts, which a folder of clips has not"
         elif network == "none":
             left_out[name] = "it compares frames with the filmed ones"

@@ -22,7 +22,7 @@ import numpy as np
 from mav.evaluation.corruptions import Corruption
 from mav.evaluation.features import Networks
 from mav.evaluation.protocols import Preparation
-from mav.evaluation.reading import COUNTED, Entry, read_video
+from mav.evaluation.reading import COUNTED, Entry, Views, read_views
 from mav.recipes import digest
 from mav.storage import Folder
 
@@ -49,11 +49,13 @@ class FeatureWork:
         arrays: dict[str, list[np.ndarray]] = {name: [] for name in self.networks.names}
         failed: dict[str, str] = {}
         kept: list[int] = []
-        videos = self._read(entries, failed)
+        videos = ((index, views.prepared, self._rows(views)) for index, views in self._read(entries, failed))
         while batch := list(itertools.islice(videos, BATCH)):
-            for name, found in self.networks([video for _, video in batch]).items():
-                arrays[name] += found
-            kept += [index for index, _ in batch]
+            prepared = [video for _, video, _ in batch if video is not None]
+            found = self.networks(prepared) if prepared else {}
+            for name in arrays:
+                arrays[name] += found[name] if name in found else [rows[name] for *_, rows in batch]
+            kept += [index for index, *_ in batch]
         data = {f"array{i}": np.stack(arrays[name]) for i, name in enumerate(self.networks.names) if kept}
         reasons = np.frombuffer(json.dumps(failed).encode(), np.uint8)
         buffer = io.BytesIO()
@@ -61,32 +63,40 @@ class FeatureWork:
         self.out.write_bytes(f"{number:06d}.npz", buffer.getvalue())
         return number
 
-    def _read(self, entries: Sequence[Entry], failed: dict[str, str]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (index, video) of the readable entries and records why the others failed.
+    def _rows(self, views: Views) -> dict[str, np.ndarray]:
+        return {} if views.whole is None else self.networks.rows(views.whole, views.fps)
 
-        A thread decodes ahead while the networks work; at most two batches wait.
+    def _read(self, entries: Sequence[Entry], failed: dict[str, str]) -> Iterator[tuple[int, Views]]:
+        """Yields (index, views) of the readable entries and records why the others failed.
+
+        A thread decodes ahead while the networks work; at most two batches wait, or two whole videos.
         """
         with ThreadPoolExecutor(1) as pool:
             submitted = ((entry.index, pool.submit(self._read_one, entry)) for entry in entries)
-            waiting = list(itertools.islice(submitted, 2 * BATCH))
+            waiting = list(itertools.islice(submitted, 2 if self.networks.whole else 2 * BATCH))
             while waiting:
                 index, future = waiting.pop(0)
                 waiting += itertools.islice(submitted, 1)
-                video = future.result()
-                if isinstance(video, str):
-                    failed[str(index)] = video
+                views = future.result()
+                if isinstance(views, str):
+                    failed[str(index)] = views
                 else:
-                    yield index, video
+                    yield index, views
 
-    def _read_one(self, entry: Entry) -> np.ndarray | str:
-        """Returns the video, or the reason why it cannot be used."""
+    def _read_one(self, entry: Entry) -> Views | str:
+        """Returns what the networks see of the video, or the reason why it cannot be used."""
+        if not entry.file:
+            return "missing"
         try:
-            video = read_video(self.source, entry.file, self.preparation) if entry.file else "missing"
-            return self.change(video, entry.index) if self.change and not isinstance(video, str) else video
+            views = read_views(self.source, entry.file, self.preparation, self.networks.prepared, self.networks.whole)
         except FileNotFoundError:
             return "missing"
         except ValueError as error:
             return str(error) if str(error) in COUNTED else "unreadable"
+        if self.change is None:
+            return views
+        changed = [None if video is None else self.change(video, entry.index) for video in views[:2]]
+        return Views(changed[0], changed[1], views.fps)
 
 
 Runner = Callable[[FeatureWork, Sequence[Chunk]], Iterable[int]]  # does chunks in any order and yields their numbers
@@ -124,16 +134,22 @@ class Features:
         return np.concatenate([indices for indices, _ in parts]), np.concatenate([array for _, array in parts])
 
     @cached_property
+    def unusable(self) -> dict[int, str]:
+        """Why videos could not be used, by index."""
+        found: dict[int, str] = {}
+        for arrays in self._chunks():
+            reasons = json.loads(arrays["failed"].tobytes().decode())
+            found |= {int(index): reason for index, reason in reasons.items()}
+        return found
+
+    @property
     def failed(self) -> dict[str, int]:
         """The number of videos that could not be used, by reason."""
-        reasons: Counter[str] = Counter()
-        for arrays in self._chunks():
-            reasons.update(json.loads(arrays["failed"].tobytes().decode()).values())
-        return dict(sorted(reasons.items()))
+        return dict(sorted(Counter(self.unusable.values()).items()))
 
     @property
     def readable(self) -> int:
-        return len(self.entries) - sum(self.failed.values())
+        return len(self.entries) - len(self.unusable)
 
 
 def compute(

@@ -7,13 +7,20 @@ one world, but not with published ones. `i3d`, `c3d`, `inception` and `clip NAME
 |---|---|---|
 | `demo`, `clip NAME` | frame embeddings of unit norm (F, d) | FID, KID, CLIPSIM (`demo`: FVD and IS too) |
 | `i3d` | logits (400,) | FVD, KVD |
+| `videomae` | mean token (1408,) | FVD |
 | `c3d` | class probabilities (101,) | IS |
 | `inception` | pooled features of each frame (F, 2048) | FID, KID |
+| `dino`, `dinov2` | class tokens of each frame (F, 768) or (F, 1024) | FD |
+| `aesthetic` | LAION's score of each frame, of 1 (F, 1) | aesthetic quality |
+| `pixels` | what is measured without a network (4,) (`networks.pixels`) | those four |
+
+`whole NAME` is the network NAME on every frame of a video, in its own shape. Its array is one row, of the same length
+for videos of every length: how consistent the frames' features are, then their mean; of `pixels`, the same four.
 """
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from mav.errors import UserError
-from mav.evaluation.networks import c3d, i3d, inception
+from mav.evaluation.networks import c3d, i3d, inception, pixels, vit
 from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state
 from mav.models.clip import WEIGHTS, ClipModel
 from mav.storage import Folder
 
 DEMO_NOTE = "demo encoder: not comparable with published numbers"
-FRAMES_AT_ONCE = 256
+WHOLE = "whole "  # before the name of a network that reads every frame
+AESTHETIC_CLIP = "clip ViT-L-14"  # of whose embeddings the aesthetic score is made
+FRAMES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
 
 
@@ -49,7 +58,9 @@ class Networks:
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Returns name, sha256, licence and note of each. Raises UserError when weights are missing or wrong."""
-        return {name: self._describe(name) for name in self.names}
+        found = {name: self._describe(name.removeprefix(WHOLE)) for name in self.names}
+        every = {name: f"{each['name']}, every frame" for name, each in found.items() if name.startswith(WHOLE)}
+        return {name: each | ({"name": every[name]} if name in every else {}) for name, each in found.items()}
 
     def _describe(self, name: str) -> dict[str, Any]:
         if name == "demo":
@@ -57,23 +68,47 @@ class Networks:
             sha256 = hashlib.sha256(self.clip.read_bytes(WEIGHTS)).hexdigest()
             name = "demo encoder (the run's own CLIP)"
             return {"name": name, "sha256": sha256, "note": DEMO_NOTE, "comparable": False}
+        if name == "pixels":
+            sha256 = _digest(f"pixels {pixels.VERSION}")
+            return {"name": "no network", "sha256": sha256, "note": f"version {pixels.VERSION}", "comparable": True}
         path, sha256 = find(name, self.weights_dir)
         known = PUBLISHED.get(name)
         title, licence = (known.title, known.licence) if known else (name, "its authors'")
         vouched = "" if known and sha256 in known.files.values() else "; its digest is not one that is published"
         note = f"{path.name}; licence: {licence}{vouched}"
+        if name == "aesthetic":  # the score is a function of the CLIP too
+            of_clip = self._describe(AESTHETIC_CLIP)
+            sha256, note = _digest(f"{sha256} {of_clip['sha256']}"), f"{note}; with {of_clip['note']}"
         return {"name": title, "sha256": sha256, "note": note, "comparable": True}
 
-    def __call__(self, videos: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
-        """Returns, for each network, the float32 array of each uint8 video (F, H, W, 3); the sizes may differ.
+    @property
+    def prepared(self) -> bool:
+        """Whether some network reads what a protocol prepares."""
+        return not all(name.startswith(WHOLE) for name in self.names)
 
-        Raises UserError when features are not finite, because the weights are then wrong.
+    @property
+    def whole(self) -> bool:
+        """Whether some network reads every frame."""
+        return any(name.startswith(WHOLE) for name in self.names)
+
+    def __call__(self, videos: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
+        """Returns, for each network that reads prepared videos, the float32 array of each uint8 one (F, H, W, 3).
+
+        Their sizes may differ. Raises UserError when features are not finite, because the weights are then wrong.
         """
-        found = {name: _encoder(self, name)(videos) for name in self.names}
-        for name, arrays in found.items():
-            if not all(np.isfinite(array).all() for array in arrays):
-                remedy = "check its weights, then remove the folder of kept features"
-                raise UserError(f"The features of {name} are not finite: {remedy}.")
+        names = [name for name in self.names if not name.startswith(WHOLE)]
+        return {name: _finite(name, _encoder(self, name)(videos)) for name in names}
+
+    def rows(self, frames: np.ndarray, fps: float) -> dict[str, np.ndarray]:
+        """Returns, for each network that reads every frame, the row of uint8 frames (F, H, W, 3); fps 0 = unknown.
+
+        Raises as calling it does.
+        """
+        found = {}
+        for name in (name for name in self.names if name.startswith(WHOLE)):
+            inner = name.removeprefix(WHOLE)
+            row = pixels.measure(frames, fps) if inner == "pixels" else _row(_encoder(self, inner)([frames])[0])
+            (found[name],) = _finite(inner, [row])
         return found
 
     def texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
@@ -90,6 +125,29 @@ class Networks:
 
 
 Encoder = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _finite(name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    if not all(np.isfinite(array).all() for array in arrays):
+        remedy = "check its weights, then remove the folder of kept features"
+        raise UserError(f"The features of {name} are not finite: {remedy}.")
+    return arrays
+
+
+def _row(frames: np.ndarray) -> np.ndarray:
+    """Returns the consistency of frame features (F, d), then their mean, as (1 + d,).
+
+    The consistency is VBench's: the mean, over all frames but the first, of the cosines with the first frame and the
+    one before, where a negative cosine counts as 0.
+    """
+    unit = frames / np.maximum(np.linalg.norm(frames, axis=1, keepdims=True), 1e-12)
+    before, first = (unit[1:] * unit[:-1]).sum(axis=1), unit[1:] @ unit[0]
+    consistency = (np.maximum(before, 0).mean() + np.maximum(first, 0).mean()) / 2
+    return np.concatenate([[consistency], frames.mean(axis=0)]).astype(np.float32)
 
 
 @functools.cache
@@ -116,12 +174,23 @@ def _encoder(networks: Networks, name: str) -> Encoder:
     """Loads a network and returns the function from videos to arrays. Raises UserError for an unknown name."""
     if name == "demo" or name.startswith("clip "):
         return functools.partial(_clip_frames, _clip(networks, name))
+    if name == "pixels":
+        return lambda videos: [pixels.measure(video) for video in videos]
     if name not in PUBLISHED:
-        known = f"demo, {', '.join(PUBLISHED)} or clip and an open_clip name"
+        known = f"demo, pixels, {', '.join(PUBLISHED)} or clip and an open_clip name"
         raise UserError(f"There is no network {name!r}: protocols may name {known}.")
+    if name == "aesthetic":
+        path, _ = find(name, networks.weights_dir)
+        head = {key: value.float().numpy() for key, value in read_state(path).items()}
+        if {key: value.shape for key, value in head.items()} != {"weight": (1, 768), "bias": (1,)}:
+            raise UserError(f"{path} is no linear head on CLIP ViT-L/14: get the file again.")
+        return functools.partial(_aesthetic, _clip(networks, AESTHETIC_CLIP), head)
     module, _ = load_network(name, networks.weights_dir, networks.device)
-    prepare = {"i3d": i3d.prepare, "c3d": c3d.prepare, "inception": inception.prepare}[name]
-    return functools.partial(_batched, module, prepare, networks.device, name == "inception")
+    prepare = {
+        "i3d": i3d.prepare, "c3d": c3d.prepare, "inception": inception.prepare, "dino": vit.prepare_dino,
+        "dinov2": vit.prepare_dinov2, "videomae": vit.prepare_videomae,
+    }[name]  # fmt: skip
+    return functools.partial(_batched, module, prepare, networks.device, name in ("inception", "dino", "dinov2"))
 
 
 @torch.inference_mode()
@@ -132,7 +201,8 @@ def _batched(
     inputs = [prepare(torch.from_numpy(np.ascontiguousarray(video))) for video in videos]
     batch = torch.cat(inputs).to(device)
     layout = torch.channels_last if batch.dim() == 4 else torch.channels_last_3d
-    rows = module(batch.contiguous(memory_format=layout)).float().cpu().numpy()
+    parts = batch.contiguous(memory_format=layout).split(FRAMES_AT_ONCE)
+    rows = torch.cat([module(part) for part in parts]).float().cpu().numpy()
     ends = np.cumsum([len(part) for part in inputs])
     return [part if by_frame else part[0] for part in np.split(rows, ends[:-1])]
 
@@ -147,6 +217,11 @@ def _clip_frames(clip: ClipModel, videos: Sequence[np.ndarray]) -> list[np.ndarr
         parts = [clip.encode_image(part.to(device)).float().cpu() for part in frames.split(FRAMES_AT_ONCE)]
         found.append(np.asarray(torch.cat(parts).numpy()))
     return found
+
+
+def _aesthetic(clip: ClipModel, head: Mapping[str, np.ndarray], videos: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns LAION's aesthetic score of each frame, divided by 10 as in VBench, float32 (F, 1)."""
+    return [(frames @ head["weight"].T + head["bias"]) / 10 for frames in _clip_frames(clip, videos)]
 
 
 def describe_clips(frames: np.ndarray) -> np.ndarray:

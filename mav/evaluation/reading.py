@@ -5,11 +5,12 @@ else by the number that is the name of most of them (00042.mp4 belongs to prompt
 that is their name (VBench's `a boat-0.mp4`), else they are sorted by name. What belongs to no video is left aside.
 """
 
-import io
 import posixpath
 import re
 import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +19,8 @@ from PIL import Image
 from mav.data.images.pictures import read_picture
 from mav.data.videos.shown import ShownVideo
 from mav.errors import UserError
+from mav.evaluation import tensors
+from mav.evaluation.networks.pixels import LEAST_FRAMES
 from mav.evaluation.protocols import Preparation
 from mav.evaluation.sets import VIDEO_ENDINGS
 from mav.storage import Folder
@@ -28,12 +31,11 @@ TENSORS = (".npy", ".pt")
 ANIMATIONS = (".gif", ".webp")
 ENDINGS = (*VIDEO_ENDINGS, *TENSORS, *ANIMATIONS)
 LIST = "videos.json"
+MOST_FRAMES, MOST_SIDE = 256, 512  # of a whole view
 # The reasons why a video cannot be used that are counted by their own name; all others count as "unreadable".
-TOO_FEW, SIZES, BAD_FRAME, NOT_FINITE = "too few frames", "frames of several sizes", "an unreadable frame", "not finite"
-BAD_TENSOR, BAD_SHAPE = "not a readable tensor", "not of the shape (F, H, W, 3) or (F, 3, H, W)"
-BAD_TYPE, BAD_RANGE = "neither bytes nor floats", "floats must lie in 0 to 1 or -1 to 1"
+TOO_FEW, SIZES, BAD_FRAME = "too few frames", "frames of several sizes", "an unreadable frame"
 BAD_GIF = "not a readable GIF"
-COUNTED = {TOO_FEW, SIZES, BAD_FRAME, NOT_FINITE, BAD_TENSOR, BAD_SHAPE, BAD_TYPE, BAD_RANGE, BAD_GIF}
+COUNTED = {TOO_FEW, SIZES, BAD_FRAME, BAD_GIF, *tensors.REASONS}
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ def _named(names: list[str], prompts: tuple[str, ...]) -> list[str]:
         stem = posixpath.basename(name)
         stem = posixpath.splitext(stem)[0] if posixpath.splitext(stem)[1].lower() in ENDINGS else stem
         for text in (stem, re.sub(r"-\d+$", "", stem)):
-            found.setdefault(_composed(text), name)
-    return [found.get(_composed(prompt.replace("/", "_")), "") for prompt in prompts]
+            found.setdefault(composed(text), name)
+    return [found.get(composed(prompt.replace("/", "_")), "") for prompt in prompts]
 
 
-def _composed(text: str) -> str:
+def composed(text: str) -> str:
     """Returns a text with its accents as parts of the letters: some systems write names of files in another way."""
     return unicodedata.normalize("NFC", text)
 
@@ -128,21 +130,30 @@ def read_video(folder: Folder, name: str, preparation: Preparation) -> np.ndarra
 
     Raises FileNotFoundError, or ValueError with a reason that can be counted.
     """
-    ending = posixpath.splitext(name)[1].lower()
-    if ending in VIDEO_ENDINGS:
-        frames = central_frames(folder.read_bytes(name), preparation.frames, preparation.fps)
-    elif ending in TENSORS:
-        frames = _tensor(folder.read_bytes(name), ending)
-        frames = frames[central_indices(len(frames), 0.0, preparation.frames, 0.0)]
-    elif ending in ANIMATIONS:
-        data = folder.read_bytes(name)
-        try:
-            frames = central_frames(data, preparation.frames, preparation.fps)
-        except ValueError as error:
-            raise ValueError(TOO_FEW if str(error) == TOO_FEW else BAD_GIF) from None
-    else:
-        frames = _frame_folder(folder, name, preparation.frames)
-    return prepare(frames, preparation)
+    return _central(_opened(folder, name), preparation)
+
+
+class Views(NamedTuple):
+    """What networks see of one video, from one decoding."""
+
+    prepared: np.ndarray | None  # uint8 (frames, H, W, 3), as the protocol says
+    whole: np.ndarray | None  # uint8 (F, H, W, 3), every frame in its own shape
+    fps: float  # frames a second of `whole`; 0 where nothing says it
+
+
+def read_views(folder: Folder, name: str, preparation: Preparation, prepared: bool, whole: bool) -> Views:
+    """Returns the views of a video that are asked for.
+
+    The whole one has at most 256 frames, from the middle, of at most 512 pixels on the shorter side, so that no video
+    takes more memory than that. Raises FileNotFoundError, or ValueError with a reason that can be counted.
+    """
+    video = _opened(folder, name)
+    if whole and len(video) < LEAST_FRAMES:
+        raise ValueError(TOO_FEW)
+    frames = (
+        video.frames(central_indices(len(video), 0.0, min(len(video), MOST_FRAMES), 0.0), _shrunk) if whole else None
+    )
+    return Views(_central(video, preparation) if prepared else None, frames, video.fps)
 
 
 def whole_frames(folder: Folder, name: str) -> tuple[np.ndarray, float]:
@@ -150,13 +161,58 @@ def whole_frames(folder: Folder, name: str) -> tuple[np.ndarray, float]:
 
     Raises ValueError or FileNotFoundError with the reason.
     """
+    video = _opened(folder, name)
+    return video.frames(video.nearest(range(len(video)))), video.fps
+
+
+class _Stills:
+    """A video whose frames are stored one by one, with what `ShownVideo` says of itself."""
+
+    fps = 0.0
+
+    def __init__(self, stored: Sequence[Any], read: Callable[[Any], np.ndarray] = np.asarray) -> None:
+        self._stored, self._read = stored, read
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def nearest(self, places: Sequence[float]) -> list[int]:
+        return _rounded(places, len(self))
+
+    def frames(
+        self, indices: Sequence[int], change: Callable[[np.ndarray], np.ndarray] = lambda frame: frame
+    ) -> np.ndarray:
+        frames = [change(self._read(self._stored[index])) for index in indices]
+        if len({frame.shape for frame in frames}) > 1:
+            raise ValueError(SIZES)
+        return np.stack(frames)
+
+
+def _opened(folder: Folder, name: str) -> ShownVideo | _Stills:
+    """Opens a video of any form. Raises FileNotFoundError, or ValueError with a reason."""
     ending = posixpath.splitext(name)[1].lower()
     if ending in TENSORS:
-        return _tensor(folder.read_bytes(name), ending), 0.0
-    if ending not in ENDINGS:
-        return _frame_folder(folder, name), 0.0
-    shown = ShownVideo(folder.read_bytes(name))
-    return shown.frames(shown.nearest(range(len(shown)))), shown.fps
+        return _Stills(list(tensors.read_tensor(folder.read_bytes(name), ending)))
+    if ending in ANIMATIONS:
+        data = folder.read_bytes(name)
+        try:
+            return ShownVideo(data)
+        except ValueError:
+            raise ValueError(BAD_GIF) from None
+    if ending in VIDEO_ENDINGS:
+        return ShownVideo(folder.read_bytes(name))
+    return _frame_folder(folder, name)
+
+
+def _central(video: ShownVideo | _Stills, preparation: Preparation) -> np.ndarray:
+    fps = preparation.fps if isinstance(video, ShownVideo) else 0.0
+    places = central_places(len(video), video.fps, preparation.frames, fps)
+    return prepare(video.frames(video.nearest(places) if fps else _rounded(places, len(video))), preparation)
+
+
+def _shrunk(frame: np.ndarray) -> np.ndarray:
+    scale = MOST_SIDE / min(frame.shape[:2])
+    return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
 
 
 def central_indices(available: int, native: float, frames: int, fps: float) -> list[int]:
@@ -164,12 +220,15 @@ def central_indices(available: int, native: float, frames: int, fps: float) -> l
 
     A clip that is too short gives its frames more densely. Raises ValueError when it has fewer frames than asked for.
     """
-    places = central_places(available, native, frames, fps)
+    return _rounded(central_places(available, native, frames, fps), available)
+
+
+def _rounded(places: Sequence[float], available: int) -> list[int]:
     return [min(int(np.floor(place + 0.5)), available - 1) for place in places]
 
 
 def central_places(available: int, native: float, frames: int, fps: float) -> list[float]:
-    """Returns what `central_indices` rounds."""
+    """Returns what `central_indices` rounds to frames."""
     if available < frames:
         raise ValueError(TOO_FEW)
     step = min(max(native / fps, 1.0), (available - 1) / max(frames - 1, 1)) if fps else 1.0
@@ -179,10 +238,7 @@ def central_places(available: int, native: float, frames: int, fps: float) -> li
 
 def central_frames(video: bytes, frames: int, fps: float) -> np.ndarray:
     """Returns uint8 frames (frames, H, W, 3) from a clip's middle. Raises ValueError if it is broken or too short."""
-    shown = ShownVideo(video)
-    if fps == 0:
-        return shown.frames(central_indices(len(shown), shown.fps, frames, fps))
-    return shown.frames(shown.nearest(central_places(len(shown), shown.fps, frames, fps)))
+    return _central(ShownVideo(video), Preparation(frames, fps))
 
 
 def whole_video(data: bytes) -> np.ndarray:
@@ -193,48 +249,21 @@ def whole_video(data: bytes) -> np.ndarray:
         raise ValueError("unreadable") from None
 
 
-def _tensor(data: bytes, ending: str) -> np.ndarray:
-    """Returns uint8 frames (F, H, W, 3) of a stored array (F, H, W, 3) or (F, 3, H, W) of bytes or floats."""
-    try:
-        if ending == ".npy":
-            x = np.load(io.BytesIO(data), allow_pickle=False)
-        else:
-            from mav.models.checkpoints.weight_files import read_torch
-
-            x = read_torch(io.BytesIO(data)).numpy()
-    except Exception:  # a file of another format fails in many ways
-        raise ValueError(BAD_TENSOR) from None
-    if x.ndim != 4 or 3 not in (x.shape[-1], x.shape[1]) or 0 in x.shape:
-        raise ValueError(BAD_SHAPE)
-    x = x if x.shape[-1] == 3 else x.transpose(0, 2, 3, 1)
-    if x.dtype == np.uint8:
-        return np.asarray(x)
-    if not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(BAD_TYPE)
-    if not np.isfinite(x).all():
-        raise ValueError(NOT_FINITE)
-    if x.min() < -1 or x.max() > 1:
-        raise ValueError(BAD_RANGE)
-    unit = (x + 1) / 2 if x.min() < 0 else x
-    return np.asarray((unit * 255 + 0.5).astype(np.uint8))
-
-
-def _frame_folder(folder: Folder, name: str, count: int = 0) -> np.ndarray:
-    """Returns `count` frames from the middle of a folder of pictures; 0 = all."""
+def _frame_folder(folder: Folder, name: str) -> _Stills:
+    """Opens a folder of pictures as a video."""
     inside = folder.child(name)
     pictures = [file for file in visible(inside.names()) if file.lower().endswith(PICTURES) and "/" not in file]
     pictures.sort(key=lambda file: (len(file), file))  # frame2 comes before frame10
     if not pictures:
         raise FileNotFoundError(name)
-    frames = []
-    for index in central_indices(len(pictures), 0.0, count or len(pictures), 0.0):
+
+    def read(file: str) -> np.ndarray:
         try:
-            frames.append(read_picture(inside.read_bytes(pictures[index])))
+            return read_picture(inside.read_bytes(file))
         except ValueError:
             raise ValueError(BAD_FRAME) from None
-    if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(SIZES)
-    return np.stack(frames)
+
+    return _Stills(pictures, read)
 
 
 def prepare(frames: np.ndarray, preparation: Preparation) -> np.ndarray:

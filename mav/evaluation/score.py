@@ -2,7 +2,8 @@
 
 Videos that are missing or cannot be read stay in the denominator. A mean over videos (CLIPSIM) counts them as 0 and
 gives the mean over the readable ones as well. A distance between distributions can only use the readable ones, and so
-can precision, recall, density and coverage (`neighbours`).
+can precision, recall, density and coverage (`neighbours`). VBench's dimensions and strobing are means over the readable
+ones too.
 """
 
 import functools
@@ -14,10 +15,12 @@ import numpy as np
 
 from mav.evaluation import neighbours
 from mav.evaluation.feature_store import Features
-from mav.evaluation.features import Networks, describe_clips, zero_shot
+from mav.evaluation.features import WHOLE, Networks, describe_clips, zero_shot
 from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife
 from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, kernel_distance
+from mav.evaluation.networks import pixels
 from mav.evaluation.protocols import Protocol
+from mav.evaluation.protocols.titles import kind_of
 from mav.evaluation.sets import BenchmarkSet
 
 IN_MEMORY = 1 << 26  # most numbers of one feature array that are held at once
@@ -31,6 +34,11 @@ NEIGHBOURS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], str]
     "density": (neighbours.density, "videos"),
     "coverage": (neighbours.coverage, "real clips"),
 }
+
+# Means of a number of each video, which stands at this place of the row that its network makes of one.
+BY_VIDEO = {name: place for place, name in enumerate(pixels.NAMES)} | {
+    "subject_consistency": 0, "background_consistency": 0, "aesthetic_quality": 1, "overall_consistency": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,13 @@ class Scorer:
         """Returns every metric of the protocol. One that cannot be computed has `value` None and a `reason`."""
         kinds: dict[str, Callable[[str], dict[str, Any]]] = {
             "fvd": self._frechet, "fid": self._frechet, "kvd": self._kernel, "kid": self._kernel, "is": self._inception,
-            "clipsim": self._clipsim, **dict.fromkeys(NEIGHBOURS, self._neighbours),
+            "fd": self._frechet, **dict.fromkeys(NEIGHBOURS, self._neighbours), **dict.fromkeys(BY_VIDEO, self._mean),
+            "clipsim": self._clipsim,
         }  # fmt: skip
         found = {}
         for name, network in self.protocol.features.items():
-            kind = name.split("_")[0]
             try:
-                found[name] = kinds[kind](name) | {"network": network}
+                found[name] = kinds[kind_of(name)](name) | {"network": network}
             except ValueError as error:
                 found[name] = {"value": None, "low": None, "high": None, "reason": str(error), "network": network}
         return found
@@ -106,12 +114,35 @@ class Scorer:
         The balls around the neighbours stay, so that it is narrow: by a sixth to three fifths for 24 and 48 videos of
         16 normal features on each side.
         """
-        network, (measure, side) = self.protocol.features[metric], NEIGHBOURS[metric.split("_")[0]]
+        network, (measure, side) = self.protocol.features[metric], NEIGHBOURS[kind_of(metric)]
         real, ours = _spread(self._reference(), network, metric), _spread(self.ours, network, metric)
         each = measure(real, ours)
         found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed, side)
         if len(real) // 2 > neighbours.DENSITY_K:  # what a perfect generator of half as many videos would reach
             found["real_halves"] = float(measure(real[::2], real[1::2]).mean())
+        return found
+
+    def each(self, metric: str, of: Features | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (indices, numbers) of the readable videos, of a metric that is a mean over them."""
+        network, place = self.protocol.features[metric], BY_VIDEO[kind_of(metric)]
+        features = of or self.ours
+        indices, rows = features.load(network)
+        if kind_of(metric) != "overall_consistency":
+            return indices, rows.reshape(len(rows), -1)[:, place].astype(np.float64)
+        prompts = [features.entries[index].prompt for index in indices]
+        if not all(prompts):
+            raise ValueError("a video has no prompt: name the files as their prompts, or list both in videos.json")
+        texts = self.networks.texts(network.removeprefix(WHOLE), prompts)
+        return indices, np.einsum("nd,nd->n", rows[:, place:].astype(np.float64), texts)
+
+    def _mean(self, metric: str) -> dict[str, Any]:
+        """A mean over the readable videos alone."""
+        _, each = self.each(metric)
+        if not len(each):
+            raise ValueError("no video can be read")
+        found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed)
+        if self.real is not None and self.real.readable and kind_of(metric) != "overall_consistency":
+            found["real"] = float(self.each(metric, self.real)[1].mean())
         return found
 
     def _inception(self, metric: str) -> dict[str, Any]:
@@ -169,7 +200,7 @@ class Scorer:
 
 def _by_clip(array: np.ndarray, metric: str) -> np.ndarray:
     """Returns one row of each video (n, d), or rows of frames (n, F, d) for the distances of pictures."""
-    return array if metric.startswith(("fid", "kid")) or array.ndim != 3 else describe_clips(array)
+    return array if kind_of(metric) in ("fid", "fd", "kid") or array.ndim != 3 else describe_clips(array)
 
 
 def _flat(rows: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What needs no learning between given frames: linear blending and motion by optical flow; and which gaps are wide."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -28,18 +29,49 @@ def warp(given: np.ndarray, skip: int) -> np.ndarray | None:
     """
     if not hasattr(cv2, "DISOpticalFlow_create"):
         return None
+    with _one_thread():
+        return _warped(given, skip, _dis())
+
+
+def optical_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the DIS flow from one uint8 frame (H, W, 3) to another, float32 (H, W, 2) in pixels, x before y.
+
+    Raises ValueError where OpenCV was built without it.
+    """
+    if not hasattr(cv2, "DISOpticalFlow_create"):
+        raise ValueError("this OpenCV has no DIS optical flow")
+    height, width = first.shape[:2]
+    factor = max(1, -(-FLOW_SIDE // min(height, width)))
+    grey = [cv2.cvtColor(_enlarged(frame, factor), cv2.COLOR_RGB2GRAY) for frame in (first, second)]
+    with _one_thread():
+        flow = _dis().calc(*grey, None)
+    return cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) / factor
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps OpenCV on one thread while the block runs: on more of them the flow is another, stripe by stripe."""
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # on more of them the flow is another, stripe by stripe
+    cv2.setNumThreads(1)
     try:
-        return _warped(given, skip, cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM))
+        yield
     finally:
         cv2.setNumThreads(threads)
+
+
+def _dis() -> Any:
+    module: Any = cv2
+    return module.DISOpticalFlow_create(module.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+
+def _enlarged(frame: np.ndarray, factor: int) -> np.ndarray:
+    return cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
 
 
 def _warped(given: np.ndarray, skip: int, method: Any) -> np.ndarray:
     height, width = given.shape[1:3]
     factor = max(1, -(-FLOW_SIDE // min(height, width)))
-    large = [cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC) for frame in given]
+    large = [_enlarged(frame, factor) for frame in given]
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in large]
     y, x = np.mgrid[0 : height * factor, 0 : width * factor].astype(np.float32)
     made = [given[0]]

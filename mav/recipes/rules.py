@@ -131,6 +131,7 @@ def _clip(recipe: Recipe, need: Need) -> None:
     need(bool(section.architecture) or not section.pretrained, "clip.pretrained", why, remedy)
     why = "`clip.pretrained` is empty, so nothing would be trained or loaded"
     need(o.samples > 0 or bool(section.pretrained), "clip.optimisation.samples", why, "say how many samples to train")
+    need(not o.sample_every, "clip.optimisation.sample_every", "it makes no pictures", "leave it at 0")
     need(not o.held_out, "clip.optimisation.held_out", "it has no loss by noise level", "leave it at 0")
     need(o.export == "last", "clip.optimisation.export", "no samples are held out to choose by", "leave it at last")
     need(network.image_size % 32 == 0, "clip.network.image_size", "must be a multiple of 32", "say 32 or 64")
@@ -256,6 +257,10 @@ def _objectives(recipe: Recipe, need: Need) -> None:
 
 def _lengths(recipe: Recipe, need: Need) -> None:
     workers = recipe.cluster.workers
+    why = "it makes embeddings and no pictures"
+    need(
+        not recipe.train_prior.optimisation.sample_every, "train_prior.optimisation.sample_every", why, "leave it at 0"
+    )
     why = f"is more than `cluster.workers` ({workers})"
     need(recipe.cluster.min_workers <= workers, "cluster.min_workers", why, "say at most as many")
     for name in ("clip", "train_prior", "train_decoder", "train_sr_low", "train_sr_high", *VIDEOS):

@@ -2,26 +2,20 @@
 
 from typing import Any
 
-from mav.report.page import METRICS
+from mav.evaluation.protocols.titles import shown
 from mav.report.templates import templates
-
-NAMES = {"kvd": "KVD", "kid": "KID"}  # of metrics that no report shows
 
 
 def card_page(card: dict[str, Any]) -> bytes:
     """Returns the page: what each metric sees in words, a table of damages by metrics, and all values."""
     metrics = list(card["real"])
     rows = {(row["corruption"], row["metric"]): row for row in card["rows"]}
+    blind = [name for name in metrics if not any(p["worse"] for p in rows["strobing", name]["points"])]
     context = {
         "card": card,
-        "names": {name: _title(name) for name in (*metrics, *card["not_judged"])},
+        "names": {name: shown(name).title for name in (*metrics, *card["not_judged"])},
         "metrics": metrics,
         "rows": rows,
-        "blind": [_title(name) for name in metrics if not any(p["worse"] for p in rows["strobing", name]["points"])],
+        "blind": [shown(name).title for name in blind],
     }
     return templates().get_template("card.html").render(context).encode()
-
-
-def _title(metric: str) -> str:
-    kind, _, second = metric.partition("_")
-    return f"{METRICS[kind][0] if kind in METRICS else NAMES.get(kind, kind.upper())} {second}".strip()

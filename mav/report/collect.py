@@ -13,12 +13,14 @@ from PIL import Image
 from mav.data.images.pictures import FORMATS
 from mav.data.shards import index_tar, read_at, read_table, tar_names
 from mav.data.videos.video_io import encode_mp4, read_frames
-from mav.storage import Artifact
+from mav.storage import Artifact, Folder
+from mav.training.monitoring.board import PICTURES as PICTURES_WHILE
 
 VIDEO_BYTES = 4_000_000  # of all videos on the page, before base64 adds a third
 HEAVY = 200_000  # bytes above which a video is reduced to SHOWN pixels
 SHOWN = 256
 PICTURES = 16
+SLIDES, SLIDE_BYTES = 12, 1_000_000  # pictures of a training on the way, and the bytes of all of them
 ROW_STAGES = ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards", "video-select")
 BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluate-interpolation": "interpolation"}
 
@@ -81,6 +83,22 @@ def samples_image(artifact: Artifact) -> str | None:
     if name is None or artifact.manifest.files[name]["bytes"] > 400_000:
         return None
     return data_url("image/png", artifact.folder.read_bytes(name))
+
+
+def shown_while_training(board: Folder | None) -> list[tuple[int, str]]:
+    """Returns (samples seen, address) of the pictures that a training left on the way, evenly as many as there is room.
+
+    The first and the last are among them.
+    """
+    names = sorted(name for name in board.child(PICTURES_WHILE).names() if name.endswith(".png")) if board else []
+    if not board or not names:
+        return []
+    places = sorted({round(i * (len(names) - 1) / max(SLIDES - 1, 1)) for i in range(SLIDES)})
+    pictures = [(names[place], board.read_bytes(f"{PICTURES_WHILE}/{names[place]}")) for place in places]
+    size = sum(len(data) for _, data in pictures)
+    if size > SLIDE_BYTES:  # of large pictures, only the last ones
+        pictures = pictures[-max(SLIDE_BYTES * len(pictures) // size, 1) :]
+    return [(int(name.removesuffix(".png")), data_url("image/png", data)) for name, data in pictures]
 
 
 def funnel(artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:

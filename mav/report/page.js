@@ -25,6 +25,15 @@ for (const button of document.querySelectorAll("[data-show]")) {
   };
 }
 
+// The samples that a network made while it learned, one under each place of its slider.
+for (const slides of document.querySelectorAll(".slides")) {
+  const pictures = [...slides.querySelectorAll("img")];
+  slides.querySelector("input").oninput = event => {
+    pictures.forEach((picture, place) => { picture.hidden = place !== Number(event.target.value); });
+    slides.querySelector("output").textContent = pictures[event.target.value].dataset.samples;
+  };
+}
+
 // The curves tell the value under the pointer.
 const tip = document.getElementById("tip");
 for (const chart of document.querySelectorAll("[data-points]")) {

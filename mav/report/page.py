@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mav.evaluation.protocols import published
+from mav.evaluation.protocols.titles import METRICS
 from mav.recipes import Recipe, Screening
 from mav.report import collect, figures, motion, selection
 from mav.report.templates import templates
@@ -24,13 +25,6 @@ NETWORKS = {
     "train-sr-low-video": "SR_l^t, on clips",
 }
 TITLES = {"ucf101": "UCF-101, zero-shot", "msrvtt": "MSR-VTT, zero-shot", "interpolation": "Frame interpolation"}
-METRICS = {  # title, which way is better, digits
-    "fvd": ("FVD", "lower", 1), "is": ("IS", "higher", 2), "fid": ("FID", "lower", 2),
-    "precision": ("Precision", "higher", 3), "recall": ("Recall", "higher", 3), "density": ("Density", "higher", 3),
-    "coverage": ("Coverage", "higher", 3), "clipsim": ("CLIPSIM", "higher", 4),
-    "psnr": ("F^ PSNR", "higher", 2), "psnr_blend": ("Blending", "", 2),
-    "psnr_gain": ("Gain", "higher", 2), "psnr_flow": ("Optical flow", "", 2),
-}  # fmt: skip
 WORDS = 30  # number of toxic phrases that are shown
 YARDSTICKS = {
     "real_halves": "real clips, one half against the other",
@@ -49,6 +43,7 @@ class StageView:
     artifact: Artifact | None
     state: str  # done, stale, missing, failed or running
     seconds: float
+    board: Folder | None = None  # where a training left pictures of what it made on the way
 
 
 def write_report(recipe: Recipe, stages: list[StageView], out: Folder) -> dict[str, Any]:
@@ -60,6 +55,7 @@ def write_report(recipe: Recipe, stages: list[StageView], out: Folder) -> dict[s
 
 def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
     """Returns the page and the number of videos that it shows."""
+    views = {view.name: view for view in stages}
     artifacts = {view.name: view.artifact for view in stages if view.artifact is not None}
     generated, oracle, shards = (artifacts.get(name) for name in ("generate", "oracle", "video-shards"))
     chosen = artifacts.get("video-select")
@@ -79,7 +75,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "funnel": collect.funnel(artifacts),
         "screened": _screened(artifacts.get("image-metadata"), recipe.screening),
         "pictures": collect.pictures(artifacts.get("image-download"), artifacts.get("image-screen")),
-        "training": [_training(name, about, artifacts[name]) for name, about in NETWORKS.items() if name in artifacts],
+        "training": [_training(views[name], about) for name, about in NETWORKS.items() if name in artifacts],
         "curriculum": Markup(figures.fps_curriculum(curriculum.low, curriculum.high, curriculum.start, curriculum.end)),
         "rates": Markup(figures.shown_rates(rates, curriculum.low, curriculum.high)),
         "clamped": motion.clamped(rates),
@@ -142,8 +138,10 @@ def _screened(metadata: Artifact | None, rule: Screening) -> dict[str, Any] | No
     return {"words": words[:WORDS], "phrases": len(words), "charts": charts, "thresholds": thresholds}
 
 
-def _training(name: str, about: str, artifact: Artifact) -> dict[str, Any]:
-    """Returns the curve and the figures of a training stage."""
+def _training(view: StageView, about: str) -> dict[str, Any]:
+    """Returns the curve, the figures and the pictures of a training stage that is done."""
+    name, artifact = view.name, view.artifact
+    assert artifact is not None
     points, held_out = collect.curves(artifact), collect.curves(artifact, "validation")
     last = [loss for _, loss in points[-5:]]
     return {
@@ -155,6 +153,7 @@ def _training(name: str, about: str, artifact: Artifact) -> dict[str, Any]:
         "loss": sum(last) / len(last) if last else None,
         "samples": points[-1][0] if points else None,
         "sheet": collect.samples_image(artifact),
+        "shown": collect.shown_while_training(view.board),
         "seconds": artifact.manifest.seconds,
         "utilisation": artifact.manifest.metrics.get("utilisation"),
         "data_wait": artifact.manifest.metrics.get("data_wait"),
@@ -178,7 +177,7 @@ def _table(benchmark: str, result: dict[str, Any]) -> dict[str, Any]:
             rows.append({"system": row["system"], "cells": cells, "protocol": row["protocol"], "ours": False})
     return {
         "title": TITLES[benchmark],
-        "columns": [{"name": METRICS[name][0], "better": METRICS[name][1]} for name in names],
+        "columns": [{"name": METRICS[name].title, "better": METRICS[name].better} for name in names],
         "rows": rows,
         "result": result,
         "protocol": protocol,
@@ -190,7 +189,7 @@ def _cell(name: str, metric: dict[str, Any] | None, published_digits: bool = Fal
     """Returns value and interval as text. A published value keeps all of its digits."""
     if not metric or metric.get("value") is None:
         return {"value": "", "interval": ""}
-    value, digits = metric["value"], METRICS[name][2]
+    value, digits = metric["value"], METRICS[name].digits
     if published_digits:
         digits = max(digits, len(str(value).partition(".")[2]))
     elif abs(value) < 1:  # demo features give small numbers

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import IO, Any
 
 from mav.errors import UserError
+from mav.evaluation.protocols.titles import METRICS
 from mav.recipes import Recipe, to_plain
-from mav.report.page import METRICS
 from mav.storage import Artifact, Folder
 
 CARD = "README.md"

@@ -21,6 +21,7 @@ from mav.storage import Folder
 from mav.training.checkpoint import Checkpoints, tensors_of
 from mav.training.ema import Ema, warmed_up
 from mav.training.monitoring.log import Clock, Log, peak_memory
+from mav.training.monitoring.sheet import Sheet
 from mav.training.monitoring.utilisation import matrix_rate
 from mav.training.optimiser import make_optimiser, set_learning_rate, set_steps
 from mav.training.post_hoc import PostHoc, due
@@ -39,6 +40,9 @@ class BatchSource(Protocol):
 
     def __len__(self) -> int:
         """The number of distinct samples."""
+
+    def peek(self, count: int) -> Batch:
+        """Returns the first samples without counting them as read. Call it when nothing else reads."""
 
     def hold_out(self, count: int, total: int) -> Batch:
         """Takes `count` samples out of a training of `total` for good, and returns them."""
@@ -59,6 +63,7 @@ class TrainingTask:
     frozen_samples: int = 0
     identity: str = ""  # digest of all that must be equal to continue a checkpoint
     validation: Validation | None = None
+    sheet: Callable[[], Sheet] | None = None  # of a few training samples, if the network makes pictures
 
 
 @dataclass
@@ -80,11 +85,14 @@ class RunState:
 
 
 ALONE = Cluster()
+SHOWN_STEPS = 8  # of the samples that are shown while training
+Show = Callable[[int, bytes], None]  # is given the samples seen and a PNG
 
 
 def train(
     task: TrainingTask, optimisation: Optimisation, seed: int, work: Folder, *, rank: int = 0, world_size: int = 1,
     device: str = "cpu", cluster: Cluster = ALONE, report: Callable[[dict[str, Any]], None] = lambda _: None,
+    show: Show = lambda samples, picture: None,
 ) -> RunState:  # fmt: skip
     """Trains `task.network` in place, from the last checkpoint in `work` if there is one. It ends as its own average;
     a sharded one does so on rank 0 alone.
@@ -133,6 +141,7 @@ def train(
     micro_step = MicroStep(task.loss, spread_out, autocast, parts, device, world_size)
     rate = matrix_rate(micro_step.device, o.precision)
     termination_requested = TerminationRequest(world_size)
+    sheet = task.sheet() if o.sample_every and task.sheet else None
     clock, started_at = Clock(), state.samples
 
     def draw(first: int, batch: Batch) -> Batch:
@@ -174,6 +183,15 @@ def train(
             loss_now = state.curves[-1]["validation"]
             if state.best_loss is None or loss_now < state.best_loss:
                 state.best_loss, state.best_samples = loss_now, state.samples
+        # ---- samples of the average, for the eye alone: nothing of the training depends on them
+        if sheet and (due(state.samples, o.sample_every, o.batch_size) or done):
+            with clock("sample_wait"), ema.in_place(), autocast:
+                network.eval()
+                picture = sheet(network, SHOWN_STEPS)
+                network.train()
+            if rank == 0:
+                show(state.samples, picture)
+            step_made()
         if logs or (saves and validation):
             pace = (state.samples - started_at) / clock.seconds
             speed = {"samples_per_second": pace, "steps_per_second": pace / o.batch_size}

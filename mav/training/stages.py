@@ -1,8 +1,7 @@
 """What each network trains on (Make-A-Video section 3.4): its parent, its data, its conditions, its objective.
 
     clip                  pairs                        contrastive; the demo's own CLIP
-    train-prior           pairs, embedded              text -> CLIP image embedding; the only diffusion network that
-    reads text
+    train-prior           pairs, embedded              text -> CLIP image embedding; the others read no text
     train-decoder         images, embedded             CLIP image embedding -> pixels
     train-sr-low, -high   images                       low resolution -> high, on crops
     train-decoder-video   clips, D                     the first frame's CLIP embedding and fps -> a clip
@@ -35,8 +34,8 @@ from mav.recipes import TRAINING_READS, Recipe, TrainVideo, digest, what
 from mav.storage import Folder
 from mav.training.conditions import Prepared, draw_crop, only_motion, random_mask, with_low_resolution
 from mav.training.export import export_network, write_curves
-from mav.training.loop import Batch, BatchSource, TrainingTask, train
-from mav.training.monitoring.sheet import write_sheet
+from mav.training.loop import Batch, BatchSource, Show, TrainingTask, train
+from mav.training.monitoring.sheet import SHEET, Sheet
 from mav.training.stage_setup import StageSetup
 from mav.training.validation import Validation
 
@@ -59,24 +58,22 @@ START = "start.json"  # which parameters came from open weights, which did not, 
 def run_stage(
     stage: str, recipe: Recipe, inputs: dict[str, Folder], work: Folder, out: Folder, *, rank: int = 0,
     world_size: int = 1, device: str = "cpu", report: Callable[[dict[str, Any]], None] = lambda _: None,
-    source: BatchSource | None = None,
+    show: Show = lambda samples, picture: None, source: BatchSource | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains one stage, from the last checkpoint in `work`, and writes its artifact's files into `out` (rank 0).
 
-    Returns its metrics. `source` is that of `StageSetup`.
+    Returns its metrics. `show` gets samples of the network while it trains; `source` is that of `StageSetup`.
     """
-    allowed = set(INPUTS[stage])
-    if extra := set(inputs) - allowed:
-        raise ValueError(f"{stage} takes {', '.join(sorted(allowed))} and nothing else, not {', '.join(sorted(extra))}")
+    if extra := sorted(set(inputs) - set(INPUTS[stage])):
+        raise ValueError(f"{stage} takes {', '.join(sorted(INPUTS[stage]))} and nothing else, not {', '.join(extra)}")
     # Build the network, whose new weights are a function of seed and stage.
     setup = StageSetup(stage, recipe, inputs, device, source, hollow=rank > 0 and recipe.cluster.sharding != "ddp")
     with seeded(recipe.seed, stage):
         task = TRAININGS[stage](setup)
     identity = digest([stage, what(recipe, TRAINING_READS[stage])])
     task = dataclasses.replace(task, identity=identity, validation=_validation(setup, task, rank, world_size))
-    # Train it.
     place: dict[str, Any] = {"rank": rank, "world_size": world_size, "device": device, "cluster": recipe.cluster}
-    state = train(task, setup.section.optimisation, recipe.seed, work, report=report, **place)
+    state = train(task, setup.section.optimisation, recipe.seed, work, report=report, show=show, **place)
     # The metrics: losses, what was read, and the average that was chosen.
     metrics: dict[str, Any] = {"samples": state.samples}
     if state.curves:
@@ -256,22 +253,25 @@ def _diffusion(
         x0, conditions = prepare(batch)
         return diffusion_loss(wrapped, x0, conditions, batch, objective, schedule).mean()
 
+    @torch.no_grad()
+    def sheet(count: int) -> Sheet:
+        batch = source.peek(count)
+        batch |= draw(batch, Draws((seed, stage, "sheet", number) for number in range(count)))
+        x0, conditions = prepare({name: value.to(setup.device) for name, value in batch.items()})
+        return Sheet(objective, x0, conditions, seed)
+
     def finish(out: Folder) -> dict[str, Any]:
         export_network(out, network, objective, stage=stage, samples=section.optimisation.samples)
         if isinstance(network, UNet):
-            count = 4 if video else 8
-            batch = source.batch(0, count)
-            batch |= draw(batch, Draws((seed, stage, "sheet", number) for number in range(count)))
-            with torch.no_grad():
-                x0, conditions = prepare({name: value.to(setup.device) for name, value in batch.items()})
-            write_sheet(out, network, objective, x0, conditions, seed)
+            out.write_bytes(SHEET, sheet(4 if video else 8)(network))
         metrics = {"parameters": sum(p.numel() for p in network.parameters())}
         if carried:
             out.write_json(START, vars(carried))
             metrics |= {"carried": len(carried.carried), "fresh": len(carried.fresh)}
         return metrics
 
-    task = TrainingTask(stage, network, source, loss, draw_all, finish, has_levels=True)
+    shown = (lambda: sheet(2 if video else 4)) if isinstance(network, UNet) else None
+    task = TrainingTask(stage, network, source, loss, draw_all, finish, has_levels=True, sheet=shown)
     if video is None or not isinstance(network, UNet):
         return task
     # A video stage: the parameters of the image network are frozen for the first samples, or throughout.

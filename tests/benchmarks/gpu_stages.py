@@ -44,6 +44,9 @@ class FixedBatch:
     def batch(self, first: int, count: int) -> dict[str, Tensor]:
         return {name: value[:count] for name, value in self.rows.items()}
 
+    def peek(self, count: int) -> dict[str, Tensor]:
+        return self.batch(0, count)
+
     def hold_out(self, count: int, total: int) -> dict[str, Tensor]:
         return self.batch(0, count)
 

@@ -13,7 +13,7 @@ from mav.data.shards import TarWriter
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation import benchmarks, interpolation
-from mav.evaluation.features import DEMO_NOTE
+from mav.evaluation.features import DEMO_NOTE, WHOLE
 from mav.evaluation.networks.weights import PUBLISHED
 from mav.evaluation.protocols import load_protocol, protocol_names, published
 from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
@@ -281,10 +281,10 @@ def test_samples_follow_the_class_distribution():
 def test_protocols_are_whole(name):
     protocol = load_protocol(name)
     assert protocol.name == name
-    assert protocol.samples > 0 or protocol.benchmark == "prompts"
+    assert protocol.samples > 0 or protocol.benchmark in ("prompts", "suite")
     assert protocol.about
     assert protocol.features
-    assert set(protocol.networks) <= {"demo", *PUBLISHED}
+    assert {name.removeprefix(WHOLE) for name in protocol.networks} <= {"demo", "pixels", *PUBLISHED}
     assert protocol.preparation(make_recipe()).frames > 0
 
 

@@ -198,7 +198,7 @@ def test_kernel_distances_take_rows_evenly_when_there_are_many(tmp_path, network
 
 @pytest.mark.slow
 def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_session):
-    from flows.cli.evaluate import features_on_ray
+    from flows.evaluation import features_on_ray
 
     monkeypatch.setattr(feature_store, "CHUNK", 1)
     ours = Folder(str(tmp_path / "ours"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made_up_weights import shake
 from safetensors.torch import save_file
 from torch import nn
 
@@ -15,17 +16,6 @@ from mav.evaluation.networks import c3d, fold, i3d, inception
 from mav.evaluation.networks.weights import PUBLISHED, find, load_network, rename
 
 I3D_PARAMETERS = 12_697_264  # of the published RGB Kinetics-400 network, batch norm scales and shifts included
-
-
-def shake(module, seed=0):
-    """Random weights of a size that keeps signals alive, and batch norms that do something."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in module.state_dict().items():
-        if value.dtype.is_floating_point:
-            noise = torch.rand(value.shape, generator=generator)
-            scale = (3 / max(value[0].numel(), 1)) ** 0.5 if value.ndim > 1 else 0.2
-            value.copy_(0.5 + noise if name.endswith(("running_var", "bn.weight")) else scale * (2 * noise - 1))
-    return module.eval()
 
 
 # ----------------------------------------------------------------------------------------------------------------- I3D

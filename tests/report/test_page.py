@@ -1,12 +1,15 @@
 """The report over a whole made-up run: complete, self-contained, and clear about what is missing."""
 
 import base64
+import dataclasses
+import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from made_up_run import RECIPE, make_run
+from PIL import Image
 
 from mav.data.videos.video_io import encode_mp4
 from mav.report.page import StageView, write_report
@@ -108,6 +111,21 @@ def test_equal_runs_make_equal_pages(views, tmp_path):
     read(views, tmp_path / "a")
     read(views, tmp_path / "b")
     assert (tmp_path / "a/index.html").read_bytes() == (tmp_path / "b/index.html").read_bytes()
+
+
+def test_what_a_network_made_while_it_learned_has_a_slider(views, tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 2)).save(picture, "PNG")
+    board = Folder(str(tmp_path / "board"))
+    for samples in (100, 1200):
+        board.write_bytes(f"samples/{samples:012d}.png", picture.getvalue())
+    page, reader, _ = read(
+        [dataclasses.replace(v, board=board) if v.name == "train-decoder" else v for v in views], tmp_path
+    )
+    assert not reader.wrong
+    assert page.count('<div class="slides">') == 1
+    assert page.count("data-samples=") == 2
+    assert '<input type="range" min="0" max="1" value="1"' in page
 
 
 def test_a_run_that_has_only_begun_has_a_page_too(views, tmp_path):

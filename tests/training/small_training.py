@@ -67,6 +67,9 @@ class Drawn:
     def __len__(self) -> int:
         return 8
 
+    def peek(self, count: int) -> dict[str, torch.Tensor]:
+        return self.batch(0, count)
+
     def hold_out(self, count: int, total: int) -> dict[str, torch.Tensor]:
         return self.batch(HELD_OUT, count)
 

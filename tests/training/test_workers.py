@@ -99,7 +99,7 @@ def test_replicas_and_shards_learn_what_one_worker_learns(two_workers, tmp_path)
     run(root, stage, recipe, work="one", out="one")
     run(root, stage, recipe, work="halfway", out="unused")
     Checkpoints(root.child(f"halfway/{stage}"), "", keep=1).forget(16)
-    base = {"stage": stage, "optimisation": {"held_out": 4}}
+    base = {"stage": stage, "optimisation": {"held_out": 4, "sample_every": 8}}  # samples are made by both
     two_workers(
         {**base, "sharding": "ddp", "work": "ddp", "out": "ddp"},
         {**base, "sharding": "fsdp", "work": "fsdp", "out": "fsdp"},

@@ -70,6 +70,14 @@ class SampleSource(ABC):
             raise ValueError(f"a batch of {count} samples")
         return _stack(list(self._map(self._sample, range(first, first + count))))
 
+    def peek(self, count: int) -> Batch:
+        """Returns the first `count` samples and leaves no trace of it. Call it when nothing else reads."""
+        before = self.counts.copy(), dict(self.unreadable)
+        try:
+            return self.batch(0, count)
+        finally:
+            self.counts, self.unreadable = before
+
     def hold_out(self, count: int, total: int) -> Batch:
         """Removes `count` samples from the training and returns them. The same seed removes the same samples.
 

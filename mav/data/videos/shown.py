@@ -6,7 +6,7 @@ these functions.
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -58,15 +58,17 @@ class ShownVideo:
             places = np.interp(at, self.times, np.arange(len(self))).tolist()
         return [min(int(np.floor(place + 0.5)), len(self) - 1) for place in places]
 
-    def frames(self, indices: Sequence[int] | None = None) -> np.ndarray:
-        """Returns uint8 (F, H, W, 3) RGB of these frames, or of all."""
+    def frames(
+        self, indices: Sequence[int] | None = None, change: Callable[[np.ndarray], np.ndarray] = lambda frame: frame
+    ) -> np.ndarray:
+        """Returns uint8 (F, H, W, 3) RGB of these frames, or of all, each changed before the next is made."""
         wanted = range(len(self)) if indices is None else indices
         chosen: dict[int, np.ndarray] = {}
         last, needed = max(wanted), set(wanted)
         frames = self._held if len(self._held) == len(self) else (frame for _, frame in self._decoded())
         for number, frame in enumerate(itertools.islice(frames, last + 1)):
             if number in needed:
-                chosen[number] = frame if isinstance(frame, np.ndarray) else self._pixels(frame)
+                chosen[number] = change(frame if isinstance(frame, np.ndarray) else self._pixels(frame))
         return np.stack([chosen[number] for number in wanted])
 
     def _decoded(self) -> Iterator[tuple[float, Any]]:

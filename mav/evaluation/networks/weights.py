@@ -12,13 +12,16 @@ stored with every number that it makes. A file with the name but not the digest 
 | C3D | `conv1a.weight`, ..., `mean` | the same |
 | Inception | `Mixed_5b.branch1x1.conv.weight`, ... (pytorch-fid, torch-fidelity) | the same |
 | CLIP | those of OpenAI and open_clip | the same |
+| DINO, DINOv2 | `blocks.0.attn.qkv.weight`, ... (facebookresearch) | the same |
+| VideoMAE | `blocks.0.attn.q_bias`, `.v_bias` (OpenGVLab) | `blocks.0.attn.qkv.bias`, 0 for the keys |
+| aesthetic | `weight`, `bias` (LAION) | read by `mav.evaluation.features` |
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,7 @@ from mav.evaluation.networks.c3d import C3D, COLUMNS, RESIZED, ROWS
 from mav.evaluation.networks.c3d import FRAMES as C3D_FRAMES
 from mav.evaluation.networks.i3d import I3D
 from mav.evaluation.networks.inception import Inception
+from mav.evaluation.networks.vit import DINO, DINOV2, VideoMae, VisionTransformer
 from mav.models.checkpoints.weight_files import read_tensors
 
 
@@ -74,6 +78,24 @@ PUBLISHED = {
         "Apache-2.0",
         "releases of the torch-fidelity and pytorch-fid repositories on GitHub",
     ),
+    "dino": Published(
+        "DINO ViT-B/16", {"dino_vitbase16_pretrain.pth": ""}, "Apache-2.0", "the DINO repository of facebookresearch"
+    ),
+    "dinov2": Published(
+        "DINOv2 ViT-L/14", {"dinov2_vitl14_pretrain.pth": ""}, "Apache-2.0", "the DINOv2 repository of facebookresearch"
+    ),
+    "videomae": Published(
+        "VideoMAE V2 ViT-g/14, fine-tuned on SSv2",
+        {"vit_g_hybrid_pt_1200e_ssv2_ft.pth": ""},
+        "MIT",
+        "the model zoo of OpenGVLab's VideoMAEv2 repository; cd-fvd's code has its address",
+    ),
+    "aesthetic": Published(
+        "LAION's aesthetic head on CLIP ViT-L/14",
+        {"sa_0_4_vit_l_14_linear.pth": "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba"},
+        "MIT",
+        "LAION-AI's repository aesthetic-predictor",
+    ),
 } | {
     f"clip {file.removesuffix('px')}": Published(f"CLIP {title} of OpenAI", {f"{file}.pt": sha256}, *OPENAI)
     for file, title, sha256 in (
@@ -88,7 +110,10 @@ PUBLISHED = {
         ("ViT-L-14-336px", "ViT-L/14@336", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
     )
 }
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"i3d": I3D, "c3d": C3D, "inception": Inception}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "i3d": I3D, "c3d": C3D, "inception": Inception, "dino": partial(VisionTransformer, DINO),
+    "dinov2": partial(VisionTransformer, DINOV2), "videomae": VideoMae,
+}  # fmt: skip
 I3D_BRANCHES = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "branch_2.0": "b2a", "branch_2.1": "b2b",
                 "branch_3.1": "b3b"}  # fmt: skip
 
@@ -132,7 +157,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:240]
         raise UserError(f"{path} cannot be read as weights ({reason}): get the file again, or convert it.") from None
-    state = state.get("state_dict", state)
+    state = next((state[key] for key in ("state_dict", "model", "module") if key in state), state)
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -142,6 +167,8 @@ def rename(network: str, state: Mapping[str, Tensor], extra: np.ndarray | None =
         return {_i3d_name(name): value for name, value in state.items()}
     if network == "c3d":
         return _c3d_state(state, extra)
+    if network == "videomae":
+        return _videomae_state(state)
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
@@ -150,6 +177,14 @@ def _i3d_name(name: str) -> str:
     name = name.replace("conv3d_0c_1x1.", "logits.").replace("batch3d.", "bn.")
     name = re.sub(r"branch_\d(\.\d(?=\.(conv3d|bn)))?", lambda match: I3D_BRANCHES.get(match[0], match[0]), name)
     return re.sub(r"^(conv3d_|mixed_)", lambda match: match[0].capitalize(), name)
+
+
+def _videomae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = dict(state)
+    for name in [name for name in state if name.endswith(".q_bias")]:
+        q, v = renamed.pop(name), renamed.pop(name.replace("q_bias", "v_bias"))
+        renamed[name.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
+    return renamed
 
 
 def _c3d_state(state: Mapping[str, Tensor], extra: np.ndarray | None) -> dict[str, Tensor]:

@@ -4,10 +4,14 @@
 clock times, and an artifact's bytes are a function of its inputs.
 """
 
+import io
 import os
 import time
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from mav.errors import UserError
 from mav.recipes import Recipe, to_plain
@@ -15,6 +19,7 @@ from mav.storage import Folder
 
 STEP = "samples"  # the loop's one counter
 NOT_CURVES = {STEP, "total"}
+PICTURES = "samples"  # the folder of the pictures, beside TensorBoard's files
 MESSAGE = "message"  # a report with a sentence for the user has no numbers
 Report = Callable[[dict[str, Any]], None]
 
@@ -35,14 +40,25 @@ class Board:
         if not self.folder.local or MESSAGE in progress:
             return
         samples = int(progress[STEP])
+        writer = self._opened(samples)
+        for name, value in sorted(_numbers(progress).items()):
+            writer.add_scalar(name, value, samples)
+        writer.flush()
+
+    def show(self, samples: int, picture: bytes) -> None:
+        """Keeps a PNG of what the network makes after so many samples, and shows it in TensorBoard."""
+        self.folder.write_bytes(f"{PICTURES}/{samples:012d}.png", picture)
+        if self.folder.local:
+            with Image.open(io.BytesIO(picture)) as image:
+                self._opened(samples).add_image("samples", np.asarray(image), samples, dataformats="HWC")
+
+    def _opened(self, samples: int) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             suffix = f".{time.time_ns()}"
             self._writer = SummaryWriter(self.folder.url, purge_step=samples, filename_suffix=suffix)
-        for name, value in sorted(_numbers(progress).items()):
-            self._writer.add_scalar(name, value, samples)
-        self._writer.flush()
+        return self._writer
 
 
 class WandbBoard:

@@ -1,0 +1,158 @@
+"""Runs every metric of the protocol `suite` that the weights, references and prompts at hand allow.
+
+What is left out is said in one list, with the file that is needed and its place. Videos that cannot be read are named
+and left out of every number. One decoding of a video serves all networks, and its features are kept, so that a killed
+suite goes on where it was and memory does not grow with the number of videos.
+"""
+
+import dataclasses
+from typing import Any
+
+from mav.errors import UserError
+from mav.evaluation.feature_store import Features, Runner, compute, in_process
+from mav.evaluation.features import AESTHETIC_CLIP, WHOLE, Networks
+from mav.evaluation.measure import Report
+from mav.evaluation.networks.weights import find
+from mav.evaluation.protocols import Protocol, load_protocol
+from mav.evaluation.protocols.titles import kind_of, shown
+from mav.evaluation.reading import Entry, videos_below
+from mav.evaluation.score import BY_VIDEO, Scorer
+from mav.evaluation.sets import BenchmarkSet
+from mav.evaluation.suite.listing import listed
+from mav.storage import Folder
+
+SUITE, VBENCH = "suite.json", "vbench_eval_results.json"
+SHOWN_VIDEOS = 3  # worst and best ones of each metric
+# VBench's names of dimensions, in its order; its results hold no others.
+VBENCH_DIMENSIONS = (
+    "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",
+    "aesthetic_quality", "overall_consistency",
+)  # fmt: skip
+DIFFERENCES = {  # from VBench's own networks, for who compares with its numbers
+    "motion_smoothness": "frames between are made by DIS flow, not by AMT",
+    "dynamic_degree": "motion is measured by DIS flow, not by RAFT",
+    "overall_consistency": "the mean cosine of frames and text by CLIP ViT-B/32, not by ViCLIP",
+    "subject_consistency": "frames are made smaller with antialiasing",
+    "background_consistency": "frames are made smaller with antialiasing",
+    "aesthetic_quality": "frames are made smaller with antialiasing",
+}
+
+
+def run_suite(
+    videos: Folder, networks: Networks, out: Folder, reference: Folder | None = None, prompts: Folder | None = None,
+    samples: int = 0, draws: int = 200, seed: int = 0, report: Report = lambda _: None, run: Runner = in_process,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures the videos below a folder; writes `suite.json` and, in VBench's form, `vbench_eval_results.json`.
+
+    networks: says where weights are, and the device; its names are not used. reference: any folder of real videos, for
+    distances. samples: so many of the videos, evenly; 0 = all. Returns what `suite.json` holds. Raises UserError when
+    there is no video, or none can be read.
+    """
+    entries = listed(videos, prompts, samples)
+    protocol, missing = allowed(load_protocol("suite"), networks, reference, any(entry.prompt for entry in entries))
+    networks = dataclasses.replace(networks, names=protocol.networks)
+    real = [Entry(index, name) for index, name in enumerate(videos_below(reference))] if reference else []
+    total, done = len(entries) + len(real), 0
+
+    def features(of: list[Entry], folder: Folder) -> Features:
+        nonlocal done
+
+        def progress(count: int, _: int) -> None:
+            report({"stage": "suite", "samples": done + count, "total": total})
+
+        found = compute(of, folder, protocol.preparation(None), networks, out.child("features"), progress, run)
+        done += len(of)
+        return found
+
+    ours = features(entries, videos)
+    unreadable = [{"file": entries[i].file, "reason": reason} for i, reason in sorted(ours.unusable.items())]
+    if not ours.readable:
+        raise UserError(
+            f"None of {len(entries)} videos of {videos.url} can be read ({unreadable[0]['file']}: "
+            f"{unreadable[0]['reason']}): give videos of {protocol.frames} frames or more."
+        )
+    theirs = features(real, reference) if reference else None
+    scorer = Scorer(protocol, networks, BenchmarkSet(()), ours, theirs, draws, seed)
+    metrics = scorer.metrics()
+    each = {
+        name: _each(scorer, name)
+        for name in metrics
+        if kind_of(name) in BY_VIDEO and metrics[name]["value"] is not None
+    }
+    result = {
+        "protocol": dataclasses.asdict(protocol),
+        "videos": len(entries),
+        "readable": ours.readable,
+        "unreadable": unreadable,
+        "reference": {"videos": len(real), "readable": theirs.readable, "failed": theirs.failed} if theirs else None,
+        "metrics": {name: metric | {"better": shown(name).better} for name, metric in metrics.items()},
+        "extremes": {name: extremes(values, shown(name).better) for name, values in each.items()},
+        "differences": {name: why for name, why in DIFFERENCES.items() if name in metrics},
+        "missing": missing,
+        "networks": networks.describe(),
+        "seed": seed,
+    }
+    out.write_json(SUITE, result)
+    out.write_json(VBENCH, vbench(videos, metrics, each))
+    return result
+
+
+def allowed(
+    protocol: Protocol, networks: Networks, reference: Folder | None, prompted: bool
+) -> tuple[Protocol, list[dict[str, Any]]]:
+    """Returns the protocol with the metrics that can be computed, and what the others need, each need once."""
+    needs: dict[str, list[str]] = {}
+    for name, network in protocol.features.items():
+        kind = kind_of(name)
+        if kind not in BY_VIDEO and reference is None:
+            needs.setdefault("Name a folder of real videos with --reference, to compare with.", []).append(name)
+        if kind == "overall_consistency" and not prompted:
+            remedy = "name the videos as their prompts, or a list of prompts with --prompts"
+            needs.setdefault(f"Nothing says the prompts: {remedy}.", []).append(name)
+        for part in (network, AESTHETIC_CLIP) if kind == "aesthetic_quality" else (network,):
+            if part == "whole pixels":  # no file
+                continue
+            try:
+                find(part.removeprefix(WHOLE), networks.weights_dir)
+            except UserError as error:
+                needs.setdefault(str(error), []).append(name)
+    left_out = {name for names in needs.values() for name in names}
+    kept = {name: network for name, network in protocol.features.items() if name not in left_out}
+    missing = [{"metrics": names, "needs": need} for need, names in needs.items()]
+    return dataclasses.replace(protocol, features=kept), missing
+
+
+def _each(scorer: Scorer, metric: str) -> list[tuple[str, float]]:
+    """Returns (file, number) of each readable video."""
+    indices, numbers = scorer.each(metric)
+    return [(scorer.ours.entries[index].file, float(number)) for index, number in zip(indices, numbers, strict=True)]
+
+
+def extremes(values: list[tuple[str, float]], better: str) -> dict[str, list[dict[str, Any]]]:
+    """Returns the worst and the best videos of a metric, the worst and the best first; none where all are equal.
+
+    Of fewer than six videos, none is in both lists. Equal numbers are in the order of the files.
+    """
+    if len({number for _, number in values}) < 2:
+        return {"worst": [], "best": []}
+    sign, count = (-1 if better == "lower" else 1), min(SHOWN_VIDEOS, max(len(values) // 2, 1))
+    ranked = sorted(values, key=lambda value: (sign * value[1], value[0]))
+    parts = {"worst": ranked[:count], "best": ranked[::-1][:count]}
+    return {side: [{"file": file, "value": number} for file, number in part] for side, part in parts.items()}
+
+
+def vbench(
+    videos: Folder, metrics: dict[str, dict[str, Any]], each: dict[str, list[tuple[str, float]]]
+) -> dict[str, list[Any]]:
+    """Returns the dimensions as VBench writes them: {dimension: [mean, [{"video_path", "video_results"}, ...]]}."""
+    return {
+        name: [
+            metrics[name]["value"],
+            [
+                {"video_path": videos.path(file), "video_results": bool(value) if name == "dynamic_degree" else value}
+                for file, value in each[name]
+            ],
+        ]
+        for name in VBENCH_DIMENSIONS
+        if name in each
+    }

@@ -1,0 +1,61 @@
+"""Writes the result of `mav evaluate suite` as one page in the report's style, with the worst and the best videos."""
+
+import io
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mav.evaluation.protocols import Preparation
+from mav.evaluation.protocols.titles import shown
+from mav.evaluation.reading import read_views
+from mav.report.collect import data_url
+from mav.report.templates import templates
+from mav.storage import Folder
+
+SIDE, FRAMES = 112, 8  # of an animated picture: pixels of the shorter side, and the most frames
+SECONDS = 1.6  # that a picture takes, whatever its video takes
+
+
+def suite_page(result: dict[str, Any], videos: Folder) -> bytes:
+    """Returns the page, one file with everything in it. The videos are read again, those alone that it shows."""
+    named = {row["file"] for sides in result["extremes"].values() for side in sides.values() for row in side}
+    context = {
+        "result": result,
+        "url": videos.url,
+        "names": {
+            name: shown(name).title
+            for name in [*result["metrics"], *(n for m in result["missing"] for n in m["metrics"])]
+        },
+        "cells": {name: cells(name, metric) for name, metric in result["metrics"].items()},
+        "pictures": {file: animated(videos, file) for file in sorted(named)},
+        "digits": {name: f"%.{shown(name).digits}f" for name in result["metrics"]},
+    }
+    return templates().get_template("suite.html").render(context).encode()
+
+
+def cells(name: str, metric: dict[str, Any]) -> dict[str, str]:
+    """Returns the value of a metric, its interval and what real clips reach, as text; '' = there is none."""
+    digits = shown(name).digits
+
+    def text(key: str) -> str:
+        return "" if metric.get(key) is None else f"{metric[key]:.{digits}f}"
+
+    interval = f"{text('low')} to {text('high')}" if text("low") else ""
+    return {"value": text("value"), "interval": interval, "real": text("real") or text("real_halves")}
+
+
+def animated(videos: Folder, file: str) -> str:
+    """Returns a small animated picture of a video as an address that holds it."""
+    frames = read_views(videos, file, Preparation(1), prepared=False, whole=True).whole
+    assert frames is not None
+    chosen = frames[np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)]
+    scale = SIDE / min(chosen.shape[1:3])
+    size = (max(round(chosen.shape[2] * scale), 1), max(round(chosen.shape[1] * scale), 1))
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    first, *others = (Image.fromarray(cv2.resize(frame, size, interpolation=way)) for frame in chosen)
+    buffer = io.BytesIO()
+    duration = round(1000 * SECONDS / len(chosen))
+    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=duration, loop=0, quality=70, method=2)
+    return data_url("image/webp", buffer.getvalue())
