@@ -247,7 +247,8 @@ def _run(
     from mav.training.process.stall import ended_when_stalled
     from mav.training.stages import run_stage
 
-    torch.set_num_threads(orders.recipe.cluster.cpus_per_worker)  # the number may change the last bits of a sum
+    o = orders.recipe.section_of(orders.stage).optimisation
+    torch.set_num_threads(o.threads or orders.recipe.cluster.cpus_per_worker)  # their number may change last bits
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()

@@ -72,6 +72,7 @@ class Optimisation:
     accumulation: Small = 1
     ema_decay: Annotated[Decay, UNLESS_POST_HOC] = 0.9999
     precision: Literal["float32", "bfloat16"] = "float32"
+    threads: Whole = 0  # of a worker without a GPU, which may change last bits; 0 = `cluster.cpus_per_worker`
     log_every: Annotated[Positive, OPERATIONAL] = 1024
     checkpoint_every: Annotated[Positive, UNLESS_CHOSEN] = 16384
     # Samples between two pictures of what the average makes, for TensorBoard and the report; 0 = none.
