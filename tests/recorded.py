@@ -13,6 +13,7 @@ import pytest
 
 from flows import demo, evaluation, images, training, videos
 from flows.engine.build import build
+from flows.engine.markers import Markers
 from flows.engine.run import Job, Run
 from flows.engine.stage import Node, Outcome
 from flows.engine.store import Store
@@ -20,7 +21,6 @@ from flows.services.terminal import Terminal
 from mav.recipes import Recipe, to_plain
 from mav.recipes.identity import Value
 from mav.recipes.schema import json_schema
-from mav.storage.counts import add_counts
 
 # To write a section down, to copy it or to ask for its marks is no use of its values.
 WHOLE = {"dataclasses", "copy", "mav.recipes.identity", "mav.recipes.sections", "mav.recipes.training"}
@@ -55,7 +55,11 @@ def run_here(patch: pytest.MonkeyPatch) -> None:
         return function(*arguments, lambda values: None)
 
     def shard_map(job: Job, work: Any, names: list[str], **options: Any) -> Outcome:
-        return Outcome(add_counts(work(name).counts for name in sorted(names)), {"shards": len(names)})
+        markers = Markers.of(job)
+        for name in sorted(names):
+            made = work(name)
+            markers.commit(name, made.counts, made.files, made.places, fsync=False)
+        return Outcome(markers.compact(sorted(names)), {"shards": len(names)})
 
     def trained(job: Job, orders: training.Orders) -> dict[str, Any]:
         return training._run(orders, lambda values: None)

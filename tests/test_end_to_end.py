@@ -88,10 +88,12 @@ def test_nothing_asks_another_machine(mav: Mav) -> None:
 
 
 def test_no_operational_value_builds_anything_again(mav: Mav) -> None:
-    changed = [setting for value in values(load_recipe("tiny")) if not value.counts for setting in other_setting(value)]
+    no_pictures = ("clip.optimisation.sample_every", "train_prior.optimisation.sample_every")  # must stay at 0
+    known = [value for value in values(load_recipe("tiny")) if not value.counts and value.key not in no_pictures]
+    changed = [setting for value in known for setting in other_setting(value)]
     assert {"image_download.contact", "cluster.workers"} <= {setting.partition("=")[0] for setting in changed}
     told = mav("run", "tiny", *(word for setting in changed for word in ("--set", setting))).stdout
-    assert told.startswith("Nothing to do: all 21 stages of tiny are done")
+    assert told.startswith("Nothing to do: all 22 stages of tiny are done")
 
 
 def test_every_stage_is_done_its_counts_add_up_and_the_oracle_has_its_figures(mav: Mav) -> None:
@@ -199,21 +201,12 @@ def test_rerun_downstream_rebuilds_that_and_what_follows_to_the_same_bytes(mav: 
         return found
 
     before = contents()
-    mav("rerun", "tiny", "train-interpolation", "--downstream")
+    mav("rerun", "tiny", "generate", "--downstream")
     after = contents()
     rebuilt = {name for name in before if before[name][0] != after[name][0]}
-    follows = {
-        "generate",
-        "oracle",
-        "evaluate-ucf101",
-        "evaluate-msrvtt",
-        "evaluate-interpolation",
-        "human-study",
-        "report",
-    }
-    assert rebuilt == {"train-interpolation", *follows}
+    assert rebuilt == {"generate", "oracle", "human-study", "report"}
     differ = {name for name in before if before[name][1] != after[name][1]}
-    assert differ <= {"report", "train-interpolation"}, "the report tells times; the curves tell throughput"
+    assert differ <= {"report"}, "the report tells times"
 
 
 def test_the_report_is_one_page(mav: Mav) -> None:

@@ -47,7 +47,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str) -> Store:
 
 def test_validate_says_everything_and_exits_1(mav: Mav, tmp_path: Path) -> None:
     code, out, _ = mav("validate", "tiny")
-    assert (code, out) == (0, "tiny is right: 21 stages.\n")
+    assert (code, out) == (0, "tiny is right: 22 stages.\n")
     code, out, _ = mav("validate", "tiny", "--set", "cascade.low_size=40", "--set", "cluster.attempts=0")
     assert code == 1
     assert [line.split("`")[1] for line in out.splitlines()] == [
@@ -88,7 +88,7 @@ def test_only_what_is_asked_must_be_there(mav: Mav, tmp_path: Path) -> None:
     assert "`video_shards.sources` names 'nowhere.csv', which does not exist: correct the path" in err
 
     recipe.write_text("extends: tiny\nworld: null\nvideo_shards: {sources: [nowhere.csv]}\n")
-    assert list(make_a_video(load_recipe(str(recipe))).nodes) == ["video-shards", "report"]
+    assert list(make_a_video(load_recipe(str(recipe))).nodes) == ["video-shards", "video-select", "report"]
 
 
 def test_schema_names_every_key_with_its_comment(mav: Mav) -> None:

@@ -148,6 +148,7 @@ def test_ray_gets_a_second_try_on_a_busy_machine(failures: int, starts: int, mon
         return SimpleNamespace(dashboard_url="")
 
     monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     told = (
