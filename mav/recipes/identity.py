@@ -68,18 +68,23 @@ def covers(reads: Iterable[str], key: str) -> bool:
 def values(recipe: Recipe, reads: Iterable[str] | None = None) -> Iterator[Value]:
     """Yields every value of the named parts, or of the whole recipe, sorted by key."""
     wanted = None if reads is None else tuple(reads)
-    found = {value.key: value for value in _walk("", recipe, COUNTS) if wanted is None or covers(wanted, value.key)}
+    found = {value.key: value for value in _walk("", recipe, COUNTS, wanted)}
     for name in wanted or ():
         if not any(covers([name], key) for key in found):
             raise ValueError(f"{name!r} names no section or field of a recipe")
     return iter(found[key] for key in sorted(found))
 
 
-def _walk(key: str, value: Any, mark: Operational, holder: Any = None) -> Iterator[Value]:
+def _walk(
+    key: str, value: Any, mark: Operational, wanted: tuple[str, ...] | None, holder: Any = None
+) -> Iterator[Value]:
+    """Yields the values below a key, without the parts that are not wanted; None wants all."""
+    if wanted is not None and key and not covers(wanted, key) and not any(covers([key], name) for name in wanted):
+        return
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for name, own in _marks(value.__class__).items():
             below = own if mark is COUNTS else mark  # what a section's mark says holds for all that is in it
-            yield from _walk(f"{key}.{name}" if key else name, getattr(value, name), below, value)
+            yield from _walk(f"{key}.{name}" if key else name, getattr(value, name), below, wanted, value)
     else:
         yield Value(key, to_plain(value), mark.counts_if(holder), mark.deadline)
 

@@ -92,7 +92,7 @@ def test_described_memory_is_what_a_card_measured(stage, micro, measured):
 
 
 def test_the_command_prints_a_table_and_json(capsys):
-    app(["describe", "demo"], standalone_mode=False)
+    app(["describe", "tiny"], standalone_mode=False)
     assert "decoder-video" in capsys.readouterr().out
-    app(["describe", "demo", "--json"], standalone_mode=False)
+    app(["describe", "tiny", "--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)[0]["stage"] == "train-prior"
