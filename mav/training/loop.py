@@ -27,7 +27,7 @@ from mav.training.optimiser import make_optimiser, set_learning_rate, set_steps
 from mav.training.post_hoc import PostHoc, due
 from mav.training.process.preemption import PreemptedError, TerminationRequest
 from mav.training.process.stall import step_made
-from mav.training.sharding import gather, spread
+from mav.training.sharding import evaluated, gather, spread
 from mav.training.step import MicroStep
 from mav.training.validation import Batch, Draw, Loss, Validation
 
@@ -185,10 +185,8 @@ def train(
                 state.best_loss, state.best_samples = loss_now, state.samples
         # ---- samples of the average, for the eye alone: nothing of the training depends on them
         if sheet and (due(state.samples, o.sample_every, o.batch_size) or done):
-            with clock("sample_wait"), ema.in_place(), autocast:
-                network.eval()
+            with clock("sample_wait"), ema.in_place(), evaluated(network), autocast:
                 picture = sheet(network, SHOWN_STEPS)
-                network.train()
             if rank == 0:
                 show(state.samples, picture)
             step_made()

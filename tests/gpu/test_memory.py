@@ -30,6 +30,9 @@ class Pictures:
             "image_embedding": unit,
         }
 
+    def peek(self, count: int) -> dict[str, torch.Tensor]:
+        return self.batch(0, count)
+
 
 def test_described_memory_is_what_training_takes(tmp_path):
     """Two steps of `single-gpu`'s decoder in bfloat16 take its state, a micro-batch's activations, and little else."""

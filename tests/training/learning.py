@@ -88,6 +88,9 @@ class Scenes:
         rows = [self.sample(number % DISTINCT) for number in range(first, first + count)]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
+    def peek(self, count: int) -> dict[str, torch.Tensor]:
+        return self.batch(0, count)
+
 
 class Moving(Scenes):
     """Clips without a word."""
