@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mav.data.shards import ShardOutput, read_table, tar_names, write_table
+from mav.data.shards import ShardOutput, read_table, write_table
 from mav.data.videos.scores import SCORES
 from mav.errors import UserError
 from mav.recipes import VideoSelect
@@ -29,7 +29,7 @@ REASONS = (
     "shaky",
     "overlay",
 )  # in the order of their checks
-COLUMNS = ("cut", "motion_global", "motion_local", "shake", "repeated", "overlay", "border", "blank")
+COLUMNS = tuple(name for name, kind in SCORES.items() if kind == "double")  # one number a clip
 
 
 def read_scores(shards: Folder, name: str) -> pa.Table:
@@ -57,11 +57,6 @@ def first_failures(found: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns the first reason of each row, None where there is none."""
     masks = list(found.values())
     return np.select(masks, [np.array(reason, object) for reason in found], np.array(None, object))
-
-
-def shard_names(shards: Folder) -> list[str]:
-    """Returns the names of the shards of `video-shards`, sorted, without `.tar`."""
-    return sorted(name.removesuffix(".tar") for name in tar_names(shards))
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def image_download(job: Job) -> Outcome:
 )  # fmt: skip
 def image_screen(job: Job) -> Outcome:
     """Scores the rows nobody scored and screens them; keeps the CLIP image embeddings it needed for that."""
-    from mav.data.images.embed import ScreenWork, shard_names
+    from mav.data.images.embed import ScreenWork
+    from mav.data.shards import shard_names
 
     images, recipe = job.inputs["image-download"], job.recipe
     batch, gpus = recipe.image_embed.batch_size, recipe.cluster.gpus_per_worker
@@ -86,7 +87,8 @@ def image_screen(job: Job) -> Outcome:
 @stage("image-embed", reads=("image_embed",), gpu=True, version=2)
 def image_embed(job: Job) -> Outcome:
     """CLIP embeddings and text tokens of the kept rows, aligned with the tars."""
-    from mav.data.images.embed import EmbedWork, shard_names
+    from mav.data.images.embed import EmbedWork
+    from mav.data.shards import shard_names
 
     images, gpus = job.inputs["image-download"], job.recipe.cluster.gpus_per_worker
     batch = job.recipe.image_embed.batch_size

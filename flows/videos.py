@@ -48,7 +48,8 @@ def video_shards(job: Job) -> Outcome:
 @stage("video-select", reads=("video_select",))
 def video_select(job: Job) -> Outcome:
     """Drops clips with cuts, without motion, with too much of it, with overlays or borders, by their scores alone."""
-    from filters.clips import SelectWork, agreement, read_scores, shard_names
+    from filters.clips import SelectWork, agreement, read_scores
+    from mav.data.shards import shard_names
 
     shards, rule = job.inputs["video-shards"], job.recipe.video_select
     names = shard_names(shards)

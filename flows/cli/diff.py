@@ -153,7 +153,8 @@ def sweep(recipe: RecipeName, threshold: Threshold, runs: Runs = "runs", set_: S
     import numpy as np
     import pyarrow as pa
 
-    from filters.clips import failures, read_scores, shard_names
+    from filters.clips import failures, read_scores
+    from mav.data.shards import shard_names
 
     key, _, listed = threshold.partition("=")
     values_ = [value for value in listed.split(",") if value]

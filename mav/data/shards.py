@@ -119,6 +119,11 @@ def read_tar(folder: Folder, name: str) -> Iterator[tuple[str, dict[str, bytes]]
             yield key, {extension: read_at(file, place) for extension, place in places.items()}
 
 
+def shard_names(folder: Folder) -> list[str]:
+    """Returns the names of an artifact's shards, sorted, without `.tar`. Raises UserError for none."""
+    return sorted(name.removesuffix(".tar") for name in tar_names(folder))
+
+
 def tar_names(folder: Folder) -> list[str]:
     """Returns the tars of an artifact, sorted. Raises UserError for none: nothing can be trained on an empty stage."""
     names = [name for name in folder.names() if name.endswith(".tar")]

@@ -136,9 +136,9 @@ def train(
         if post_hoc:
             post_hoc.keep(state.samples)
 
-    micro, rounds, parts = _division(o, cluster.workers, world_size)
+    micro, parts, rounds = division(o, cluster.workers, world_size)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=o.precision == "bfloat16")
-    micro_step = MicroStep(task.loss, spread_out, autocast, parts, device, world_size)
+    micro_step = MicroStep(task.loss, spread_out, autocast, parts / world_size, device, world_size)
     rate = matrix_rate(micro_step.device, o.precision)
     termination_requested = TerminationRequest(world_size)
     sheet = task.sheet() if o.sample_every and task.sheet else None
@@ -232,14 +232,14 @@ def train(
     return state
 
 
-def _division(o: Optimisation, workers: int, world_size: int) -> tuple[int, int, float]:
-    """Returns the samples of a micro-batch, how many of them a rank makes in a step, and a step's number over ranks.
+def division(o: Optimisation, workers: int, world_size: int) -> tuple[int, int, int]:
+    """Returns the samples of a micro-batch, how many of these a step has, and in how many turns the ranks make them.
 
     A step has the micro-batches that all `workers` of the recipe make of it, also when fewer are there: they make more
     of them in turn, in the memory they have.
     """
     parts = o.accumulation * max(workers, world_size)
-    return o.batch_size // parts, -(-parts // world_size), parts / world_size
+    return o.batch_size // parts, parts, -(-parts // world_size)
 
 
 def prefetch(
@@ -251,13 +251,13 @@ def prefetch(
     A thread makes one part ahead. Where the parts of a step cannot be shared evenly, ranks without a last one repeat a
     part that does not count, since sharded networks compute together.
     """
-    micro, rounds, parts = _division(o, workers, world_size)
+    micro, parts, rounds = division(o, workers, world_size)
 
     def places() -> Iterator[tuple[int, bool]]:
         for step in range(samples, o.samples, o.batch_size):
             for turn in range(rounds):
                 part = turn * world_size + rank
-                counts = part < round(parts * world_size)
+                counts = part < parts
                 yield step + (part if counts else 0) * micro, counts
 
     def made(first: int) -> Batch:

@@ -34,7 +34,7 @@ from mav.recipes import TRAINING_READS, Recipe, TrainVideo, digest, what
 from mav.storage import Folder
 from mav.training.conditions import Prepared, draw_crop, only_motion, random_mask, with_low_resolution
 from mav.training.export import export_network, write_curves
-from mav.training.loop import Batch, BatchSource, Show, TrainingTask, train
+from mav.training.loop import Batch, BatchSource, Show, TrainingTask, division, train
 from mav.training.monitoring.sheet import SHEET, Sheet
 from mav.training.stage_setup import StageSetup
 from mav.training.validation import Validation
@@ -292,6 +292,6 @@ def _validation(setup: StageSetup, task: TrainingTask, rank: int, world_size: in
         return None
     if not task.has_levels:
         raise UserError(f"{task.stage} has no loss by noise level: leave its `optimisation.held_out` at 0.")
-    chunk = o.batch_size // (o.accumulation * max(setup.recipe.cluster.workers, world_size))
+    chunk, *_ = division(o, setup.recipe.cluster.workers, world_size)
     rows, seeds = task.source.hold_out(o.held_out, o.samples), (setup.recipe.seed, task.stage)
     return Validation(rows, chunk, seeds, task.draw, task.loss, rank, world_size)

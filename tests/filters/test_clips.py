@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from filters.clips import REASONS, SelectWork, agreement, failures, first_failures, read_scores, shard_names
+from filters.clips import REASONS, SelectWork, agreement, failures, first_failures, read_scores
 from flows.cli import diff
-from mav.data.shards import VIDEO_LEDGER, TarWriter, read_table, write_ledger
+from mav.data.shards import VIDEO_LEDGER, TarWriter, read_table, shard_names, write_ledger
 from mav.data.videos.scores import SCORES
 from mav.errors import UserError
 from mav.recipes import VideoSelect

@@ -25,7 +25,6 @@ from mav.data.shards import (
     read_at,
     read_table,
     read_tar,
-    tar_names,
     write_array,
     write_table,
 )  # fmt: skip
@@ -35,11 +34,6 @@ from mav.recipes import Screening
 from mav.storage import Folder
 
 SCORE_REASONS = {"punsafe": "nsfw", "pwatermark": "watermark"}  # why a row at or above a score's threshold is dropped
-
-
-def shard_names(images: Folder) -> list[str]:
-    """Returns the names of image-download's shards, sorted, without `.tar`."""
-    return sorted(name.removesuffix(".tar") for name in tar_names(images))
 
 
 @functools.cache

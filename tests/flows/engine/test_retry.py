@@ -22,8 +22,7 @@ from flows.engine.run import Run
 from flows.engine.stage import Graph, Node
 from flows.engine.store import Store
 from flows.services.terminal import Terminal
-from mav.data.images.embed import shard_names
-from mav.data.shards import read_tar
+from mav.data.shards import read_tar, shard_names
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.recipes import ImageDownload, ImageMetadata, Recipe, VideoShards
