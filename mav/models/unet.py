@@ -217,7 +217,7 @@ class UNet(nn.Module):
         # The decoder; every block takes a skip connection from the end.
         for index, blocks in enumerate(self.decoder):
             if index:
-                h = F.interpolate(self.up[index - 1](h), scale_factor=2.0, mode="nearest")
+                h = _twice_as_large(self.up[index - 1](h))
             for block in cast(nn.ModuleList, blocks):
                 h = self._run(block, len(self.decoder) - 1 - index, [h, skips.pop()], *common)
         h = self.output([self.output_norm(h, silu=True)], frames, rate)
@@ -252,6 +252,12 @@ class UNet(nn.Module):
         new: list[nn.Module] = [m for m in self.modules() if isinstance(m, temporal)]
         new += [m for m in (self.fps, self.known_input) if m is not None]
         return [parameter for module in new for parameter in module.parameters()]
+
+
+def _twice_as_large(x: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling in the precision of x: autocast would have it, and all after it, in float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def _to_images(clip: Tensor) -> Tensor:

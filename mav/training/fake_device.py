@@ -178,6 +178,8 @@ def _backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
                     found.append(after)
                 waiting[after] = waiting.get(after, 0) + 1
     ready: list[Any] = [root.grad_fn for root in roots]
+    # Before torch 2.13 a node written in Python lives only as long as a node before it.
+    before: dict[Any, list[Any]] = {}
     for root, gradient in zip(roots, gradients, strict=True):
         _give(given, root.grad_fn, root.output_nr, gradient)
         root.detach_()  # it would keep the whole graph
@@ -186,6 +188,7 @@ def _backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
             # As in the engine, the node that was made last goes first, and what it kept is freed with it.
             node: Any = ready.pop(max(range(len(ready)), key=lambda i: _made(ready[i])))
             waiting.pop(node, None)
+            holding = [node, *before.pop(node, [])]
             inputs = given.pop(node, None) or [None]
             if hasattr(node, "variable"):  # the end of the graph, a parameter
                 if inputs[0] is not None:
@@ -206,11 +209,13 @@ def _backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
             for (after, place), output in zip(edges, outputs, strict=True):
                 if after is None:
                     continue
+                if hasattr(after, "needs_input_grad"):
+                    before.setdefault(after, []).extend(holding)
                 _give(given, after, place, output)
                 waiting[after] -= 1
                 if not waiting[after]:
                     ready.append(after)
-            del node, inputs, outputs, edges, after, output
+            del node, inputs, outputs, edges, after, output, holding
 
 
 def _give(given: dict[Any, list[Tensor | None]], node: Any, place: int, gradient: Tensor | None) -> None:
