@@ -82,8 +82,11 @@ def _sources(recipe: Recipe, need: Need) -> None:
 
 
 def _world(recipe: Recipe, need: Need) -> None:
-    """What is drawn must be long enough to train on."""
+    """What is drawn must be there, and long enough to train on."""
     world = recipe.world
+    if world:
+        why, advice = "a world of digits draws those of MNIST's idx files", "name the folder that they are in"
+        need(world.kind == "shapes" or bool(world.files), "world.files", why, advice)
     if world and not recipe.video_shards.sources:
         least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
         why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"

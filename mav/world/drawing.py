@@ -5,6 +5,7 @@ from generated pixels. Lengths are in units of the picture's side, so that one s
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,9 +21,12 @@ SENTENCES = ("a {colour} {shape} on a {ground} ground", "a photo of a {colour} {
 
 @dataclass(frozen=True)
 class Scene:
-    """One object over one ground. centre: x, y; velocity: sides per second; the object bounces off the borders."""
+    """One object over one ground. centre: x, y; velocity: sides per second; the object bounces off the borders.
 
-    colour: str
+    colour: its name in the palette; None for an object without one, such as a digit (`mav.world.digits`).
+    """
+
+    colour: str | None
     shape: str
     ground: str
     centre: tuple[float, float]
@@ -30,9 +34,30 @@ class Scene:
     velocity: tuple[float, float]
     ground_seed: int
 
+    sentences: ClassVar[tuple[str, ...]] = SENTENCES
+
+    @property
+    def name(self) -> str:
+        """What the object is called: "red circle"; the name of a digit alone."""
+        return f"{self.colour} {self.shape}" if self.colour else self.shape
+
+    @property
+    def paint(self) -> tuple[int, int, int]:
+        """The object's RGB, 0..255."""
+        return PALETTE[str(self.colour)]
+
+    def cover(self, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
+        """Returns the share of each pixel that the object covers; x (1, W) and y (H, 1) are from its centre, in radii.
+
+        size: pixels of the picture's side.
+        """
+        return np.clip(0.5 - signed_distance(self.shape, x, y) * self.radius * size, 0, 1)
+
     def caption(self, sentence: int) -> str:
         """Returns the description by the sentence of this number."""
-        return SENTENCES[sentence % len(SENTENCES)].format(colour=self.colour, shape=self.shape, ground=self.ground)
+        return self.sentences[sentence % len(self.sentences)].format(
+            colour=self.colour, shape=self.shape, ground=self.ground
+        )
 
     def centre_at(self, seconds: float) -> tuple[float, float]:
         """Returns the object's centre after this time, reflected so that the object stays inside the picture."""
@@ -47,12 +72,17 @@ class Scene:
 
 def random_scene(rng: np.random.Generator, colours: tuple[str, ...], shapes: tuple[str, ...]) -> Scene:
     """Returns a scene drawn uniformly; all of it comes from `rng`."""
+    motion = random_motion(rng)
+    colour, shape, ground = (str(rng.choice(list(names))) for names in (colours, shapes, GROUNDS))
+    return Scene(colour, shape, ground, *motion, int(rng.integers(2**31)))
+
+
+def random_motion(rng: np.random.Generator) -> tuple[tuple[float, float], float, tuple[float, float]]:
+    """Returns a centre, a radius and a velocity as a `Scene` has them."""
     radius = float(rng.uniform(0.25, 0.32))
     angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.7)
     x, y = rng.uniform(radius, 1 - radius, size=2)
-    colour, shape, ground = (str(rng.choice(list(names))) for names in (colours, shapes, GROUNDS))
-    velocity = (float(speed * np.cos(angle)), float(speed * np.sin(angle)))
-    return Scene(colour, shape, ground, (float(x), float(y)), radius, velocity, int(rng.integers(2**31)))
+    return (float(x), float(y)), radius, (float(speed * np.cos(angle)), float(speed * np.sin(angle)))
 
 
 def draw(scene: Scene, size: int, seconds: float = 0.0) -> np.ndarray:
@@ -75,6 +105,8 @@ def draw_ground(kind: str, seed: int, size: int) -> np.ndarray:
     along = x * np.cos(angle) + y * np.sin(angle)
     if kind == "smooth":
         texture = 2 * along - 1
+    elif kind == "plain":
+        texture = np.zeros_like(along)
     elif kind == "striped":
         texture = np.sign(np.sin(2 * np.pi * rng.uniform(2, 3.5) * along + rng.uniform(0, 6)))
     elif kind == "cloudy":
@@ -85,7 +117,7 @@ def draw_ground(kind: str, seed: int, size: int) -> np.ndarray:
         grid = rng.uniform(-1.5, 1.5, (cells, cells))
         texture = grid[(y * cells).astype(int), (x * cells).astype(int)]
     else:
-        raise ValueError(f"unknown ground {kind!r}: one of {', '.join(GROUNDS)}")
+        raise ValueError(f"unknown ground {kind!r}: one of plain, {', '.join(GROUNDS)}")
     return np.repeat(np.clip(base + depth * texture, 25, 130)[..., None], 3, axis=2)
 
 
@@ -99,10 +131,9 @@ def draw_object(ground: np.ndarray, scene: Scene, centre: tuple[float, float]) -
     (left, right), (top, bottom) = bounds
     x = (np.arange(left, right) + 0.5)[None, :] / size
     y = (np.arange(top, bottom) + 0.5)[:, None] / size
-    distance = signed_distance(scene.shape, (x - centre[0]) / radius, (y - centre[1]) / radius) * radius * size
-    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    cover = scene.cover((x - centre[0]) / radius, (y - centre[1]) / radius, size)[..., None]
     box = picture[top:bottom, left:right]
-    box[:] = _to_bytes(box * (1 - cover) + np.array(PALETTE[scene.colour]) * cover)
+    box[:] = _to_bytes(box * (1 - cover) + np.array(scene.paint) * cover)
     return picture
 
 

@@ -6,7 +6,7 @@ CLIP that conditioned them.
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ class Reading:
     """The object seen in one frame. colour, shape and centre (x, y as fractions of the side) are None if none is clear.
 
     overlap: intersection over union with the best template. area: share of the frame that the object covers.
-    saturation: mean difference between the largest and smallest channel over the object, 0..1.
+    saturation: mean difference between the largest and smallest channel over the object, 0..1; of a digit, its mean
+    brightness.
     """
 
     colour: str | None
@@ -42,17 +43,13 @@ class Reading:
 
 
 NOTHING = Reading(None, None, None, 0.0)
+Reader = Callable[[np.ndarray, tuple[str, ...]], Reading]  # a frame, uint8 (H, W, 3), and the shapes that it may show
 
 
 def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
     """Reads a frame, uint8 (H, W, 3) RGB, H and W >= 16, of a world with these shapes."""
+    frame = fit_frame(frame)
     height, width = frame.shape[:2]
-    if frame.ndim != 3 or frame.shape[2] != 3 or min(height, width) < 16:
-        raise ValueError(f"a frame must be (H, W, 3) of at least 16 pixels a side, not {frame.shape}")
-    if max(height, width) > LARGEST:
-        scale = max(LARGEST / max(height, width), 16 / min(height, width))
-        frame = cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        height, width = frame.shape[:2]
     # Find the colour of most coloured pixels, and the largest connected part of that colour.
     pixels = frame.astype(np.float32)
     spread = pixels.max(axis=2) - pixels.min(axis=2)
@@ -74,6 +71,17 @@ def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
         return NOTHING
     place, covered = (centre[0] / width, centre[1] / height), area / (height * width)
     return Reading(colour, shape, place, overlap, covered, float((spread * weight).sum() / area / 255))
+
+
+def fit_frame(frame: np.ndarray) -> np.ndarray:
+    """Returns a frame at a size that is read, at most LARGEST. Raises ValueError for what is no frame."""
+    height, width = frame.shape[:2]
+    if frame.ndim != 3 or frame.shape[2] != 3 or min(height, width) < 16:
+        raise ValueError(f"a frame must be (H, W, 3) of at least 16 pixels a side, not {frame.shape}")
+    if max(height, width) <= LARGEST:
+        return frame
+    scale = max(LARGEST / max(height, width), 16 / min(height, width))
+    return cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
 
 
 def _colour(pixels: np.ndarray) -> str:
@@ -197,12 +205,15 @@ class VideoReading:
         """The share of later frames that show the colour and the shape of the first frame; 0 when that shows none."""
         first, *later = self.frames
         kept = [frame.colour == first.colour and frame.shape == first.shape for frame in later]
-        return float(np.mean(kept)) if first.colour is not None and kept else 0.0
+        return float(np.mean(kept)) if first.shape is not None and kept else 0.0
 
 
 def read_video(
-    frames: np.ndarray, truth: Mapping[str, Any] | None = None, shapes: tuple[str, ...] = SHAPES
+    frames: np.ndarray,
+    truth: Mapping[str, Any] | None = None,
+    shapes: tuple[str, ...] = SHAPES,
+    read: Reader = read_frame,
 ) -> VideoReading:
     """Reads every frame of uint8 (F, H, W, 3). `truth` has the colour and shape it should show."""
     truth = truth or {}
-    return VideoReading(tuple(read_frame(f, shapes) for f in frames), truth.get("colour"), truth.get("shape"))
+    return VideoReading(tuple(read(f, shapes) for f in frames), truth.get("colour"), truth.get("shape"))
