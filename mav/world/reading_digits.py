@@ -22,8 +22,8 @@ LEAST_CONTRAST = 50  # levels of 255 between the ink and the ground
 LEAST_AREA, MOST_AREA = 0.008, 0.3  # of the frame, in ink; a one of the smallest size has 0.02
 NEAR = 0.06  # of the side: parts of a digit are no farther apart
 CERTAIN = 0.5  # least probability of a digit; below it there is no clear object
-WINDOW, FILLED = 28, 20  # pixels of the square that the network sees, and of the digit's longer side in it
-DRAWINGS, CHECKS, EPOCHS, BATCH = 3, 2, 6, 64  # drawings of each digit to learn from, and to measure the error on
+WINDOW, FILLED = 20, 16  # pixels of the square that the network sees, and of the digit's longer side in it
+DRAWINGS, CHECKS, EPOCHS, BATCH = 3, 2, 4, 64  # drawings of each digit to learn from, and to measure the error on
 SIZES = (28, 96)  # pixels of the frames that the network learns from
 
 
@@ -72,7 +72,7 @@ def _trained(digits: Digits) -> DigitReader:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
     for _ in range(EPOCHS):
         for rows in np.array_split(rng.permutation(len(windows)), steps // EPOCHS):
-            loss = F.cross_entropy(network(windows[rows]), labels[rows], label_smoothing=0.05)
+            loss = F.cross_entropy(network(windows[rows]), labels[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -85,15 +85,17 @@ def _trained(digits: Digits) -> DigitReader:
 
 
 def _network() -> nn.Sequential:
-    """Returns the untrained network: windows (B, 1, 28, 28) to logits of the ten digits and of what is none."""
+    """Returns the untrained network: windows (B, 1, 20, 20) to logits of the ten digits and of what is none."""
     layers: list[nn.Module] = []
-    for before, after in ((1, 16), (16, 32), (32, 48)):
+    for before, after in ((1, 16), (16, 32)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(48 * 3 * 3, len(DIGITS) + 1))
+    side = WINDOW // 4
+    layers += [nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3)]
+    return nn.Sequential(*layers, nn.Linear(64 * side * side, len(DIGITS) + 1))
 
 
 def _windows(digits: Digits, rng: np.random.Generator, drawings: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns windows (N, 1, 28, 28) of drawn digits, and of what is no digit, with their labels (N,)."""
+    """Returns windows (N, 1, 20, 20) of drawn digits, and of what is no digit, with their labels (N,)."""
     windows, labels = [], []
     for row in np.tile(np.arange(len(digits)), drawings):
         seen = _find(_frame(digits, row, rng), rng)
@@ -129,7 +131,7 @@ def _no_digit(rng: np.random.Generator) -> np.ndarray:
 
 
 def _find(frame: np.ndarray, jitter: np.random.Generator | None = None) -> tuple[np.ndarray, Reading] | None:
-    """Returns the object's window, float32 (28, 28) in 0..1, and a reading without a shape; None where none is clear.
+    """Returns the object's window, float32 (20, 20) in 0..1, and a reading without a shape; None where none is clear.
 
     With a generator the window is a little shifted and scaled, as an object is found that is not quite right.
     """
