@@ -88,6 +88,8 @@ def _world(recipe: Recipe, need: Need) -> None:
         least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
         why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"
         need(world.clip_frames >= least, "world.clip_frames", why, f"say {least} or more")
+    if world and world.objects > 1:
+        need(len(set(world.colours)) > 1, "world.colours", "two objects (`world.objects`) have two", "name another")
 
 
 def _sizes(recipe: Recipe, need: Need) -> None:

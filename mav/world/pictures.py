@@ -12,7 +12,7 @@ from PIL import Image
 
 from mav.recipes import World
 from mav.storage import Folder
-from mav.world.drawing import SENTENCES, Scene, draw_ground, draw_object, random_scene
+from mav.world.drawing import SENTENCES, Scene, draw_ground, draw_objects, truth_of, world_scene
 
 # Mild insults, all of them on the default word list.
 RUDE = ("{caption}, and it sucks", "a god damn {colour} {shape}", "bollocks: {caption}", "{caption}, the bastard",
@@ -51,7 +51,7 @@ class Picture:
     @property
     def truth(self) -> dict[str, Any]:
         signs = {"unsafe": _score(self.unsafe) >= 0.5, "watermark": _score(self.marked) >= 0.5}
-        return {"colour": self.scene.colour, "shape": self.scene.shape, **signs}
+        return truth_of(self.scene.kinds) | signs
 
 
 def make_pictures(world: World, rng: np.random.Generator) -> list[Picture]:
@@ -61,7 +61,7 @@ def make_pictures(world: World, rng: np.random.Generator) -> list[Picture]:
     forms = rng.choice(["jpg", "png", "webp"], size=n, p=[0.82, 0.1, 0.08])
     pictures = []
     for index, form in enumerate(forms):
-        scene = random_scene(rng, world.colours, world.shapes)
+        scene = world_scene(world, rng)
         caption = scene.caption(int(rng.integers(len(SENTENCES))))
         width, height = (int(s) for s in sides[index])
         if rng.uniform() < 0.6:
@@ -115,7 +115,7 @@ def paint(picture: Picture) -> np.ndarray:
     canvas = draw_ground(picture.scene.ground, picture.scene.ground_seed, full)[:height, :width]
     top, left = (height - side) // 2, (width - side) // 2
     square = slice(top, top + side), slice(left, left + side)
-    canvas[square] = draw_object(canvas[square], picture.scene, picture.scene.centre)
+    canvas[square] = draw_objects(canvas[square], picture.scene)
     if picture.unsafe:
         cell = max(side // 10, 1)
         y, x = np.mgrid[0 : 2 * cell, 0:width]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mav.recipes import World
-from mav.world.drawing import Scene, draw_clip, random_scene
+from mav.world.drawing import draw_clip, world_scene
 
 WHITE = np.array([250.0, 250.0, 250.0])
 LETTERS = ("101101111101101", "111100111001111", "111101101101111", "010101111101101")  # 3 x 5 pixels each
@@ -33,19 +33,15 @@ def plant(kind: str, world: World, rng: np.random.Generator) -> Planted:
     return KINDS[kind](world, rng)
 
 
-def _scene(world: World, rng: np.random.Generator) -> Scene:
-    return random_scene(rng, world.colours, world.shapes)
-
-
 def _drawn(world: World, rng: np.random.Generator) -> np.ndarray:
-    return draw_clip(_scene(world, rng), world.size, world.clip_frames, world.clip_fps)
+    return draw_clip(world_scene(world, rng), world.size, world.clip_frames, world.clip_fps)
 
 
 def _two(world: World, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns two shots, of two colours where the world has them, and a frame near the middle."""
-    first = _scene(world, rng)
-    others = [colour for colour in world.colours if colour != first.colour] or list(world.colours)
-    second = replace(_scene(world, rng), colour=str(rng.choice(others)))
+    first, second = world_scene(world, rng), world_scene(world, rng)
+    free = [colour for colour in world.colours if second.second is None or colour != second.second.colour]
+    second = replace(second, colour=str(rng.choice([colour for colour in free if colour != first.colour] or free)))
     shots = (draw_clip(scene, world.size, world.clip_frames, world.clip_fps) for scene in (first, second))
     return *shots, int(rng.integers(world.clip_frames // 3, 2 * world.clip_frames // 3))  # type: ignore[return-value]
 

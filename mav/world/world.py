@@ -8,6 +8,7 @@ fitted on them can find it in rows without scores.
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,18 @@ from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.recipes import World
 from mav.storage import Folder
-from mav.world.drawing import GROUNDS, SENTENCES, Scene, draw_clip, random_scene
+from mav.world.drawing import (
+    GROUNDS,
+    PLAIN,
+    Kind,
+    Scene,
+    describe,
+    draw_clip,
+    nested,
+    random_scene,
+    truth_of,
+    world_scene,
+)
 from mav.world.pictures import make_pictures, write_images, write_tables
 from mav.world.planted import KINDS, plant
 
@@ -52,6 +64,8 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
     out.write_json("site/identity.json", {"service": "make-a-video demo world", "digest": digest})
     truth = {"colours": list(world.colours), "shapes": list(world.shapes), "size": world.size, "clips": clips,
              "planted": planted, "clip_fps": world.clip_fps, "images": {p.name: p.truth for p in pictures}}  # fmt: skip
+    if world.objects > 1:
+        truth["objects"] = world.objects
     out.write_json("truth.json", truth)
     counts = {"images": len(pictures), "image_rows": rows, "faults": len(faults)}
     return counts | {"clips": len(clips), "planted": len(planted), "clip_rows": listed, "prompts": len(prompts)}
@@ -87,16 +101,17 @@ def _write_clips(
             data = encode_mp4(clip.frames, world.clip_fps)
             planted.append({"videoid": videoid, "kind": kind, "reasons": clip.reasons, "changes": clip.changes})
         elif kind != "missing":
-            scene = random_scene(rng, world.colours, world.shapes)
+            scene = world_scene(world, rng)
             data = _clip(scene, world)
             data = data[: len(data) // 2] if kind == "truncated" else data
         if kind != "missing":
             out.write_bytes(f"site/{name}", data)
             digests[name] = hashlib.sha256(data).hexdigest()
         if kind == "good":
-            truth.append({"videoid": videoid, "colour": scene.colour, "shape": scene.shape, "ground": scene.ground,
-                          "radius": scene.radius, "centre": list(scene.centre),
-                          "velocity": list(scene.velocity)})  # fmt: skip
+            objects = [{"colour": thing.colour, "shape": thing.shape, "radius": thing.radius,
+                        "centre": list(thing.centre), "velocity": list(thing.velocity)}
+                       for thing in scene.objects]  # fmt: skip
+            truth.append({"videoid": videoid, "ground": scene.ground, **nested(objects)})
     # WebVid-10M repeats 25 of its ids; this list repeats one, before those that are not to train on.
     at = len(lines) - len(planted)
     lines.insert(at, lines[0])
@@ -109,37 +124,55 @@ def _clip(scene: Scene, world: World) -> bytes:
     return encode_mp4(draw_clip(scene, world.size, world.clip_frames, world.clip_fps), world.clip_fps)
 
 
-def _kinds(world: World) -> list[tuple[str, str]]:
-    return [(colour, shape) for colour in world.colours for shape in world.shapes]
+def _kinds(world: World) -> list[list[Kind]]:
+    """Returns what held-out clips and prompts show, in turn: every colour with every shape.
+
+    With two objects a frame, each of them is followed by a pair of which it is the first, and an early end leaves no
+    colour and no shape out.
+    """
+    colours, shapes = world.colours, world.shapes
+    if world.objects == 1:
+        return [[(colour, shape)] for colour in colours for shape in shapes]
+    kinds: list[list[Kind]] = []
+    for index in range(len(colours) * len(shapes)):
+        colour, shape = index % len(colours), (index + index // math.lcm(len(colours), len(shapes))) % len(shapes)
+        # All distances between two colours and between two shapes occur.
+        other = (colour + 1 + index % (len(colours) - 1)) % len(colours)
+        first, second = (colours[colour], shapes[shape]), (colours[other], shapes[(shape + index // 2) % len(shapes)])
+        kinds += [[first], [first, second]]
+    return kinds
 
 
 def _held_out(world: World, seed: int, stream: int, index: int) -> Scene:
     """Returns a scene of an evaluation set: colours and shapes in turn, all else from a stream of its own."""
-    colour, shape = _kinds(world)[index % len(_kinds(world))]
-    scene = random_scene(np.random.default_rng([seed, stream, index]), world.colours, world.shapes)
-    return replace(scene, colour=colour, shape=shape)
+    kinds = _kinds(world)[index % len(_kinds(world))]
+    scene = random_scene(np.random.default_rng([seed, stream, index]), world.colours, world.shapes, len(kinds))
+    (colour, shape), (other, form) = kinds[0], kinds[-1]
+    second = scene.second and replace(scene.second, colour=other, shape=form)
+    return replace(scene, colour=colour, shape=shape, second=second)
 
 
 def _write_ucf101(world: World, seed: int, out: Folder) -> None:
     """Writes UCF-101 as distributed: a folder a class, lists with CRLF line ends, one sentence a class.
 
-    A class is a colour and a shape. `truth.json` says where the object of each clip is in every frame.
+    A class is a colour and a shape, or two of them. `truth.json` says where the objects of each clip are in every
+    frame.
     """
     kinds = _kinds(world)
-    names = [colour.capitalize() + shape.capitalize() for colour, shape in kinds]
+    names = ["And".join(colour.capitalize() + shape.capitalize() for colour, shape in each) for each in kinds]
     listed, truth = [], {}
     for index in range(world.evaluation_clips):
         turn, number = divmod(index, len(names))
         path = f"{names[number]}/v_{names[number]}_g{turn // 4 + 1:02d}_c{turn % 4 + 1:02d}.mp4"
         scene = _held_out(world, seed, 4, index)
         out.write_bytes(f"ucf101/{path}", _clip(scene, world))
-        centres = [scene.centre_at(frame / world.clip_fps) for frame in range(world.clip_frames)]
-        truth[path] = {"radius": scene.radius, "centres": centres}
+        moments = [frame / world.clip_fps for frame in range(world.clip_frames)]
+        truth[path] = nested([{"radius": t.radius, "centres": [*map(t.centre_at, moments)]} for t in scene.objects])
         listed.append(f"{path} {number + 1}\r\n")
     out.write_json("ucf101/truth.json", truth)
     out.write_bytes("ucf101/classInd.txt", "".join(f"{i} {name}\r\n" for i, name in enumerate(names, 1)).encode())
     out.write_bytes("ucf101/trainlist01.txt", "".join(sorted(listed)).encode())
-    out.write_bytes("ucf101/class_prompts.txt", "".join(f"a {colour} {shape}\n" for colour, shape in kinds).encode())
+    out.write_bytes("ucf101/class_prompts.txt", "".join(f"{describe(each, '', PLAIN)}\n" for each in kinds).encode())
 
 
 def _write_msrvtt(world: World, seed: int, out: Folder) -> None:
@@ -157,13 +190,15 @@ def _write_msrvtt(world: World, seed: int, out: Folder) -> None:
     out.write_json("msrvtt/captions.json", {"info": about, "videos": videos, "sentences": sentences})
 
 
-def _prompts(world: World, rng: np.random.Generator) -> list[dict[str, str]]:
-    """Returns a prompt for every colour with every shape, in varied sentences; at least 24, at most 36."""
+def _prompts(world: World, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Returns a prompt for each of the kinds, in varied sentences; at least 24, at most 36.
+
+    An entry has the colour and the shape that it asks for, and under `second` those of a second object.
+    """
     kinds = _kinds(world)
     prompts = []
     for index in range(min(max(24, len(kinds)), 36)):
-        kind = dict(zip(("colour", "shape"), kinds[index % len(kinds)], strict=True))
-        sentence = SENTENCES[(index + index // len(kinds)) % len(SENTENCES)]
+        each, sentence = kinds[index % len(kinds)], index // world.objects + index // len(kinds)
         ground = GROUNDS[int(rng.integers(len(GROUNDS)))]
-        prompts.append({"prompt": sentence.format(**kind, ground=ground), **kind})
+        prompts.append({"prompt": describe(each, ground, sentence), **truth_of(each)})
     return prompts
