@@ -38,10 +38,10 @@ def oracle(job: Job) -> Outcome:
 
 def drawn_clips(world: World, count: int) -> list[np.ndarray]:
     """Draws clips of shapes like those of the demo world, uint8 (F, S, S, 3), to measure with; they need no files."""
-    from mav.world.drawing import draw_clip, random_scene
+    from mav.world.drawing import draw_clip, world_scene
 
     rng = np.random.default_rng(0)
-    scenes = [random_scene(rng, world.colours, world.shapes) for _ in range(count)]
+    scenes = [world_scene(world, rng) for _ in range(count)]
     return [draw_clip(scene, world.size, world.clip_frames, world.clip_fps) for scene in scenes]
 
 

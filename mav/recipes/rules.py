@@ -87,10 +87,14 @@ def _world(recipe: Recipe, need: Need) -> None:
     if world:
         why, advice = "a world of digits draws those of MNIST's idx files", "name the folder that they are in"
         need(world.kind == "shapes" or bool(world.files), "world.files", why, advice)
+        why = "a world of digits (`world.kind`) has one in a frame"
+        need(world.kind == "shapes" or world.objects == 1, "world.objects", why, "say 1")
     if world and not recipe.video_shards.sources:
         least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
         why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"
         need(world.clip_frames >= least, "world.clip_frames", why, f"say {least} or more")
+    if world and world.objects > 1:
+        need(len(set(world.colours)) > 1, "world.colours", "two objects (`world.objects`) have two", "name another")
 
 
 def _sizes(recipe: Recipe, need: Need) -> None:

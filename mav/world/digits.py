@@ -12,12 +12,14 @@ import numpy as np
 from mav.errors import UserError
 from mav.recipes import World
 from mav.storage import Folder
-from mav.world.drawing import Scene, random_motion
+from mav.world.drawing import PALETTE, SHAPES, Kind, Scene, Sentences, random_scene
 from mav.world.idx_files import SIDE, Digits, read_digits
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SENTENCES = ("a photo of the digit {shape}", "a handwritten {shape}", "the digit {shape}",
-             "the number {shape}, written by hand")  # fmt: skip
+SENTENCES = (
+    ("the digit {shape}", "a photo of {objects}"), ("a handwritten {shape}", "{objects}"),
+    ("the digit {shape}", "{objects}"), ("the number {shape}", "{objects}, written by hand"),
+)  # fmt: skip
 INK = (240, 240, 240)
 LEAST = 10  # different pictures of each digit in the files
 EVALUATION, READER = 0.1, 0.4  # shares of each digit's pictures
@@ -35,7 +37,7 @@ class DigitScene(Scene):
 
     ink: np.ndarray = field(kw_only=True, compare=False, repr=False)
 
-    sentences: ClassVar[tuple[str, ...]] = SENTENCES
+    sentences: ClassVar[Sentences] = SENTENCES
 
     @property
     def paint(self) -> tuple[int, int, int]:
@@ -96,8 +98,10 @@ def split_digits(digits: Digits, seed: int) -> Parts:
 class DigitCast:
     """What a world of digits shows; see `mav.world.cast`."""
 
-    sentences = SENTENCES
-    kinds: tuple[tuple[str | None, str], ...] = tuple((None, name) for name in DIGITS)
+    sentences: Sentences = SENTENCES
+    colours: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = DIGITS
+    kinds: tuple[list[Kind], ...] = tuple([(None, name)] for name in DIGITS)
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -124,6 +128,6 @@ class DigitCast:
 def digit_scene(rng: np.random.Generator, digits: Digits, label: int | None = None) -> DigitScene:
     """Returns a scene of one of these digits, or of one with this label; all of it comes from `rng`."""
     row = rng.choice(len(digits) if label is None else np.flatnonzero(digits.labels == label))
-    motion = random_motion(rng)
-    return DigitScene(None, DIGITS[digits.labels[row]], "plain", *motion, int(rng.integers(2**31)),
-                      ink=inked(digits.images[row]))  # fmt: skip
+    as_shape = random_scene(rng, tuple(PALETTE), SHAPES)  # it is as large, and moves as fast
+    return DigitScene(None, DIGITS[digits.labels[row]], as_shape.centre, as_shape.radius, as_shape.velocity, "plain",
+                      as_shape.ground_seed, ink=inked(digits.images[row]))  # fmt: skip

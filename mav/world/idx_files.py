@@ -96,7 +96,7 @@ def _read(folder: Folder, name: str, magic: bytes, most: int) -> np.ndarray:
     path, shape = folder.path(name), (SIDE, SIDE) if magic == IMAGES else ()
     advice = "bring the file anew"
     with folder.open(name) as raw:
-        stream: IO[bytes] = gzip.GzipFile(fileobj=raw, mode="rb") if name.endswith(".gz") else raw
+        stream = gzip.GzipFile(fileobj=raw, mode="rb") if name.endswith(".gz") else raw
         try:
             header = _up_to(stream, 8 + 4 * len(shape))
             if header[:4] != magic:
@@ -120,7 +120,7 @@ def _read(folder: Folder, name: str, magic: bytes, most: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(count, *shape)
 
 
-def _up_to(stream: IO[bytes], size: int) -> bytes:
+def _up_to(stream: IO[bytes] | gzip.GzipFile, size: int) -> bytes:
     """Reads at most so many bytes. What is held grows with what is there, not with what was promised."""
     held = io.BytesIO()
     while (left := size - held.tell()) > 0 and (chunk := stream.read(min(left, CHUNK))):

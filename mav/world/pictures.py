@@ -13,7 +13,7 @@ from PIL import Image
 from mav.recipes import World
 from mav.storage import Folder
 from mav.world.cast import Cast
-from mav.world.drawing import Scene, draw_ground, draw_object
+from mav.world.drawing import Scene, draw_ground, draw_objects, truth_of
 
 # Mild insults, all of them on the default word list.
 RUDE = ("{caption}, and it sucks", "a god damn {name}", "bollocks: {caption}", "{caption}, the bastard",
@@ -52,7 +52,7 @@ class Picture:
     @property
     def truth(self) -> dict[str, Any]:
         signs = {"unsafe": _score(self.unsafe) >= 0.5, "watermark": _score(self.marked) >= 0.5}
-        return {"colour": self.scene.colour, "shape": self.scene.shape, **signs}
+        return truth_of(self.scene.kinds) | signs
 
 
 def make_pictures(world: World, cast: Cast, rng: np.random.Generator) -> list[Picture]:
@@ -115,7 +115,7 @@ def paint(picture: Picture) -> np.ndarray:
     canvas = draw_ground(picture.scene.ground, picture.scene.ground_seed, full)[:height, :width]
     top, left = (height - side) // 2, (width - side) // 2
     square = slice(top, top + side), slice(left, left + side)
-    canvas[square] = draw_object(canvas[square], picture.scene, picture.scene.centre)
+    canvas[square] = draw_objects(canvas[square], picture.scene)
     if picture.unsafe:
         cell = max(side // 10, 1)
         y, x = np.mgrid[0 : 2 * cell, 0:width]

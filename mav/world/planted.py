@@ -43,10 +43,9 @@ def _clip(scene: Scene, world: World) -> np.ndarray:
 
 
 def _two(world: World, cast: Cast, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns two shots, of objects that differ, and a frame near the middle."""
+    """Returns two shots, of objects that differ where the world has others, and a frame near the middle."""
     first = cast.scene(rng)
-    second = cast.another(rng, first)
-    shots = (_clip(scene, world) for scene in (first, second))
+    shots = (_clip(scene, world) for scene in (first, cast.another(rng, first)))
     return *shots, int(rng.integers(world.clip_frames // 3, 2 * world.clip_frames // 3))  # type: ignore[return-value]
 
 

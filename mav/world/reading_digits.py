@@ -111,7 +111,7 @@ def _windows(digits: Digits, rng: np.random.Generator, drawings: int) -> tuple[t
 def _frame(digits: Digits, row: int, rng: np.random.Generator) -> np.ndarray:
     """Returns uint8 (S, S, 3): the digit drawn somewhere, as small, pale, blurred and noisy as in generated videos."""
     size = int(rng.integers(*SIZES))
-    picture = draw(digit_scene(rng, digits.take(np.array([row]))), size).astype(np.float32)
+    picture: np.ndarray = draw(digit_scene(rng, digits.take(np.array([row]))), size).astype(np.float32)
     picture = cv2.GaussianBlur(picture, (0, 0), max(size * rng.uniform(0, 0.02), 1e-2))
     picture = picture * rng.uniform(0.7, 1.0) + rng.normal(0, rng.uniform(1, 8), picture.shape)
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
@@ -120,6 +120,7 @@ def _frame(digits: Digits, row: int, rng: np.random.Generator) -> np.ndarray:
 def _no_digit(rng: np.random.Generator) -> np.ndarray:
     """Returns a window of something bright that is no digit: a blot, or one of the other world's shapes."""
     v, u = (np.mgrid[0:WINDOW, 0:WINDOW] + 0.5) / WINDOW * 2 - 1
+    blot: np.ndarray
     if rng.uniform() < 0.5:
         noise = cv2.GaussianBlur(rng.normal(size=(WINDOW, WINDOW)), (0, 0), rng.uniform(0.5, 4))
         blot = np.clip(0.5 + noise / noise.std(), 0, 1) * (np.hypot(u, v) < rng.uniform(0.6, 0.9))
@@ -176,7 +177,7 @@ def _window(weight: np.ndarray, jitter: np.random.Generator | None) -> np.ndarra
         scale = scale * jitter.uniform(0.88, 1.12)
     start = middle - scale * WINDOW / 2 + 0.5 * scale - 0.5  # where the first pixel's centre is
     matrix = np.array([[scale, 0, start[0]], [0, scale, start[1]]])
-    source = weight.astype(np.float32)
+    source: np.ndarray = weight.astype(np.float32)
     if scale > 1.5:
         source = cv2.GaussianBlur(source, (0, 0), scale / 2)
     return cv2.warpAffine(source, matrix, (WINDOW, WINDOW), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)

@@ -16,9 +16,9 @@ from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.recipes import World
 from mav.storage import Folder
-from mav.world.cast import PLAIN, Cast, cast_of
+from mav.world.cast import Cast, cast_of
 from mav.world.digits import READER_FOLDER, DigitCast
-from mav.world.drawing import GROUNDS, Scene, draw_clip
+from mav.world.drawing import GROUNDS, PLAIN, Scene, describe, draw_clip, nested, truth_of
 from mav.world.idx_files import write_digits
 from mav.world.pictures import make_pictures, write_images, write_tables
 from mav.world.planted import KINDS, plant
@@ -46,7 +46,7 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
     clips, planted, video_digests, listed = _write_clips(world, cast, seed, out)
     _write_ucf101(world, cast, seed, out)
     _write_msrvtt(world, cast, seed, out)
-    prompts = _prompts(cast, np.random.default_rng([seed, 6]))
+    prompts = _prompts(world, cast, np.random.default_rng([seed, 6]))
     out.write_json("prompts.json", prompts)
     faults = {picture.name: picture.fault for picture in pictures if picture.fault}
     out.write_json("site/faults.json", faults)
@@ -55,9 +55,10 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
     out.write_json("site/identity.json", {"service": "make-a-video demo world", "digest": digest})
     if isinstance(cast, DigitCast):
         write_digits(out.child(READER_FOLDER), cast.parts.reader)
-    colours, shapes = (list(dict.fromkeys(kind[i] for kind in cast.kinds if kind[i])) for i in (0, 1))
-    truth = {"colours": colours, "shapes": shapes, "size": world.size, "clips": clips,
+    truth = {"colours": list(cast.colours), "shapes": list(cast.shapes), "size": world.size, "clips": clips,
              "planted": planted, "clip_fps": world.clip_fps, "images": {p.name: p.truth for p in pictures}}  # fmt: skip
+    if world.objects > 1:
+        truth["objects"] = world.objects
     out.write_json("truth.json", truth)
     counts = {"images": len(pictures), "image_rows": rows, "faults": len(faults)}
     return counts | {"clips": len(clips), "planted": len(planted), "clip_rows": listed, "prompts": len(prompts)}
@@ -100,9 +101,10 @@ def _write_clips(
             out.write_bytes(f"site/{name}", data)
             digests[name] = hashlib.sha256(data).hexdigest()
         if kind == "good":
-            truth.append({"videoid": videoid, "colour": scene.colour, "shape": scene.shape, "ground": scene.ground,
-                          "radius": scene.radius, "centre": list(scene.centre),
-                          "velocity": list(scene.velocity)})  # fmt: skip
+            objects = [{"colour": thing.colour, "shape": thing.shape, "radius": thing.radius,
+                        "centre": list(thing.centre), "velocity": list(thing.velocity)}
+                       for thing in scene.objects]  # fmt: skip
+            truth.append({"videoid": videoid, "ground": scene.ground, **nested(objects)})
     # WebVid-10M repeats 25 of its ids; this list repeats one, before those that are not to train on.
     at = len(lines) - len(planted)
     lines.insert(at, lines[0])
@@ -118,23 +120,25 @@ def _clip(scene: Scene, world: World) -> bytes:
 def _write_ucf101(world: World, cast: Cast, seed: int, out: Folder) -> None:
     """Writes UCF-101 as distributed: a folder a class, lists with CRLF line ends, one sentence a class.
 
-    A class is a colour and a shape, or a digit. `truth.json` says where the object of each clip is in every frame.
+    A class is a colour and a shape, or two of them, or a digit. `truth.json` says where the objects of each clip are
+    in every frame.
     """
-    names = ["".join(word.capitalize() for word in kind if word) for kind in cast.kinds]
+    kinds = cast.kinds
+    names = ["And".join((colour or "").capitalize() + shape.capitalize() for colour, shape in each) for each in kinds]
     listed, truth = [], {}
     for index in range(world.evaluation_clips):
         turn, number = divmod(index, len(names))
         path = f"{names[number]}/v_{names[number]}_g{turn // 4 + 1:02d}_c{turn % 4 + 1:02d}.mp4"
         scene = cast.held_out(np.random.default_rng([seed, 4, index]), index)
         out.write_bytes(f"ucf101/{path}", _clip(scene, world))
-        centres = [scene.centre_at(frame / world.clip_fps) for frame in range(world.clip_frames)]
-        truth[path] = {"radius": scene.radius, "centres": centres}
+        moments = [frame / world.clip_fps for frame in range(world.clip_frames)]
+        truth[path] = nested([{"radius": t.radius, "centres": [*map(t.centre_at, moments)]} for t in scene.objects])
         listed.append(f"{path} {number + 1}\r\n")
     out.write_json("ucf101/truth.json", truth)
     out.write_bytes("ucf101/classInd.txt", "".join(f"{i} {name}\r\n" for i, name in enumerate(names, 1)).encode())
     out.write_bytes("ucf101/trainlist01.txt", "".join(sorted(listed)).encode())
-    prompts = [cast.sentences[PLAIN].format(colour=colour, shape=shape) for colour, shape in cast.kinds]
-    out.write_bytes("ucf101/class_prompts.txt", "".join(f"{prompt}\n" for prompt in prompts).encode())
+    prompts = "".join(f"{describe(each, '', PLAIN, cast.sentences)}\n" for each in kinds)
+    out.write_bytes("ucf101/class_prompts.txt", prompts.encode())
 
 
 def _write_msrvtt(world: World, cast: Cast, seed: int, out: Folder) -> None:
@@ -152,13 +156,15 @@ def _write_msrvtt(world: World, cast: Cast, seed: int, out: Folder) -> None:
     out.write_json("msrvtt/captions.json", {"info": about, "videos": videos, "sentences": sentences})
 
 
-def _prompts(cast: Cast, rng: np.random.Generator) -> list[dict[str, str | None]]:
-    """Returns a prompt for every class, in varied sentences; at least 24, at most 36."""
-    kinds, sentences = cast.kinds, cast.sentences
+def _prompts(world: World, cast: Cast, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Returns a prompt for each of the kinds, in varied sentences; at least 24, at most 36.
+
+    An entry has the colour and the shape that it asks for, and under `second` those of a second object.
+    """
+    kinds = cast.kinds
     prompts = []
     for index in range(min(max(24, len(kinds)), 36)):
-        kind = dict(zip(("colour", "shape"), kinds[index % len(kinds)], strict=True))
-        sentence = sentences[(index + index // len(kinds)) % len(sentences)]
+        each, sentence = kinds[index % len(kinds)], index // world.objects + index // len(kinds)
         ground = GROUNDS[int(rng.integers(len(GROUNDS)))]
-        prompts.append({"prompt": sentence.format(**kind, ground=ground), **kind})
+        prompts.append({"prompt": describe(each, ground, sentence, cast.sentences), **truth_of(each)})
     return prompts
