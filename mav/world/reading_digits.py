@@ -23,8 +23,8 @@ LEAST_AREA, MOST_AREA = 0.008, 0.3  # of the frame, in ink; a one of the smalles
 NEAR = 0.06  # of the side: parts of a digit are no farther apart
 CERTAIN = 0.5  # least probability of a digit; below it there is no clear object
 WINDOW, FILLED = 20, 16  # pixels of the square that the network sees, and of the digit's longer side in it
-DRAWINGS, CHECKS, EPOCHS, BATCH = 3, 2, 4, 64  # drawings of each digit to learn from, and to measure the error on
-SIZES = (28, 96)  # pixels of the frames that the network learns from
+DRAWINGS, CHECKS, EPOCHS, BATCH = 3, 2, 6, 64  # drawings of each digit to learn from, and to measure the error on
+SIZES = (24, 80)  # pixels of the frames that the network learns from
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _frame(digits: Digits, row: int, rng: np.random.Generator) -> np.ndarray:
     size = int(rng.integers(*SIZES))
     picture: np.ndarray = draw(digit_scene(rng, digits.take(np.array([row]))), size).astype(np.float32)
     picture = cv2.GaussianBlur(picture, (0, 0), max(size * rng.uniform(0, 0.02), 1e-2))
-    picture = picture * rng.uniform(0.7, 1.0) + rng.normal(0, rng.uniform(1, 8), picture.shape)
+    picture = picture * rng.uniform(0.7, 1.0) + rng.normal(0, rng.uniform(1, 8), (size, size, 1))
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
