@@ -16,14 +16,15 @@ from mav.storage import Folder
 from mav.world.digits import DIGITS, LEAST, READER_FOLDER, digit_scene
 from mav.world.drawing import SHAPES, draw, signed_distance
 from mav.world.idx_files import Digits, read_digits
-from mav.world.oracle import NOTHING, Reading, fit_frame
+from mav.world.oracle import NOTHING, Reading, frame_pixels
 
 LEAST_CONTRAST = 50  # levels of 255 between the ink and the ground
 LEAST_AREA, MOST_AREA = 0.008, 0.3  # of the frame, in ink; a one of the smallest size has 0.02
 NEAR = 0.06  # of the side: parts of a digit are no farther apart
 CERTAIN = 0.5  # least probability of a digit; below it there is no clear object
 WINDOW, FILLED = 20, 16  # pixels of the square that the network sees, and of the digit's longer side in it
-DRAWINGS, CHECKS, EPOCHS, BATCH = 3, 2, 6, 64  # drawings of each digit to learn from, and to measure the error on
+DRAWINGS, CHECKS = 3, 2  # of each digit: to learn from, and to measure the error on
+EPOCHS, LEAST_STEPS, BATCH = 6, 200, 64
 SIZES = (24, 80)  # pixels of the frames that the network learns from
 
 
@@ -67,11 +68,12 @@ def _trained(digits: Digits) -> DigitReader:
     check, learn = digits.take(order[:cut]), digits.take(order[cut:])
     windows, labels = _windows(learn, rng, DRAWINGS)
     network = _network()
-    steps = EPOCHS * -(-len(windows) // BATCH)
+    batches = -(-len(windows) // BATCH)
+    epochs = max(EPOCHS, -(-LEAST_STEPS // batches))
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
-    for _ in range(EPOCHS):
-        for rows in np.array_split(rng.permutation(len(windows)), steps // EPOCHS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=epochs * batches)
+    for _ in range(epochs):
+        for rows in np.array_split(rng.permutation(len(windows)), batches):
             loss = F.cross_entropy(network(windows[rows]), labels[rows])
             optimiser.zero_grad()
             loss.backward()
@@ -136,9 +138,8 @@ def _find(frame: np.ndarray, jitter: np.random.Generator | None = None) -> tuple
 
     With a generator the window is a little shifted and scaled, as an object is found that is not quite right.
     """
-    frame = fit_frame(frame)
-    height, width = frame.shape[:2]
-    light = frame.astype(np.float32).mean(axis=2)
+    light = frame_pixels(frame).mean(axis=2)
+    height, width = light.shape
     ground = float(np.median(light))
     cover = light - ground
     ink = np.percentile(cover, 100 * (1 - LEAST_AREA))

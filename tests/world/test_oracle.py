@@ -93,7 +93,7 @@ def test_true_videos_get_full_marks_and_shuffled_frames_jump():
     assert abs(verdict["saturation_change"]) < 0.03
     assert verdict["frame_rate_obeyed"] == pytest.approx(1, abs=0.2)
     assert verdict["motion_ratio_time_off"] > 2 * verdict["speed_ratio"]
-    assert verdict["chance_colour"] == 1 / len({scene.colour for scene in drawn})
+    assert verdict["chance_colour"] == pytest.approx(1 / len({scene.colour for scene in drawn}))
     assert set(verdict["shape_by_name"]) == {scene.shape for scene in drawn}
     low, high = verdict["intervals"]["speed_ratio"]
     assert low <= verdict["speed_ratio"] <= high
