@@ -5,6 +5,7 @@ The files are from outside: nothing is allocated for what a header promises, and
 
 import gzip
 import io
+import posixpath
 import re
 import struct
 import zlib
@@ -16,6 +17,7 @@ import numpy as np
 
 from mav.errors import UserError
 from mav.storage import Folder
+from mav.storage.patterns import matching_paths
 
 SIDE = 28  # pixels of a picture
 MOST = 300_000  # digits in one folder; the largest set in this form has 280,000
@@ -78,9 +80,9 @@ def write_digits(folder: Folder, digits: Digits) -> None:
 def _pairs(folder: Folder) -> dict[str, Mapping[bytes, str]]:
     """Returns the two names of each pair by their common beginning."""
     pairs: dict[str, dict[bytes, str]] = {}
-    for name in folder.names():  # sorted, so a name comes before the same with .gz
-        match = NAME.fullmatch(name)
-        if match and "/" not in name:
+    for path in matching_paths(f"{folder.url.rstrip('/')}/*-ubyte*"):  # sorted: a name comes before the same with .gz
+        name = posixpath.basename(path)
+        if match := NAME.fullmatch(name):
             pairs.setdefault(match[1], {}).setdefault(IMAGES if "images" in match[2] else LABELS, name)
     if not pairs:
         raise UserError(f"There are no handwritten digits in {folder.url}: {ADVICE}.")
