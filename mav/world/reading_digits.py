@@ -24,7 +24,7 @@ NEAR = 0.06  # of the side: parts of a digit are no farther apart
 CERTAIN = 0.5  # least probability of a digit; below it there is no clear object
 WINDOW, FILLED = 20, 16  # pixels of the square that the network sees, and of the digit's longer side in it
 DRAWINGS, CHECKS = 3, 2  # of each digit: to learn from, and to measure the error on
-EPOCHS, LEAST_STEPS, BATCH = 6, 200, 64
+EPOCHS, LEAST_STEPS, BATCH = 6, 100, 64
 SIZES = (24, 80)  # pixels of the frames that the network learns from
 
 
