@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mav.errors import nearest
+from mav.recipes.data import World
 from mav.recipes.networks import UNetConfig
 from mav.recipes.recipe import Recipe
 from mav.recipes.training import ClipSection, TrainImage, TrainVideo
@@ -83,18 +84,16 @@ def _sources(recipe: Recipe, need: Need) -> None:
 
 def _world(recipe: Recipe, need: Need) -> None:
     """What is drawn must be there, and long enough to train on."""
-    world = recipe.world
-    if world:
-        why, advice = "a world of digits draws those of MNIST's idx files", "name the folder that they are in"
-        need(world.kind == "shapes" or bool(world.files), "world.files", why, advice)
-        why = "a world of digits (`world.kind`) has one in a frame"
-        need(world.kind == "shapes" or world.objects == 1, "world.objects", why, "say 1")
-    if world and not recipe.video_shards.sources:
+    world = recipe.world or World()
+    shapes = world.kind == "shapes"
+    need(shapes or bool(world.files), "world.files", "digits are those of MNIST's idx files", "name their folder")
+    need(shapes or world.objects == 1, "world.objects", "a world of digits has one in a frame", "say 1")
+    if recipe.world and not recipe.video_shards.sources:
         least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
         why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"
         need(world.clip_frames >= least, "world.clip_frames", why, f"say {least} or more")
-    if world and world.objects > 1:
-        need(len(set(world.colours)) > 1, "world.colours", "two objects (`world.objects`) have two", "name another")
+    colours = len(set(world.colours)) >= world.objects
+    need(colours, "world.colours", "two objects (`world.objects`) have two", "name another")
 
 
 def _sizes(recipe: Recipe, need: Need) -> None:
