@@ -45,18 +45,18 @@ class Denoiser:
             conditions = {name: torch.cat([value, value]) for name, value in conditions.items()}
             conditions["keep"] = torch.arange(2 * rows, device=x_t.device) < rows
             x = torch.cat([x_t, x_t])
-        step = torch.full((len(x),), t, dtype=torch.long)
+        # Numbers that all samples share stay on the processor, because to copy them would wait for the card.
+        step = torch.full((len(x),), float(schedule.network_time(torch.tensor(t))), device=x.device)
         options = {} if self.time is None else {"time": self.time}
         # A GPU computes products in bfloat16, as it does in training; the samples and their schedule stay float32.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            output = self.network(x, schedule.network_time(step).to(x.device), **conditions, **options).float()
+            output = self.network(x, step, **conditions, **options).float()
         # The clean sample that the output amounts to.
         variance = None
         if self.objective.prediction == "eps_learned_sigma":
             output, variance = output.chunk(2, dim=2)
             variance = variance[:rows]
-        alpha, sigma = schedule.at(step, x)
-        x0 = to_x0(output, x, alpha, sigma, base_kind(self.objective))
+        x0 = to_x0(output, x, schedule.alpha[t], schedule.sigma[t], base_kind(self.objective))
         if guided:
             with_condition, without = x0.chunk(2)
             x0 = torch.lerp(without, with_condition, self.guidance)

@@ -33,7 +33,7 @@ def sample(
     x = noise()
     if guess is not None and start < 1:
         alpha, sigma = _level(schedule, steps[0])
-        x = alpha.to(x) * guess + sigma.to(x) * x
+        x = alpha * guess + sigma * x
     last: tuple[Tensor, int] | None = None
     for index, t in enumerate(steps):
         s = steps[index + 1] if index + 1 < len(steps) else -1  # -1 is the clean sample
@@ -59,7 +59,7 @@ def _level(schedule: Schedule, t: int) -> tuple[Tensor, Tensor]:
 def _ddim(x: Tensor, x0: Tensor, t: int, s: int, schedule: Schedule) -> Tensor:
     """Mixes the same noise with the clean sample again, at the next level: x_s = alpha_s x0 + sigma_s eps."""
     (alpha_t, sigma_t), (alpha_s, sigma_s) = _level(schedule, t), _level(schedule, s)
-    return alpha_s.to(x) * x0 + sigma_s.to(x) * to_eps(x0, x, alpha_t.to(x), sigma_t.to(x))
+    return alpha_s * x0 + sigma_s * to_eps(x0, x, alpha_t, sigma_t)
 
 
 def _ancestral(
@@ -85,5 +85,5 @@ def _dpm_solver(x: Tensor, x0: Tensor, last: tuple[Tensor, int] | None, t: int, 
         previous, r = last
         alpha_r, sigma_r = _level(schedule, r)
         ratio = ((alpha_t / sigma_t).log() - (alpha_r / sigma_r).log()) / h
-        data = torch.lerp(previous, x0, (1 + 1 / (2 * ratio)).to(x))
-    return (sigma_s / sigma_t).to(x) * x - (alpha_s * torch.expm1(-h)).to(x) * data
+        data = torch.lerp(previous, x0, float(1 + 1 / (2 * ratio)))
+    return (sigma_s / sigma_t) * x - (alpha_s * torch.expm1(-h)) * data

@@ -8,8 +8,8 @@ seed, so a video does not depend on the batch it is made in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from mav.diffusion.noise import SampleNoise
 from mav.diffusion.pixels import augment, downsample, to_pixels, to_unit, upsample
 from mav.diffusion.sampler import sample
 from mav.generation.between import blend, warp
+from mav.generation.replay import Replayed
 from mav.models.clip import ClipModel
 from mav.models.prior import from_scale
 from mav.models.unet import known_frames
@@ -38,6 +39,7 @@ NETWORKS = {
     "sr_high": "train-sr-high",
 }
 ProgressCallback = Callable[[str, int, int], None] | None  # called with the network, steps done and steps
+PIXELS_AT_ONCE = 8 * 768**2  # that a super-resolution network is given: as many fill a large card
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class Cascade:
     sr_low: Export
     sr_high: Export
     device: str = "cpu"
+    replayed: dict[str, Replayed] = field(init=False, default_factory=dict)
 
     @classmethod
     def load(cls, recipe: Recipe, inputs: dict[str, Folder], device: str = "cpu") -> Self:
         """Reads the networks from their stages' artifacts. Raises UserError when one is missing or does not load."""
         if device.startswith("cuda"):
             torch.set_float32_matmul_precision("high")  # TF32 where sampling computes in float32
+            torch.backends.cudnn.benchmark = True  # shapes repeat
         networks = {name: load_network(inputs[stage], device) for name, stage in NETWORKS.items()}
         return cls(recipe.cascade, ClipModel.load(inputs["clip"], device), **networks, device=device)
 
@@ -154,8 +158,7 @@ class CascadeBatch:
 
     def finish(self, clip: Tensor, embedding: Tensor) -> np.ndarray:
         """F^, SR_l^t and SR_h: from a decoded clip to the finished video, uint8 (B, F, H, W, 3)."""
-        video = self.upsample_high(self.upsample_low(self.fill(clip, embedding)))
-        return rearrange(to_pixels(video), "b t c h w -> b t h w c").cpu().numpy()
+        return self.upsample_high(self.upsample_low(self.fill(clip, embedding)))
 
     def fill(self, clip: Tensor, embedding: Tensor) -> Tensor:
         """F^ in windows: (B, F, ...) to (B, (F - 1) * skip + 1, ...). Windows overlap by one frame."""
@@ -200,26 +203,38 @@ class CascadeBatch:
     def upsample_low(self, clip: Tensor) -> Tensor:
         """SR_l^t over windows of frames. A frame's noise is its own, so windows agree where they overlap."""
         sizes = self.cascade.sizes
-        fps, parts, done = {"fps": self._each(self.generate.fps * sizes.frame_skip)}, [], 0
-        while done < clip.shape[1]:
-            start = max(0, min(done, clip.shape[1] - sizes.frames))  # the last window ends with the video
-            frames = range(start, min(start + sizes.frames, clip.shape[1]))
-            part = clip[:, start : frames.stop]
+        fps, parts = {"fps": self._each(self.generate.fps * sizes.frame_skip)}, []
+        for frames, new in _windows(clip.shape[1], sizes.frames):
+            part = clip[:, frames.start : frames.stop]
             made = self._super_resolve("sr_low", self.generate.sr_low, part, frames, sizes.low_size, fps)
-            parts.append(made[:, done - start :])
-            done = frames.stop
+            parts.append(made[:, new:])
         return torch.cat(parts, dim=1)
 
-    def upsample_high(self, clip: Tensor) -> Tensor:
-        """SR_h, an image network. All frames start from the same noise, so that details do not flicker (paper 3.2)."""
-        sizes, upsample_part = self.cascade.sizes, partial(self._super_resolve, "sr_high", self.generate.sr_high)
-        parts = clip.split(sizes.frames, dim=1)
-        return torch.cat([upsample_part(part, [0] * part.shape[1], sizes.high_size, {}) for part in parts], dim=1)
+    def upsample_high(self, clip: Tensor) -> np.ndarray:
+        """SR_h, an image network, to uint8 (B, F, H, W, 3).
+
+        All frames start from the same noise, so that details do not flicker (paper 3.2).
+        """
+        sizes, parts = self.cascade.sizes, []
+        for frames, new in _windows(clip.shape[1], min(sizes.frames, max(1, PIXELS_AT_ONCE // sizes.high_size**2))):
+            part = clip[:, frames.start : frames.stop]
+            made = self._super_resolve("sr_high", self.generate.sr_high, part, [0] * len(frames), sizes.high_size, {})
+            parts.append(rearrange(to_pixels(made[:, new:]), "b t c h w -> b t h w c").cpu().numpy())
+        return np.concatenate(parts, axis=1)
 
     def _super_resolve(
         self, name: str, sampling: Sampling, clip: Tensor, frames: Sequence[int], size: int, extra: dict[str, Tensor]
     ) -> Tensor:
-        """Upsamples a clip with an SR network to `size` pixels a side."""
+        """Upsamples a clip with an SR network to `size` pixels a side, some samples at a time where they are large."""
+        rows = max(1, PIXELS_AT_ONCE // (len(frames) * size**2))
+        if len(clip) > rows:
+            parts = (
+                replace(self, seeds=self.seeds[i : i + rows])._super_resolve(
+                    name, sampling, clip[i : i + rows], frames, size, {k: v[i : i + rows] for k, v in extra.items()}
+                )
+                for i in range(0, len(clip), rows)
+            )
+            return torch.cat(list(parts))
         level = self._each(self.generate.noise_augmentation)
         low = upsample(clip, size // clip.shape[-1])
         if self.generate.noise_augmentation:
@@ -242,15 +257,27 @@ class CascadeBatch:
     ) -> Tensor:  # fmt: skip
         """A sample of one network under its conditions. The options are those of `Denoiser`."""
         export: Export = getattr(self.cascade, name)
+        network = self.cascade.replayed.setdefault(name, Replayed(export.network))
         if isinstance(sampling, GuidedSampling):
             options |= {"guidance": sampling.guidance, "rescale": sampling.guidance_rescale}
-        denoiser = Denoiser(export.network, export.objective, conditions, **options)
+        denoiser = Denoiser(network, export.objective, conditions, **options)
         progress = partial(self.progress, name) if self.progress else None
         return sample(denoiser, noise, sampling, progress, guess, self.generate.interpolation_start)
 
     def _each(self, value: float) -> Tensor:
         """The value for each sample of the batch."""
         return torch.full((len(self.seeds),), float(value), device=self.cascade.device)
+
+
+def _windows(count: int, size: int) -> Iterator[tuple[range, int]]:
+    """Windows of `size` over `count` frames, all equally long: each with how many of its frames came before.
+
+    The last one ends with the video and overlaps the one before, because a shorter one would be a shape of its own.
+    """
+    size = min(size, count)
+    for start in range(0, count, size):
+        first = min(start, count - size)
+        yield range(first, first + size), start - first
 
 
 def _moved(clip: Tensor, skip: int) -> Tensor:

@@ -2,6 +2,10 @@
 
 It looks at pixels only and knows nothing about the networks, so its verdict on generated videos is independent of the
 CLIP that conditioned them.
+
+In a world of one object a frame, the object is the largest part of the colour that most coloured pixels have. In a
+world of several, each colour of the palette that covers enough of the frame is an object, which is followed by its
+colour; what others may hide of it is left out of the comparison with the shapes.
 """
 
 import functools

@@ -171,7 +171,7 @@ def test_super_resolution_windows_agree_and_high_resolution_noise_is_shared(casc
     first_window = CascadeBatch(cascade, [3], GENERATE, time=False).upsample_low(still.expand(-1, 4, -1, -1, -1))
     torch.testing.assert_close(low[:, :4], first_window, rtol=1e-4, atol=1e-4)
     high = run.upsample_high(low[:, :1].expand(-1, 10, -1, -1, -1))
-    torch.testing.assert_close(high, high[:, :1].expand_as(high), rtol=1e-4, atol=1e-4)
+    assert np.abs(high.astype(int) - high[:, :1]).max() <= 1
 
 
 def test_images_and_videos_start_videos_too(cascade):

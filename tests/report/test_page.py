@@ -12,6 +12,7 @@ from made_up_run import RECIPE, make_run
 from PIL import Image
 
 from mav.data.videos.video_io import encode_mp4
+from mav.report.collect import clips
 from mav.report.page import StageView, write_report
 from mav.storage import Artifact, Folder
 
@@ -100,6 +101,19 @@ def test_every_part_is_there(views, tmp_path):
     assert [page.count(f'alt="clips: {reason}"') for reason in ("kept", "cut", "still", "blank")] == [1, 1, 1, 0]
     assert "cut 4 3 3 1.000 0.750 0.857" in " ".join(text.split())
     assert all(a.get("alt") is not None for tag, a in reader.tags if tag == "img")
+
+
+def test_what_was_asked_of_two_objects_is_shown(views, tmp_path):
+    generate, oracle = (next(v for v in views if v.name == name).artifact for name in ("generate", "oracle"))
+    rows = generate.folder.read_json("videos.json")
+    second = {"second": {"colour": "cyan", "shape": "square"}}
+    copy = Folder(str(tmp_path))
+    copy.write_json("videos.json", [row | second for row in rows])
+    for row in rows:
+        for name in (row["file"], row["twin"]):
+            copy.write_bytes(name, generate.folder.read_bytes(name))
+    shown, _ = clips(dataclasses.replace(generate, folder=copy), oracle)
+    assert shown[0]["truth"] == {"colour": f"{rows[0]['colour']} and cyan", "shape": f"{rows[0]['shape']} and square"}
 
 
 def test_the_picture_that_screening_dropped_is_not_shown(views, tmp_path):
