@@ -84,16 +84,15 @@ def _sources(recipe: Recipe, need: Need) -> None:
 
 def _world(recipe: Recipe, need: Need) -> None:
     """What is drawn must be there, and long enough to train on."""
-    world = recipe.world or World()
-    shapes = world.kind == "shapes"
+    world, shapes = recipe.world or World(), recipe.world is None or recipe.world.kind == "shapes"
     need(shapes or bool(world.files), "world.files", "digits are those of MNIST's idx files", "name their folder")
     need(shapes or world.objects == 1, "world.objects", "a world of digits has one in a frame", "say 1")
     if recipe.world and not recipe.video_shards.sources:
         least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
         why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"
         need(world.clip_frames >= least, "world.clip_frames", why, f"say {least} or more")
-    colours = len(set(world.colours)) >= world.objects
-    need(colours, "world.colours", "two objects (`world.objects`) have two", "name another")
+    fits = len(set(world.colours)) >= world.objects
+    need(fits, "world.colours", "two objects (`world.objects`) have two", "name another")
 
 
 def _sizes(recipe: Recipe, need: Need) -> None:

@@ -289,8 +289,7 @@ def read_video(
 ) -> VideoReading:  # fmt: skip
     """Reads every frame of uint8 (F, H, W, 3) of a world with up to this number of objects in a frame.
 
-    truth: the colour and shape that it should show, and those of another object under "second". reader: reads a frame
-    of a world of one.
+    truth: the colour and shape that it should show, and those of another object under "second". reader: of one object.
     """
     kinds = [(each["colour"], each["shape"]) for each in (truth, (truth or {}).get("second")) if each]
     if objects == 1:

@@ -162,6 +162,29 @@ def generated(tmp_path, rows, video):
     return StageView("generate", "ff", [], Artifact.publish(folder, **manifest), "done", 1.0)
 
 
+def test_a_verdict_on_digits_has_no_colour_and_the_reader_s_own_error(views, tmp_path):
+    made, oracle = (next(v for v in views if v.name == name) for name in ("generate", "oracle"))
+    (row, *_), verdict = made.artifact.folder.read_json("videos.json"), oracle.artifact.folder.read_json("result.json")
+    rows = [row | {"prompt": "the digit seven", "colour": None, "shape": "seven", "twin": None}]
+    verdict |= {"colour": None, "chance_colour": None, "chance_shape": 0.1, "reader_error": 0.0219}
+    verdict["intervals"]["colour"] = None
+    verdict["videos"] = [{"file": row["file"], "colour": None, "shape": True, "frames_without_object": 0}]
+    copy = Folder(str(tmp_path / "oracle"))
+    copy.write_json("result.json", verdict)
+    judged = dataclasses.replace(oracle, artifact=dataclasses.replace(oracle.artifact, folder=copy))
+    video = made.artifact.folder.read_bytes(row["file"])
+    _, reader, _ = read([generated(tmp_path, rows, video), judged], tmp_path / "page")
+    text = " ".join("".join(reader.text).split())
+    assert not reader.wrong
+    assert "Asked for a digit, the videos show it 67 % of the time (guessing would give 10 %)" in text
+    assert "wrong about 2.2 % of frames" in text
+    assert "✓ seven" in text
+    assert "Digit right" in text
+    assert "brightness of the object" in text
+    assert "None" not in text
+    assert "olour" not in text.replace("colours", "")
+
+
 def test_what_people_wrote_is_escaped(views, tmp_path):
     generate = views[15].artifact
     row = generate.folder.read_json("videos.json")[0] | {"prompt": "<script>alert(1)</script>", "twin": None}
