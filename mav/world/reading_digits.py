@@ -23,8 +23,8 @@ LEAST_AREA, MOST_AREA = 0.008, 0.3  # of the frame, in ink; a one of the smalles
 NEAR = 0.06  # of the side: parts of a digit are no farther apart
 CERTAIN = 0.5  # least probability of a digit; below it there is no clear object
 WINDOW, FILLED = 20, 16  # pixels of the square that the network sees, and of the digit's longer side in it
-DRAWINGS, CHECKS = 3, 2  # of each digit: to learn from, and to measure the error on
-EPOCHS, LEAST_STEPS, BATCH = 6, 100, 64
+DRAWINGS, CHECKS = 2, 2  # of each digit: to learn from, and to measure the error on
+EPOCHS, LEAST_STEPS, BATCH = 12, 100, 64
 SIZES = (24, 80)  # pixels of the frames that the network learns from
 
 
@@ -74,7 +74,7 @@ def _trained(digits: Digits) -> DigitReader:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=epochs * batches)
     for _ in range(epochs):
         for rows in np.array_split(rng.permutation(len(windows)), batches):
-            loss = F.cross_entropy(network(windows[rows]), labels[rows])
+            loss = F.cross_entropy(network(_turned(windows[rows], rng)), labels[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -100,7 +100,7 @@ def _windows(digits: Digits, rng: np.random.Generator, drawings: int) -> tuple[t
     """Returns windows (N, 1, 20, 20) of drawn digits, and of what is no digit, with their labels (N,)."""
     windows, labels = [], []
     for row in np.tile(np.arange(len(digits)), drawings):
-        seen = _find(_frame(digits, row, rng), rng)
+        seen = _find(_frame(digits, row, rng))
         if seen:
             windows.append(seen[0])
             labels.append(int(digits.labels[row]))
@@ -133,11 +133,19 @@ def _no_digit(rng: np.random.Generator) -> np.ndarray:
     return cv2.GaussianBlur(blot, (0, 0), rng.uniform(0.1, 1)).astype(np.float32)
 
 
-def _find(frame: np.ndarray, jitter: np.random.Generator | None = None) -> tuple[np.ndarray, Reading] | None:
-    """Returns the object's window, float32 (20, 20) in 0..1, and a reading without a shape; None where none is clear.
+def _turned(windows: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Returns windows (B, 1, 20, 20), each a little turned, slanted, scaled and shifted."""
+    count = len(windows)
+    angle, slant = rng.uniform(-0.15, 0.15, count), rng.uniform(-0.1, 0.1, count)
+    wide, high = rng.uniform(0.85, 1.15, (2, count))
+    shift = rng.uniform(-0.12, 0.12, (2, count))
+    rows = [[wide * np.cos(angle), slant - np.sin(angle), shift[0]], [np.sin(angle), high * np.cos(angle), shift[1]]]
+    places = F.affine_grid(torch.tensor(np.array(rows)).permute(2, 0, 1).float(), list(windows.shape), False)
+    return F.grid_sample(windows, places, align_corners=False)
 
-    With a generator the window is a little shifted and scaled, as an object is found that is not quite right.
-    """
+
+def _find(frame: np.ndarray) -> tuple[np.ndarray, Reading] | None:
+    """Returns the object's window, float32 (20, 20) in 0..1, and a reading without a shape; None if none is clear."""
     light = frame_pixels(frame).mean(axis=2)
     height, width = light.shape
     ground = float(np.median(light))
@@ -155,7 +163,7 @@ def _find(frame: np.ndarray, jitter: np.random.Generator | None = None) -> tuple
     centre = float((weight * x).sum() / area), float((weight * y).sum() / area)
     brightness = float((light * weight).sum() / area / 255)
     reading = Reading(None, None, (centre[0] / width, centre[1] / height), 0.0, area / (height * width), brightness)
-    return _window(weight, jitter), reading
+    return _window(weight), reading
 
 
 def _near_parts(weight: np.ndarray) -> np.ndarray:
@@ -167,15 +175,12 @@ def _near_parts(weight: np.ndarray) -> np.ndarray:
     return np.asarray(labels == 1 + int(sums[1:].argmax()))
 
 
-def _window(weight: np.ndarray, jitter: np.random.Generator | None) -> np.ndarray:
+def _window(weight: np.ndarray) -> np.ndarray:
     """Returns the object so that its longer side fills the window's middle."""
     rows, columns = (np.flatnonzero(weight.max(axis=axis) > 0.5) for axis in (1, 0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = max(bottom - top, right - left) / FILLED
     middle = np.array([(left + right) / 2, (top + bottom) / 2])
-    if jitter is not None:
-        middle = middle + jitter.uniform(-1.5, 1.5, 2) * scale
-        scale = scale * jitter.uniform(0.88, 1.12)
     start = middle - scale * WINDOW / 2 + 0.5 * scale - 0.5  # where the first pixel's centre is
     matrix = np.array([[scale, 0, start[0]], [0, scale, start[1]]])
     source: np.ndarray = weight.astype(np.float32)
