@@ -8,6 +8,7 @@ seed, so a video does not depend on the batch it is made in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,7 +40,7 @@ NETWORKS = {
     "sr_high": "train-sr-high",
 }
 ProgressCallback = Callable[[str, int, int], None] | None  # called with the network, steps done and steps
-PIXELS_AT_ONCE = 8 * 768**2  # that a super-resolution network is given: as many fill a large card
+PIXELS_AT_ONCE = 11 * 768**2  # that a super-resolution network is given: as many fill a large card
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class CascadeBatch:
         All frames start from the same noise, so that details do not flicker (paper 3.2).
         """
         sizes, parts = self.cascade.sizes, []
-        for frames, new in _windows(clip.shape[1], min(sizes.frames, max(1, PIXELS_AT_ONCE // sizes.high_size**2))):
+        for frames, new in _windows(clip.shape[1], max(1, PIXELS_AT_ONCE // sizes.high_size**2)):
             part = clip[:, frames.start : frames.stop]
             made = self._super_resolve("sr_high", self.generate.sr_high, part, [0] * len(frames), sizes.high_size, {})
             parts.append(rearrange(to_pixels(made[:, new:]), "b t c h w -> b t h w c").cpu().numpy())
@@ -270,11 +271,11 @@ class CascadeBatch:
 
 
 def _windows(count: int, size: int) -> Iterator[tuple[range, int]]:
-    """Windows of `size` over `count` frames, all equally long: each with how many of its frames came before.
+    """Windows of at most `size` over `count` frames, all equally long: each with how many of its frames came before.
 
     The last one ends with the video and overlaps the one before, because a shorter one would be a shape of its own.
     """
-    size = min(size, count)
+    size = math.ceil(count / math.ceil(count / size))
     for start in range(0, count, size):
         first = min(start, count - size)
         yield range(first, first + size), start - first
