@@ -30,18 +30,18 @@ def _draw(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
     version=2,
 )
 def oracle(job: Job) -> Outcome:
-    """Reads colour, shape and motion back from the generated pixels: was the text obeyed, was motion learned?"""
+    """Reads colour, shape or digit, and motion back from generated pixels: was the text obeyed, was motion learned?"""
     from mav.world.verdict import evaluate_oracle
 
     return evaluate(job, evaluate_oracle)
 
 
 def drawn_clips(world: World, count: int) -> list[np.ndarray]:
-    """Draws clips like those of the demo world, uint8 (F, S, S, 3), to measure with."""
-    from mav.world.drawing import draw_clip, random_scene
+    """Draws clips of shapes like those of the demo world, uint8 (F, S, S, 3), to measure with; they need no files."""
+    from mav.world.drawing import draw_clip, world_scene
 
     rng = np.random.default_rng(0)
-    scenes = [random_scene(rng, world.colours, world.shapes) for _ in range(count)]
+    scenes = [world_scene(world, rng) for _ in range(count)]
     return [draw_clip(scene, world.size, world.clip_frames, world.clip_fps) for scene in scenes]
 
 

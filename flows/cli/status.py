@@ -24,6 +24,7 @@ FIGURES = (  # of the oracle: name, what it is, format, the name of the same fig
     ("persistence", "colour and shape kept", ".0%", ""),
     ("motion_ratio_time_off", "speed with time layers off", ".2f", ""),
 )
+OF_DIGITS = {"saturation_change": "brightness, filled over given", "persistence": "digit kept"}
 STATE_STYLE = {
     "done": "green", "running": "cyan", "failed": "red", "damaged": "red", "stale": "yellow", "missing": "dim",
 }  # fmt: skip
@@ -94,13 +95,16 @@ def oracle_lines(verdict: dict[str, Any]) -> Iterator[str]:
             return "nothing to read"
         return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
 
-    for name in ("colour", "shape"):
+    other_names = OF_DIGITS if verdict["chance_colour"] is None else {}
+    for name in ("colour", "shape")[bool(other_names) :]:  # digits have no colour
         yield f"  {name + ' as asked':<28} {figure(name, '.0%')}, by chance {verdict['chance_' + name]:.0%}"
     by_name = ", ".join(f"{name} {share:.0%}" for name, share in verdict["shape_by_name"].items())
     yield f"  {'each shape':<28} {by_name}"
+    if verdict.get("reader_error") is not None:
+        yield f"  {'true frames read wrong':<28} {verdict['reader_error']:.1%}"
     for name, what, form, beside in FIGURES:
         other = f", clips {figure(beside, form)}" if beside else ""
-        yield f"  {what:<28} {figure(name, form)}{other}"
+        yield f"  {other_names.get(name, what):<28} {figure(name, form)}{other}"
     if "interpolation_gain_db" in verdict:
         yield f"  {'F^ over linear blending':<28} {verdict['interpolation_gain_db']:+.1f} dB"
 

@@ -92,11 +92,13 @@ def _warped(given: np.ndarray, skip: int, method: Any) -> np.ndarray:
 
 
 def wide_gaps(truth: Mapping[str, Any], indices: list[int], skip: int) -> list[int]:
-    """Returns the numbers of the gaps between given frames in which the object moves at least `WIDE` of its width.
+    """Returns the numbers of the gaps between given frames in which an object moves at least `WIDE` of its width.
 
-    truth: `radius`, and `centres` (x, y) of each filmed frame, in sides. indices: the filmed frames that were taken, of
-    which every skip-th is given.
+    truth: `radius`, and `centres` (x, y) of each filmed frame, in sides; those of a second object under `second`.
+    indices: the filmed frames that were taken, of which every skip-th is given.
     """
-    centres = np.array(truth["centres"])[indices[::skip]]
-    moved = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-    return [int(gap) for gap in np.flatnonzero(moved >= WIDE * 2 * truth["radius"])]
+    wide = np.zeros(len(indices[::skip]) - 1, bool)
+    for thing in (truth, truth["second"]) if "second" in truth else (truth,):
+        moved = np.linalg.norm(np.diff(np.array(thing["centres"])[indices[::skip]], axis=0), axis=1)
+        wide |= moved >= WIDE * 2 * thing["radius"]
+    return [int(gap) for gap in np.flatnonzero(wide)]

@@ -8,6 +8,7 @@ from mav.recipes.sections import (
     DEADLINE,
     OPERATIONAL,
     Number,
+    Operational,
     Positive,
     PositiveNumber,
     Share,
@@ -22,18 +23,27 @@ Texts = tuple[Text, ...]
 Colour = Literal["red", "green", "blue", "yellow", "cyan", "magenta"]
 Shape = Literal["circle", "square", "triangle", "cross"]
 
+IF_DIGITS = Operational(counts_if=lambda world: world.kind == "digits")
+IF_SHAPES = Operational(counts_if=lambda world: world.kind == "shapes")
+
 
 @section
 class World:
-    """The demo world: coloured shapes that move over textured grounds. The run draws it and serves it on loopback."""
+    """The demo world: coloured shapes that move over textured grounds, or handwritten digits over plain ones.
 
+    The run draws it and serves it on loopback.
+    """
+
+    kind: Literal["shapes", "digits"] = "shapes"
+    files: Annotated[str, IF_DIGITS] = ""  # folder of MNIST's idx files, gzipped or not, for `kind: digits`
     images: Positive = 1500
     clips: Positive = 240
     size: Small = 64  # side of images and clips, pixels
     clip_frames: Small = 48
     clip_fps: Small = 24
-    colours: Annotated[tuple[Colour, ...], MinLen(1)] = ("red", "green", "blue", "yellow", "cyan", "magenta")
-    shapes: Annotated[tuple[Shape, ...], MinLen(1)] = ("circle", "square", "triangle", "cross")
+    colours: Annotated[tuple[Colour, ...], MinLen(1), IF_SHAPES] = ("red", "green", "blue", "yellow", "cyan", "magenta")
+    shapes: Annotated[tuple[Shape, ...], MinLen(1), IF_SHAPES] = ("circle", "square", "triangle", "cross")
+    objects: Annotated[Positive, Le(2)] = 1  # most objects in a frame; with 2 there are one or two, of two colours
     evaluation_clips: Positive = 96  # held-out clips of the UCF-101-style and MSR-VTT-style sets
     port: Annotated[Positive, Le(65_535)] = 8787  # port of the loopback server; it is part of every URL of the world
 

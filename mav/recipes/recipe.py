@@ -58,6 +58,9 @@ class Recipe:
         named += [("image_metadata.sources", path) for path in self.image_metadata.sources]
         named += [("video_shards.sources", path) for path in self.video_shards.sources]
         named += [("screening.word_lists", path) for path in self.screening.word_lists if len(path) != 2]
+        if self.world and self.world.kind == "digits" and self.world.files:
+            # Its files themselves, so that a world is drawn anew when one of them is replaced.
+            named.append(("world.files", f"{self.world.files.rstrip('/')}/*-ubyte*"))
         return [(key, path) for key, path in named if path]
 
     def section_of(self, stage: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mav.errors import nearest
+from mav.recipes.data import World
 from mav.recipes.networks import UNetConfig
 from mav.recipes.recipe import Recipe
 from mav.recipes.training import ClipSection, TrainImage, TrainVideo
@@ -82,12 +83,16 @@ def _sources(recipe: Recipe, need: Need) -> None:
 
 
 def _world(recipe: Recipe, need: Need) -> None:
-    """What is drawn must be long enough to train on."""
-    world = recipe.world
-    if world and not recipe.video_shards.sources:
+    """What is drawn must be there, and long enough to train on."""
+    world, shapes = recipe.world or World(), recipe.world is None or recipe.world.kind == "shapes"
+    need(shapes or bool(world.files), "world.files", "digits are those of MNIST's idx files", "name their folder")
+    need(shapes or world.objects == 1, "world.objects", "a world of digits has one in a frame", "say 1")
+    if recipe.world and not recipe.video_shards.sources:
         least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
         why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"
         need(world.clip_frames >= least, "world.clip_frames", why, f"say {least} or more")
+    fits = len(set(world.colours)) >= world.objects
+    need(fits, "world.colours", "two objects (`world.objects`) have two", "name another")
 
 
 def _sizes(recipe: Recipe, need: Need) -> None:

@@ -43,7 +43,8 @@ def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[dict
         if size > VIDEO_BYTES:
             break
         verdict = verdicts.get(row["file"], {})
-        truth = {name: row[name] for name in ("colour", "shape") if name in row}
+        objects = [each for each in (row, row.get("second")) if each and "colour" in each and "shape" in each]
+        truth = {name: " and ".join(each[name] or "" for each in objects) for name in ("colour", "shape") if objects}
         urls = {kind: data_url("video/mp4", video) if video else None for kind, video in data.items()}
         shown.append({"prompt": row["prompt"], **urls, "truth": truth})
         shown[-1] |= {name: verdict.get(name) for name in ("colour", "shape")}

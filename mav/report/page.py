@@ -111,14 +111,16 @@ def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
     def clips(name: str, form: str) -> str:
         return "" if result[name] is None else f"{result[name]:{form}} in the clips"
 
+    coloured = result["chance_colour"] is not None
+    strength, what = ("saturation", "colour and shape") if coloured else ("brightness", "digit")
     result["rows"] = [
         row("direction kept: mean cosine of successive displacements", "direction_cosine", ".2f",
             clips("direction_cosine_clips", ".2f")),
         row("reversals of the direction", "reversals", ".0%", clips("reversals_clips", ".0%")),
         row("area of the object, filled over given frames", "area_change", "+.0%", "0 %"),
-        row("saturation of the object, filled over given frames", "saturation_change", "+.0%", "0 %"),
+        row(f"{strength} of the object, filled over given frames", "saturation_change", "+.0%", "0 %"),
         row("frame rate obeyed by D^t", "frame_rate_obeyed", ".2f", "1"),
-        row("colour and shape of the first frame kept", "persistence", ".0%", "100 %"),
+        row(f"{what} of the first frame kept", "persistence", ".0%", "100 %"),
     ]  # fmt: skip
     interval = result["intervals"]["speed_ratio"]
     result["place"] = {name: place(result[name]) for name in ("speed_ratio", "motion_ratio_time_off")}

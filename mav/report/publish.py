@@ -135,10 +135,15 @@ def _limits(recipe: Recipe, license_: str, results: Mapping[str, Artifact]) -> l
         if (gain := metrics.get("psnr_gain")) is not None and gain <= 0:
             said.append(f"F^ is no better here than blending two frames (a gain of {gain:.2f} dB).")
         if "chance_colour" in metrics:
-            facts = (f"{k} as asked in {metrics[k]:.0%}, by chance in {metrics[f'chance_{k}']:.0%}" for k in READ_BACK)
+            chances = {k: metrics[f"chance_{k}"] for k in READ_BACK if metrics[f"chance_{k}"] is not None}
+            facts = [f"{k} as asked in {metrics[k]:.0%}, by chance in {share:.0%}" for k, share in chances.items()]
+            if metrics.get("reader_error") is not None:
+                facts.append(f"the reader itself is wrong about {metrics['reader_error']:.1%} of true frames")
             said.append(f"Of {metrics['count']} videos, {'; '.join(facts)}.")
     if recipe.world:
-        said.append("The networks were trained on drawn shapes: they know no photograph, and nothing but these shapes.")
+        shown = "drawn shapes" if recipe.world.kind == "shapes" else "handwritten digits"
+        known = shown.rpartition(" ")[2]
+        said.append(f"The networks were trained on {shown}: they know no photograph, and nothing but these {known}.")
     said.append(
         "They show what their training data show, mistakes and prejudice included. Numbers of a demo protocol are not "
         "comparable with published ones."

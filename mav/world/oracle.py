@@ -1,24 +1,30 @@
-"""The oracle: reads colour, shape and place of the object back from frames of the demo world, whose truth is known.
+"""The oracle: reads colour, shape and place of objects back from frames of the demo world, whose truth is known.
 
 It looks at pixels only and knows nothing about the networks, so its verdict on generated videos is independent of the
 CLIP that conditioned them.
+
+In a world of one object a frame, the object is the largest part of the colour that most coloured pixels have. In a
+world of several, each colour of the palette that covers enough of the frame is an object, which is followed by its
+colour; what others may hide of it is left out of the comparison with the shapes.
 """
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
-from mav.world.drawing import PALETTE, SHAPES, signed_distance
+from mav.world.drawing import PALETTE, SHAPES, Kind, signed_distance
 
 # Least difference between the largest and smallest channel of a coloured pixel, of 255; grounds are grey.
 SATURATION = 60
 LEAST_AREA = 0.015  # of the frame; the smallest object drawn covers about 0.06
 LEAST_OVERLAP = 0.45  # with the best template; below it there is no clear object
+LEAST_SEEN = 0.4  # of the best template; an object of which others hide more is not read at all
+MOST_HIDDEN = 0.06  # of the best template; an object of which others hide more has no place and no size
 LARGEST = 96  # pixels; larger frames are read at this size
 WINDOW = 24  # side of the square to which the object is resampled before it is compared
 TEMPLATE_RADII = np.linspace(0.66, 1.08, 11)  # of half the window
@@ -27,10 +33,11 @@ TEMPLATE_SHIFTS = np.linspace(-0.2, 0.2, 7)
 
 @dataclass(frozen=True)
 class Reading:
-    """The object seen in one frame. colour, shape and centre (x, y as fractions of the side) are None if none is clear.
+    """An object seen in one frame. colour, shape and centre (x, y as fractions of the side) are None if none is clear.
 
     overlap: intersection over union with the best template. area: share of the frame that the object covers.
-    saturation: mean difference between the largest and smallest channel over the object, 0..1.
+    saturation: mean difference between the largest and smallest channel over the object, 0..1; of a digit, which has no
+    colour, its mean brightness. covered: another object hides a part of it, so that only its colour is read.
     """
 
     colour: str | None
@@ -39,29 +46,59 @@ class Reading:
     overlap: float
     area: float = 0.0
     saturation: float = 0.0
+    covered: bool = False
 
 
 NOTHING = Reading(None, None, None, 0.0)
+Reader = Callable[[np.ndarray, tuple[str, ...]], Reading]  # a frame, uint8 (H, W, 3), and the shapes that it may show
 
 
 def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
-    """Reads a frame, uint8 (H, W, 3) RGB, H and W >= 16, of a world with these shapes."""
+    """Reads a frame, uint8 (H, W, 3) RGB, H and W >= 16, of a world with these shapes and one object a frame."""
+    pixels = frame_pixels(frame)
+    coloured = _spread(pixels) >= SATURATION
+    if coloured.mean() < LEAST_AREA:
+        return NOTHING
+    colour = _colour(pixels[coloured])
+    return _object(pixels, colour, np.ones_like(coloured), np.zeros_like(coloured), shapes)
+
+
+def read_objects(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> tuple[Reading, ...]:
+    """Reads a frame of a world with several objects a frame, all of different colours: one reading for each seen."""
+    pixels = frame_pixels(frame)
+    coloured = _spread(pixels) >= SATURATION
+    nearest = _nearest(pixels)
+    found = []
+    for index, colour in enumerate(PALETTE):
+        own = nearest == index
+        if (own & coloured).mean() >= LEAST_AREA:
+            found.append(_object(pixels, colour, own, coloured & ~own, shapes))
+    return tuple(reading for reading in found if reading.colour)
+
+
+def frame_pixels(frame: np.ndarray) -> np.ndarray:
+    """Returns a frame as float32, not larger than it is read. Raises ValueError for what is no frame."""
     height, width = frame.shape[:2]
     if frame.ndim != 3 or frame.shape[2] != 3 or min(height, width) < 16:
         raise ValueError(f"a frame must be (H, W, 3) of at least 16 pixels a side, not {frame.shape}")
     if max(height, width) > LARGEST:
         scale = max(LARGEST / max(height, width), 16 / min(height, width))
         frame = cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        height, width = frame.shape[:2]
-    # Find the colour of most coloured pixels, and the largest connected part of that colour.
-    pixels = frame.astype(np.float32)
-    spread = pixels.max(axis=2) - pixels.min(axis=2)
-    coloured = spread >= SATURATION
-    if coloured.mean() < LEAST_AREA:
-        return NOTHING
-    colour = _colour(pixels[coloured])
-    cover = _cover(pixels, colour)
-    weight = np.where(cover > 0.25, cover, 0.0)
+    return frame.astype(np.float32)
+
+
+def _spread(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(pixels.max(axis=2) - pixels.min(axis=2))
+
+
+def _object(pixels: np.ndarray, colour: str, own: np.ndarray, others: np.ndarray, shapes: tuple[str, ...]) -> Reading:
+    """Reads the largest part of a colour. own: the pixels that may be its; others: those of objects that may hide it.
+
+    Both are masks (H, W).
+    """
+    height, width = own.shape
+    cover = _cover(pixels, colour, own)
+    weight = np.where(own & (cover > 0.25), cover, 0.0)
     weight = weight * _largest_part(weight > 0)
     area = float(weight.sum())
     if area < LEAST_AREA * height * width:
@@ -69,21 +106,25 @@ def read_frame(frame: np.ndarray, shapes: tuple[str, ...] = SHAPES) -> Reading:
     # Compare it with the shapes, around its centre of gravity.
     y, x = np.mgrid[0:height, 0:width] + 0.5
     centre = (float((weight * x).sum() / area), float((weight * y).sum() / area))
-    shape, overlap = _shape(weight, centre, shapes)
-    if overlap < LEAST_OVERLAP:
+    shape, overlap, hidden = _shape(weight, others, centre, shapes)
+    if overlap < LEAST_OVERLAP or hidden > 1 - LEAST_SEEN:
         return NOTHING
+    if hidden > MOST_HIDDEN:
+        return Reading(colour, None, None, overlap, covered=True)
     place, covered = (centre[0] / width, centre[1] / height), area / (height * width)
-    return Reading(colour, shape, place, overlap, covered, float((spread * weight).sum() / area / 255))
+    return Reading(colour, shape, place, overlap, covered, float((_spread(pixels) * weight).sum() / area / 255))
 
 
 def _colour(pixels: np.ndarray) -> str:
-    """Returns the palette's name nearest in hue to most of the coloured pixels, each weighted by its saturation."""
-    names = list(PALETTE)
-    chroma = pixels - pixels.mean(axis=1, keepdims=True)
-    strength = np.linalg.norm(chroma, axis=1)
-    likeness = chroma / strength[:, None] @ _hues().T
-    votes = np.bincount(likeness.argmax(axis=1), weights=strength, minlength=len(names))
-    return names[int(votes.argmax())]
+    """Returns the palette's name nearest in hue to most of the pixels (N, 3), each weighted by its saturation."""
+    strength = np.linalg.norm(pixels - pixels.mean(axis=1, keepdims=True), axis=1)
+    votes = np.bincount(_nearest(pixels), weights=strength, minlength=len(PALETTE))
+    return list(PALETTE)[int(votes.argmax())]
+
+
+def _nearest(pixels: np.ndarray) -> np.ndarray:
+    """Returns the index of the palette's colour that is nearest in hue to each pixel, (..., 3) to (...)."""
+    return np.asarray(((pixels - pixels.mean(axis=-1, keepdims=True)) @ _hues().T).argmax(axis=-1))
 
 
 @functools.cache
@@ -93,7 +134,7 @@ def _hues() -> np.ndarray:
     return chroma / np.linalg.norm(chroma, axis=1, keepdims=True)
 
 
-def _cover(pixels: np.ndarray, colour: str) -> np.ndarray:
+def _cover(pixels: np.ndarray, colour: str, own: np.ndarray) -> np.ndarray:
     """Returns the share of each pixel that the object covers: its chroma along the colour's, relative to the object's.
 
     Grounds are grey, so a border pixel that is half object has half the object's chroma: edges have subpixel accuracy.
@@ -101,7 +142,7 @@ def _cover(pixels: np.ndarray, colour: str) -> np.ndarray:
     hue = _hues()[list(PALETTE).index(colour)]
     chroma = pixels - pixels.mean(axis=2, keepdims=True)
     along = chroma @ hue
-    full = np.percentile(along[along > 0.5 * along.max()], 60)
+    full = np.percentile(along[own & (along > 0.5 * along[own].max())], 60)
     return np.clip(along / max(float(full), 1e-6), 0.0, 1.0)
 
 
@@ -110,8 +151,13 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     return mask if count <= 2 else np.asarray(labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
 
 
-def _shape(cover: np.ndarray, centre: tuple[float, float], shapes: tuple[str, ...]) -> tuple[str, float]:
-    """Returns the shape whose template, of a few sizes and shifts, overlaps most with the object, and the overlap."""
+def _shape(
+    cover: np.ndarray, others: np.ndarray, centre: tuple[float, float], shapes: tuple[str, ...]
+) -> tuple[str, float, float]:
+    """Returns the shape whose template, of a few sizes and shifts, overlaps most with the object, and the overlap.
+
+    It is compared where nothing else may hide it; the third value is the share of that template which is hidden.
+    """
     # The window's half side is twice the radius of gyration, so that objects of any size fill it alike.
     height, width = cover.shape
     y, x = np.mgrid[0:height, 0:width] + 0.5
@@ -122,14 +168,23 @@ def _shape(cover: np.ndarray, centre: tuple[float, float], shapes: tuple[str, ..
     matrix = np.array(
         [[scale, 0, centre[0] - half + 0.5 * scale - 0.5], [0, scale, centre[1] - half + 0.5 * scale - 0.5]]
     )
-    source = cv2.GaussianBlur(cover.astype(np.float32), (0, 0), scale / 2) if scale > 1.5 else cover.astype(np.float32)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    window = cv2.warpAffine(source, matrix, (WINDOW, WINDOW), flags=flags).ravel()  # zero outside the frame
+
+    def window_of(mask: np.ndarray) -> np.ndarray:
+        source: np.ndarray = mask.astype(np.float32)
+        source = cv2.GaussianBlur(source, (0, 0), scale / 2) if scale > 1.5 else source
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return np.asarray(cv2.warpAffine(source, matrix, (WINDOW, WINDOW), flags=flags).ravel())  # zero outside
+
     templates, owners = _templates(shapes)
+    full = templates.sum(axis=1)
+    window, seen = window_of(cover), full
+    if others.any():
+        free = 1 - window_of(others)
+        window, seen = window * free, templates @ free
     both = templates @ window
-    overlap = both / (templates.sum(axis=1) + window.sum() - both)
+    overlap = both / (seen + window.sum() - both)
     best = int(overlap.argmax())
-    return shapes[owners[best]], float(overlap[best])
+    return shapes[owners[best]], float(overlap[best]), float(1 - seen[best] / full[best])
 
 
 @functools.cache
@@ -148,61 +203,98 @@ def _templates(shapes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class VideoReading:
-    """All frames of one video as they were read, and the colour and shape that it should show (None: unknown)."""
+    """All frames of one video as they were read, and what they should show.
 
-    frames: tuple[Reading, ...]
-    colour: str | None = None
-    shape: str | None = None
+    frames: the objects of each frame, by what tells them apart: their colours in a world of several objects a frame,
+    and nothing ("") in a world of one. wanted: colour and shape of each object that was asked for, by the same keys.
+    """
 
-    def share(self, kind: str) -> float:
-        """Returns the share of frames with the right "colour" or "shape". A frame without a clear object is wrong."""
-        wanted = getattr(self, kind)
-        return float(np.mean([wanted is not None and getattr(frame, kind) == wanted for frame in self.frames]))
+    frames: tuple[Mapping[str, Reading], ...]
+    wanted: Mapping[str, Kind]
 
     def right(self, kind: str) -> bool:
-        """Says whether more than half of the frames have the right "colour" or "shape"."""
-        return self.share(kind) > 0.5
+        """Says whether more than half of the frames have the right "colour", or each object has its "shape"."""
+        if kind == "shape":
+            return bool(self.wanted) and all(map(self.shape_right, self.wanted))
+        colours = {colour for colour, _ in self.wanted.values()}
+        seen = [{reading.colour for reading in frame.values()} == colours for frame in self.frames]
+        return bool(colours) and float(np.mean(seen)) > 0.5
+
+    def shape_right(self, key: str) -> bool:
+        """Says whether a wanted object has its shape in more than half of the frames in which nothing covers it."""
+        readings = [frame.get(key, NOTHING) for frame in self.frames]
+        right = [reading.shape == self.wanted[key][1] for reading in readings if not reading.covered]
+        return bool(right) and float(np.mean(right)) > 0.5
 
     @property
     def unreadable(self) -> int:
-        return sum(frame.centre is None for frame in self.frames)
+        """The number of frames without a clear object."""
+        return sum(not frame for frame in self.frames)
 
     @functools.cached_property
-    def moves(self) -> list[np.ndarray | None]:
-        """The displacement (x, y) between each pair of consecutive frames, in sides; None without an object in both."""
-        centres = [frame.centre for frame in self.frames]
-        return [np.subtract(b, a) if a and b else None for a, b in itertools.pairwise(centres)]
+    def moves(self) -> list[list[np.ndarray | None]]:
+        """The displacements (x, y) of each object between consecutive frames, in sides; None where it is not read."""
+        keys = sorted({key for frame in self.frames for key in frame})
+        tracks = [[frame.get(key, NOTHING).centre for frame in self.frames] for key in keys]
+        return [[np.subtract(b, a) if a and b else None for a, b in itertools.pairwise(track)] for track in tracks]
 
     @property
     def steps(self) -> list[float]:
         """The lengths of the displacements."""
-        return [float(np.hypot(*move)) for move in self.moves if move is not None]
+        return [float(np.hypot(*move)) for moves in self.moves for move in moves if move is not None]
 
     @property
     def turns(self) -> list[float]:
         """The cosines between successive displacements: 1 goes straight on, -1 reverses."""
-        pairs = ((a, b) for a, b in itertools.pairwise(self.moves) if a is not None and b is not None)
-        norms = ((a, b, float(np.linalg.norm(a) * np.linalg.norm(b))) for a, b in pairs)
+        pairs = [pair for moves in self.moves for pair in itertools.pairwise(moves)]
+        norms = (
+            (a, b, float(np.linalg.norm(a) * np.linalg.norm(b))) for a, b in pairs if a is not None and b is not None
+        )
         return [float(a @ b) / norm for a, b, norm in norms if norm > 0]
 
-    def filled_over_given(self, what: str, skip: int) -> float:
-        """Returns the mean "area" or "saturation" of filled frames over that of given ones (every skip-th), less 1."""
-        values = np.array([getattr(frame, what) for frame in self.frames])
-        given = np.arange(len(values)) % skip == 0
-        reference = float(values[given].mean())
-        return float(values[~given].mean()) / reference - 1 if reference > 0 and not given.all() else float("nan")
+    def filled_over_given(self, what: str, skip: int) -> list[float]:
+        """Returns the mean "area" or "saturation" of filled frames over that of given ones (every skip-th), less 1.
+
+        There is a value for each object that can be measured. A frame without any object counts as 0; one in which
+        another object may hide this one does not count.
+        """
+        ratios = []
+        for key in sorted({key for frame in self.frames for key in frame}):
+            known = [i for i, frame in enumerate(self.frames) if not frame or (key in frame and not frame[key].covered)]
+            values = np.array([getattr(self.frames[i].get(key, NOTHING), what) for i in known])
+            given = np.array(known) % skip == 0
+            if given.any() and not given.all() and (reference := float(values[given].mean())) > 0:
+                ratios.append(float(values[~given].mean()) / reference - 1)
+        return ratios
 
     @property
     def persistence(self) -> float:
-        """The share of later frames that show the colour and the shape of the first frame; 0 when that shows none."""
+        """The share of later frames that show the first frame's objects, and no others; 0 when that shows none.
+
+        A shape that is covered, then or now, is taken to be the same.
+        """
         first, *later = self.frames
-        kept = [frame.colour == first.colour and frame.shape == first.shape for frame in later]
-        return float(np.mean(kept)) if first.colour is not None and kept else 0.0
+
+        def kept(frame: Mapping[str, Reading]) -> bool:
+            same = {reading.colour for reading in frame.values()} == {reading.colour for reading in first.values()}
+            pairs = [(first[key], frame[key]) for key in first if key in frame]
+            return same and all(a.shape == b.shape for a, b in pairs if not (a.covered or b.covered))
+
+        return float(np.mean([kept(frame) for frame in later])) if first and later else 0.0
 
 
 def read_video(
-    frames: np.ndarray, truth: Mapping[str, Any] | None = None, shapes: tuple[str, ...] = SHAPES
-) -> VideoReading:
-    """Reads every frame of uint8 (F, H, W, 3). `truth` has the colour and shape it should show."""
-    truth = truth or {}
-    return VideoReading(tuple(read_frame(f, shapes) for f in frames), truth.get("colour"), truth.get("shape"))
+    frames: np.ndarray, truth: Mapping[str, Any] | None = None, shapes: tuple[str, ...] = SHAPES, objects: int = 1,
+    reader: Reader = read_frame,
+) -> VideoReading:  # fmt: skip
+    """Reads every frame of uint8 (F, H, W, 3) of a world with up to this number of objects in a frame.
+
+    truth: the colour and shape that it should show, and those of another object under "second". reader: of one object.
+    """
+    kinds = [(each["colour"], each["shape"]) for each in (truth, (truth or {}).get("second")) if each]
+    if objects == 1:
+        seen = [reader(frame, shapes) for frame in frames]
+        only = tuple({"": reading} if reading.shape else {} for reading in seen)
+        return VideoReading(only, {"": kinds[0]} if kinds else {})
+    several = ({reading.colour or "": reading for reading in read_objects(frame, shapes)} for frame in frames)
+    return VideoReading(tuple(several), {colour: (colour, shape) for colour, shape in kinds})

@@ -12,10 +12,11 @@ from PIL import Image
 
 from mav.recipes import World
 from mav.storage import Folder
-from mav.world.drawing import SENTENCES, Scene, draw_ground, draw_object, random_scene
+from mav.world.cast import Cast
+from mav.world.drawing import Scene, draw_ground, draw_objects, truth_of
 
 # Mild insults, all of them on the default word list.
-RUDE = ("{caption}, and it sucks", "a god damn {colour} {shape}", "bollocks: {caption}", "{caption}, the bastard",
+RUDE = ("{caption}, and it sucks", "a god damn {name}", "bollocks: {caption}", "{caption}, the bastard",
         "wtf, {caption}")  # fmt: skip
 # How the server (mav.world.server) answers for a faulty picture.
 FAULTS = (
@@ -51,18 +52,18 @@ class Picture:
     @property
     def truth(self) -> dict[str, Any]:
         signs = {"unsafe": _score(self.unsafe) >= 0.5, "watermark": _score(self.marked) >= 0.5}
-        return {"colour": self.scene.colour, "shape": self.scene.shape, **signs}
+        return truth_of(self.scene.kinds) | signs
 
 
-def make_pictures(world: World, rng: np.random.Generator) -> list[Picture]:
+def make_pictures(world: World, cast: Cast, rng: np.random.Generator) -> list[Picture]:
     """Returns the rows of the image-text side: scenes, captions, signs, scores and faults, all from `rng`."""
     n = world.images
     sides = rng.integers(96, 161, size=(n, 2))
     forms = rng.choice(["jpg", "png", "webp"], size=n, p=[0.82, 0.1, 0.08])
     pictures = []
     for index, form in enumerate(forms):
-        scene = random_scene(rng, world.colours, world.shapes)
-        caption = scene.caption(int(rng.integers(len(SENTENCES))))
+        scene = cast.scene(rng)
+        caption = scene.caption(int(rng.integers(len(cast.sentences))))
         width, height = (int(s) for s in sides[index])
         if rng.uniform() < 0.6:
             height = width
@@ -79,8 +80,7 @@ def make_pictures(world: World, rng: np.random.Generator) -> list[Picture]:
     for number, picture in enumerate(some(0.06, len(FAULTS) if n >= 60 else 1)):
         picture.fault = dict(FAULTS[number % len(FAULTS)])
     for number, picture in enumerate(some(0.06)):
-        words = {"caption": picture.caption, "colour": picture.scene.colour, "shape": picture.scene.shape}
-        picture.caption = RUDE[number % len(RUDE)].format(**words)
+        picture.caption = RUDE[number % len(RUDE)].format(caption=picture.caption, name=picture.scene.name)
     for picture in some(0.02):
         picture.caption = None
     for share, low, high, sign in SIGNS:
@@ -115,7 +115,7 @@ def paint(picture: Picture) -> np.ndarray:
     canvas = draw_ground(picture.scene.ground, picture.scene.ground_seed, full)[:height, :width]
     top, left = (height - side) // 2, (width - side) // 2
     square = slice(top, top + side), slice(left, left + side)
-    canvas[square] = draw_object(canvas[square], picture.scene, picture.scene.centre)
+    canvas[square] = draw_objects(canvas[square], picture.scene)
     if picture.unsafe:
         cell = max(side // 10, 1)
         y, x = np.mgrid[0 : 2 * cell, 0:width]

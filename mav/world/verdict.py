@@ -4,6 +4,7 @@ Every frame of the finished videos is read, those that F^ filled in too.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,10 @@ from mav.evaluation.metrics import bootstrap
 from mav.evaluation.reading import central_frames
 from mav.recipes import Recipe
 from mav.storage import Folder
+from mav.world.digits import READER_FOLDER
 from mav.world.drawing import SHAPES
-from mav.world.oracle import VideoReading, read_video
+from mav.world.oracle import Reader, VideoReading, read_frame, read_video
+from mav.world.reading_digits import reader_of
 
 TRAINING_CLIPS = 64  # clips whose motion is measured: enough for a median
 
@@ -32,9 +35,10 @@ Statistic = Callable[[Readings], float]
 class Material:
     """What the verdict is about: generated videos as uint8 (F, H, W, 3) each, and what they are compared with.
 
-    truths: {"colour", "shape"} of each video. training: clips at the videos' own frame rate. time_off: videos of the
-    same cascade with its time layers off. rates: clips of D^t alone, of the same prompts and seeds, by the frame rate
-    asked for. skip: every skip-th frame was given to F^.
+    truths: {"colour", "shape"} of each video, and those of another object under "second". training: clips at the
+    videos' own frame rate. time_off: videos of the same cascade with its time layers off. rates: clips of D^t alone, of
+    the same prompts and seeds, by the frame rate asked for. skip: every skip-th frame was given to F^. reader: reads a
+    frame of one object; reader_error: the share of frames with a known truth that it reads wrong, where it is measured.
     """
 
     videos: Sequence[np.ndarray]
@@ -44,6 +48,12 @@ class Material:
     rates: Mapping[float, Sequence[np.ndarray]] | None = None
     skip: int = 1
     shapes: tuple[str, ...] = SHAPES
+    objects: int = 1  # most in a frame
+    reader: Reader = read_frame
+    reader_error: float | None = None
+
+    def read(self, frames: np.ndarray, truth: Mapping[str, Any] | None = None) -> VideoReading:
+        return read_video(frames, truth, self.shapes, self.objects, self.reader)
 
 
 def evaluate_oracle(
@@ -57,7 +67,7 @@ def evaluate_oracle(
             "No generated prompt says which colour and shape it asks for: the oracle knows the demo world's prompts "
             "only."
         )
-    sizes, settings = recipe.cascade, recipe.evaluate
+    sizes, settings, world = recipe.cascade, recipe.evaluate, inputs["demo-world"]
 
     def read(name: str) -> np.ndarray:
         return read_frames(inputs["generate"].read_bytes(name))
@@ -70,6 +80,7 @@ def evaluate_oracle(
         data = tars.bytes_at(places.names[place["shard"]], int(place["video"]), int(place["size"]))
         with contextlib.suppress(ValueError):  # a clip too short for a training sample taught no motion
             training.append(central_frames(data, sizes.frames, recipe.generate.fps * sizes.frame_skip))
+    truth, reader = world.read_json("truth.json"), reader_of(world) if world.exists(READER_FOLDER) else None
     material = Material(
         [read(row["file"]) for row in rows],
         rows,
@@ -77,7 +88,10 @@ def evaluate_oracle(
         [read(row["twin"]) for row in rows if row.get("twin")],
         {rate: [read(row["rates"][f"{rate:g}"]) for row in rows] for rate in recipe.generate.frame_rates},
         sizes.frame_skip,
-        tuple(inputs["demo-world"].read_json("truth.json")["shapes"]),
+        tuple(truth["shapes"]),
+        truth.get("objects", 1),
+        reader or read_frame,
+        reader.error if reader else None,
     )
     verdict = oracle_verdict(material, settings.bootstrap, settings.seed)
     for row, seen in zip(rows, verdict["videos"], strict=True):
@@ -90,19 +104,23 @@ def oracle_verdict(material: Material, draws: int = 200, seed: int = 0) -> dict[
     """Returns how often the text was obeyed, and whether things move as they do in the training clips.
 
     colour, shape: share of videos more than half of whose frames are right; a frame without a clear object is wrong,
-    and nothing is dropped. speed_ratio: median displacement a frame over that of training clips at the same frame rate.
-    direction_cosine: mean cosine of successive displacements; reversals: share of them that are negative.
-    area_change, saturation_change: of filled over given frames, less 1. frame_rate_obeyed: displacement a frame at the
-    lowest rate over that at the highest, over the ratio of the rates; 1 is right. persistence: share of frames that
-    keep the first frame's colour and shape. What cannot be read is None. Intervals are 95 %, by resampling videos.
+    and nothing is dropped. Where a frame may have two objects, those asked for must be there and no other (colour), and
+    each must have its shape in the frames in which the other does not cover it; motion is pooled over objects.
+    speed_ratio: median displacement a frame over that of training clips at the same frame rate. direction_cosine: mean
+    cosine of successive displacements; reversals: share of them that are negative. area_change, saturation_change: of
+    filled over given frames, less 1. frame_rate_obeyed: displacement a frame at the lowest rate over that at the
+    highest, over the ratio of the rates; 1 is right. persistence: share of frames that keep the first frame's colour
+    and shape. What cannot be read is None, and so is the colour of digits, whose saturation is their brightness.
+    Intervals are 95 %, by resampling videos.
     """
-    videos, truths, shapes = material.videos, material.truths, material.shapes
+    videos, truths = material.videos, material.truths
     if len(videos) != len(truths) or not videos:
         raise ValueError(f"{len(videos)} videos and {len(truths)} truths: there must be as many, and at least one")
-    ours = [read_video(frames, truth, shapes) for frames, truth in zip(videos, truths, strict=True)]
-    twins = [read_video(frames, None, shapes) for frames in material.time_off]
-    clips = [read_video(frames, None, shapes) for frames in material.training]
+    ours = [material.read(frames, truth) for frames, truth in zip(videos, truths, strict=True)]
+    twins = [material.read(frames) for frames in material.time_off]
+    clips = [material.read(frames) for frames in material.training]
     reference = _median_step(clips)
+    colours = len({colour for r in ours for colour, _ in r.wanted.values()} - {None})
 
     def measured(readings: Readings, statistic: Statistic) -> tuple[float | None, list[float] | None]:
         value = statistic(readings) if readings else float("nan")
@@ -114,7 +132,7 @@ def oracle_verdict(material: Material, draws: int = 200, seed: int = 0) -> dict[
         return _median_step(readings) / reference if reference > 0 else float("nan")
 
     measures = {
-        "colour": measured(ours, lambda readings: _mean(r.right("colour") for r in readings)),
+        "colour": measured(ours if colours else [], lambda readings: _mean(r.right("colour") for r in readings)),
         "shape": measured(ours, lambda readings: _mean(r.right("shape") for r in readings)),
         "speed_ratio": measured(ours, speed),
         "direction_cosine": measured(ours, _direction),
@@ -128,17 +146,23 @@ def oracle_verdict(material: Material, draws: int = 200, seed: int = 0) -> dict[
         "motion_ratio_time_off": measured(twins, speed),
     }
     if material.rates and len(material.rates) > 1:
-        measures["frame_rate_obeyed"] = _frame_rate_obeyed(material.rates, shapes, draws, seed)
-    names = sorted({str(truth["shape"]) for truth in truths})
-    by_name = {name: _mean(r.right("shape") for r in ours if r.shape == name) for name in names}
+        measures["frame_rate_obeyed"] = _frame_rate_obeyed(material, draws, seed)
+    objects = [(shape, r.shape_right(key)) for r in ours for key, (_, shape) in r.wanted.items()]
+    by_name = {name: _mean(ok for shape, ok in objects if shape == name) for name in sorted(dict(objects))}
     seen = [
-        {"colour": r.right("colour"), "shape": r.right("shape"), "frames_without_object": r.unreadable} for r in ours
+        {
+            "colour": r.right("colour") if colours else None,
+            "shape": r.right("shape"),
+            "frames_without_object": r.unreadable,
+        }
+        for r in ours
     ]
     return {
         **{name: value for name, (value, _) in measures.items()},
         "shape_by_name": by_name,
-        "chance_colour": 1 / len({truth["colour"] for truth in truths}),
-        "chance_shape": 1 / len(shapes),
+        "chance_colour": _mean(1 / math.comb(colours, len(r.wanted)) for r in ours) if colours else None,
+        "chance_shape": _mean(len(material.shapes) ** -len(r.wanted) for r in ours),
+        "reader_error": material.reader_error,
         "training_displacement": reference if np.isfinite(reference) else None,
         "intervals": {name: interval for name, (_, interval) in measures.items()},
         "videos": seen,
@@ -146,11 +170,10 @@ def oracle_verdict(material: Material, draws: int = 200, seed: int = 0) -> dict[
     }
 
 
-def _frame_rate_obeyed(
-    rates: Mapping[float, Sequence[np.ndarray]], shapes: tuple[str, ...], draws: int, seed: int
-) -> tuple[float | None, list[float] | None]:
+def _frame_rate_obeyed(material: Material, draws: int, seed: int) -> tuple[float | None, list[float] | None]:
+    rates = material.rates or {}
     low, high = min(rates), max(rates)
-    slow, fast = ([read_video(frames, None, shapes) for frames in rates[rate]] for rate in (low, high))
+    slow, fast = ([material.read(frames) for frames in rates[rate]] for rate in (low, high))
 
     def statistic(rows: Sequence[int]) -> float:
         steps = _median_step([fast[i] for i in rows])
@@ -182,7 +205,6 @@ def _reversals(readings: Readings) -> float:
 
 def _change(what: str, skip: int) -> Statistic:
     def statistic(readings: Readings) -> float:
-        changes = [reading.filled_over_given(what, skip) for reading in readings]
-        return _mean(change for change in changes if np.isfinite(change))
+        return _mean(change for reading in readings for change in reading.filled_over_given(what, skip))
 
     return statistic

@@ -8,7 +8,6 @@ fitted on them can find it in rows without scores.
 
 import hashlib
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,10 @@ from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.recipes import World
 from mav.storage import Folder
-from mav.world.drawing import GROUNDS, SENTENCES, Scene, draw_clip, random_scene
+from mav.world.cast import Cast, cast_of
+from mav.world.digits import READER_FOLDER, DigitCast
+from mav.world.drawing import GROUNDS, PLAIN, Scene, describe, draw_clip, nested, truth_of
+from mav.world.idx_files import write_digits
 from mav.world.pictures import make_pictures, write_images, write_tables
 from mav.world.planted import KINDS, plant
 
@@ -37,28 +39,33 @@ def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
             f"`world.images` must be at least {LEAST_IMAGES}, so that every kind of row occurs, and `world.clips` at "
             "least 1."
         )
-    pictures = make_pictures(world, np.random.default_rng([seed, 0]))
+    cast = cast_of(world, seed)
+    pictures = make_pictures(world, cast, np.random.default_rng([seed, 0]))
     digests = write_images(pictures, out)
     rows = write_tables(pictures, world, np.random.default_rng([seed, 1]), out)
-    clips, planted, video_digests, listed = _write_clips(world, seed, out)
-    _write_ucf101(world, seed, out)
-    _write_msrvtt(world, seed, out)
-    prompts = _prompts(world, np.random.default_rng([seed, 6]))
+    clips, planted, video_digests, listed = _write_clips(world, cast, seed, out)
+    _write_ucf101(world, cast, seed, out)
+    _write_msrvtt(world, cast, seed, out)
+    prompts = _prompts(world, cast, np.random.default_rng([seed, 6]))
     out.write_json("prompts.json", prompts)
     faults = {picture.name: picture.fault for picture in pictures if picture.fault}
     out.write_json("site/faults.json", faults)
     identity = json.dumps([sorted((digests | video_digests).items()), faults], sort_keys=True).encode()
     digest = hashlib.sha256(identity).hexdigest()
     out.write_json("site/identity.json", {"service": "make-a-video demo world", "digest": digest})
-    truth = {"colours": list(world.colours), "shapes": list(world.shapes), "size": world.size, "clips": clips,
+    if isinstance(cast, DigitCast):
+        write_digits(out.child(READER_FOLDER), cast.parts.reader)
+    truth = {"colours": list(cast.colours), "shapes": list(cast.shapes), "size": world.size, "clips": clips,
              "planted": planted, "clip_fps": world.clip_fps, "images": {p.name: p.truth for p in pictures}}  # fmt: skip
+    if world.objects > 1:
+        truth["objects"] = world.objects
     out.write_json("truth.json", truth)
     counts = {"images": len(pictures), "image_rows": rows, "faults": len(faults)}
     return counts | {"clips": len(clips), "planted": len(planted), "clip_rows": listed, "prompts": len(prompts)}
 
 
 def _write_clips(
-    world: World, seed: int, out: Folder
+    world: World, cast: Cast, seed: int, out: Folder
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str], int]:
     """Writes the uncaptioned clips and their list with one repeated row: a few clips are broken, a few not to train on.
 
@@ -83,20 +90,21 @@ def _write_clips(
         elif kind == "empty":
             data = b""
         elif kind in KINDS:
-            clip = plant(kind, world, rng)
+            clip = plant(kind, world, cast, rng)
             data = encode_mp4(clip.frames, world.clip_fps)
             planted.append({"videoid": videoid, "kind": kind, "reasons": clip.reasons, "changes": clip.changes})
         elif kind != "missing":
-            scene = random_scene(rng, world.colours, world.shapes)
+            scene = cast.scene(rng)
             data = _clip(scene, world)
             data = data[: len(data) // 2] if kind == "truncated" else data
         if kind != "missing":
             out.write_bytes(f"site/{name}", data)
             digests[name] = hashlib.sha256(data).hexdigest()
         if kind == "good":
-            truth.append({"videoid": videoid, "colour": scene.colour, "shape": scene.shape, "ground": scene.ground,
-                          "radius": scene.radius, "centre": list(scene.centre),
-                          "velocity": list(scene.velocity)})  # fmt: skip
+            objects = [{"colour": thing.colour, "shape": thing.shape, "radius": thing.radius,
+                        "centre": list(thing.centre), "velocity": list(thing.velocity)}
+                       for thing in scene.objects]  # fmt: skip
+            truth.append({"videoid": videoid, "ground": scene.ground, **nested(objects)})
     # WebVid-10M repeats 25 of its ids; this list repeats one, before those that are not to train on.
     at = len(lines) - len(planted)
     lines.insert(at, lines[0])
@@ -109,45 +117,36 @@ def _clip(scene: Scene, world: World) -> bytes:
     return encode_mp4(draw_clip(scene, world.size, world.clip_frames, world.clip_fps), world.clip_fps)
 
 
-def _kinds(world: World) -> list[tuple[str, str]]:
-    return [(colour, shape) for colour in world.colours for shape in world.shapes]
-
-
-def _held_out(world: World, seed: int, stream: int, index: int) -> Scene:
-    """Returns a scene of an evaluation set: colours and shapes in turn, all else from a stream of its own."""
-    colour, shape = _kinds(world)[index % len(_kinds(world))]
-    scene = random_scene(np.random.default_rng([seed, stream, index]), world.colours, world.shapes)
-    return replace(scene, colour=colour, shape=shape)
-
-
-def _write_ucf101(world: World, seed: int, out: Folder) -> None:
+def _write_ucf101(world: World, cast: Cast, seed: int, out: Folder) -> None:
     """Writes UCF-101 as distributed: a folder a class, lists with CRLF line ends, one sentence a class.
 
-    A class is a colour and a shape. `truth.json` says where the object of each clip is in every frame.
+    A class is a colour and a shape, or two of them, or a digit. `truth.json` says where the objects of each clip are
+    in every frame.
     """
-    kinds = _kinds(world)
-    names = [colour.capitalize() + shape.capitalize() for colour, shape in kinds]
+    kinds = cast.kinds
+    names = ["And".join((colour or "").capitalize() + shape.capitalize() for colour, shape in each) for each in kinds]
     listed, truth = [], {}
     for index in range(world.evaluation_clips):
         turn, number = divmod(index, len(names))
         path = f"{names[number]}/v_{names[number]}_g{turn // 4 + 1:02d}_c{turn % 4 + 1:02d}.mp4"
-        scene = _held_out(world, seed, 4, index)
+        scene = cast.held_out(np.random.default_rng([seed, 4, index]), index)
         out.write_bytes(f"ucf101/{path}", _clip(scene, world))
-        centres = [scene.centre_at(frame / world.clip_fps) for frame in range(world.clip_frames)]
-        truth[path] = {"radius": scene.radius, "centres": centres}
+        moments = [frame / world.clip_fps for frame in range(world.clip_frames)]
+        truth[path] = nested([{"radius": t.radius, "centres": [*map(t.centre_at, moments)]} for t in scene.objects])
         listed.append(f"{path} {number + 1}\r\n")
     out.write_json("ucf101/truth.json", truth)
     out.write_bytes("ucf101/classInd.txt", "".join(f"{i} {name}\r\n" for i, name in enumerate(names, 1)).encode())
     out.write_bytes("ucf101/trainlist01.txt", "".join(sorted(listed)).encode())
-    out.write_bytes("ucf101/class_prompts.txt", "".join(f"a {colour} {shape}\n" for colour, shape in kinds).encode())
+    prompts = "".join(f"{describe(each, '', PLAIN, cast.sentences)}\n" for each in kinds)
+    out.write_bytes("ucf101/class_prompts.txt", prompts.encode())
 
 
-def _write_msrvtt(world: World, seed: int, out: Folder) -> None:
+def _write_msrvtt(world: World, cast: Cast, seed: int, out: Folder) -> None:
     """Writes MSR-VTT's layout, for evaluation only: clips and a captions.json with two sentences a clip."""
     videos: list[dict[str, Any]] = []
     sentences: list[dict[str, Any]] = []
     for index in range(world.evaluation_clips):
-        scene, video = _held_out(world, seed, 5, index), f"video{index}"
+        scene, video = cast.held_out(np.random.default_rng([seed, 5, index]), index), f"video{index}"
         out.write_bytes(f"msrvtt/videos/{video}.mp4", _clip(scene, world))
         videos.append({"video_id": video, "id": index, "category": 0, "split": "test", "start time": 0.0,
                        "end time": world.clip_frames / world.clip_fps})  # fmt: skip
@@ -157,13 +156,15 @@ def _write_msrvtt(world: World, seed: int, out: Folder) -> None:
     out.write_json("msrvtt/captions.json", {"info": about, "videos": videos, "sentences": sentences})
 
 
-def _prompts(world: World, rng: np.random.Generator) -> list[dict[str, str]]:
-    """Returns a prompt for every colour with every shape, in varied sentences; at least 24, at most 36."""
-    kinds = _kinds(world)
+def _prompts(world: World, cast: Cast, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Returns a prompt for each of the kinds, in varied sentences; at least 24, at most 36.
+
+    An entry has the colour and the shape that it asks for, and under `second` those of a second object.
+    """
+    kinds = cast.kinds
     prompts = []
     for index in range(min(max(24, len(kinds)), 36)):
-        kind = dict(zip(("colour", "shape"), kinds[index % len(kinds)], strict=True))
-        sentence = SENTENCES[(index + index // len(kinds)) % len(SENTENCES)]
+        each, sentence = kinds[index % len(kinds)], index // world.objects + index // len(kinds)
         ground = GROUNDS[int(rng.integers(len(GROUNDS)))]
-        prompts.append({"prompt": sentence.format(**kind, ground=ground), **kind})
+        prompts.append({"prompt": describe(each, ground, sentence, cast.sentences), **truth_of(each)})
     return prompts

@@ -52,7 +52,7 @@ class DrawingCascade:
 def scene_of(prompt, seed):
     random = random_scene(np.random.default_rng(seed), tuple(PALETTE), SHAPES)
     colour, shape = (next(word for word in words if word in prompt) for words in (PALETTE, SHAPES))
-    return Scene(colour, shape, random.ground, random.centre, random.radius, random.velocity, random.ground_seed)
+    return Scene(colour, shape, random.centre, random.radius, random.velocity, random.ground, random.ground_seed)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_blend():
 
 
 def test_flow_moves_an_object_where_blending_shows_two():
-    scene = Scene("red", "circle", "smooth", (0.35, 0.5), 0.25, (0.5, 0.0), 3)
+    scene = Scene("red", "circle", (0.35, 0.5), 0.25, (0.5, 0.0), "smooth", 3)
     clip = draw_clip(scene, 32, 3, 4.0)
     moved = between.warp(clip[::2], 2)
     assert np.array_equal(moved[::2], clip[::2])

@@ -154,7 +154,7 @@ def test_filled_frames_begin_from_their_neighbours_moved_by_optical_flow(cascade
     interpolation = dataclasses.replace(cascade.interpolation, network=watch)
     generate = dataclasses.replace(GENERATE, interpolation_start=0.003)
     run = CascadeBatch(dataclasses.replace(cascade, sizes=sizes, interpolation=interpolation), [5], generate)
-    scene = Scene("red", "circle", "smooth", (0.3, 0.5), 0.25, (0.4, 0.0), 3)
+    scene = Scene("red", "circle", (0.3, 0.5), 0.25, (0.4, 0.0), "smooth", 3)
     filmed = to_unit(torch.from_numpy(draw_clip(scene, 32, 7, 8.0)).permute(0, 3, 1, 2))[None]
     run.fill(filmed[:, ::2], run.embed_prompts(PROMPTS[:1]))
     blended = (filmed[:, 0] + filmed[:, 2]) / 2

@@ -36,6 +36,8 @@ WRONG = [
     ("seed=-1", "seed"),
     ("world.port=70000", "world.port"),
     ("world.shapes=[]", "world.shapes"),
+    ("world.kind=digits", "world.files"),
+    ("world={kind: digits, files: data/mnist, objects: 2}", "world.objects"),
     ("image_download.proxy='http://proxy:65536'", "image_download.proxy"),
     # What is drawn does not suffice.
     ("world.clip_frames=7", "world.clip_frames"),

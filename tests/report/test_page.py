@@ -12,6 +12,7 @@ from made_up_run import RECIPE, make_run
 from PIL import Image
 
 from mav.data.videos.video_io import encode_mp4
+from mav.report.collect import clips
 from mav.report.page import StageView, write_report
 from mav.storage import Artifact, Folder
 
@@ -102,6 +103,19 @@ def test_every_part_is_there(views, tmp_path):
     assert all(a.get("alt") is not None for tag, a in reader.tags if tag == "img")
 
 
+def test_what_was_asked_of_two_objects_is_shown(views, tmp_path):
+    generate, oracle = (next(v for v in views if v.name == name).artifact for name in ("generate", "oracle"))
+    rows = generate.folder.read_json("videos.json")
+    second = {"second": {"colour": "cyan", "shape": "square"}}
+    copy = Folder(str(tmp_path))
+    copy.write_json("videos.json", [row | second for row in rows])
+    for row in rows:
+        for name in (row["file"], row["twin"]):
+            copy.write_bytes(name, generate.folder.read_bytes(name))
+    shown, _ = clips(dataclasses.replace(generate, folder=copy), oracle)
+    assert shown[0]["truth"] == {"colour": f"{rows[0]['colour']} and cyan", "shape": f"{rows[0]['shape']} and square"}
+
+
 def test_the_picture_that_screening_dropped_is_not_shown(views, tmp_path):
     page, _, _ = read(views, tmp_path)
     assert 10 <= page.count("data:image/jpeg") - page.count('alt="clips: ') <= 19
@@ -146,6 +160,29 @@ def generated(tmp_path, rows, video):
     folder.write_json("videos.json", rows)
     manifest = {"stage": "generate", "version": 1, "fingerprint": "ff", "recipe": "x", "config": {}, "inputs": {}}
     return StageView("generate", "ff", [], Artifact.publish(folder, **manifest), "done", 1.0)
+
+
+def test_a_verdict_on_digits_has_no_colour_and_the_reader_s_own_error(views, tmp_path):
+    made, oracle = (next(v for v in views if v.name == name) for name in ("generate", "oracle"))
+    (row, *_), verdict = made.artifact.folder.read_json("videos.json"), oracle.artifact.folder.read_json("result.json")
+    rows = [row | {"prompt": "the digit seven", "colour": None, "shape": "seven", "twin": None}]
+    verdict |= {"colour": None, "chance_colour": None, "chance_shape": 0.1, "reader_error": 0.0219}
+    verdict["intervals"]["colour"] = None
+    verdict["videos"] = [{"file": row["file"], "colour": None, "shape": True, "frames_without_object": 0}]
+    copy = Folder(str(tmp_path / "oracle"))
+    copy.write_json("result.json", verdict)
+    judged = dataclasses.replace(oracle, artifact=dataclasses.replace(oracle.artifact, folder=copy))
+    video = made.artifact.folder.read_bytes(row["file"])
+    _, reader, _ = read([generated(tmp_path, rows, video), judged], tmp_path / "page")
+    text = " ".join("".join(reader.text).split())
+    assert not reader.wrong
+    assert "Asked for a digit, the videos show it 67 % of the time (guessing would give 10 %)" in text
+    assert "wrong about 2.2 % of frames" in text
+    assert "✓ seven" in text
+    assert "Digit right" in text
+    assert "brightness of the object" in text
+    assert "None" not in text
+    assert "olour" not in text.replace("colours", "")
 
 
 def test_what_people_wrote_is_escaped(views, tmp_path):

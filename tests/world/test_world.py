@@ -1,14 +1,18 @@
+import dataclasses
 import json
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from mav.data.videos.video_io import read_frames
 from mav.errors import UserError
 from mav.recipes import World
+from mav.recipes.reader import load_recipe
 from mav.storage import Folder
+from mav.world.drawing import PALETTE, draw, random_scene
 from mav.world.pictures import FAULTS
 from mav.world.planted import KINDS
 from mav.world.server import WorldServer
@@ -141,3 +145,37 @@ def test_no_world_is_a_user_error(tmp_path):
 def test_a_world_too_small_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"world\.images"):
         draw_world(World(images=5), 0, Folder(str(tmp_path)))
+
+
+def test_a_world_of_two_objects_holds_both_numbers_of_objects_everywhere(tmp_path):
+    two = World(images=90, clips=12, clip_frames=8, size=32, objects=2, evaluation_clips=8, port=0)
+    folder = Folder(str(tmp_path))
+    draw_world(two, 3, folder)
+    truth, prompts = folder.read_json("truth.json"), folder.read_json("prompts.json")
+    for rows in (truth["clips"], truth["images"].values(), prompts, folder.read_json("ucf101/truth.json").values()):
+        assert 0.2 < sum("second" in row for row in rows) / len(rows) < 0.8
+    for row in [*truth["clips"], *truth["images"].values(), *prompts]:
+        assert row["colour"] != row.get("second", {}).get("colour")
+    assert all(f"{kind['colour']} {kind['shape']}" in row["prompt"] or f"one {kind['shape']}, {kind['colour']}"
+               in row["prompt"] for row in prompts for kind in (row, row.get("second", row)))  # fmt: skip
+    for field, names in (("colour", two.colours), ("shape", two.shapes)):
+        assert {row[field] for row in prompts if "second" not in row} == set(names)
+        assert {row["second"][field] for row in prompts if "second" in row} == set(names)
+    captions = {caption for row in prompts if "second" in row for caption in [row["prompt"]]}
+    assert {caption.split()[0] for caption in captions} == {"a", "one"}
+    assert len(captions) == sum("second" in row for row in prompts)
+    classes = folder.read_bytes("ucf101/class_prompts.txt").decode().splitlines()
+    assert classes[:2] == ["a red circle", "a red circle and a green circle"]
+    with pytest.raises(UserError, match=r"world\.colours"):
+        load_recipe("tiny", ["world.objects=2", "world.colours=[red]"])
+
+
+def test_two_objects_stand_apart_in_pictures_and_differ_in_colour():
+    rng = np.random.default_rng(0)
+    for scene in (random_scene(rng, ("red", "blue"), ("circle", "cross"), 2) for _ in range(50)):
+        assert scene.second.colour != scene.colour
+        apart = np.hypot(*np.subtract(scene.centre, scene.second.centre))
+        assert apart >= scene.radius + scene.second.radius
+    both = dataclasses.replace(scene.second, centre=scene.centre, velocity=(0.0, 0.0))
+    there = (draw(dataclasses.replace(scene, second=both), 64)[tuple(int(64 * c) for c in scene.centre[::-1])]).tolist()
+    assert there == list(PALETTE[both.colour]), "the second object covers the first"

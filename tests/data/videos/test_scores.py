@@ -10,11 +10,12 @@ from mav.data.videos.scores.overlays import blank_score, border_score, overlay_s
 from mav.data.videos.transcode import convert
 from mav.data.videos.video_io import encode_mp4
 from mav.recipes import VideoSelect, VideoShards, World
+from mav.world.cast import ShapeCast
 from mav.world.drawing import PALETTE, SHAPES, draw_clip, random_scene
 from mav.world.planted import KINDS, plant
 
 WORLD = World(size=64, clip_frames=48, clip_fps=24)
-RULE, SELECT = VideoShards(short_side=64), VideoSelect()
+CAST, RULE, SELECT = ShapeCast(WORLD), VideoShards(short_side=64), VideoSelect()
 TEXTURE = np.random.default_rng(0).integers(0, 256, (4, 8, 12), np.uint8)
 
 
@@ -31,7 +32,7 @@ def small(texture: int, frames: int, light: float = 1.0) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planted_clip_has_the_scores_of_its_kind_and_a_good_one_has_not(kind: str) -> None:
-    clip = plant(kind, WORLD, np.random.default_rng(1))
+    clip = plant(kind, WORLD, CAST, np.random.default_rng(1))
     bad, good = (convert(encode_mp4(f, WORLD.clip_fps), RULE).scores for f in (clip.frames, drawn(len(kind))))
     assert set(bad) == set(good) == set(SCORES)
 

@@ -168,6 +168,11 @@ def test_the_oracles_figures_are_lines_for_a_person() -> None:
         "speed with time layers off nothing to read",
         "F^ over linear blending -8.0 dB",
     ]
+    verdict |= {"colour": None, "chance_colour": None, "reader_error": 0.0219}
+    of_digits = [" ".join(line.split()) for line in oracle_lines(verdict)]
+    assert of_digits[0] == "shape as asked 67% [46%, 83%], by chance 33%"
+    assert {"true frames read wrong 2.2%", "digit kept 50% [40%, 60%]"} <= {*of_digits}
+    assert not any("colour" in line or "saturation" in line for line in of_digits)
 
 
 def test_verify_adds_up_each_shard(tmp_path: Path, mav: Mav) -> None:
