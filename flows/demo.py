@@ -27,7 +27,7 @@ def _draw(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
 @stage(
     "oracle",
     reads=("cascade.frames", "cascade.frame_skip", "generate.fps", "generate.frame_rates", *INTERVALS),
-    version=2,
+    version=3,
 )
 def oracle(job: Job) -> Outcome:
     """Reads colour, shape or digit, and motion back from generated pixels: was the text obeyed, was motion learned?"""
