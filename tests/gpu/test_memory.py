@@ -7,7 +7,7 @@ import torch
 
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
-from mav.training.network_costs import network_costs
+from mav.training.network_costs import network_cost
 from mav.training.stages import run_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -44,7 +44,7 @@ def test_described_memory_is_what_training_takes(tmp_path):
     short |= {"log_every": micro, "checkpoint_every": 2 * micro}
     section = dataclasses.replace(section, optimisation=dataclasses.replace(o, **short))
     recipe = dataclasses.replace(recipe, train_decoder=section)
-    described = next(component for component in network_costs(recipe) if component.stage == "train-decoder")
+    described = network_cost("train-decoder", recipe)
     torch.cuda.reset_peak_memory_stats()
     source = Pictures(recipe.cascade.base_size, section.network.embedding_dim)
     root = Folder(str(tmp_path))
