@@ -24,7 +24,7 @@ from mav.diffusion.noise import SampleNoise
 from mav.diffusion.pixels import augment, downsample, to_pixels, to_unit, upsample
 from mav.diffusion.sampler import sample
 from mav.generation.between import blend, warp
-from mav.generation.replay import Replayed
+from mav.generation.replay import Pool, Replayed
 from mav.models.clip import ClipModel
 from mav.models.prior import from_scale
 from mav.models.unet import known_frames
@@ -56,6 +56,7 @@ class Cascade:
     sr_high: Export
     device: str = "cpu"
     replayed: dict[str, Replayed] = field(init=False, default_factory=dict)
+    pool: Pool = field(init=False, default_factory=Pool)
 
     @classmethod
     def load(cls, recipe: Recipe, inputs: dict[str, Folder], device: str = "cpu") -> Self:
@@ -258,7 +259,7 @@ class CascadeBatch:
     ) -> Tensor:  # fmt: skip
         """A sample of one network under its conditions. The options are those of `Denoiser`."""
         export: Export = getattr(self.cascade, name)
-        network = self.cascade.replayed.setdefault(name, Replayed(export.network))
+        network = self.cascade.replayed.setdefault(name, Replayed(export.network, self.cascade.pool))
         if isinstance(sampling, GuidedSampling):
             options |= {"guidance": sampling.guidance, "rescale": sampling.guidance_rescale}
         denoiser = Denoiser(network, export.objective, conditions, **options)

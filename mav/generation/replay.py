@@ -26,18 +26,29 @@ class _Captured:
     output: Tensor | None = None
 
 
+class Pool:
+    """The memory of the graphs of networks that take turns. PyTorch takes it back with the last of the graphs."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def handle(self) -> Any:
+        """The pool's name, which is PyTorch's from the first capture on."""
+        self._handle = self._handle or torch.cuda.graph_pool_handle()
+        return self._handle
+
+
 class Replayed:
     """Calls a network without gradients; on a GPU, from the second call of the same shapes on, as a CUDA graph.
 
-    The graphs share one pool of memory, which is as large as the largest needs. That is safe because an output is
-    copied before the next replay, and inputs lie elsewhere. The network's weights must stay where they are.
+    The graphs of networks that were given the same `pool` share its memory, which is as large as the largest needs.
+    That is safe because an output is copied before the next replay, and inputs lie elsewhere. The network's weights
+    must stay where they are.
     """
 
-    def __init__(self, network: Callable[..., Tensor]) -> None:
-        self.network = network
+    def __init__(self, network: Callable[..., Tensor], pool: Pool) -> None:
+        self.network, self.pool = network, pool
         self.captured: dict[tuple[Any, ...], _Captured] = {}
-
-    pool: Any = None  # of all networks of a process, which take turns
 
     def __call__(self, x: Tensor, t: Tensor, *, time: bool | None = None, **conditions: Tensor) -> Tensor:
         """Takes what the network takes: tensors on its device, and for U-Nets `time`."""
@@ -51,10 +62,9 @@ class Replayed:
         if known.calls <= EAGER_CALLS:
             return self.network(**given, **options)
         if known.graph is None:
-            Replayed.pool = Replayed.pool or torch.cuda.graph_pool_handle()
             known.inputs = {name: value.clone() for name, value in given.items()}
             known.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(known.graph, pool=Replayed.pool):
+            with torch.cuda.graph(known.graph, pool=self.pool.handle()):
                 known.output = self.network(**known.inputs, **options)
         assert known.inputs is not None
         assert known.output is not None

@@ -1,5 +1,6 @@
 """Training, sampling and features on a real card; only the last needs Ray."""
 
+import gc
 import warnings
 
 import numpy as np
@@ -10,7 +11,8 @@ from small_training import parents, run, small_recipe
 
 from mav.evaluation.features import Networks
 from mav.generation.cascade import Cascade
-from mav.models.unet import UNet
+from mav.generation.replay import Pool, Replayed
+from mav.models.unet import UNet, inflate
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 from mav.training.export import WEIGHTS, load_network
@@ -97,6 +99,26 @@ def test_a_network_is_the_same_on_both_devices():
         expected = network(**given)
         found = network.to("cuda")(**{name: value.to("cuda") for name, value in given.items()})
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-2)  # products in TF32
+
+
+def test_a_replayed_network_gives_what_it_gives_when_called():
+    """Twice over, because the memory of the first cascade's graphs is gone when the second makes its own."""
+    network = inflate(UNet(load_recipe("demo").train_decoder.network), 8).to("cuda").eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    for _ in range(2):
+        pool = Pool()
+        replayed = [Replayed(network, pool) for _ in range(2)]
+        for turn in range(4):
+            given = {"embedding": torch.randn(2, 64, device="cuda"), "fps": torch.full((2,), 8.0, device="cuda")}
+            x, t = torch.randn(2, 8, 3, 16, 16, device="cuda"), torch.rand(2, device="cuda") * 1000
+            with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+                expected = network(x, t, **given)
+                for each in replayed:
+                    torch.testing.assert_close(each(x, t, **given), expected, rtol=0, atol=0, msg=f"turn {turn}")
+        del replayed, pool, each
+        gc.collect()
 
 
 def test_features_are_the_same_on_both_devices(root, monkeypatch):
