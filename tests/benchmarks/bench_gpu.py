@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--checkpoint-levels", type=int, help="instead of the recipe's, for `stages`")
     parser.add_argument("--seconds", type=float, default=15.0, help="of measuring, for each stage and network")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "gpu.json")
     options = parser.parse_args()
     device, parts = options.device, options.parts.split(",")
     if device == "cuda" and not torch.cuda.is_available():
@@ -117,12 +118,11 @@ def main() -> None:
         "sampling": lambda: gpu_stages.sampling(options.recipe, device),
         "demo": lambda: demo(device),
     }
-    path = ROOT / "build" / "bench" / "gpu.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
         results[part] = measures[part]()
         print(f"{part}: {json.dumps(results[part])}", flush=True)
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

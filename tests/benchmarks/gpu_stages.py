@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import tempfile
 import time
 from typing import Any
@@ -207,18 +208,17 @@ def launches(name: str, device: str) -> dict[str, Any]:
         activities = [ProfilerActivity.CUDA, ProfilerActivity.CPU] if device == "cuda" else [ProfilerActivity.CPU]
         with profile(activities=activities) as profiler:
             step()
-        on_card = [
-            e for e in profiler.key_averages() if str(e.device_type).endswith("CUDA" if device == "cuda" else "CPU")
-        ]
-        on_card = sorted((e for e in on_card if e.self_device_time_total), key=lambda e: -e.self_device_time_total)
-        total = sum(e.self_device_time_total for e in on_card)
+        spent = operator.attrgetter("self_device_time_total" if device == "cuda" else "self_cpu_time_total")  # us
+        on_card = [e for e in profiler.key_averages() if str(e.device_type).endswith(device.upper()) and spent(e)]
+        on_card = sorted(on_card, key=spent, reverse=True)
+        total = sum(map(spent, on_card))
         results[label] = {
             "kernels": sum(e.count for e in on_card), "kernel_seconds": total / 1e6, "seconds": wall,
             "processor_seconds": processor,
         }  # fmt: skip
         print(f"  {label}: {results[label]}", flush=True)
         for e in on_card[:30]:
-            print(f"    {e.self_device_time_total / 1e3:8.2f} ms {e.count:5d}x  {e.key[:110]}", flush=True)
+            print(f"    {spent(e) / 1e3:8.2f} ms {e.count:5d}x  {e.key[:110]}", flush=True)
     return results
 
 
