@@ -156,7 +156,7 @@ def stage(metadata: str, out: str, port: str, threads: str) -> None:
     rule = type(rule)(**{**rule.__dict__, "allow_addresses": (f"127.0.0.1:{port}",)})
     with ExitStack() as services:
         run = Run(recipe, Store(out), Terminal(), services)
-        job = Job(Node(image_download, (), "0" * 64), run, Folder(f"{out}/artifact"), Folder(f"{out}/work"))
+        job = Job(Node(image_download, (), {}, {}, "0" * 64), run, Folder(f"{out}/artifact"), Folder(f"{out}/work"))
         work = DownloadWork(Folder(metadata), rule, job.out)
         counts = shard_map(job, work, work.names(), success_floor=0.99).counts
     if counts["rows_out"] != counts["rows_in"]:

@@ -67,7 +67,7 @@ def main() -> None:
     options.add_argument("--clips", type=int, default=18, help="a multiple of 6: colours in turn")
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    recipe, cascade = load_cascade("demo", chosen.runs, None)
+    recipe, cascade, _ = load_cascade("demo", chosen.runs, None)
     assert recipe.world is not None
     shapes = tuple(recipe.world.shapes)
     truths = [
