@@ -49,6 +49,7 @@ def as_unclip(ours: Generate) -> Generate:
         prior=dataclasses.replace(ours.prior, sampler="ancestral", steps=64),
         decoder=dataclasses.replace(ancestral, guidance=ours.decoder.guidance),
         interpolation=ancestral,
+        interpolation_start=1.0,  # from noise alone
         sr_low=Sampling(sampler="ddim", steps=27),
         sr_high=Sampling(sampler="ddim", steps=15),
     )
