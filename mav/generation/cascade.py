@@ -85,8 +85,7 @@ class Cascade:
         """Text to the frames of D^t alone, enlarged without a network: uint8 (B, `sizes.frames`, H, W, 3)."""
         run = CascadeBatch(self, seeds, generate, True, progress)
         clip = run.decode(run.embed_prompts(prompts))
-        video = to_pixels(upsample(clip, self.sizes.high_size // self.sizes.base_size))
-        return rearrange(video, "b t c h w -> b t h w c").cpu().numpy()
+        return _to_frames(upsample(clip, self.sizes.high_size // self.sizes.base_size))
 
     def animate(
         self, images: np.ndarray, seeds: Sequence[int], generate: Generate, progress: ProgressCallback = None
@@ -221,7 +220,7 @@ class CascadeBatch:
         for frames, new in _windows(clip.shape[1], max(1, PIXELS_AT_ONCE // sizes.high_size**2)):
             part = clip[:, frames.start : frames.stop]
             made = self._super_resolve("sr_high", self.generate.sr_high, part, [0] * len(frames), sizes.high_size, {})
-            parts.append(rearrange(to_pixels(made[:, new:]), "b t c h w -> b t h w c").cpu().numpy())
+            parts.append(_to_frames(made[:, new:]))
         return np.concatenate(parts, axis=1)
 
     def _super_resolve(
@@ -271,6 +270,11 @@ class CascadeBatch:
         return torch.full((len(self.seeds),), float(value), device=self.cascade.device)
 
 
+def _to_frames(clip: Tensor) -> np.ndarray:
+    """Clips (B, T, 3, H, W) in [-1, 1] on any device to uint8 (B, T, H, W, 3)."""
+    return rearrange(to_pixels(clip), "b t c h w -> b t h w c").cpu().numpy()
+
+
 def _windows(count: int, size: int) -> Iterator[tuple[range, int]]:
     """Windows of at most `size` over `count` frames, all equally long: each with how many of its frames came before.
 
@@ -284,6 +288,6 @@ def _windows(count: int, size: int) -> Iterator[tuple[range, int]]:
 
 def _moved(clip: Tensor, skip: int) -> Tensor:
     """What optical flow puts between the frames of clips: (B, F, 3, s, s) to (B, (F - 1) * skip + 1, 3, s, s)."""
-    videos = rearrange(to_pixels(clip), "b f c h w -> b f h w c").cpu().numpy()
+    videos = _to_frames(clip)
     moved = np.stack([blend(video, skip) if (flow := warp(video, skip)) is None else flow for video in videos])
     return rearrange(to_unit(torch.from_numpy(moved)), "b f h w c -> b f c h w").to(clip)
