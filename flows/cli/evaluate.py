@@ -48,6 +48,7 @@ _RECIPE = "Whose CLIP the demo protocols use."
 _PROMPTS = "DrawBench's CSV, or a list of one's own."
 _SAMPLES = "Videos expected; 0 = as the protocol says."
 _ENDLESS = "Also extrapolate Frechet distances to endless videos."
+_RATINGS = "For suite: votes.csv of a study (--videos is the study), or human0_SYSTEM.jsonl."
 _OUT = "Where the result and our features go."
 _CACHE = "Where features of real clips are kept."
 
@@ -61,6 +62,7 @@ def evaluate(
     weights_dir: Annotated[str, typer.Option("--weights-dir", metavar="DIR", help=_WEIGHTS)] = "",
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help=_RECIPE)] = "demo",
     prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help=_PROMPTS)] = "",
+    ratings: Annotated[str, typer.Option("--ratings", metavar="PATH", help=_RATINGS)] = "",
     metric: Annotated[list[str] | None, typer.Option("--metric", metavar="NAME", help=_METRIC)] = None,
     samples: Annotated[int, typer.Option("--samples", min=0, help=_SAMPLES)] = 0,
     endless: Annotated[bool, typer.Option("--endless", help=_ENDLESS)] = False,
@@ -88,9 +90,11 @@ def evaluate(
     if chosen.benchmark != benchmark != CARD:
         known = ", ".join(protocol_names(benchmark))
         raise UserError(f"{chosen.name} is a protocol of {chosen.benchmark}: choose one of {known}.")
-    for name, folder in (("--videos", videos), ("--real", real)):
+    if ratings and benchmark != SUITE:
+        raise UserError(f"Only {SUITE} compares metrics with ratings: leave --ratings away, or ask for {SUITE}.")
+    for name, folder in (("--videos", videos), ("--real", real), ("--ratings", ratings)):
         if folder and not Folder(folder).exists():
-            raise UserError(f"{folder} is not there: name a folder with {name}.")
+            raise UserError(f"{folder} is not there: name what is there with {name}.")
     for name, folder in (("--out", str(out)), ("--cache", cache)):
         require_folder(name, folder, written=True)
     demo = "demo" in chosen.networks or chosen.name == "interpolation-demo"
@@ -130,7 +134,9 @@ def evaluate(
             if benchmark == SUITE:
                 listed = Folder(prompts) if prompts else None
                 with features_on_ray(on) as run:
-                    told = run_suite(Folder(videos), networks, target, filmed, listed, samples, report=show, run=run)
+                    rated = Folder(ratings) if ratings else None
+                    sets = (Folder(videos), networks, target, filmed, listed, samples)
+                    told = run_suite(*sets, report=show, run=run, ratings=rated)
                 return _tell_suite(told, Folder(videos), target, json_)
             wanted = samples or chosen.samples
             asked = read_set(chosen, filmed, wanted, Folder(prompts) if prompts else None)
@@ -162,7 +168,7 @@ def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
 def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool) -> None:
     """Writes the page of a suite beside its files, and prints its table and what is missing."""
     from mav.evaluation.protocols.titles import shown
-    from mav.report.suite import cells, suite_page
+    from mav.report.suite import agreement_table, cells, suite_page
 
     out.write_bytes("suite.html", suite_page(result, videos))
     if json_:
@@ -176,6 +182,14 @@ def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool
         row, network = cells(name, metric), result["networks"][metric["network"]]["name"]
         table.add_row(shown(name).title, row["value"] or "-", row["interval"], row["real"], metric["better"], network)
     console.print(table)
+    if result["agreement"]:
+        agreed = agreement_table(result["agreement"])
+        table = plain_table("ranks pairs as the raters", right=tuple(agreed["questions"]))
+        for title, row in agreed["rows"]:
+            table.add_row(title, *(f"{cell['share'] or '-'} {cell['interval']}".strip() for cell in row))
+        console.print(table)
+        for words in agreed["words"]:
+            console.print(words, markup=False)
     console.print(f"Videos: {result['readable']:,} of {result['videos']:,} readable.")
     for row in result["unreadable"]:
         console.print(f"  {row['file']}: {row['reason']}", markup=False)

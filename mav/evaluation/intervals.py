@@ -1,7 +1,8 @@
 """The uncertainty of a number: 95 % intervals over videos, and a Frechet distance extrapolated to endless videos."""
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,33 @@ def bootstrapped(statistic: Statistic, count: int, draws: int, seed: int, of: st
     """Returns `statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results store it."""
     low, high = bootstrap(statistic, count, draws, seed)
     return estimate(statistic(np.arange(count)), low, high, interval=f"bootstrap of {of}, {draws} draws")
+
+
+def wilson(wins: float, count: float) -> tuple[float, float]:
+    """Returns the 95 % interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    share, z = wins / count, NORMAL**2 / count
+    middle = (share + z / 2) / (1 + z)
+    half = NORMAL * math.sqrt(share * (1 - share) / count + z / (4 * count)) / (1 + z)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def clustered_share(clusters: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
+    """Returns (share, low, high) of wins in clusters (wins, count >= 1), whose members are not independent.
+
+    The interval is Wilson's for as many independent members as would give the share the variance that the clusters
+    show, at most all. Where all or none are won, the clusters show no variance and are counted instead.
+    """
+    wins, counts = np.asarray(clusters, np.float64).reshape(-1, 2).T
+    total, groups = float(counts.sum()), len(counts)
+    share = float(wins.sum()) / total
+    if share in (0, 1):
+        independent = float(groups)
+    else:
+        spread = float(((wins - share * counts) ** 2).sum()) * groups / max(groups - 1, 1) / total**2
+        independent = min(share * (1 - share) / max(spread, 1e-12), total)
+    return share, *wilson(share * independent, independent)
 
 
 def estimate(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:
