@@ -29,6 +29,7 @@ DEFAULT_PROTOCOLS = {  # of the others, the paper's
 }  # fmt: skip
 YARDSTICKS = {
     "endless": "  with endless videos, extrapolated",
+    "unbiased": "  without the bias",
     "of_readable": "  of the readable ones",
     "real_halves": "  real clips, half against half",
     "real": "  real clips",
@@ -45,7 +46,7 @@ _PROTOCOL = "How it is measured; by default the paper's way."
 _WEIGHTS = "Published weights; what is missing is said, nothing is fetched."
 _METRIC = "Only this metric of the protocol; may repeat."
 _RECIPE = "Whose CLIP the demo protocols use."
-_PROMPTS = "DrawBench's CSV, or a list of one's own."
+_PROMPTS = "DrawBench's CSV, or a list of one's own; of suite and card, what the videos show."
 _SAMPLES = "Videos expected; 0 = as the protocol says."
 _ENDLESS = "Also extrapolate Frechet distances to endless videos."
 _RATINGS = "For suite: votes.csv of a study (--videos is the study), or human0_SYSTEM.jsonl."
@@ -116,30 +117,22 @@ def evaluate(
         else:
             chosen, on = chosen.only(list(metric or ())), device()
             clip = _clip(recipe, runs) if "demo" in chosen.networks else None
+            listed = Folder(prompts) if prompts else None
             networks = Networks(chosen.networks, weights_dir, clip, on)
             if benchmark == CARD:
                 with features_on_ray(on) as run:
-                    result = make_card(
-                        chosen,
-                        chosen.preparation(loaded),
-                        Folder(videos),
-                        networks,
-                        target,
-                        samples,
-                        report=show,
-                        run=run,
-                    )
+                    judged = (chosen, chosen.preparation(loaded), Folder(videos), networks, target, samples)
+                    result = make_card(*judged, report=show, run=run, prompts=listed)
                 return _tell_card(result, target, json_)
             filmed = Folder(real) if real else None
             if benchmark == SUITE:
-                listed = Folder(prompts) if prompts else None
                 with features_on_ray(on) as run:
                     rated = Folder(ratings) if ratings else None
-                    sets = (Folder(videos), networks, target, filmed, listed, samples)
-                    told = run_suite(*sets, report=show, run=run, ratings=rated)
+                    given = (Folder(videos), networks, target, filmed, listed, samples)
+                    told = run_suite(*given, report=show, run=run, ratings=rated)
                 return _tell_suite(told, Folder(videos), target, json_)
             wanted = samples or chosen.samples
-            asked = read_set(chosen, filmed, wanted, Folder(prompts) if prompts else None)
+            asked = read_set(chosen, filmed, wanted, listed)
             _require_weights(networks, benchmark)
             settings = Settings(chosen.preparation(loaded), wanted or len(asked.prompts), endless=endless)
             with features_on_ray(on) as run:

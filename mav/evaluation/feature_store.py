@@ -130,12 +130,11 @@ class Features:
         """Yields (indices, arrays) of the readable videos, one chunk at a time."""
         key = f"array{self.names.index(name)}"
         for arrays in self._chunks():
-            kept, array = arrays["kept"], arrays[key] if len(arrays["kept"]) else None
-            if array is not None and self.chosen is not None:
-                those = [index in self.chosen for index in kept.tolist()]
-                kept, array = kept[those], array[those]
-            if len(kept):
-                yield kept, array
+            kept = arrays["kept"]
+            if self.chosen is None and len(kept):
+                yield kept, arrays[key]
+            elif (those := np.isin(kept, list(self.chosen or ()))).any():
+                yield kept[those], arrays[key][those]
 
     def load(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns (indices, arrays) of all readable videos; both are empty when no video could be read."""

@@ -84,6 +84,22 @@ class FrechetTo:
         return float(np.polyfit(1 / sizes, values, 1)[1])
 
 
+class FrechetBetween:
+    """Frechet distances from moments to fixed reference moments, whose root is taken once."""
+
+    def __init__(self, reference: Moments, biased: bool = False) -> None:
+        self.biased, self._mean = biased, reference.mean
+        covariance = reference.covariance_by(biased)
+        values, vectors = np.linalg.eigh(covariance)
+        self._root, self._trace = vectors * np.sqrt(np.clip(values, 0, None)), float(np.trace(covariance))
+
+    def __call__(self, moments: Moments) -> float:
+        """Returns the distance. Raises ValueError below two rows."""
+        own = moments.covariance_by(self.biased)
+        cross = root_eigenvalues(self._root.T @ own @ self._root)
+        return frechet_sum(moments.mean - self._mean, float(np.trace(own)), self._trace, cross)
+
+
 def grouped(parts: Iterable[Moments]) -> list[Moments]:
     """Merges the parts in turn into at most GROUPS groups."""
     groups: list[Moments] = []
@@ -102,14 +118,7 @@ def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False
     """
     groups = grouped(parts)
     whole = functools.reduce(Moments.merge, groups)
-    covariance = reference.covariance_by(biased)
-    values, vectors = np.linalg.eigh(covariance)
-    root, trace = vectors * np.sqrt(np.clip(values, 0, None)), float(np.trace(covariance))
-
-    def distance(moments: Moments) -> float:
-        own = moments.covariance_by(biased)
-        return frechet_sum(moments.mean - reference.mean, np.trace(own), trace, root_eigenvalues(root.T @ own @ root))
-
+    distance = FrechetBetween(reference, biased)
     value = distance(whole)
     if len(groups) < 2:
         return value, value, value

@@ -5,11 +5,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from mav.evaluation.protocols import Preparation
 from mav.evaluation.protocols.titles import shown
 from mav.evaluation.reading import read_views
+from mav.report import figures
 from mav.report.collect import data_url
 from mav.report.templates import templates
 from mav.storage import Folder
@@ -30,6 +32,10 @@ def suite_page(result: dict[str, Any], videos: Folder) -> bytes:
         },
         "cells": {name: cells(name, metric) for name, metric in result["metrics"].items()},
         "pictures": {file: animated(videos, file) for file in sorted(named)},
+        "curves": {
+            name: Markup(figures.convergence(curve["points"], curve["endless"], f"{shown(name).title} over 1 / n"))
+            for name, curve in result["convergence"].items()
+        },
         "agreement": agreement_table(result["agreement"]) if result["agreement"] else None,
         "digits": {name: f"%.{shown(name).digits}f" for name in result["metrics"]},
     }
@@ -52,7 +58,8 @@ def agreement_table(agreement: dict[str, Any]) -> dict[str, Any]:
 
     A cell has `share` ('' = no pair could be judged), `interval` and `verdict`. The last row is one rater's.
     """
-    questions, found = list(agreement["one_rater"]), {}
+    questions = list(agreement["one_rater"])
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in agreement["rows"]:
         found.setdefault((row["metric"], row["of"]), {})[row["question"]] = row
     rows = [

@@ -19,6 +19,7 @@ from mav.evaluation.reading import Entry, videos_below
 from mav.evaluation.score import BY_VIDEO, Scorer
 from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.suite.agreement import agreement
+from mav.evaluation.suite.convergence import convergence
 from mav.evaluation.suite.listing import listed
 from mav.evaluation.suite.ratings import Ratings, read_ratings
 from mav.storage import Folder
@@ -97,6 +98,9 @@ def run_suite(
         "extremes": {name: extremes(values, shown(name).better) for name, values in each.items()},
         "differences": {name: why for name, why in DIFFERENCES.items() if name in metrics},
         "missing": missing,
+        "convergence": {
+            name: curve for name in metrics if (curve := convergence(scorer, name, metrics[name])) is not None
+        },
         "agreement": None,
         "networks": networks.describe(),
         "seed": seed,
