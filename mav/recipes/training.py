@@ -75,8 +75,7 @@ class Optimisation:
     threads: Whole = 0  # of a worker without a GPU, which may change last bits; 0 = `cluster.cpus_per_worker`
     log_every: Annotated[Positive, OPERATIONAL] = 1024
     checkpoint_every: Annotated[Positive, UNLESS_CHOSEN] = 16384
-    # Samples between two pictures of what the average makes, for TensorBoard and the report, with its loss on the
-    # held-out samples beside them; 0 = none.
+    # Samples between two pictures of what the average makes, for TensorBoard and the report; 0 = none.
     sample_every: Annotated[Whole, OPERATIONAL] = 0
     corrupted_share: Annotated[Share, OPERATIONAL] = 0.01  # share of unreadable samples above which the stage stops
     held_out: Whole = 0  # samples kept out of the training, on which every checkpoint measures the loss; 0 = none

@@ -254,13 +254,12 @@ class Held:
 
 
 def test_distances_fall_over_the_number_of_videos_and_lead_to_the_endless_one():
-    """Normal features of 12 dimensions, of which the distances of endlessly many are known."""
+    """Of equal normal distributions, all that a distance shows is its excess, and endlessly many have none."""
     rng = np.random.default_rng(0)
-    ours, real = 0.5 + rng.standard_normal((320, 12)), rng.standard_normal((3000, 12))
+    ours, real = rng.standard_normal((320, 12)), rng.standard_normal((3000, 12))
     protocol = load_protocol("suite").only(["fvd", "jedi", "precision"])
     scorer = Scorer(protocol, None, BenchmarkSet(()), Held(ours), Held(real), draws=50)
-    truth = {"fvd": 12 * 0.25, "jedi": 100 * (12 * 0.25) ** 2 / 12**2}
-    for name, expected in truth.items():
+    for name in ("fvd", "jedi"):
         row, value = (
             (scorer._frechet, frechet_features) if name == "fvd" else (scorer._jedi, lambda a, b: jedi(a, b)[0])
         )
@@ -273,7 +272,7 @@ def test_distances_fall_over_the_number_of_videos_and_lead_to_the_endless_one():
         assert values == sorted(values, reverse=True)
         assert all(point["low"] < point["value"] < point["high"] for point in points)
         assert points[0]["high"] - points[0]["low"] > points[2]["high"] - points[2]["low"]
-        assert abs(curve["endless"] - expected) < min(abs(values[-1] - expected), abs(expected) / 5)
+        assert abs(curve["endless"]) < values[-1] / 2 < values[0] / 8
         assert curve == convergence(scorer, name, found)
         drawing = figures.convergence(points, curve["endless"], name)
         assert drawing.count("<circle") == 4
