@@ -147,12 +147,12 @@ def clustered_share(clusters: Sequence[tuple[float, int]]) -> tuple[float, float
     """Returns (share, low, high) of wins in clusters (wins, count >= 1), whose members are not independent.
 
     The interval is Wilson's for as many independent members as would give the share the variance that the clusters
-    show, at most all. Where all or none are won, the clusters show no variance and are counted instead.
+    show, at most all. Where all or none are won, or there is one cluster, they show no variance and are counted instead.
     """
     wins, counts = np.asarray(clusters, np.float64).reshape(-1, 2).T
     total, groups = float(counts.sum()), len(counts)
     share = float(wins.sum()) / total
-    if share in (0, 1):
+    if share in (0, 1) or groups == 1:
         independent = float(groups)
     else:
         spread = float(((wins - share * counts) ** 2).sum()) * groups / max(groups - 1, 1) / total**2

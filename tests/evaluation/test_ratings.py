@@ -73,6 +73,7 @@ def test_the_interval_of_a_share_counts_clusters():
     assert clustered_share([(1, 1)] * 7 + [(0, 1)] * 2)[1:] == pytest.approx(wilson(7, 9), abs=0.02)
     together, alone = clustered_share([(4, 4), (0, 4)] * 10), clustered_share([(1, 1), (0, 1)] * 40)
     assert together[2] - together[1] > 1.8 * (alone[2] - alone[1]), "four that go together are one"
+    assert clustered_share([(2, 4)]) == (0.5, *wilson(0.5, 1))
     assert clustered_share([(3, 3)] * 5) == (1.0, *wilson(5, 5))
     # 95 % hold the truth: prompts of three pairs with a common part.
     rng, held = np.random.default_rng(0), 0
@@ -152,10 +153,13 @@ def test_ratings_that_cannot_be_used_say_where(tmp_path):
     source = Folder(str(tmp_path))
     with pytest.raises(UserError, match="holds no ratings"):
         read_ratings(source, [])
-    for wrong in (b"{", b"[1]", b'{"1": 2}', b'{"1": {"look": "good"}}', b'{"1": {"look": true}}'):
+    for wrong in (b"{", b"[1]", b"[" * 100_000, b'{"1": 2}', b'{"1": {"look": "good"}}', b'{"1": {"look": true}}'):
         source.write_bytes("human0_a.jsonl", b'{"0": {"look": 1}}\n' + wrong)
         with pytest.raises(UserError, match=r"human0_a\.jsonl, line 2: no marks"):
             read_ratings(source, ["a/0.mp4"])
+    source.write_bytes("human0_a.jsonl", b'{"0": {"look": 1}}\n{"0": {"look": 2}}')
+    with pytest.raises(UserError, match="line 2: item 0 has a second mark of look"):
+        read_ratings(source, ["a/0.mp4"])
     source.write_bytes("human0_a.jsonl", b'{"0": {"look": 1}}')
     with pytest.raises(UserError, match="both of its videos"):
         read_ratings(source, ["a/0.mp4"])

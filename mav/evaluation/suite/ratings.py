@@ -128,7 +128,7 @@ def _marks(source: Folder, names: Sequence[str], videos: Sequence[str]) -> Ratin
                     item: {key: _mark(key, value) for key, value in row.items()}
                     for item, row in json.loads(line).items()
                 }
-            except (ValueError, AttributeError, TypeError) as error:
+            except (ValueError, AttributeError, TypeError, RecursionError) as error:
                 raise UserError(f"{source.path(name)}, line {number}: no marks of a video ({error}).") from None
             for item, row in told.items():
                 keys = [item.lstrip("0") or "0", str(row.pop("video_id", ""))]
@@ -139,7 +139,11 @@ def _marks(source: Folder, names: Sequence[str], videos: Sequence[str]) -> Ratin
                     continue
                 files[system, item] = file
                 for question, mark in values.items():
-                    marks[question, item][rater][system] = mark
+                    given = marks[question, item][rater]
+                    if system in given:
+                        problem = f"item {item} has a second mark of {question}"
+                        raise UserError(f"{source.path(name)}, line {number}: {problem}; leave one of them.")
+                    given[system] = mark
     pairs = []
     for (question, item), by_rater in sorted(marks.items()):
         for one, other in itertools.combinations(sorted({s for given in by_rater.values() for s in given}), 2):
