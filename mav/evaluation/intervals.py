@@ -147,7 +147,7 @@ def clustered_share(clusters: Sequence[tuple[float, int]]) -> tuple[float, float
     """Returns (share, low, high) of wins in clusters (wins, count >= 1), whose members are not independent.
 
     The interval is Wilson's for as many independent members as would give the share the variance that the clusters
-    show, at most all. Where all or none are won, or there is one cluster, they show no variance and are counted instead.
+    show, at most all. One cluster shows none, and none do where all or no members are won: they are counted instead.
     """
     wins, counts = np.asarray(clusters, np.float64).reshape(-1, 2).T
     total, groups = float(counts.sum()), len(counts)
