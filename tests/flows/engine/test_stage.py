@@ -21,10 +21,10 @@ from mav.storage import MANIFEST
 from mav.storage.ledger import LedgerWriter
 
 TABLE = {
-    "image-metadata", "image-download", "clip", "image-screen", "image-embed", "video-shards", "train-prior",
-    "train-decoder",
-    "train-sr-low", "train-sr-high", "train-decoder-video", "train-interpolation", "train-sr-low-video", "generate",
-    "evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "human-study", "report",
+    "image-metadata", "image-download", "clip", "image-screen", "image-embed", "image-select", "video-shards",
+    "train-prior", "train-decoder", "train-sr-low", "train-sr-high", "train-decoder-video", "train-interpolation",
+    "train-sr-low-video", "generate", "evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "human-study",
+    "report",
 }  # fmt: skip
 
 
@@ -100,13 +100,27 @@ def test_a_fingerprint_follows_its_own_sections_and_what_is_upstream() -> None:
     assert {name for name, value in prints("seed=1").items() if value == base[name]} == set()
 
 
-def test_a_threshold_makes_the_selection_anew_and_what_trains_on_it_but_no_shard() -> None:
+@pytest.mark.parametrize(
+    ("threshold", "stage", "trains"),
+    [
+        (
+            "video_select.still=0.01",
+            "video-select",
+            {"train-decoder-video", "train-interpolation", "train-sr-low-video"},
+        ),
+        ("image_select.hash_bits=4", "image-select", {"train-prior", "train-decoder", "train-sr-low", "train-sr-high"}),
+        ("image_select.near_duplicate=0.9", "image-select", {"train-prior"}),
+    ],
+)
+def test_a_threshold_makes_the_selection_anew_and_what_trains_on_it_but_no_shard(
+    threshold: str, stage: str, trains: set[str]
+) -> None:
     before = make_a_video(load_recipe("tiny")).nodes
-    plan = make_a_video(load_recipe("tiny", ["video_select.still=0.01"]))
+    plan = make_a_video(load_recipe("tiny", [threshold]))
     moved = {name for name, node in plan.nodes.items() if node.fingerprint != before[name].fingerprint}
-    assert moved == {"video-select", *(node.name for node in plan.downstream("video-select"))}
-    assert {"train-decoder-video", "train-interpolation", "train-sr-low-video"} <= moved
-    assert not {"video-shards", "train-decoder"} & moved
+    assert moved == {stage, *(node.name for node in plan.downstream(stage))}
+    assert trains <= moved
+    assert not {"video-shards", "image-download", "image-embed", "clip"} & moved
 
 
 def test_an_outside_file_that_changes_makes_its_stage_stale(tmp_path: Path) -> None:
