@@ -32,7 +32,7 @@ class SelectWork:
         kept = np.ones(len(table), bool)
         if self.groups is not None:
             kept[read_array(self.groups, f"{name}.npy")] = False
-        reasons = pa.array(np.where(kept, None, REASON), pa.string())
+        reasons = pa.array([None if keeps else REASON for keeps in kept], pa.string())
         columns = {"key": table.column("key"), "kept": pa.array(kept), "reason": reasons}
         write_table(self.out, f"{name}.parquet", pa.table(columns))
         rows_out, dropped = int(kept.sum()), int((~kept).sum())

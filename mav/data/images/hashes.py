@@ -11,7 +11,7 @@ import numpy as np
 HASH_BITS = 64
 SIDE = 32
 PLAIN = SIDE / 2.0  # the largest of these numbers in a picture whose brightness varies by one level of 256
-FREQUENCIES = np.array(
+FREQUENCIES: np.ndarray = np.array(
     sorted(np.ndindex(SIDE, SIDE), key=lambda frequency: (sum(frequency), frequency))[1 : HASH_BITS + 1]
 )  # vertical, horizontal
 _PLACES = np.uint64(1) << np.arange(HASH_BITS, dtype=np.uint64)
