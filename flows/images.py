@@ -110,7 +110,7 @@ def image_select(job: Job) -> Outcome:
     groups = _near_duplicates(job, tuple(names)) if rule.hash_bits or rule.near_duplicate else None
     outcome = shard_map(job, SelectWork(embeds, groups, job.out), names)
     if families := picture_families(job):
-        kept = {}
+        kept: dict[str, bool] = {}
         for name in names:
             rows = read_table(images, f"{name}.parquet", ["key", "url"]).to_pylist()
             path = {row["key"]: urlsplit(row["url"]).path for row in rows}
