@@ -40,7 +40,8 @@ class HashWork:
                 f"{self.images.path(name)}.parquet has no hashes: rerun image-download, or set "
                 "`image_select.hash_bits` to 0."
             ) from None
-        hashes = ledger.column("hash").take(pc.index_in(keys, ledger.column("key"))).to_numpy()
+        found = ledger.column("hash").take(pc.index_in(keys, ledger.column("key")))
+        hashes = pc.fill_null(found, 0).to_numpy()  # exact only without nulls
         write_array(self.out, f"{name}.npy", hashes.astype(np.uint64))
         return ShardOutput({"rows": len(hashes)}, (f"{name}.npy",))
 

@@ -129,6 +129,7 @@ def test_a_hash_survives_another_size_and_is_turned_by_a_mirror() -> None:
     assert (int(mirrored(np.array([first], np.uint64))[0]) ^ turned).bit_count() <= 1
     assert (first ^ perceptual_hash(picture(1))).bit_count() > 15
     assert perceptual_hash(np.full((40, 30, 3), 77, np.uint8)) == 0
+    assert perceptual_hash(cv2.cvtColor(picture(0), cv2.COLOR_BGR2GRAY)) == first, "a grey picture has no third axis"
 
 
 @pytest.mark.parametrize("bits", [1, 3, 6])

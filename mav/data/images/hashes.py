@@ -19,9 +19,10 @@ _TURNED = _PLACES[FREQUENCIES[:, 1] % 2 == 1].sum()
 
 
 def perceptual_hash(pixels: np.ndarray) -> int:
-    """Returns the hash of a picture, uint8 (H, W, 3) in BGR."""
+    """Returns the hash of a picture, uint8 (H, W, 3) in BGR or (H, W) in grey."""
     small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    waves = cv2.dct(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32))[tuple(FREQUENCIES.T)]
+    grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) if small.ndim == 3 else small
+    waves = cv2.dct(grey.astype(np.float32))[tuple(FREQUENCIES.T)]
     return int(_PLACES[waves > 0].sum()) if np.abs(waves).max() > PLAIN else 0
 
 

@@ -113,7 +113,8 @@ def test_selections_are_planned_by_what_they_keep_and_compare() -> None:
     rows = off["image-embed"].rows_out
     assert off["image-select"].rows_in == off["image-select"].rows_out == rows
     assert on["image-select"].rows_out == pytest.approx(rows * RATES["distinct"].value, abs=1)
-    assert on["image-select"].cpu_hours == pytest.approx(rows / 10 / 3600, rel=1e-5) > off["image-select"].cpu_hours
+    assert on["image-select"].cpu_hours == pytest.approx(rows / 10 / 3600, rel=1e-5)
+    assert off["image-select"].cpu_hours < on["image-select"].cpu_hours / 100
     clips = on["video-shards"].rows_out
     assert (on["video-select"].rows_in, on["video-select"].rows_out) == (clips, clips // 4)
 
