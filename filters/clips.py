@@ -97,10 +97,12 @@ def agreement(scores: pa.Table, rule: VideoSelect, truth: Mapping[str, Sequence[
     figures = {}
     for reason, mask in failures(scores, rule).items():
         meant = np.array([reason in truth.get(videoid, ()) for videoid in ids], bool)
-        dropped, found = int((mask & known).sum()), int((mask & meant).sum())
-        planted = int(meant.sum())
-        shares = ((found, dropped), (found, planted), (2 * found, dropped + planted))
-        names = ("precision", "recall", "f1")
-        measured = {name: round(n / of, 4) if of else None for name, (n, of) in zip(names, shares, strict=True)}
-        figures[reason] = {"planted": planted, "dropped": dropped, "found": found, **measured}
+        figures[reason] = measured(int(meant.sum()), int((mask & known).sum()), int((mask & meant).sum()))
     return figures
+
+
+def measured(planted: int, dropped: int, found: int) -> dict[str, Any]:
+    """Returns these numbers of rows, with the precision, recall and F1 that follow. A share of nothing is None."""
+    shares = {"precision": (found, dropped), "recall": (found, planted), "f1": (2 * found, dropped + planted)}
+    ratios = {name: round(n / of, 4) if of else None for name, (n, of) in shares.items()}
+    return {"planted": planted, "dropped": dropped, "found": found, **ratios}

@@ -12,7 +12,7 @@ from flows.services.ports import port_is_free
 from mav.recipes import ImageDownload, VideoShards, World
 
 
-@stage("demo-world", reads=("world", "seed"), version=3)
+@stage("demo-world", reads=("world", "seed"), version=4)
 def demo_world(job: Job) -> Outcome:
     """Draws the demo world: pictures, clips, tables and their faults, with known truth."""
     from mav.world.world import draw_world
@@ -54,6 +54,16 @@ def planted_reasons(job: Job) -> dict[str, list[str]]:
     return {clip["videoid"]: [] for clip in truth["clips"]} | {
         clip["videoid"]: clip["reasons"] for clip in truth["planted"]
     }
+
+
+def picture_families(job: Job) -> dict[str, str]:
+    """Returns for each of the demo world's pictures the one it was made from, or itself; the paths of their addresses.
+
+    There is nothing where there is no demo world.
+    """
+    world = job.inputs.get("demo-world")
+    truth = world.read_json("truth.json")["images"] if world else {}
+    return {f"/{name}": f"/{facts.get('copy_of', name)}" for name, facts in truth.items()}
 
 
 def allowed_addresses(job: Job, section: ImageDownload | VideoShards) -> tuple[str, ...]:

@@ -39,16 +39,17 @@ def make_a_video(recipe: Recipe) -> Graph:
     clip = training.clip(graph, pictures)
     screened = images.image_screen(graph, pictures, clip)
     embedded = images.image_embed(graph, pictures, screened, clip)
+    selected = images.image_select(graph, pictures, embedded, *world)
 
     # Unlabelled clips: the only place where motion is.
     clips = from_source("video_shards.sources", videos.video_shards)
     chosen = videos.video_select(graph, clips, *world)
 
     # Networks on images (3.1), then inflated and trained on clips without text (3.2, 3.3).
-    prior = training.train_prior(graph, embedded)
-    decoder = training.train_decoder(graph, pictures, embedded)
-    sr_low = training.train_sr_low(graph, pictures, embedded)
-    sr_high = training.train_sr_high(graph, pictures, embedded)
+    prior = training.train_prior(graph, embedded, selected)
+    decoder = training.train_decoder(graph, pictures, embedded, selected)
+    sr_low = training.train_sr_low(graph, pictures, embedded, selected)
+    sr_high = training.train_sr_high(graph, pictures, embedded, selected)
     decoder_video = training.train_decoder_video(graph, decoder, clips, chosen, clip)
     interpolation = training.train_interpolation(graph, decoder_video, clips, chosen, clip)
     sr_low_video = training.train_sr_low_video(graph, sr_low, clips, chosen)

@@ -25,7 +25,9 @@ from mav.recipes.plan import RATES, Rate, StagePlan, plan_stages, with_rates
 from mav.storage import Artifact
 
 app = typer.Typer()
-SHARES = {"image-metadata": "kept", "image-download": "reached", "video-shards": "clip_reached"}  # stage -> rate
+# The rate that a stage's rows in and out tell when it is done.
+SHARES = {"image-metadata": "kept", "image-download": "reached", "image-select": "distinct",
+          "video-shards": "clip_reached", "video-select": "chosen"}  # fmt: skip
 MEASURED_ROWS = 60_000
 MEASURED_SECONDS = 1.5
 MEASURED_CLIPS = 6

@@ -136,10 +136,11 @@ def tar_names(folder: Folder) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------- ledgers, tables, arrays
 
-# status: ok, dropped or failed; sha256: of the fetched bytes.
+# status: ok, dropped or failed; sha256: of the fetched bytes; hash: `mav.data.images.hashes`, of a picture.
 IMAGE_LEDGER = {
     "key": "string", "url": "string", "status": "string", "reason": "string", "sha256": "string", "bytes": "int64",
     "content_type": "string", "final_url": "string", "width": "int32", "height": "int32",
+    "hash": "uint64",
 }  # fmt: skip
 # It has no address, because addresses of stock footage contain the caption.
 VIDEO_LEDGER = {

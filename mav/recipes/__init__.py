@@ -5,7 +5,16 @@ machine that has only torch. `mav.recipes.reader` reads a file and checks it wit
 """
 
 from mav.recipes.cluster import Cluster, Expect
-from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoSelect, VideoShards, World
+from mav.recipes.data import (
+    ImageDownload,
+    ImageEmbed,
+    ImageMetadata,
+    ImageSelect,
+    Screening,
+    VideoSelect,
+    VideoShards,
+    World,
+)
 from mav.recipes.evaluation import Evaluate
 from mav.recipes.generation import CascadeSizes, Generate, GuidedSampling, Sampling, VideoSampling
 from mav.recipes.identity import what
@@ -25,7 +34,7 @@ from mav.recipes.training import (
 
 __all__ = [
     "TRAINING_READS", "CascadeSizes", "ClipConfig", "ClipSection", "Cluster", "Evaluate", "Expect", "FpsCurriculum",
-    "Generate", "GuidedSampling", "ImageDownload", "ImageEmbed", "ImageMetadata", "Level", "Objective", "Optimisation",
-    "PriorConfig", "Recipe", "Sampling", "Screening", "TrainImage", "TrainPrior", "TrainVideo", "UNetConfig",
-    "VideoSampling", "VideoSelect", "VideoShards", "World", "digest", "to_plain", "what",
+    "Generate", "GuidedSampling", "ImageDownload", "ImageEmbed", "ImageMetadata", "ImageSelect", "Level",
+    "Objective", "Optimisation", "PriorConfig", "Recipe", "Sampling", "Screening", "TrainImage", "TrainPrior",
+    "TrainVideo", "UNetConfig", "VideoSampling", "VideoSelect", "VideoShards", "World", "digest", "to_plain", "what",
 ]  # fmt: skip

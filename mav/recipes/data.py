@@ -139,3 +139,11 @@ class ImageEmbed:
     """`image-screen` and `image-embed` run CLIP over the images."""
 
     batch_size: Small = 256  # images of one forward pass
+
+
+@section
+class ImageSelect:
+    """`image-select` keeps one of each group of near duplicates, by hashes, by embeddings or by both."""
+
+    hash_bits: Annotated[Whole, Le(6)] = 0  # of 64; hashes of near duplicates differ in fewer; 1: are equal; 0: off
+    near_duplicate: Share = 0.0  # cosine of two CLIP embeddings from which on they are of near duplicates; 0: off

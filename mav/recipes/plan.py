@@ -34,13 +34,17 @@ RATES = {
     "embedded": Rate(900, "images/s/GPU", "CLIP image embeddings (ViT-L/14 on an A100, half precision)"),
     "texts": Rate(4000, "captions/s/GPU", "CLIP text embeddings"),
     "unknown": Rate(0.05, "of images", "lack a score and need a scorer's word"),
+    "distinct": Rate(0.7, "of images", "remain of near duplicates; LAION-2B has 0.7 billion (Webster et al. 2023)"),
+    "compared": Rate(3000, "images/s/core", "embeddings compared with those of their cells"),
     "clip_seconds": Rate(15, "s/clip", "length of a clip that is kept whole"),
     "encoded": Rate(2.0, "s of clip/s/core", "decoded, brought to size and encoded again"),
     "clip_reached": Rate(0.8, "of clips", "are still on the web and are whole"),
     "clip_bytes": Rate(250_000, "bytes/s of clip", "as kept"),
+    "chosen": Rate(0.7, "of clips", "have no cuts, overlays or borders and move as they should"),
 }
 
 
+KEY_BYTES = 8  # of a row of a selection: a key, whether it is kept and why not, as parquet packs them
 BESIDE_BYTES = 3200  # of an image: its caption and facts, three headers of a tar and their padding, its ledger's row
 
 
@@ -97,10 +101,16 @@ def plan_stages(recipe: Recipe, rates: dict[str, Rate], image_rows: int, clips: 
     seconds = found * (recipe.world.clip_frames / recipe.world.clip_fps if recipe.world else rate["clip_seconds"])
     bytes_, shards = seconds * rate["clip_bytes"], math.ceil(clips / recipe.video_shards.clips_per_shard)
     fetched = kept / rate["fetched"]
+    # Selections read scores, hashes or embeddings, and leave a key a row.
+    searched = recipe.image_select.hash_bits or recipe.image_select.near_duplicate
+    distinct = useful * (rate["distinct"] if searched else 1)
+    comparing = useful / rate["compared"] if recipe.image_select.near_duplicate else useful / rate["screened"]
     return [
         stage("image-metadata", image_rows, kept, parts, image_rows * 190, image_rows / rate["screened"]),
         stage("image-download", kept, images, parts, stored, fetched, web=images * rate["source_bytes"]),
         stage("image-screen", images, useful, parts, images * (2 * dim + 30), *embedding),
         stage("image-embed", useful, useful, parts, useful * (4 * dim + 2 * context), *text),
+        stage("image-select", useful, distinct, parts, useful * KEY_BYTES, comparing),
         stage("video-shards", clips, found, shards, bytes_, seconds / rate["encoded"], web=bytes_ * 2),
+        stage("video-select", found, found * rate["chosen"], shards, found * KEY_BYTES, found / rate["screened"]),
     ]

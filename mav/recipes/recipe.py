@@ -11,7 +11,16 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from mav.recipes.cluster import Cluster, Expect
-from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoSelect, VideoShards, World
+from mav.recipes.data import (
+    ImageDownload,
+    ImageEmbed,
+    ImageMetadata,
+    ImageSelect,
+    Screening,
+    VideoSelect,
+    VideoShards,
+    World,
+)
 from mav.recipes.evaluation import Evaluate
 from mav.recipes.generation import CascadeSizes, Generate
 from mav.recipes.sections import OPERATIONAL, Seed, section
@@ -37,6 +46,7 @@ class Recipe:
     image_download: ImageDownload = field(default_factory=ImageDownload)
     clip: ClipSection = field(default_factory=ClipSection)
     image_embed: ImageEmbed = field(default_factory=ImageEmbed)
+    image_select: ImageSelect = field(default_factory=ImageSelect)
     video_shards: VideoShards = field(default_factory=VideoShards)
     video_select: VideoSelect = field(default_factory=VideoSelect)
     cascade: CascadeSizes = field(default_factory=CascadeSizes)

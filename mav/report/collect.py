@@ -22,7 +22,15 @@ HEAVY = 200_000  # bytes above which a video is reduced to SHOWN pixels
 SHOWN = 256
 PICTURES = 16
 SLIDES, SLIDE_BYTES = 12, 1_000_000  # pictures of a training on the way, and the bytes of all of them
-ROW_STAGES = ("image-metadata", "image-download", "image-screen", "image-embed", "video-shards", "video-select")
+ROW_STAGES = (
+    "image-metadata",
+    "image-download",
+    "image-screen",
+    "image-embed",
+    "image-select",
+    "video-shards",
+    "video-select",
+)
 BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluate-interpolation": "interpolation"}
 
 

@@ -81,7 +81,12 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "clamped": motion.clamped(rates),
         "films": motion.examples(shards),
         "sheets": selection.sheets(shards, chosen),
-        "filters": chosen.manifest.metrics.get("filters", {}) if chosen else {},
+        "filters": {
+            reason: row
+            for stage in ("image-select", "video-select")
+            if stage in artifacts
+            for reason, row in artifacts[stage].manifest.metrics.get("filters", {}).items()
+        },
         "tables": [_table(benchmark, result) for benchmark, result in collect.results(artifacts).items()],
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},
         "software": _software(artifacts.values()),

@@ -81,7 +81,8 @@ class StageSetup:
 
         embeds, share = self.inputs["image-embed"], self.section.optimisation.corrupted_share
         download = self.inputs.get("image-download", embeds)
-        return ImageSource(download, embeds, size, self.recipe.seed, size > 0, share, enlarged)
+        chosen = self.inputs["image-select"]
+        return ImageSource(download, embeds, size, self.recipe.seed, size > 0, share, enlarged, chosen)
 
     def clips(self) -> BatchSource:
         """Clips at SR_l's resolution, which CLIP sees. The base size is averaged from it."""

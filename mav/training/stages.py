@@ -41,10 +41,10 @@ from mav.training.validation import Validation
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "clip": ("image-download",),
-    "train-prior": ("image-embed",),
-    "train-decoder": ("image-download", "image-embed"),
-    "train-sr-low": ("image-download", "image-embed"),
-    "train-sr-high": ("image-download", "image-embed"),
+    "train-prior": ("image-embed", "image-select"),
+    "train-decoder": ("image-download", "image-embed", "image-select"),
+    "train-sr-low": ("image-download", "image-embed", "image-select"),
+    "train-sr-high": ("image-download", "image-embed", "image-select"),
     "train-decoder-video": ("train-decoder", "video-shards", "video-select", "clip"),
     "train-interpolation": ("train-decoder-video", "video-shards", "video-select", "clip"),
     "train-sr-low-video": ("train-sr-low", "video-shards", "video-select"),

@@ -26,6 +26,7 @@ FAULTS = (
     {"kind": "flaky", "status": 503}, {"kind": "redirect", "to": "http://192.168.7.7:8080/router.png"},
     {"kind": "opt_out", "header": "somebody-else: noindex"},
 )  # fmt: skip
+COPIES = 150  # pictures for each copy of a kind; there is one at least
 SIGNS = ((0.08, 0.86, 1.0, "unsafe"), (0.05, 0.55, 0.77, "unsafe"),  # share of pictures, lowest and highest strength
          (0.08, 0.86, 1.0, "marked"), (0.05, 0.55, 0.77, "marked"))  # fmt: skip
 
@@ -34,7 +35,8 @@ SIGNS = ((0.08, 0.86, 1.0, "unsafe"), (0.05, 0.55, 0.77, "unsafe"),  # share of 
 class Picture:
     """A row of the image-text side and the truth about it.
 
-    form: jpg, png or webp. unsafe, marked: strengths of the checkered band and of the watermark.
+    form: jpg, png or webp. unsafe, marked: strengths of the checkered band and of the watermark. original: the picture
+    that this is a copy of, changed as `copied` says.
     """
 
     name: str
@@ -48,11 +50,14 @@ class Picture:
     punsafe: float | None = 0.0
     pwatermark: float | None = 0.0
     fault: dict[str, Any] | None = None
+    original: "Picture | None" = None
+    copied: str = ""
 
     @property
     def truth(self) -> dict[str, Any]:
         signs = {"unsafe": _score(self.unsafe) >= 0.5, "watermark": _score(self.marked) >= 0.5}
-        return truth_of(self.scene.kinds) | signs
+        copy = {"copy_of": self.original.name, "copied": self.copied} if self.original else {}
+        return truth_of(self.scene.kinds) | signs | copy
 
 
 def make_pictures(world: World, cast: Cast, rng: np.random.Generator) -> list[Picture]:
@@ -100,6 +105,15 @@ def make_pictures(world: World, cast: Cast, rng: np.random.Generator) -> list[Pi
             picture.punsafe = None if which < 0.8 else picture.punsafe
             picture.pwatermark = None if which < 0.6 or which >= 0.8 else picture.pwatermark
     border.pwatermark = 0.5  # the boundary row: it is dropped, because the rule says >= 0.5
+
+    # Near duplicates of pictures that nothing is wrong with, under other captions; they come last.
+    for index, kind in enumerate([*COPYING] * max(n // COPIES, 1)):
+        original = pictures[order[index % len(order)]]
+        caption = original.scene.caption(int(rng.integers(len(cast.sentences))))
+        copy = Picture(f"images/{n + index:05d}.jpg", original.scene, caption, 0, 0, "jpg", original=original)
+        copy.copied, copy.punsafe, copy.pwatermark = kind, original.punsafe, original.pwatermark
+        copy.height, copy.width = paint(copy).shape[:2]
+        pictures.append(copy)
     return pictures
 
 
@@ -110,6 +124,8 @@ def _score(strength: float) -> float:
 
 def paint(picture: Picture) -> np.ndarray:
     """Returns uint8 (height, width, 3): the scene in the central square, then the signs of its truth."""
+    if picture.original:
+        return COPYING[picture.copied](paint(picture.original))
     height, width = picture.height, picture.width
     side, full = min(height, width), max(height, width)
     canvas = draw_ground(picture.scene.ground, picture.scene.ground_seed, full)[:height, :width]
@@ -132,6 +148,26 @@ def paint(picture: Picture) -> np.ndarray:
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
+def _encoded(pixels: np.ndarray) -> np.ndarray:
+    """Returns a picture at three quarters of its size, as a JPEG of poor quality leaves it."""
+    buffer, (height, width) = io.BytesIO(), pixels.shape[:2]
+    Image.fromarray(pixels).resize((width * 3 // 4, height * 3 // 4)).save(buffer, "JPEG", quality=60)
+    return np.asarray(Image.open(buffer))
+
+
+def _cropped(pixels: np.ndarray) -> np.ndarray:
+    """Returns a picture without a fiftieth of its height and of its width."""
+    height, width = pixels.shape[:2]
+    return pixels[height // 100 + 1 : height - height // 100, width // 100 + 1 : width - width // 100]
+
+
+def _mirrored(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels[:, ::-1])
+
+
+COPYING = {"encoded": _encoded, "cropped": _cropped, "mirrored": _mirrored}  # how a picture is copied
+
+
 def write_images(pictures: list[Picture], out: Folder) -> dict[str, str]:
     """Writes every picture into `site` and returns the sha256 of each file."""
     options: dict[str, dict[str, Any]] = {
@@ -151,11 +187,15 @@ def write_images(pictures: list[Picture], out: Folder) -> dict[str, str]:
 def write_tables(pictures: list[Picture], world: World, rng: np.random.Generator, out: Folder) -> int:
     """Writes two thirds of the rows in the joined form, the rest in Re-LAION's, and returns the number of rows.
 
+    Copies have a table of their own, so that the others are the same with them and without.
+
     Each table repeats a few of its rows. WIDTH and HEIGHT are correct in both: only plain LAION-2B-en tables swap them.
     """
+    copies = [picture for picture in pictures if picture.original]
+    pictures = [picture for picture in pictures if not picture.original]
     cut = (2 * len(pictures)) // 3
     rows = 0
-    for name, part in (("joined", pictures[:cut]), ("relaion", pictures[cut:])):
+    for name, part in (("joined", pictures[:cut]), ("relaion", pictures[cut:]), ("reposts", copies)):
         part = part + [part[int(i)] for i in rng.choice(len(part), size=max(len(part) // 50, 1), replace=False)]
         rows += len(part)
         columns = {

@@ -53,9 +53,11 @@ def make_run(root, videos=6, size=32, frames=8):
     rows_of("image-download", 1240, {"opt_out": 12}, {"http_404": 22, "truncated": 18, "time_out": 15})
     rows_of("image-screen", 1173, {"nsfw": 24, "watermark": 18})
     rows_of("image-embed", 1131)
+    rows_of("image-select", 1131, {"near_duplicate": 7})
     rows_of("video-shards", 251, {"duplicate": 1}, {"not_a_video": 10})
     rows_of("video-select", 240, {"cut": 3, "still": 1})
     found = {"planted": 4, "dropped": 3, "found": 3, "precision": 1.0, "recall": 0.75, "f1": 0.8571}
+    metrics["image-select"] = {"filters": {"near_duplicate": found}}
     metrics["video-select"] = {"filters": {"cut": found, "still": dict.fromkeys(found, 0) | {"precision": None}}}
 
     with folders["image-download"].create("00000-00000.tar") as file, TarWriter(file) as tar:

@@ -13,7 +13,7 @@ from mav.recipes import World
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 from mav.world.drawing import PALETTE, draw, random_scene
-from mav.world.pictures import FAULTS
+from mav.world.pictures import COPYING, FAULTS
 from mav.world.planted import KINDS
 from mav.world.server import WorldServer
 from mav.world.world import draw_world
@@ -42,7 +42,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(world, tmp_path):
 def test_tables_hold_every_kind_of_row(world):
     folder, counts = world
     rows = []
-    for name, columns in (("joined", ("URL", "TEXT")), ("relaion", ("url", "caption"))):
+    for name, columns in (("joined", ("URL", "TEXT")), ("relaion", ("url", "caption")), ("reposts", ("url",))):
         table = pq.read_table(folder.path(f"laion/{name}.parquet"))
         assert set(columns) <= set(table.column_names)
         rows += table.rename_columns([c.lower().replace("text", "caption") for c in table.column_names]).to_pylist()
@@ -57,6 +57,19 @@ def test_tables_hold_every_kind_of_row(world):
     assert any(r["punsafe"] > 0.2 for r in kept), "the surviving rows must show how the sign looks"
     faults = folder.read_json("site/faults.json")
     assert {f["kind"] for f in faults.values()} == {f["kind"] for f in FAULTS}
+
+
+def test_a_copy_is_known_by_its_original_and_nothing_is_wrong_with_either(world):
+    truth = world[0].read_json("truth.json")["images"]
+    copies = {name: facts for name, facts in truth.items() if "copy_of" in facts}
+    assert {facts["copied"] for facts in copies.values()} == {*COPYING}
+    assert sorted(truth)[-len(copies) :] == sorted(copies), "they come last, so that the others are as without them"
+    rows = pq.read_table(world[0].path("laion/reposts.parquet")).to_pylist()
+    assert {row["url"].split("/", 3)[3] for row in rows} == {*copies}
+    assert all(row["caption"] for row in rows)
+    wrong = {name for name, facts in truth.items() if facts["unsafe"] or facts["watermark"]}
+    wrong |= {*world[0].read_json("site/faults.json")}
+    assert not wrong & {name for each, facts in copies.items() for name in (each, facts["copy_of"])}
 
 
 def test_clips_play_and_have_no_caption(world):

@@ -97,8 +97,7 @@ class PreparingOpener(GuardedOpener):
         digests = {name: hashlib.new(name, body).hexdigest() for name in algorithms}
         entry = {"content_type": answer.content_type, "final_url": redacted(answer.final_url)}
         entry["sha256"] = digests["sha256"]
-        self.fetched[number] = entry | {"bytes": len(body)}, digests
-        self.resizer.ahead(body)
+        self.fetched[number] = entry | {"bytes": len(body), "hash": self.resizer.ahead(body)}, digests
         return Answer(answer)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mav.data.images.hashes import perceptual_hash
 from mav.data.images.pictures import Look, look, unpack
 from mav.recipes import ImageDownload
 
@@ -30,7 +31,8 @@ _one_large = threading.Lock()
 def guarded_resizer(rule: ImageDownload) -> Any:
     """Returns an img2dataset Resizer to a shorter side of `image_size`. Its error messages are the reasons of `look`.
 
-    `ahead(data)` prepares a picture in any thread; the resizer then returns the result for the same bytes object.
+    `ahead(data)` prepares a picture in any thread and returns its perceptual hash, None where there is no picture; the
+    resizer then returns the result for the same bytes object.
     """
     from img2dataset.resizer import Resizer
 
@@ -43,9 +45,11 @@ def guarded_resizer(rule: ImageDownload) -> Any:
             super().__init__(rule.image_size, "keep_ratio", resize_only_if_bigger=False, **options)
             self._ready: dict[int, tuple[bytes, Prepared]] = {}
 
-        def ahead(self, data: bytes) -> None:
+        def ahead(self, data: bytes) -> int | None:
+            prepared, found = self._prepare(data)
             # The bytes are kept with the result, so that no other object can take their id.
-            self._ready[id(data)] = data, self.prepare(data)
+            self._ready[id(data)] = data, prepared
+            return found
 
         def __call__(self, stream: io.BytesIO, blurring_bbox_list: Any = None) -> Prepared:
             data = stream.getvalue()
@@ -53,6 +57,9 @@ def guarded_resizer(rule: ImageDownload) -> Any:
             return ready[1] if ready else self.prepare(data)
 
         def prepare(self, data: bytes) -> Prepared:
+            return self._prepare(data)[0]
+
+        def _prepare(self, data: bytes) -> tuple[Prepared, int | None]:
             seen = look(data, rule.max_pixels)
             shorter, longer = sorted((seen.width, seen.height))
             # A thin line grows long when its shorter side becomes `image_size`.
@@ -60,14 +67,14 @@ def guarded_resizer(rule: ImageDownload) -> Any:
             if not seen.problem and (kept > LONGEST_JPEG or kept * self.image_size > rule.max_pixels):
                 seen = Look("too_many_pixels")
             if seen.problem:
-                return None, None, None, None, None, seen.problem
+                return (None, None, None, None, None, seen.problem), None
             with _one_large if seen.width * seen.height > LARGE_PIXELS else contextlib.nullcontext():
                 try:
                     return self._encoded(unpack(data, seen, self.image_size), seen)
                 except Exception:  # as above, MemoryError included
-                    return None, None, None, None, None, "undecodable"
+                    return (None, None, None, None, None, "undecodable"), None
 
-        def _encoded(self, pixels: np.ndarray | None, seen: Look) -> Prepared:
+        def _encoded(self, pixels: np.ndarray | None, seen: Look) -> tuple[Prepared, int]:
             if pixels is None:
                 raise ValueError
             height, width = pixels.shape[:2]
@@ -81,6 +88,7 @@ def guarded_resizer(rule: ImageDownload) -> Any:
                 raise ValueError
             lying = seen.orientation >= 5 and (seen.width > seen.height) != (width > height)
             before = (seen.height, seen.width) if lying else (seen.width, seen.height)
-            return picture.tobytes(), pixels.shape[1], pixels.shape[0], *before, None
+            prepared = picture.tobytes(), pixels.shape[1], pixels.shape[0], *before, None
+            return prepared, perceptual_hash(pixels)
 
     return GuardedResizer()

@@ -42,11 +42,16 @@ class ImageSource(SampleSource):
 
     def __init__(
         self, images: Folder, embeds: Folder, size: int, seed: int, pixels: bool = True, corrupted_share: float = 0.01,
-        enlarged: bool = True,
+        enlarged: bool = True, selection: Folder | None = None,
     ) -> None:  # fmt: skip
-        """enlarged: with the pictures that were enlarged by `image-download` too."""
-        self._embeds, self._enlarged = embeds, enlarged
-        counted = row_counts(embeds, "rows_out" if enlarged else "native")
+        """enlarged: with the pictures that were enlarged by `image-download` too. selection: the artifact of
+        `image-select`; None: all pictures."""
+        self._embeds, self._enlarged, self._selection = embeds, enlarged, selection
+        counted = row_counts(embeds, kind := "rows_out" if enlarged else "native")
+        if selection is not None:
+            counted, embedded = row_counts(selection, kind), counted
+            if unknown := sorted(embedded.keys() - counted.keys()):
+                raise UserError(f"{selection.url} does not know {unknown[0]} of the embeddings: rerun image-select.")
         self._names = sorted(counted, key=lambda name: f"{name}.image.npy")  # as a listing has them
         sizes = [counted[name] for name in self._names]
         if not counted:
@@ -64,16 +69,22 @@ class ImageSource(SampleSource):
         self._pixels = _Pixels(images, size, len(self)) if pixels else None
 
     def _size_of(self, name: str) -> int:
+        if not self._enlarged or self._selection is not None:
+            return int(self._chosen(name, read_table(self._embeds, f"{name}.parquet")).sum())
         with self._embeds.open(f"{name}.parquet") as file:
-            if self._enlarged:
-                return int(pq.read_metadata(file).num_rows)
-            return int(self._chosen(pq.read_table(file)).sum())
+            return int(pq.read_metadata(file).num_rows)
 
-    def _chosen(self, table: pa.Table) -> np.ndarray:
-        """Says for each row of a shard whether it is trained on. Older releases do not tell, and all rows are."""
-        if self._enlarged or "native" not in table.column_names:
-            return np.ones(len(table), bool)
-        return np.asarray(table.column("native").to_numpy(zero_copy_only=False), bool)
+    def _chosen(self, name: str, table: pa.Table) -> np.ndarray:
+        """Says for each row of a shard whether it is trained on. Older releases do not tell of enlarged pictures."""
+        chosen = np.ones(len(table), bool)
+        if self._selection is not None:
+            selected = read_table(self._selection, f"{name}.parquet", ["key", "kept"])
+            if selected.column("key") != table.column("key"):
+                raise UserError(f"{self._selection.path(name)}.parquet is of other pictures: rerun image-select.")
+            chosen &= selected.column("kept").to_numpy(zero_copy_only=False).astype(bool)
+        if not self._enlarged and "native" in table.column_names:
+            chosen &= table.column("native").to_numpy(zero_copy_only=False).astype(bool)
+        return chosen
 
     def _open_shard(self, name: str) -> tuple[list[str], list[Place | None], dict[str, np.ndarray]]:
         """Returns keys, places in the tar, and arrays of one shard. Raises UserError when their lengths differ.
@@ -90,7 +101,7 @@ class ImageSource(SampleSource):
             if len(array) != len(keys):
                 path = self._embeds.path(name)
                 raise UserError(f"{path}.{kind}.npy has {len(array)} rows for {len(keys)} keys: rerun `image-embed`.")
-        chosen = np.flatnonzero(self._chosen(table))
+        chosen = np.flatnonzero(self._chosen(name, table))
         if len(chosen) < len(keys):
             keys, places = [keys[row] for row in chosen], [places[row] for row in chosen]
             arrays = {kind: array[chosen] for kind, array in arrays.items()}

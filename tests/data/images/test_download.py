@@ -8,6 +8,7 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from filters.screen import MetadataWork
 from flows.services.ports import reserve_port
 from mav.data.fetching.rules import is_transient
 from mav.data.images.download import DownloadWork
+from mav.data.images.hashes import perceptual_hash
 from mav.data.images.resize import guarded_resizer, look
 from mav.data.shards import TarWriter, read_tar
 from mav.recipes import ImageDownload, Screening, World
@@ -98,9 +100,12 @@ def test_world_is_downloaded_and_every_row_accounted_for(world, tmp_path):
         assert written["sha256"] == ledger[key]["sha256"]
         assert (written["punsafe"], written["pwatermark"]) == (rows[key]["punsafe"], rows[key]["pwatermark"])
         assert files["txt"].decode() == rows[key]["caption"]
+        stored = perceptual_hash(cv2.imdecode(np.frombuffer(files["jpg"], np.uint8), cv2.IMREAD_COLOR))
+        assert (stored ^ ledger[key]["hash"]).bit_count() <= 8, "the hash is of the picture, before it is encoded"
         picture = Image.open(io.BytesIO(files["jpg"]))
         assert min(picture.size) == 64
         assert picture.size == (written["width"], written["height"])
+    assert all((row["hash"] is None) == (row["status"] != "ok") for row in ledger.values())
     redirected = [r for r in ledger.values() if r["status"] == "ok" and r["final_url"] != r["url"]]
     assert redirected
     assert all(r["final_url"].endswith("?direct") for r in redirected)

@@ -15,7 +15,7 @@ from flows.engine.store import Store
 from flows.make_a_video import make_a_video
 from mav.errors import UserError
 from mav.recipes import ImageMetadata, Recipe, VideoShards
-from mav.recipes.plan import RATES, plan_stages, with_rates
+from mav.recipes.plan import RATES, StagePlan, plan_stages, with_rates
 from mav.recipes.reader import load_recipe
 from mav.storage import Artifact
 
@@ -100,6 +100,23 @@ def test_days_are_of_what_is_scarcest() -> None:
     )
     assert slow_cores.days == pytest.approx(kept / 0.1 / (64 * 8) / 86_400)
     assert slow_cores.cpu_hours == pytest.approx(kept / 0.1 / 3600)
+
+
+def test_selections_are_planned_by_what_they_keep_and_compare() -> None:
+    def planned(*overrides: str) -> dict[str, StagePlan]:
+        stages = plan_stages(
+            load_recipe("paper", overrides), with_rates({"compared": 10.0, "chosen": 0.25}, {}), 10**6, 800
+        )
+        return {stage.stage: stage for stage in stages}
+
+    off, on = planned(), planned("image_select.near_duplicate=0.95")
+    rows = off["image-embed"].rows_out
+    assert off["image-select"].rows_in == off["image-select"].rows_out == rows
+    assert on["image-select"].rows_out == pytest.approx(rows * RATES["distinct"].value, abs=1)
+    assert on["image-select"].cpu_hours == pytest.approx(rows / 10 / 3600, rel=1e-5)
+    assert off["image-select"].cpu_hours < on["image-select"].cpu_hours / 100
+    clips = on["video-shards"].rows_out
+    assert (on["video-select"].rows_in, on["video-select"].rows_out) == (clips, clips // 4)
 
 
 def test_shares_of_stages_that_are_done_are_known(tmp_path: Path) -> None:

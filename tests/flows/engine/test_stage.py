@@ -21,10 +21,10 @@ from mav.storage import MANIFEST
 from mav.storage.ledger import LedgerWriter
 
 TABLE = {
-    "image-metadata", "image-download", "clip", "image-screen", "image-embed", "video-shards", "train-prior",
-    "train-decoder",
-    "train-sr-low", "train-sr-high", "train-decoder-video", "train-interpolation", "train-sr-low-video", "generate",
-    "evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "human-study", "report",
+    "image-metadata", "image-download", "clip", "image-screen", "image-embed", "image-select", "video-shards",
+    "train-prior", "train-decoder", "train-sr-low", "train-sr-high", "train-decoder-video", "train-interpolation",
+    "train-sr-low-video", "generate", "evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "human-study",
+    "report",
 }  # fmt: skip
 
 
@@ -102,11 +102,15 @@ def test_a_fingerprint_follows_its_own_sections_and_what_is_upstream() -> None:
 
 def test_a_threshold_makes_the_selection_anew_and_what_trains_on_it_but_no_shard() -> None:
     before = make_a_video(load_recipe("tiny")).nodes
-    plan = make_a_video(load_recipe("tiny", ["video_select.still=0.01"]))
-    moved = {name for name, node in plan.nodes.items() if node.fingerprint != before[name].fingerprint}
-    assert moved == {"video-select", *(node.name for node in plan.downstream("video-select"))}
-    assert {"train-decoder-video", "train-interpolation", "train-sr-low-video"} <= moved
-    assert not {"video-shards", "train-decoder"} & moved
+    for threshold, stage, trained in (
+        ("video_select.still=0.01", "video-select", "train-decoder-video"),
+        ("image_select.near_duplicate=0.9", "image-select", "train-prior"),
+    ):
+        plan = make_a_video(load_recipe("tiny", [threshold]))
+        moved = {name for name, node in plan.nodes.items() if node.fingerprint != before[name].fingerprint}
+        assert moved == {stage, *(node.name for node in plan.downstream(stage))}
+        assert trained in moved
+        assert not {"video-shards", "image-download", "image-embed", "clip"} & moved
 
 
 def test_an_outside_file_that_changes_makes_its_stage_stale(tmp_path: Path) -> None:
