@@ -1,5 +1,5 @@
-"""`make chaos-nodes`: the tiny recipe from a bucket, on three Ray nodes of this machine, in trainings of three workers.
-One node is killed and another one added while D^t is trained.
+"""`make chaos-nodes`: the tiny recipe up to F^, from a bucket, on three Ray nodes, in trainings of three workers. One
+node is killed and another one added while D^t is trained.
 
 The training goes on with the two workers that are left and takes a third one in. An undisturbed run on the same nodes
 is beside it. What does not come from D^t must have its bytes; every training must have seen the same samples, with the
@@ -34,14 +34,14 @@ from mav.recipes.reader import load_recipe
 from mav.training.export import load_network
 from mav.training.stages import TRAININGS
 
-STRUCK, WORKERS = "train-decoder-video", 3
+STRUCK, UNTIL, WORKERS = "train-decoder-video", "train-interpolation", 3
 PATIENCE = 900.0  # seconds for a run, and for what is waited for within one
 IMAGES = ("clip", "train_prior", "train_decoder", "train_sr_low", "train_sr_high")
-VIDEOS = ("train_interpolation", "train_sr_low_video")
-SETTINGS = (
+VIDEOS = ("train_decoder_video", "train_interpolation", "train_sr_low_video")
+SETTINGS = (  # batches that three workers share
     *(f"{section}.optimisation.{value}" for section in IMAGES for value in ("batch_size=12", "samples=24")),
     *(f"{section}.optimisation.{value}" for section in VIDEOS for value in ("batch_size=3", "samples=6", "threads=1")),
-    *(f"train_decoder_video.optimisation.{value}" for value in ("batch_size=3", "samples=600", "threads=1")),
+    "train_decoder_video.optimisation.samples=600",
     "train_decoder_video.optimisation.checkpoint_every=30",
     f"cluster.workers={WORKERS}",
     "cluster.min_workers=1",
@@ -109,7 +109,7 @@ class Trial:
         self.base, self.rng, self.began = base, random.Random(seed), time.monotonic()
         self.settings = (*SETTINGS, f"world.port={reserve_port()}")
         self.recipe = load_recipe("tiny", self.settings)
-        self.graph = list(make_a_video(self.recipe).nodes.values())
+        self.graph = make_a_video(self.recipe).until(UNTIL)
         self.problems: list[str] = []
 
     def say(self, sentence: str) -> None:
@@ -149,7 +149,7 @@ class Trial:
             store = Store(f"s3://mav/{name}")
             flow = Flow(self.base / "prefect", store.root.url, self.base / f"{name}.log", self.settings)
             flow.environment = {"RAY_ADDRESS": nodes.address, "PREFECT_API_URL": prefect.api}
-            flow.start("run", "tiny")
+            flow.start("run", "tiny", "--until", UNTIL)
             if disturb:
                 disturb(flow, nodes)
                 (place / "struck").touch()
