@@ -30,10 +30,10 @@ chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/c
 	$(BIN)/python tests/chaos/in_process.py
 	$(BIN)/python tests/chaos/chaos.py
 
-chaos-nodes: $(READY)  ## a node killed and one added while three workers train from a bucket; table, and build/chaos-nodes.json
+chaos-nodes: $(READY)  ## a node killed and one added while three workers train from a bucket: figures, and build/chaos-nodes.json
 	$(BIN)/python tests/chaos/nodes.py
 
-fuzz: $(READY)  ## a thousand hostile inputs for every parser of outside bytes: table, and build/fuzz.json; two minutes
+fuzz: $(READY)  ## more than a thousand hostile inputs for the parsers of outside bytes: table, and build/fuzz.json; two minutes
 	$(BIN)/python tests/fuzz/fuzz.py
 
 test-slow: $(READY)
