@@ -35,14 +35,15 @@ from mav.training.export import load_network
 from mav.training.stages import TRAININGS
 
 STRUCK, WORKERS = "train-decoder-video", 3
+ENOUGH = 24  # samples that a group of workers takes before it is struck
 PATIENCE = 900.0  # seconds for a run, and for what is waited for within one
 IMAGES = ("clip", "train_prior", "train_decoder", "train_sr_low", "train_sr_high")
 VIDEOS = ("train_decoder_video", "train_interpolation", "train_sr_low_video")
 SETTINGS = (  # batches that three workers share
     *(f"{section}.optimisation.{value}" for section in IMAGES for value in ("batch_size=12", "samples=24")),
     *(f"{section}.optimisation.{value}" for section in VIDEOS for value in ("batch_size=3", "samples=6", "threads=1")),
-    "train_decoder_video.optimisation.samples=600",
-    "train_decoder_video.optimisation.checkpoint_every=30",
+    "train_decoder_video.optimisation.samples=180",
+    "train_decoder_video.optimisation.checkpoint_every=15",
     f"cluster.workers={WORKERS}",
     "cluster.min_workers=1",
     "cluster.dashboard=false",
@@ -168,7 +169,7 @@ class Trial:
 
         def trained(number: int, workers: int) -> bool:
             lived = self.seen("disturbed", STRUCK)
-            return len(lived) >= number and lived[-1].workers == workers and len(lived[-1].seen) >= 36
+            return len(lived) >= number and lived[-1].workers == workers and len(lived[-1].seen) >= ENOUGH
 
         self.wait(flow, f"{STRUCK} is trained by three workers", lambda: trained(1, WORKERS))
         nodes.lose_node(self.rng.randrange(WORKERS))

@@ -18,7 +18,7 @@ from typing import Any
 FOLDER, SLOW = "MAV_SEEN", "MAV_SLOW"  # variables: where it is written; STAGE:FILE, slow until there is the file
 SITE = "import seen_samples\nseen_samples.install()\n"
 LOOP = "mav.training.loop"
-PAUSE = 1.0  # seconds a slow step takes longer
+PAUSE = 3.0  # seconds a slow step takes longer: Ray Train looks for new nodes once a minute
 
 
 def digests(batch: dict[str, Any], count: int) -> list[str]:
