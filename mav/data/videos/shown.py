@@ -12,7 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
 from PIL import Image, ImageSequence
 
 from mav.data.images.pictures import over_white
@@ -37,6 +37,7 @@ class ShownVideo:
         self._animated = data[:4] in PICTURES and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")
         self.times: list[float] = []
         self._claimed, self._size = 0.0, (0, 0)
+        self._reformatter = VideoReformatter()  # one, since its tables for high dynamic range take seconds to make
         for time, frame in self._decoded():
             self.times.append(time)
             self._bytes += frame.nbytes if isinstance(frame, np.ndarray) else 3 * frame.width * frame.height
@@ -95,10 +96,10 @@ class ShownVideo:
     def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
         frame = upright(frame, self._background)
         if (frame.width, frame.height) != self._size or frame.color_trc in HDR:
-            target: dict[str, Any] = {"width": self._size[0], "height": self._size[1], "format": "rgb24"}
+            target: dict[str, Any] = {"width": self._size[0], "height": self._size[1], "format": "rgb24", "threads": 1}
             if frame.color_trc in HDR:
                 target |= {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
-            frame = frame.reformat(**target)
+            frame = self._reformatter.reformat(frame, **target)
         pixels: np.ndarray = frame.to_ndarray(format="rgb24")
         return pixels
 

@@ -111,8 +111,7 @@ def test_attention_over_frames(
     _equal([attend_over_frames(*inputs, heads, HEAD_NORM_EPS)], inputs, [y], exact)
 
 
-@pytest.mark.parametrize("time", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_network_is_the_same_with_the_kernels(monkeypatch: pytest.MonkeyPatch, time: bool) -> None:
+def test_a_network_is_the_same_with_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through every place where a GPU takes another way: skips of two parts, biases, context, both attentions."""
     torch.manual_seed(0)
     levels = (Level(channels=8, blocks=1), Level(channels=12, blocks=1, attention=True))
@@ -121,7 +120,7 @@ def test_a_network_is_the_same_with_the_kernels(monkeypatch: pytest.MonkeyPatch,
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     x, t, e = torch.randn(2, 3, 3, 4, 4), torch.tensor([10.0, 500.0]), F.normalize(torch.randn(2, 6), dim=-1)
-    more = {"embedding": e, "fps": torch.tensor([8.0, 16.0]), "time": time}
+    more = {"embedding": e, "fps": torch.tensor([8.0, 16.0])}
     results = []
     for on_gpu in (False, True):
         monkeypatch.setattr(dispatch, "_on_gpu", lambda x, on_gpu=on_gpu: on_gpu)
