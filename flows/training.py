@@ -19,7 +19,7 @@ from flows.engine.capacity import Capacity
 from flows.engine.function import CHECKPOINTS, ProgressFile, following, keep_kernels, run_on_ray, save_seconds
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
-from flows.engine.worker_group import torch_config
+from flows.worker_group import torch_config
 from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told
 from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder

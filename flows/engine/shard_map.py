@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flows.engine.capacity import Capacity
-from flows.engine.markers import Markers
+from flows.engine.markers import Markers, ShardNames
 from flows.engine.pool import ActorPool, Pool, TaskPool
 from flows.engine.run import Job
-from flows.engine.shard_names import ShardNames
 from flows.engine.shard_task import ShardResult, ShardTask, Work, below_floor, failure_reasons, sentence
 from flows.engine.stage import Outcome
 from flows.services.ray_metrics import ShardMetrics

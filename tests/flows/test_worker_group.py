@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.engine.worker_group import torch_config
+from flows.worker_group import torch_config
 from mav.storage import Folder
 from mav.training.process import preemption
 
