@@ -1,5 +1,7 @@
-# Every target first makes .venv when it is missing or older than the lock. Needs Linux, make, and Python 3.11 or 3.12.
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+# Every target first makes .venv when it is missing or older than the lock. Needs Linux, make, and Python 3.11 to 3.13.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+# `make setup TORCH=system` uses the torch and torchvision of PYTHON, such as a container's or a build without CUDA.
+TORCH ?= lock
 BIN := .venv/bin
 READY := .venv/.ready
 RECIPE ?= demo
@@ -9,13 +11,20 @@ RECIPE ?= demo
 setup: $(READY)
 
 $(READY): requirements-dev.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: this needs Python 3.11 or 3.12; install one, or say make PYTHON=/path/to/python3.11"; exit 2; }
-	@echo "Setting up .venv with $(PYTHON): about 7 GB, a few minutes, once."
+	@test -n "$(PYTHON)" || { echo "make: this needs Python 3.11, 3.12 or 3.13; install one, or say make PYTHON=/path/to/python3.11"; exit 2; }
+	@test "$(TORCH)" = lock || $(PYTHON) -c "import torch, torchvision; assert tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 11)" 2>/dev/null || \
+	  { echo "make: $(PYTHON) has no torch from 2.11 on with its torchvision; install both there, or leave out TORCH=$(TORCH)"; exit 2; }
+	@echo "Setting up .venv with $(PYTHON): about $(if $(filter lock,$(TORCH)),7,2) GB, a few minutes, once."
 	$(PYTHON) -m venv .venv
-	@if [ -d wheels ]; then from="--no-index wheels/*.whl"; else from="--require-hashes -r requirements-dev.lock"; fi; \
+	@cp requirements-dev.lock .venv/requirements.lock
+	@test "$(TORCH)" = lock || awk '/^[a-z]/ {keep = !/^(torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*)==/} keep' \
+	  requirements-dev.lock > .venv/requirements.lock
+	@if [ -d wheels ]; then from="--no-index wheels/*.whl"; else from="--require-hashes -r .venv/requirements.lock"; fi; \
 	  echo "pip install $$from"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $$from  # wheels/ is of a bundle
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@test "$(TORCH)" = lock || $(PYTHON) -c "import torch; print(torch.__file__.rsplit('/', 2)[0])" > \
+	  $$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")/torch_of_system.pth  # behind the packages here
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, where pip uses one; some packages hold files that are no Python 3
 	@touch $@
 

@@ -7,7 +7,7 @@ machine that has only torch. `mav.recipes.reader` reads a file and checks it wit
 from mav.recipes.cluster import Cluster, Expect
 from mav.recipes.data import ImageDownload, ImageEmbed, ImageMetadata, Screening, VideoSelect, VideoShards, World
 from mav.recipes.evaluation import Evaluate
-from mav.recipes.generation import CascadeSizes, Generate, GuidedSampling, Sampling
+from mav.recipes.generation import CascadeSizes, Generate, GuidedSampling, Sampling, VideoSampling
 from mav.recipes.identity import what
 from mav.recipes.networks import ClipConfig, Level, PriorConfig, UNetConfig
 from mav.recipes.recipe import Recipe
@@ -27,5 +27,5 @@ __all__ = [
     "TRAINING_READS", "CascadeSizes", "ClipConfig", "ClipSection", "Cluster", "Evaluate", "Expect", "FpsCurriculum",
     "Generate", "GuidedSampling", "ImageDownload", "ImageEmbed", "ImageMetadata", "Level", "Objective", "Optimisation",
     "PriorConfig", "Recipe", "Sampling", "Screening", "TrainImage", "TrainPrior", "TrainVideo", "UNetConfig",
-    "VideoSelect", "VideoShards", "World", "digest", "to_plain", "what",
+    "VideoSampling", "VideoSelect", "VideoShards", "World", "digest", "to_plain", "what",
 ]  # fmt: skip

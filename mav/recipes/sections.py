@@ -31,7 +31,8 @@ class Operational:
 
 OPERATIONAL = Operational()
 DEADLINE = Operational(deadline=True)
-IF_GUIDED = Operational(counts_if=lambda sampling: sampling.guidance != 1)  # else there is nothing to rescale
+# Else there is nothing to rescale.
+IF_GUIDED = Operational(counts_if=lambda s: s.guidance != 1 or getattr(s, "motion_guidance", 1) != 1)
 
 # The ranges of numbers. The upper ends only keep slips of the keyboard out.
 MOST = 10**15

@@ -72,7 +72,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(sampler):
     def draw(rows):
         given = {"embedding": embedding[rows], "fps": torch.full((len(rows),), 8.0)}
         noise = SampleNoise([seeds[i] for i in rows], "test", (3, 8, 8), frames=range(3))
-        denoiser = Denoiser(net, Objective(), given, guidance=2.0, rescale=0.5, time=True)
+        denoiser = Denoiser(net, Objective(), given, guidance=2.0, motion_guidance=2.0, rescale=0.5, time=True)
         return sample(denoiser, lambda: noise().double(), Sampling(sampler=sampler, steps=5))
 
     together = draw([0, 1, 2, 3])
@@ -90,6 +90,25 @@ def test_guidance_leaves_the_condition_alone_at_one_and_extrapolates_beyond():
     for guidance, expected in ((1.0, 1.0), (2.0, 2.0), (0.0, 0.0)):
         x0, _ = Denoiser(network, Objective(prediction="x0"), given, guidance=guidance)(x, 500)
         torch.testing.assert_close(x0[:, 0, 0, 0, 0], expected * given["embedding"][:, 0])
+
+
+def test_motion_guidance_leads_away_from_still_frames():
+    """Text is worth its embedding, layers over time are worth 0.01; each is led away from for itself."""
+
+    def network(x, t, embedding, keep=None, time=True):
+        keep = torch.ones(len(x)) if keep is None else keep
+        return torch.zeros_like(x) + (embedding * keep[:, None]).view(-1, 1, 1, 1, 1) + 0.01 * time
+
+    x, embedding = torch.zeros(2, 1, 3, 4, 4), torch.tensor([[0.2], [0.3]])
+    for guidance, motion, time, expected in (
+        (1, 1, True, 0.01),
+        (1, 3, True, 0.03),
+        (2, 3, True, 0.03),
+        (1, 3, False, 0),
+    ):
+        options = {"guidance": float(guidance), "motion_guidance": float(motion), "time": time}
+        x0, _ = Denoiser(network, Objective(prediction="x0"), {"embedding": embedding}, **options)(x, 500)
+        torch.testing.assert_close(x0[:, 0, 0, 0, 0], guidance * embedding[:, 0] + expected)
 
 
 def test_steps_trail_from_the_noisiest():
