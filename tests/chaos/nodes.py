@@ -68,7 +68,7 @@ def lives(folder: Path, stage: str, batch: int) -> list[Life]:
     """The lives of a training, as its workers wrote them down. Raises ValueError when one took a sample twice or left
     one out, but for the step in which it was killed."""
     lines: dict[str, list[dict[str, Any]]] = {}
-    for file in folder.glob(f"{stage}-*.jsonl"):
+    for file in folder.glob(f"{stage}.*.jsonl"):
         for text in file.read_text().splitlines():
             line = json.loads(text)
             lines.setdefault(line["life"], []).append(line)

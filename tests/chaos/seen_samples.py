@@ -41,7 +41,7 @@ def changed(module: Any) -> None:
     def told_prefetch(source: Any, samples: int, o: Any, rank: int, world_size: int, *more: Any) -> Iterator[Any]:
         life = os.environ.get("MASTER_PORT", "") if world_size > 1 else str(os.getpid())
         slow, _, until = os.environ.get(SLOW, "").partition(":")
-        with Path(os.environ[FOLDER], f"{stage[0]}-{life}-{rank}.jsonl").open("a") as file:
+        with Path(os.environ[FOLDER], f"{stage[0]}.{life}.{rank}.jsonl").open("a") as file:
             for first, counts, batch in prefetch(source, samples, o, rank, world_size, *more):
                 seen = digests(batch, len(next(iter(batch.values()))))
                 line = {"stage": stage[0], "life": life, "rank": rank, "world": world_size, "time": time.time()}

@@ -10,7 +10,7 @@ from nodes import in_order, lives
 def write(folder: Path, life: str, begun: float, ranks: list[list[int]]) -> None:
     """The lines of a life whose ranks took these samples, one at a time."""
     for rank, numbers in enumerate(ranks):
-        with (folder / f"stage-{life}-{rank}.jsonl").open("w") as file:
+        with (folder / f"stage.{life}.{rank}.jsonl").open("w") as file:
             for at, number in enumerate(numbers):
                 line = {"stage": "stage", "life": life, "rank": rank, "world": len(ranks), "time": begun + at}
                 file.write(json.dumps(line | {"first": abs(number), "counts": number >= 0, "seen": [f"{abs(number)}"]}))
@@ -21,6 +21,7 @@ def test_lives_are_joined_where_each_begins_and_the_step_that_was_cut_is_left_ou
     write(tmp_path, "b", 20.0, [[3, 5, 6, 8], [4, -3, 7, -6]])  # two, the second of which repeats what does not count
     write(tmp_path, "a", 10.0, [[0, 3, 6], [1, 4], [2, 5]])
     write(tmp_path, "c", 30.0, [[9], [10], [11]])
+    (tmp_path / "stage-video.d.0.jsonl").write_text("another stage's")
     found = lives(tmp_path, "stage", 3)
     assert [(life.workers, life.first, life.end) for life in found] == [(3, 0, 6), (2, 3, 9), (3, 9, 12)]
     assert in_order("stage", found) == ([str(number) for number in range(12)], [3, 0])
