@@ -249,10 +249,10 @@ def _run(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         keep_freed_memory()
-    board = Board(orders.board, report)
+    local = Board(orders.board, report)
+    wandb = bool(orders.wandb) and rank == 0
+    board = WandbBoard(orders.wandb, orders.stage, orders.recipe, local) if wandb else local
     report = board if rank == 0 else report
-    if rank == 0 and orders.wandb:
-        report = WandbBoard(orders.wandb, orders.stage, orders.recipe, orders.board, report)
     given = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
     with full_disk_told(orders.stage, orders.work.url), ended_when_stalled(orders.recipe.cluster.stall_seconds):
         return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report, show=board.show)

@@ -29,6 +29,7 @@ DEFAULT_PROTOCOLS = {  # of the others, the paper's
 }  # fmt: skip
 YARDSTICKS = {
     "endless": "  with endless videos, extrapolated",
+    "unbiased": "  without the bias",
     "of_readable": "  of the readable ones",
     "real_halves": "  real clips, half against half",
     "real": "  real clips",
@@ -45,9 +46,10 @@ _PROTOCOL = "How it is measured; by default the paper's way."
 _WEIGHTS = "Published weights; what is missing is said, nothing is fetched."
 _METRIC = "Only this metric of the protocol; may repeat."
 _RECIPE = "Whose CLIP the demo protocols use."
-_PROMPTS = "DrawBench's CSV, or a list of one's own."
+_PROMPTS = "DrawBench's CSV, or a list of one's own; of suite and card, what the videos show."
 _SAMPLES = "Videos expected; 0 = as the protocol says."
 _ENDLESS = "Also extrapolate Frechet distances to endless videos."
+_RATINGS = "For suite: votes.csv of a study (--videos is the study), or human0_SYSTEM.jsonl."
 _OUT = "Where the result and our features go."
 _CACHE = "Where features of real clips are kept."
 
@@ -61,6 +63,7 @@ def evaluate(
     weights_dir: Annotated[str, typer.Option("--weights-dir", metavar="DIR", help=_WEIGHTS)] = "",
     recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help=_RECIPE)] = "demo",
     prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help=_PROMPTS)] = "",
+    ratings: Annotated[str, typer.Option("--ratings", metavar="PATH", help=_RATINGS)] = "",
     metric: Annotated[list[str] | None, typer.Option("--metric", metavar="NAME", help=_METRIC)] = None,
     samples: Annotated[int, typer.Option("--samples", min=0, help=_SAMPLES)] = 0,
     endless: Annotated[bool, typer.Option("--endless", help=_ENDLESS)] = False,
@@ -88,9 +91,11 @@ def evaluate(
     if chosen.benchmark != benchmark != CARD:
         known = ", ".join(protocol_names(benchmark))
         raise UserError(f"{chosen.name} is a protocol of {chosen.benchmark}: choose one of {known}.")
-    for name, folder in (("--videos", videos), ("--real", real)):
+    if ratings and benchmark != SUITE:
+        raise UserError(f"Only {SUITE} compares metrics with ratings: leave --ratings away, or ask for {SUITE}.")
+    for name, folder in (("--videos", videos), ("--real", real), ("--ratings", ratings)):
         if folder and not Folder(folder).exists():
-            raise UserError(f"{folder} is not there: name a folder with {name}.")
+            raise UserError(f"{folder} is not there: name what is there with {name}.")
     for name, folder in (("--out", str(out)), ("--cache", cache)):
         require_folder(name, folder, written=True)
     demo = "demo" in chosen.networks or chosen.name == "interpolation-demo"
@@ -112,28 +117,22 @@ def evaluate(
         else:
             chosen, on = chosen.only(list(metric or ())), device()
             clip = _clip(recipe, runs) if "demo" in chosen.networks else None
+            listed = Folder(prompts) if prompts else None
             networks = Networks(chosen.networks, weights_dir, clip, on)
             if benchmark == CARD:
                 with features_on_ray(on) as run:
-                    result = make_card(
-                        chosen,
-                        chosen.preparation(loaded),
-                        Folder(videos),
-                        networks,
-                        target,
-                        samples,
-                        report=show,
-                        run=run,
-                    )
+                    judged = (chosen, chosen.preparation(loaded), Folder(videos), networks, target, samples)
+                    result = make_card(*judged, report=show, run=run, prompts=listed)
                 return _tell_card(result, target, json_)
             filmed = Folder(real) if real else None
             if benchmark == SUITE:
-                listed = Folder(prompts) if prompts else None
                 with features_on_ray(on) as run:
-                    told = run_suite(Folder(videos), networks, target, filmed, listed, samples, report=show, run=run)
+                    rated = Folder(ratings) if ratings else None
+                    given = (Folder(videos), networks, target, filmed, listed, samples)
+                    told = run_suite(*given, report=show, run=run, ratings=rated)
                 return _tell_suite(told, Folder(videos), target, json_)
             wanted = samples or chosen.samples
-            asked = read_set(chosen, filmed, wanted, Folder(prompts) if prompts else None)
+            asked = read_set(chosen, filmed, wanted, listed)
             _require_weights(networks, benchmark)
             settings = Settings(chosen.preparation(loaded), wanted or len(asked.prompts), endless=endless)
             with features_on_ray(on) as run:
@@ -162,7 +161,7 @@ def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
 def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool) -> None:
     """Writes the page of a suite beside its files, and prints its table and what is missing."""
     from mav.evaluation.protocols.titles import shown
-    from mav.report.suite import cells, suite_page
+    from mav.report.suite import agreement_table, cells, suite_page
 
     out.write_bytes("suite.html", suite_page(result, videos))
     if json_:
@@ -176,6 +175,14 @@ def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool
         row, network = cells(name, metric), result["networks"][metric["network"]]["name"]
         table.add_row(shown(name).title, row["value"] or "-", row["interval"], row["real"], metric["better"], network)
     console.print(table)
+    if result["agreement"]:
+        agreed = agreement_table(result["agreement"])
+        table = plain_table("ranks pairs as the raters", right=tuple(agreed["questions"]))
+        for title, row in agreed["rows"]:
+            table.add_row(title, *(f"{cell['share'] or '-'} {cell['interval']}".strip() for cell in row))
+        console.print(table)
+        for words in agreed["words"]:
+            console.print(words, markup=False)
     console.print(f"Videos: {result['readable']:,} of {result['videos']:,} readable.")
     for row in result["unreadable"]:
         console.print(f"  {row['file']}: {row['reason']}", markup=False)

@@ -4,6 +4,10 @@ With x_t = alpha x_0 + sigma eps, the three predictions can be converted into on
 (Salimans and Ho 2022). Losses have min-SNR weights (Hang et al. 2023), which make the three losses the same too:
 
     min(snr, g) |dx_0|^2  =  min(snr, g) / snr |deps|^2  =  min(snr, g) / (snr + 1) |dv|^2
+
+What a clip's frames have in common, its background above all, is most of their error, and a short training learns it
+first. So the error's change from frame to frame may be weighed too (`motion_weight`). Whatever the weight, the same
+prediction is best, the mean of what may be true, but its motion is learned sooner.
 """
 
 import math
@@ -88,22 +92,34 @@ def diffusion_loss(
     kind = base_kind(objective)
     mean, variance = output.chunk(2, dim=2) if objective.prediction == "eps_learned_sigma" else (output, None)
     alpha, sigma = schedule.at(t, x0)
-    error = (mean - target(x0, noise, alpha, sigma, kind)).square()
+    error = mean - target(x0, noise, alpha, sigma, kind)
     # The loss of F^ is of the frames it was not given: to copy the others teaches nothing about motion, and their mean,
     # which nothing trains, would teach a wrong variance.
-
-    def mean_of_unknown(values: Tensor) -> Tensor:
-        if "known" in conditions:
-            unknown = 1 - conditions["known"][:, :, 3:]
-            values = values * unknown * (unknown[0].numel() / unknown.flatten(1).sum(1).view(-1, 1, 1, 1, 1))
-        return values.flatten(1).mean(1)
-
+    unknown = 1 - conditions["known"][:, :, 3:] if "known" in conditions else None
+    squared = _mean(error.square(), unknown)
+    weight = objective.motion_weight
+    if weight and error.ndim == 5 and error.shape[1] > 1:
+        squared = (squared + weight * _mean_of_changes(error, unknown)) / (1 + 2 * weight)
     # The weighted mean, and the term that trains the variance.
-    loss = mean_of_unknown(error) * weights(schedule.snr[t].to(error), objective.min_snr_gamma, kind)
+    loss = squared * weights(schedule.snr[t].to(error), objective.min_snr_gamma, kind)
     if variance is not None:
         bound = _vlb(x0, x_t, mean.detach(), variance, t, schedule)
-        loss = loss + VLB_WEIGHT * schedule.steps * mean_of_unknown(bound)
+        loss = loss + VLB_WEIGHT * schedule.steps * _mean(bound, unknown)
     return loss
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of each sample, (B,), over all values or over those of a mask (B, T, 1, H, W)."""
+    if mask is not None:
+        values = values * mask * (mask[0].numel() / mask.flatten(1).sum(1).view(-1, 1, 1, 1, 1))
+    return values.flatten(1).mean(1)
+
+
+def _mean_of_changes(error: Tensor, unknown: Tensor | None) -> Tensor:
+    """The mean square of how the error (B, T, C, H, W) changes from frame to frame. Given frames have no error."""
+    if unknown is None:
+        return _mean(error.diff(dim=1).square(), None)
+    return _mean((error * unknown).diff(dim=1).square(), torch.maximum(unknown[:, 1:], unknown[:, :-1]))
 
 
 # ------------------------------------------------------------------------------------- learned variance (improved DDPM)

@@ -16,15 +16,23 @@ from typing import Any
 import numpy as np
 
 from mav.errors import UserError
-from mav.evaluation.corruptions import KINDS, every
+from mav.evaluation.corruptions import (
+    KINDS,
+    WRONG_PROMPT,
+    WRONG_PROMPT_ABOUT,
+    WRONG_PROMPT_STRENGTHS,
+    every,
+    wrong_prompts,
+)
 from mav.evaluation.feature_store import Runner, compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import Report
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.protocols.titles import kind_of, shown
-from mav.evaluation.reading import Entry, videos_below
+from mav.evaluation.reading import Entry
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
+from mav.evaluation.suite.listing import listed
 from mav.storage import Folder
 
 CARD = "card.json"
@@ -35,22 +43,24 @@ Point = dict[str, Any]
 def make_card(
     protocol: Protocol, preparation: Preparation, clips: Folder, networks: Networks, out: Folder, samples: int = 0,
     draws: int = 200, seed: int = 0, report: Report = lambda _: None, run: Runner = in_process,
+    prompts: Folder | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes `card.json` about the metrics of a protocol that compare with real clips and whose weights are there.
+    """Writes `card.json` about the metrics of a protocol whose weights are there and which clips alone can judge.
 
-    `samples` of the clips below the folder are taken, evenly; 0 = all. Features are stored under `out`, so that a
-    killed card goes on where it was. Raises UserError when no metric can be judged.
+    `samples` of the clips below the folder are taken, evenly; 0 = all. Where every clip has a prompt (`suite.listing`
+    says from where), metrics that compare with texts are judged too, and wrong prompts are one of the damages. Features
+    are stored under `out`, so that a killed card goes on where it was. Raises UserError when no metric can be judged.
     """
-    metrics, left_out = _runnable(protocol, networks)
+    clips_listed = listed(clips, prompts, samples)
+    prompted = all(entry.prompt for entry in clips_listed)
+    metrics, left_out = _runnable(protocol, networks, prompted)
     if not metrics:
         raise UserError(f"No metric of {protocol.name} can be judged: {'; '.join(left_out.values())}.")
     protocol = protocol.only(metrics)
     networks = dataclasses.replace(networks, names=protocol.networks)
     # The two halves, of clips from the whole list.
-    names = videos_below(clips)
-    if samples and samples < len(names):
-        names = [names[i * len(names) // samples] for i in range(samples)]
-    reference, judged = ([Entry(i, name) for i, name in enumerate(half)] for half in (names[::2], names[1::2]))
+    halves = clips_listed[::2], clips_listed[1::2]
+    reference, judged = ([Entry(i, each.file, each.prompt) for i, each in enumerate(half)] for half in halves)
     damages = [None, *every(seed)]
     total, keep = len(judged) * len(damages) + len(reference), out.child("features")
     done = 0
@@ -64,26 +74,39 @@ def make_card(
 
     real = features(reference)
     measured = []
+    clean = None
     for damage in damages:
         ours = features(judged, damage)
+        clean = clean or ours
         measured.append(Scorer(protocol, networks, BenchmarkSet(()), ours, real, draws, seed).metrics())
         if damage is None and all(metric["value"] is None for metric in measured[0].values()):
             counts = f"{ours.readable} and {real.readable} readable clips in the two halves"
             raise UserError(f"No metric can be judged on {clips.url} with {counts}: name a folder with more.")
+    assert clean is not None
+    tried = [(damage.kind, damage.strength, found) for damage, found in zip(damages, measured, strict=True) if damage]
+    kinds = {name: kind.about for name, kind in KINDS.items()}
+    if prompted:  # the frames stay, so that their features do
+        kinds[WRONG_PROMPT] = WRONG_PROMPT_ABOUT
+        for strength in WRONG_PROMPT_STRENGTHS:
+            texts = wrong_prompts([entry.prompt for entry in judged], strength, seed)
+            told = tuple(dataclasses.replace(entry, prompt=text) for entry, text in zip(judged, texts, strict=True))
+            ours = dataclasses.replace(clean, entries=told)
+            found = Scorer(protocol, networks, BenchmarkSet(()), ours, real, draws, seed).metrics()
+            tried.append((WRONG_PROMPT, strength, found))
     # What each metric sees.
     rows: list[dict[str, Any]] = []
     for name in metrics:
-        clean = measured[0][name]
-        if clean["value"] is None:
-            left_out[name] = clean["reason"]
+        intact = measured[0][name]
+        if intact["value"] is None:
+            left_out[name] = intact["reason"]
             continue
-        for kind in KINDS:
+        for kind in kinds:
             values = [
-                {"strength": damage.strength, **{key: value[name][key] for key in ("value", "low", "high")}}
-                for damage, value in zip(damages, measured, strict=True)
-                if damage is not None and damage.kind == kind
+                {"strength": strength, **{key: found[name][key] for key in ("value", "low", "high")}}
+                for of, strength, found in tried
+                if of == kind
             ]
-            rows.append({"metric": name, "corruption": kind, **judge(clean, values, shown(name).better == "lower")})
+            rows.append({"metric": name, "corruption": kind, **judge(intact, values, shown(name).better == "lower")})
     judged_names = [name for name in metrics if name not in left_out]
     card = {
         "protocol": dataclasses.asdict(protocol),
@@ -94,7 +117,7 @@ def make_card(
         "seed": seed,
         "real": {name: {key: measured[0][name][key] for key in ("value", "low", "high")} for name in judged_names},
         "rows": rows,
-        "corruptions": {name: kind.about for name, kind in KINDS.items()},
+        "corruptions": kinds,
         "not_judged": left_out,
         "networks": networks.describe(),
     }
@@ -103,7 +126,7 @@ def make_card(
     return card
 
 
-def _runnable(protocol: Protocol, networks: Networks) -> tuple[list[str], dict[str, str]]:
+def _runnable(protocol: Protocol, networks: Networks, prompted: bool) -> tuple[list[str], dict[str, str]]:
     """Returns the metrics that the card can judge, and why it cannot judge the others."""
     missing = {}
     for network in protocol.networks:
@@ -114,8 +137,10 @@ def _runnable(protocol: Protocol, networks: Networks) -> tuple[list[str], dict[s
     metrics, left_out = [], {}
     for name, network in protocol.features.items():
         kind = kind_of(name)
-        if kind in ("clipsim", "overall_consistency") or (kind == "is" and network != "c3d"):
-            left_out[name] = "it compares with texts, which a folder of clips has not"
+        if kind in ("clipsim", "overall_consistency") and not prompted:
+            left_out[name] = "it compares with texts: name the clips as their prompts, or list both in videos.json"
+        elif kind == "is" and network != "c3d":
+            left_out[name] = "it compares with the sentences of classes, which a folder of clips has not"
         elif network == "none":
             left_out[name] = "it compares frames with the filmed ones"
         elif network in missing:

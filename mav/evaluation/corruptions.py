@@ -1,7 +1,8 @@
 """Damage of known strength to real clips, so that metrics can be asked what they see (`card`).
 
 Each function takes uint8 frames (F, H, W, 3) and a strength, and returns frames of the same shape. Strength 0, where a
-kind has one, changes nothing. Equal clips, strengths and seeds give equal bytes.
+kind has one, changes nothing. Equal clips, strengths and seeds give equal bytes. `wrong_prompts` leaves the frames as
+they are and damages what the clips are said to show.
 """
 
 from collections.abc import Callable, Sequence
@@ -106,6 +107,24 @@ KINDS: dict[str, Kind] = {
     "half resolution": Kind(resolution, "number of times that each side is halved", (1, 2, 3)),
     "JPEG": Kind(jpeg, "100 less the quality", (20, 50, 80, 95)),
 }
+
+
+WRONG_PROMPT = "wrong prompt"
+WRONG_PROMPT_ABOUT = "share of the clips that get the prompt of another"
+WRONG_PROMPT_STRENGTHS = SHARES
+
+
+def wrong_prompts(prompts: Sequence[str], strength: float, seed: int = 0) -> list[str]:
+    """Returns the prompts of clips, of which this share is replaced by another clip's, of other words.
+
+    A greater strength replaces the same ones and more. Where all prompts are equal, nothing can be replaced.
+    """
+    order = np.random.default_rng([seed, len(prompts), *WRONG_PROMPT.encode()]).permutation(len(prompts))
+    made = list(prompts)
+    for place, index in enumerate(order[: round(strength * len(prompts))].tolist()):
+        others = (prompts[order[(place + step) % len(order)]] for step in range(1, len(order)))
+        made[index] = next((text for text in others if text != prompts[index]), prompts[index])
+    return made
 
 
 def every(seed: int = 0) -> Sequence[Corruption]:

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -114,6 +114,11 @@ class Features:
     folder: Folder
     entries: tuple[Entry, ...]
     names: tuple[str, ...]
+    chosen: frozenset[int] | None = None  # the videos, by index, that count; None = all
+
+    def of(self, indices: Iterable[int]) -> "Features":
+        """Returns the features of some of the videos."""
+        return replace(self, chosen=frozenset(indices))
 
     def _chunks(self) -> Iterator[Any]:
         for number in range(-(-len(self.entries) // CHUNK)):
@@ -125,8 +130,11 @@ class Features:
         """Yields (indices, arrays) of the readable videos, one chunk at a time."""
         key = f"array{self.names.index(name)}"
         for arrays in self._chunks():
-            if len(arrays["kept"]):
-                yield arrays["kept"], arrays[key]
+            kept = arrays["kept"]
+            if self.chosen is None and len(kept):
+                yield kept, arrays[key]
+            elif (those := np.isin(kept, list(self.chosen or ()))).any():
+                yield kept[those], arrays[key][those]
 
     def load(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns (indices, arrays) of all readable videos; both are empty when no video could be read."""
@@ -140,7 +148,7 @@ class Features:
         for arrays in self._chunks():
             reasons = json.loads(arrays["failed"].tobytes().decode())
             found |= {int(index): reason for index, reason in reasons.items()}
-        return found
+        return found if self.chosen is None else {i: why for i, why in found.items() if i in self.chosen}
 
     @property
     def failed(self) -> dict[str, int]:
@@ -149,7 +157,7 @@ class Features:
 
     @property
     def readable(self) -> int:
-        return len(self.entries) - len(self.unusable)
+        return len(self.entries if self.chosen is None else self.chosen) - len(self.unusable)
 
 
 def compute(

@@ -8,6 +8,7 @@ one world, but not with published ones. `i3d`, `c3d`, `inception` and `clip NAME
 | `demo`, `clip NAME` | frame embeddings of unit norm (F, d) | FID, KID, CLIPSIM (`demo`: FVD and IS too) |
 | `i3d` | logits (400,) | FVD, KVD |
 | `videomae` | mean token (1408,) | FVD |
+| `vjepa` | what its probe's query finds (1280,) | JEDi |
 | `c3d` | class probabilities (101,) | IS |
 | `inception` | pooled features of each frame (F, 2048) | FID, KID |
 | `dino`, `dinov2` | class tokens of each frame (F, 768) or (F, 1024) | FD |
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from mav.errors import UserError
-from mav.evaluation.networks import c3d, i3d, inception, pixels, vit
+from mav.evaluation.networks import c3d, i3d, inception, pixels, vit, vjepa
 from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state
 from mav.models.clip import WEIGHTS, ClipModel
 from mav.storage import Folder
@@ -188,7 +189,7 @@ def _encoder(networks: Networks, name: str) -> Encoder:
     module, _ = load_network(name, networks.weights_dir, networks.device)
     prepare = {
         "i3d": i3d.prepare, "c3d": c3d.prepare, "inception": inception.prepare, "dino": vit.prepare_dino,
-        "dinov2": vit.prepare_dinov2, "videomae": vit.prepare_videomae,
+        "dinov2": vit.prepare_dinov2, "videomae": vit.prepare_videomae, "vjepa": vjepa.prepare,
     }[name]  # fmt: skip
     return functools.partial(_batched, module, prepare, networks.device, name in ("inception", "dino", "dinov2"))
 

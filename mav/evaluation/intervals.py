@@ -1,7 +1,8 @@
 """The uncertainty of a number: 95 % intervals over videos, and a Frechet distance extrapolated to endless videos."""
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,22 @@ class FrechetTo:
         return float(np.polyfit(1 / sizes, values, 1)[1])
 
 
+class FrechetBetween:
+    """Frechet distances from moments to fixed reference moments, whose root is taken once."""
+
+    def __init__(self, reference: Moments, biased: bool = False) -> None:
+        self.biased, self._mean = biased, reference.mean
+        covariance = reference.covariance_by(biased)
+        values, vectors = np.linalg.eigh(covariance)
+        self._root, self._trace = vectors * np.sqrt(np.clip(values, 0, None)), float(np.trace(covariance))
+
+    def __call__(self, moments: Moments) -> float:
+        """Returns the distance. Raises ValueError below two rows."""
+        own = moments.covariance_by(self.biased)
+        cross = root_eigenvalues(self._root.T @ own @ self._root)
+        return frechet_sum(moments.mean - self._mean, float(np.trace(own)), self._trace, cross)
+
+
 def grouped(parts: Iterable[Moments]) -> list[Moments]:
     """Merges the parts in turn into at most GROUPS groups."""
     groups: list[Moments] = []
@@ -101,14 +118,7 @@ def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False
     """
     groups = grouped(parts)
     whole = functools.reduce(Moments.merge, groups)
-    covariance = reference.covariance_by(biased)
-    values, vectors = np.linalg.eigh(covariance)
-    root, trace = vectors * np.sqrt(np.clip(values, 0, None)), float(np.trace(covariance))
-
-    def distance(moments: Moments) -> float:
-        own = moments.covariance_by(biased)
-        return frechet_sum(moments.mean - reference.mean, np.trace(own), trace, root_eigenvalues(root.T @ own @ root))
-
+    distance = FrechetBetween(reference, biased)
     value = distance(whole)
     if len(groups) < 2:
         return value, value, value
@@ -121,6 +131,33 @@ def bootstrapped(statistic: Statistic, count: int, draws: int, seed: int, of: st
     """Returns `statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results store it."""
     low, high = bootstrap(statistic, count, draws, seed)
     return estimate(statistic(np.arange(count)), low, high, interval=f"bootstrap of {of}, {draws} draws")
+
+
+def wilson(wins: float, count: float) -> tuple[float, float]:
+    """Returns the 95 % interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    share, z = wins / count, NORMAL**2 / count
+    middle = (share + z / 2) / (1 + z)
+    half = NORMAL * math.sqrt(share * (1 - share) / count + z / (4 * count)) / (1 + z)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def clustered_share(clusters: Sequence[tuple[float, int]]) -> tuple[float, float, float]:
+    """Returns (share, low, high) of wins in clusters (wins, count >= 1), whose members are not independent.
+
+    The interval is Wilson's for as many independent members as would give the share the variance that the clusters
+    show, at most all. One cluster shows none, and none do where all or no members are won: they are counted instead.
+    """
+    wins, counts = np.asarray(clusters, np.float64).reshape(-1, 2).T
+    total, groups = float(counts.sum()), len(counts)
+    share = float(wins.sum()) / total
+    if share in (0, 1) or groups == 1:
+        independent = float(groups)
+    else:
+        spread = float(((wins - share * counts) ** 2).sum()) * groups / max(groups - 1, 1) / total**2
+        independent = min(share * (1 - share) / max(spread, 1e-12), total)
+    return share, *wilson(share * independent, independent)
 
 
 def estimate(value: float, low: float, high: float, **more: Any) -> dict[str, Any]:

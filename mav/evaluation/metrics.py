@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+JEDI_SCALE = 100.0  # the factor of MMD^2 in its authors' code
 Statistic = Callable[[np.ndarray], float]  # a number from the rows (integers) of some videos
 
 
@@ -118,32 +119,45 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return 99.0 if error == 0 else min(99.0, 10 * np.log10(255.0**2 / error))
 
 
-def kernel_distance(x: np.ndarray, y: np.ndarray, block: int = 2048) -> tuple[float, float]:
-    """Returns (unbiased MMD^2, its standard error) under KID's kernel (x . y / d + 1)^3.
+def kernel_distance(
+    x: np.ndarray, y: np.ndarray, block: int = 2048, degree: int = 3, offset: float = 1.0, biased: bool = False
+) -> tuple[float, float]:
+    """Returns (MMD^2, its standard error) under the kernel (x . y / d + offset)^degree.
 
-    It is the kernel inception or video distance of features (n, d) and (m, d), with at least two rows each. All pairs
-    are used, one block of rows at a time. The error is that of a U-statistic to first order in the rows of x, which are
-    the generated ones; the protocol fixes those of y.
+    With the defaults it is the kernel inception or video distance of features (n, d) and (m, d), with at least two rows
+    each (Binkowski et al. 2018); with degree 2, offset 0 and `biased` that of JEDi, before its factor of 100, in which
+    each row is also paired with itself. All pairs are used, one block of rows at a time. The error is that of a
+    U-statistic to first order in the rows of x, which are the generated ones; the protocol fixes those of y.
     """
     n, m = len(x), len(y)
     if min(n, m) < 2:
         raise ValueError(f"a kernel distance needs at least 2 videos on each side, not {n} and {m}")
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
 
-    def means(a: np.ndarray, b: np.ndarray, same: bool) -> np.ndarray:
-        """Returns the mean kernel of each row of a with the rows of b, without itself when they are the same set."""
+    def means(a: np.ndarray, b: np.ndarray, without_itself: bool) -> np.ndarray:
+        """Returns the mean kernel of each row of a with the rows of b."""
         sums = np.zeros(len(a))
         for start in range(0, len(a), block):
             part = a[start : start + block]
             for other in range(0, len(b), block):
-                sums[start : start + block] += ((part @ b[other : other + block].T / a.shape[1] + 1) ** 3).sum(axis=1)
-        if same:
-            sums -= ((a**2).sum(axis=1) / a.shape[1] + 1) ** 3
-        return sums / (len(b) - same)
+                products = part @ b[other : other + block].T / a.shape[1]
+                sums[start : start + block] += ((products + offset) ** degree).sum(axis=1)
+        if without_itself:
+            sums -= ((a**2).sum(axis=1) / a.shape[1] + offset) ** degree
+        return sums / (len(b) - without_itself)
 
-    own, cross = means(x, x, True), means(x, y, False)
-    value = float(own.mean() + means(y, y, True).mean() - 2 * cross.mean())
+    own, cross = means(x, x, not biased), means(x, y, False)
+    value = float(own.mean() + means(y, y, not biased).mean() - 2 * cross.mean())
     return value, float(2 * (own - cross).std(ddof=1) / np.sqrt(n))
+
+
+def jedi(x: np.ndarray, y: np.ndarray, biased: bool = True) -> tuple[float, float]:
+    """Returns (JEDi, its standard error) of V-JEPA features (n, d) and (m, d) (Luo et al. 2025).
+
+    It is JEDI_SCALE times MMD^2, biased as in its authors' code.
+    """
+    value, error = kernel_distance(x, y, degree=2, offset=0.0, biased=biased)
+    return JEDI_SCALE * value, JEDI_SCALE * error
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from mav.evaluation import neighbours
 from mav.evaluation.feature_store import Features
 from mav.evaluation.features import WHOLE, Networks, describe_clips, zero_shot
 from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife
-from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, kernel_distance
+from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, jedi, kernel_distance
 from mav.evaluation.networks import pixels
 from mav.evaluation.protocols import Protocol
 from mav.evaluation.protocols.titles import kind_of
@@ -59,7 +59,7 @@ class Scorer:
         kinds: dict[str, Callable[[str], dict[str, Any]]] = {
             "fvd": self._frechet, "fid": self._frechet, "kvd": self._kernel, "kid": self._kernel, "is": self._inception,
             "fd": self._frechet, **dict.fromkeys(NEIGHBOURS, self._neighbours), **dict.fromkeys(BY_VIDEO, self._mean),
-            "clipsim": self._clipsim,
+            "clipsim": self._clipsim, "jedi": self._jedi,
         }  # fmt: skip
         found = {}
         for name, network in self.protocol.features.items():
@@ -71,7 +71,7 @@ class Scorer:
 
     def _rows(self, features: Features, metric: str) -> np.ndarray:
         """Returns (n, F, d) features of the readable videos: one row a clip or, for picture metrics, a row a frame."""
-        array = _by_clip(features.load(self.protocol.features[metric])[1], metric)
+        array = by_clip(features.load(self.protocol.features[metric])[1], metric)
         return array[:, None] if array.ndim == 2 else array
 
     def _reference(self) -> Features:
@@ -93,20 +93,32 @@ class Scorer:
             return estimate(*interval, interval=f"jackknife over {GROUPS} groups")
         # Others: all features in memory, and a bootstrap.
         ours, theirs = self._rows(self.ours, metric), self._rows(real, metric)
-        quick = FrechetTo(ours, Moments.of(_flat(theirs)), biased)
+        quick = FrechetTo(ours, Moments.of(flat(theirs)), biased)
         interval = quick.interval(self.draws, self.seed)
         found = estimate(*interval, interval=f"bootstrap of videos, {self.draws} draws")
         if len(theirs) >= 4:  # the distance of two halves of the real clips is what a perfect generator would reach
-            found["real_halves"] = frechet_features(_flat(theirs[::2]), _flat(theirs[1::2]))
+            found["real_halves"] = frechet_features(flat(theirs[::2]), flat(theirs[1::2]))
         if self.endless:
             found["endless"] = quick.endless(seed=self.seed)
         return found
 
     def _kernel(self, metric: str) -> dict[str, Any]:
         network = self.protocol.features[metric]
-        value, error = kernel_distance(_spread(self.ours, network, metric), _spread(self._reference(), network, metric))
+        value, error = kernel_distance(spread(self.ours, network, metric), spread(self._reference(), network, metric))
         low, high = value - NORMAL * error, value + NORMAL * error
         return estimate(value, low, high, interval="standard error of a U-statistic")
+
+    def _jedi(self, metric: str) -> dict[str, Any]:
+        """JEDi is biased, as its authors' code has it; `unbiased` does not depend on the number of videos."""
+        network = self.protocol.features[metric]
+        ours, real = spread(self.ours, network, metric), spread(self._reference(), network, metric)
+        value, error = jedi(ours, real)
+        low, high = max(value - NORMAL * error, 0.0), value + NORMAL * error
+        found = estimate(value, low, high, interval="standard error of a U-statistic")
+        found["unbiased"] = jedi(ours, real, biased=False)[0]
+        if len(real) >= 4:  # what a perfect generator of half as many videos would reach
+            found["real_halves"] = jedi(real[::2], real[1::2])[0]
+        return found
 
     def _neighbours(self, metric: str) -> dict[str, Any]:
         """The interval resamples the rows over which the metric is a mean.
@@ -115,7 +127,7 @@ class Scorer:
         16 normal features on each side.
         """
         network, (measure, side) = self.protocol.features[metric], NEIGHBOURS[kind_of(metric)]
-        real, ours = _spread(self._reference(), network, metric), _spread(self.ours, network, metric)
+        real, ours = spread(self._reference(), network, metric), spread(self.ours, network, metric)
         each = measure(real, ours)
         found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed, side)
         if len(real) // 2 > neighbours.DENSITY_K:  # what a perfect generator of half as many videos would reach
@@ -198,26 +210,27 @@ class Scorer:
         return float(np.mean(values)) if values else None
 
 
-def _by_clip(array: np.ndarray, metric: str) -> np.ndarray:
+def by_clip(array: np.ndarray, metric: str) -> np.ndarray:
     """Returns one row of each video (n, d), or rows of frames (n, F, d) for the distances of pictures."""
     return array if kind_of(metric) in ("fid", "fd", "kid") or array.ndim != 3 else describe_clips(array)
 
 
-def _flat(rows: np.ndarray) -> np.ndarray:
+def flat(rows: np.ndarray) -> np.ndarray:
+    """Returns rows (n, d) of features of any more dimensions."""
     return rows.reshape(-1, rows.shape[-1])
 
 
 def _moments(features: Features, network: str, metric: str) -> list[Moments]:
     """Returns the moments of groups of chunks."""
-    return grouped(Moments.of(_flat(_by_clip(array, metric))) for _, array in features.stream(network))
+    return grouped(Moments.of(flat(by_clip(array, metric))) for _, array in features.stream(network))
 
 
-def _spread(features: Features, network: str, metric: str) -> np.ndarray:
+def spread(features: Features, network: str, metric: str) -> np.ndarray:
     """Returns at most KERNEL_ROWS rows (n, d), evenly from all videos."""
     kept: list[np.ndarray] = []
     seen, step = 0, 0
     for _, array in features.stream(network):
-        rows = _flat(_by_clip(array, metric))
+        rows = flat(by_clip(array, metric))
         step = step or -(-features.readable * len(rows) // len(array) // KERNEL_ROWS) or 1
         kept.append(rows[-seen % step :: step])
         seen += len(rows)

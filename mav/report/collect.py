@@ -15,6 +15,7 @@ from mav.data.shards import index_tar, read_at, read_table, tar_names
 from mav.data.videos.video_io import encode_mp4, read_frames
 from mav.storage import Artifact, Folder
 from mav.training.monitoring.board import PICTURES as PICTURES_WHILE
+from mav.training.validation import LEVELS
 
 VIDEO_BYTES = 4_000_000  # of all videos on the page, before base64 adds a third
 HEAVY = 200_000  # bytes above which a video is reduced to SHOWN pixels
@@ -76,6 +77,11 @@ def curves(artifact: Artifact, name: str = "loss") -> list[tuple[float, float]]:
         return []
     rows = [json.loads(line) for line in artifact.folder.read_bytes("curves.jsonl").splitlines() if line.strip()]
     return [(float(r["samples"]), float(r[name])) for r in rows if "samples" in r and r.get(name) is not None]
+
+
+def by_level(artifact: Artifact) -> dict[str, list[tuple[float, float]]]:
+    """Returns the curve of the held-out loss at each noise level, least noise first."""
+    return {f"{level:g}": curves(artifact, f"validation/{level}") for level in LEVELS}
 
 
 def samples_image(artifact: Artifact) -> str | None:

@@ -153,6 +153,50 @@ def curve(points: Points, label: str, held_out: Points = ()) -> str:
     return _chart(label, _frame(y_marks, x_marks), lines, dots, data=f' data-points="{escape(data)}"')
 
 
+def convergence(points: Sequence[Mapping[str, float]], endless: float, label: str) -> str:
+    """Draws a distance over 1 / n with its intervals, and the line that leads to endlessly many videos, at the left."""
+    low = min(endless, *(point["low"] for point in points))
+    high = max(endless, *(point["high"] for point in points))
+    gap, widest = max(high - low, abs(high) * 0.01, 1e-9), max(1 / point["n"] for point in points)
+
+    def place(inverse: float, value: float) -> tuple[float, float]:
+        return LEFT + inverse / widest * (PLOT_WIDTH - 6), TOP + (1 - (value - low) / gap) * PLOT_HEIGHT
+
+    # The fitted line goes through its value at 0 and the mean of the points.
+    mean = [sum(values) / len(points) for values in zip(*((1 / p["n"], p["value"]) for p in points), strict=True)]
+    ends = [place(x, endless + (mean[1] - endless) * x / mean[0]) for x in (0.0, widest)]
+    marks = f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in ends)}"/>'
+    for point in points:
+        (x, y), top, bottom = (place(1 / point["n"], point[key]) for key in ("value", "high", "low"))
+        title = f"{point['value']:.4g} ({point['low']:.4g} to {point['high']:.4g}) with {point['n']:,.0f} videos"
+        marks += f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top[1]:.1f}" y2="{bottom[1]:.1f}"/>'
+        marks += f'<circle class="held-out" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
+    x_marks = [(LEFT, "endless"), *((place(1 / p["n"], 0)[0], f"{p['n']:,.0f}") for p in reversed(points))]
+    return _chart(label, _frame([(TOP + 4.0, _short(high)), (TOP + PLOT_HEIGHT, _short(low))], x_marks), marks)
+
+
+def levels(curves: Mapping[str, Points], label: str) -> str:
+    """Draws held-out losses over samples on a logarithmic axis: a line, named at its end, for each noise level."""
+    known = {name: kept for name, line in curves.items() if len(kept := [p for p in line if 0 < p[1] < math.inf]) > 1}
+    if not known:
+        return ""
+    xs, ys = zip(*(point for line in known.values() for point in line), strict=True)
+    low, gap = math.log(min(ys)), max(math.log(max(ys)) - math.log(min(ys)), 1e-6)
+    first, span, right = min(xs), max(max(xs) - min(xs), 1e-9), 30  # room for the names
+    parts = []
+    for place, (name, line) in enumerate(known.items()):
+        at = [
+            (LEFT + (x - first) / span * (PLOT_WIDTH - right), TOP + (1 - (math.log(y) - low) / gap) * PLOT_HEIGHT)
+            for x, y in line
+        ]
+        faded = f' style="opacity: {1 - place * 0.6 / len(known):.2f}"'
+        parts.append(f'<polyline class="line"{faded} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>')
+        parts.append(_tick(f"{at[-1][0] + 4:.1f}", f"{at[-1][1] + 3.5:.1f}", "start", name))
+    y_marks = [(TOP + PLOT_HEIGHT, _short(min(ys))), (TOP + 4.0, _short(max(ys)))]
+    x_marks = [(LEFT, _short(first)), (CHART_WIDTH - RIGHT, f"{_short(max(xs))} samples")]
+    return _chart(label, _frame(y_marks, x_marks), *parts)
+
+
 def fps_curriculum(low: float, high: float, start: tuple[float, float], end: tuple[float, float]) -> str:
     """Draws the densities of the training frame rate from the first sample to the last, one behind the other."""
     stages, floor, step, rise = 5, CHART_HEIGHT - BOTTOM, 15, 62

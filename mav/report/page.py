@@ -150,6 +150,7 @@ def _training(view: StageView, about: str) -> dict[str, Any]:
         "name": name,
         "about": about,
         "chart": Markup(figures.curve(points, f"loss of {name}", held_out)),
+        "levels": Markup(figures.levels(collect.by_level(artifact), f"held-out loss of {name} by noise level")),
         "held_out": held_out[-1][1] if held_out else None,
         "width": artifact.manifest.metrics.get("average_width"),
         "loss": sum(last) / len(last) if last else None,

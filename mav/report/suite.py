@@ -5,11 +5,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from mav.evaluation.protocols import Preparation
 from mav.evaluation.protocols.titles import shown
 from mav.evaluation.reading import read_views
+from mav.report import figures
 from mav.report.collect import data_url
 from mav.report.templates import templates
 from mav.storage import Folder
@@ -30,6 +32,11 @@ def suite_page(result: dict[str, Any], videos: Folder) -> bytes:
         },
         "cells": {name: cells(name, metric) for name, metric in result["metrics"].items()},
         "pictures": {file: animated(videos, file) for file in sorted(named)},
+        "curves": {
+            name: Markup(figures.convergence(curve["points"], curve["endless"], f"{shown(name).title} over 1 / n"))
+            for name, curve in result["convergence"].items()
+        },
+        "agreement": agreement_table(result["agreement"]) if result["agreement"] else None,
         "digits": {name: f"%.{shown(name).digits}f" for name in result["metrics"]},
     }
     return templates().get_template("suite.html").render(context).encode()
@@ -44,6 +51,47 @@ def cells(name: str, metric: dict[str, Any]) -> dict[str, str]:
 
     interval = f"{text('low')} to {text('high')}" if text("low") else ""
     return {"value": text("value"), "interval": interval, "real": text("real") or text("real_halves")}
+
+
+def agreement_table(agreement: dict[str, Any]) -> dict[str, Any]:
+    """Returns how metrics agree with raters as texts: `questions`, `rows` of (title, cells), `words` below them.
+
+    A cell has `share` ('' = no pair could be judged), `interval` and `verdict`. The last row is one rater's.
+    """
+    questions = list(agreement["one_rater"])
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in agreement["rows"]:
+        found.setdefault((row["metric"], row["of"]), {})[row["question"]] = row
+    rows = [
+        (f"{shown(name).title}{', of systems' if of == 'systems' else ''}", [_share(row[q]) for q in questions])
+        for (name, of), row in found.items()
+    ]
+    rows.append(("one rater, against the others", [_share(agreement["one_rater"][q]) for q in questions]))
+    words = [
+        f"{agreement['raters']} raters, {len(agreement['systems'])} systems, {agreement['rated_videos']:,} videos. "
+        f"{agreement['answers_without_video']:,} answers are about videos that are not here."
+    ]
+    asked = [row for row in agreement["rows"] if row["of"] == "videos"]
+    words += [
+        f"{question}: {row['pairs']:,} pairs of videos for {row['prompts']:,} prompts are judged, and "
+        f"{row['raters_even']:,}, on which the raters are even, are left out."
+        for question in questions
+        if (row := next((row for row in asked if row["question"] == question), None))
+    ]
+    words += [
+        f"{row['question']}, {shown(row['metric']).title}: {row['metric_even']:,} pairs have equal numbers and count a "
+        f"half; {row['unmeasured']:,} have none."
+        for row in asked
+        if row["metric_even"] or row["unmeasured"]
+    ]
+    return {"questions": questions, "rows": rows, "words": words}
+
+
+def _share(row: dict[str, Any]) -> dict[str, str]:
+    if row["value"] is None:
+        return {"share": "", "interval": "", "verdict": ""}
+    interval = f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %"
+    return {"share": f"{100 * row['value']:.0f} %", "interval": interval, "verdict": row["verdict"]}
 
 
 def animated(videos: Folder, file: str) -> str:

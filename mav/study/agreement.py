@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mav.evaluation.intervals import NORMAL
-
 Units = Sequence[Sequence[float]]  # the ratings of each item, from all raters that gave one
 
 
@@ -50,16 +48,6 @@ def krippendorff_alpha(units: Units, level: str = "nominal") -> float:
         difference = 1.0 - np.eye(len(values))
     expected = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)
     return float(1 - (coincidences * difference).sum() / (expected * difference).sum())
-
-
-def wilson(wins: float, count: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share (Wilson 1927); (0, 1) when nothing was counted."""
-    if count == 0:
-        return 0.0, 1.0
-    share, z = wins / count, NORMAL**2 / count
-    middle = (share + z / 2) / (1 + z)
-    half = NORMAL * math.sqrt(share * (1 - share) / count + z / (4 * count)) / (1 + z)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from mav.errors import UserError
+from mav.evaluation.intervals import wilson
 from mav.storage import Folder
 from mav.study import agreement
-from mav.study.agreement import cluster_bootstrap, wilson
+from mav.study.agreement import cluster_bootstrap
 from mav.study.votes import Study, Votes
 
 REPORT, VOTES_CSV, RATERS_CSV = "report.json", "votes.csv", "raters.csv"
 VOTE_COLUMNS = ("rater", "item", "kind", "question", "answer", "preferred", "left", "right", "category",
-                "milliseconds", "at", "complete")  # fmt: skip
+                "milliseconds", "at", "complete", "prompt", "left_video", "right_video", "counts")  # fmt: skip
 RATER_COLUMNS = ("rater", "code", "ratings", "finished", "excluded")
 UNCONNECTED = "the comparisons do not connect all systems by wins and losses: no finite strengths"
 
@@ -34,12 +35,14 @@ def report_study(study: Study, votes: Votes, out: Folder) -> dict[str, Any]:
     Raises UserError when there is no rating to report, and says why; the votes and codes are written all the same.
     """
     rows, raters = votes.rows()
-    for row in rows:
-        item = study.key[row["item"]]
-        shown = {name: item[name] for name in ("kind", "left", "right")}
-        row |= {**shown, "preferred": item[row["answer"]], "category": study.items[row["item"]]["category"]}
     excluded = {rater["rater"]: rater["excluded"] for rater in raters if rater["excluded"]}
-    kept = [row for row in rows if row["complete"] and row["rater"] not in excluded and row["kind"] == "pair"]
+    for row in rows:
+        item, seen = study.key[row["item"]], study.items[row["item"]]
+        shown = {name: item[name] for name in ("kind", "left", "right")}
+        videos = {f"{side}_video": seen[side] for side in ("left", "right")}
+        row |= {**shown, **videos, "preferred": item[row["answer"]], **{n: seen[n] for n in ("category", "prompt")}}
+        row["counts"] = bool(row["complete"]) and row["rater"] not in excluded and row["kind"] == "pair"
+    kept = [row for row in rows if row["counts"]]
     out.write_bytes(VOTES_CSV, _csv(VOTE_COLUMNS, rows))
     out.write_bytes(RATERS_CSV, _csv(RATER_COLUMNS, raters))
     if not kept:

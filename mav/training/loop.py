@@ -178,25 +178,30 @@ def train(
         if logs:
             state.add(log.read(task.stage, o.batch_size) | {"learning_rate": optimiser.param_groups[0]["lr"]})
         if saves and validation:
-            with ema.in_place(), autocast:
+            with clock("validation_wait"), ema.in_place(), autocast:
                 state.add(validation(network, device))
             loss_now = state.curves[-1]["validation"]
             if state.best_loss is None or loss_now < state.best_loss:
                 state.best_loss, state.best_samples = loss_now, state.samples
-        # ---- samples of the average, for the eye alone: nothing of the training depends on them
+        # ---- samples of the average and its held-out loss, for the eye alone: nothing of the training depends on them
+        beside: dict[str, float] = {}  # not in the curves, whose bytes are those of a training that shows nothing
         if sheet and (due(state.samples, o.sample_every, o.batch_size) or done):
             with clock("sample_wait"), ema.in_place(), evaluated(network), autocast:
                 picture = sheet(network, SHOWN_STEPS)
+            if validation and not saves:
+                with clock("validation_wait"), ema.in_place(), autocast:
+                    beside = validation(network, device)
             if rank == 0:
                 show(state.samples, picture)
             step_made()
-        if logs or (saves and validation):
+        if logs or beside or (saves and validation):
             pace = (state.samples - started_at) / clock.seconds
             speed = {"samples_per_second": pace, "steps_per_second": pace / o.batch_size}
             speed |= {"memory_gb": peak_memory(device), **clock.shares()}
             if rate:
                 speed["utilisation"] = micro_step.flops / micro * pace / world_size / rate
-            report({"stage": task.stage, "total": o.samples, **state.curves[-1], **speed})
+            line = state.curves[-1] if logs or saves else {"samples": state.samples}
+            report({"stage": task.stage, "total": o.samples, **line, **beside, **speed})
 
         # ---- a checkpoint, unless a step since the last was not finite
         if saves or ending:

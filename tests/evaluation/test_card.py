@@ -1,6 +1,7 @@
 """The validity card: damage of known strength, a metric that sees everything, and one that sees nothing."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from small_videos import save, write
 
 from mav.errors import UserError
 from mav.evaluation.card import judge, make_card, spearman
-from mav.evaluation.corruptions import KINDS, Corruption, every
+from mav.evaluation.corruptions import KINDS, Corruption, every, wrong_prompts
 from mav.evaluation.features import Networks
 from mav.evaluation.protocols import Preparation, load_protocol
 from mav.report.card import card_page
@@ -113,6 +114,47 @@ def test_a_metric_that_sees_everything_and_one_that_sees_nothing(tmp_path, clips
             assert "does not see" not in card["words"][0]
             assert "12 real clips were damaged" in card_page(card).decode()
         assert json.loads((tmp_path / str(blind) / "card.json").read_text()) == json.loads(json.dumps(card))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader(Eyes):
+    """A CLIP of made-up embeddings: of a clip its brightness, of a text the number that it says."""
+
+    def _see(self, video):
+        angle = video.mean() / 128
+        return np.tile(np.array([np.cos(angle), np.sin(angle)], np.float32), (8, 1))
+
+    def texts(self, name, texts):
+        angles = np.array([float(text.split()[-1]) for text in texts]) / 128
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def test_metrics_that_compare_with_texts_see_wrong_prompts(tmp_path):
+    clips = Folder(str(tmp_path / "clips"))
+    for number in range(24):
+        clip = np.full((8, 16, 16, 3), 10 + 10 * number, np.uint8)
+        save(clip, tmp_path / "clips" / f"grey like {10 + 10 * number}.npy", "npy")
+    networks = Reader(("demo",), clip=_weights(tmp_path))
+    card = made(tmp_path / "out", clips, networks, {"clipsim": "demo", "fvd": "demo"})
+    rows = {(row["metric"], row["corruption"]): row for row in card["rows"]}
+    wrong = rows["clipsim", "wrong prompt"]
+    assert (wrong["rises"], wrong["points"][-1]["worse"]) == (True, True)
+    assert wrong["points"][0]["value"] > wrong["points"][-1]["value"]
+    assert rows["fvd", "wrong prompt"]["spearman"] is None, "it reads no text"
+    assert "wrong prompt" in card_page(card).decode()
+    assert card["not_judged"] == {}
+
+
+def test_wrong_prompts_are_those_of_others_and_more_with_strength():
+    prompts = [f"text {i % 5}" for i in range(20)]
+    changed = [
+        {i for i, (a, b) in enumerate(zip(prompts, wrong_prompts(prompts, share), strict=True)) if a != b}
+        for share in (0, 0.25, 0.5, 1)
+    ]
+    assert [len(each) for each in changed] == [0, 5, 10, 20]
+    assert all(few <= many for few, many in itertools.pairwise(changed))
+    assert set(wrong_prompts(prompts, 1)) <= set(prompts)
+    assert wrong_prompts(["one"] * 3, 1) == ["one"] * 3
 
 
 def _weights(tmp_path):

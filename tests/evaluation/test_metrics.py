@@ -1,5 +1,7 @@
 """The metrics against other ways to compute the same number."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -12,6 +14,7 @@ from mav.evaluation.metrics import (
     frechet,
     frechet_features,
     inception_score,
+    jedi,
     kernel_distance,
     psnr,
     ssim,
@@ -135,6 +138,23 @@ def test_kernel_distance_is_torchmetrics_on_one_subset():
     assert kernel_distance(x, y, block=7)[0] == pytest.approx(theirs, rel=1e-9)
     with pytest.raises(ValueError, match="at least 2"):
         kernel_distance(x[:1], y)
+
+
+def test_jedi_is_a_hundred_times_the_biased_mmd_of_degree_two():
+    """Against the definition, pair by pair in float64, and the value that its authors' code gives for these rows."""
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((9, 5)), 0.3 + rng.standard_normal((14, 5))
+
+    def mean(a, b):
+        return math.fsum((math.fsum(p * q for p, q in zip(r, s, strict=True)) / 5) ** 2 for r in a for s in b)
+
+    direct = mean(x, x) / 81 + mean(y, y) / 196 - 2 * mean(x, y) / 126
+    assert jedi(x, y)[0] == pytest.approx(100 * direct, rel=1e-12)
+    a, b = np.arange(1, 10).reshape(3, 3), np.array([[7, 6, 5], [4, 3, 2], [1, 1, 8], [0, 2, 5]])
+    assert jedi(a, b)[0] == pytest.approx(100 * 270.7, abs=6)
+    alone = [math.fsum((r @ r / 5) ** 2 for r in rows) for rows in (x, y)]
+    unbiased = (mean(x, x) - alone[0]) / 72 + (mean(y, y) - alone[1]) / 182 - 2 * mean(x, y) / 126
+    assert jedi(x, y, biased=False)[0] == pytest.approx(100 * unbiased, rel=1e-12)
 
 
 def test_kernel_distance_is_unbiased_and_knows_its_error():

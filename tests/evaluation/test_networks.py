@@ -246,7 +246,7 @@ def test_c3d_knows_chainers_names_and_its_mean_cube():
     chainers = {name.replace(".weight", "/W").replace(".bias", "/b"): torch.zeros(1) for name in state}
     assert set(rename("c3d", chainers)) == set(state)
     cube = np.random.default_rng(0).uniform(80, 120, (1, 3, 16, 128, 171)).astype(np.float32)
-    mean = rename("c3d", chainers, cube)["mean"]
+    mean = rename("c3d", chainers, {"mean": torch.from_numpy(cube)})["mean"]
     assert np.allclose(mean.numpy(), cube[0, :, :, 8:120, 29:141])
     stored = rename("c3d", {"mean/b": 128 - mean[None]})
     assert torch.allclose(stored["mean"], mean, atol=1e-4)

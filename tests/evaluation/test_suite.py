@@ -14,16 +14,21 @@ from mav.evaluation import card as cards
 from mav.evaluation import reading
 from mav.evaluation.corruptions import Corruption, every
 from mav.evaluation.features import Networks, _row
+from mav.evaluation.metrics import frechet_features, jedi
 from mav.evaluation.protocols import Preparation, load_protocol
+from mav.evaluation.score import Scorer
+from mav.evaluation.sets import BenchmarkSet
+from mav.evaluation.suite.convergence import convergence
 from mav.evaluation.suite.listing import listed
 from mav.evaluation.suite.run import SUITE, VBENCH, extremes, run_suite
+from mav.report import figures
 from mav.report.suite import suite_page
 from mav.storage import Folder
 
 TEXTS = ("a red circle", "a blue cross")
 WEIGHTS = (
     "dino.safetensors", "ViT-B-32.safetensors", "ViT-L-14.safetensors", "aesthetic.safetensors", "i3d.safetensors",
-    "dinov2.safetensors", "videomae.safetensors",
+    "dinov2.safetensors", "videomae.safetensors", "vjepa.safetensors",
 )  # fmt: skip
 
 
@@ -34,7 +39,7 @@ class MadeUp(Networks):
     def __call__(self, videos):
         means = [video.mean(axis=(1, 2)).astype(np.float32) / 255 for video in videos]
         of_clips = [mean.mean(axis=0) for mean in means]
-        found = {"i3d": of_clips, "videomae": of_clips, "dinov2": means}
+        found = {"i3d": of_clips, "videomae": of_clips, "vjepa": of_clips, "dinov2": means}
         return {name: found[name] for name in self.names if name in found}
 
     def rows(self, whole, fps):
@@ -101,6 +106,8 @@ def test_all_that_can_be_said_is_said(tmp_path, folder, monkeypatch):
         assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"], name
     assert metrics["fvd"]["value"] == pytest.approx(0, abs=1e-9)
     assert "density" in metrics
+    assert metrics["jedi"]["value"] == pytest.approx(0, abs=1e-9)
+    assert metrics["jedi"]["unbiased"] < 0 < metrics["jedi"]["real_halves"]
     (missing,) = result["missing"]
     assert missing["metrics"] == ["fid"]
     assert "pt_inception-2015-12-05-6726825d.pth" in missing["needs"]
@@ -132,7 +139,18 @@ def test_without_weights_or_references_the_list_names_every_need_once(mav, tmp_p
     assert set(result["metrics"]) == {"temporal_flickering", "motion_smoothness", "dynamic_degree", "strobing"}
     needs = {need["needs"]: need["metrics"] for need in result["missing"]}
     (reference,) = [metrics for need, metrics in needs.items() if "--reference" in need]
-    assert reference == ["fvd", "kvd", "fvd_videomae", "precision", "recall", "density", "coverage", "fid", "fd_dinov2"]
+    assert reference == [
+        "fvd",
+        "kvd",
+        "fvd_videomae",
+        "jedi",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "fid",
+        "fd_dinov2",
+    ]
     files = (
         "dino_vitbase16_pretrain.pth",
         "ViT-B-32.pt",
@@ -140,7 +158,7 @@ def test_without_weights_or_references_the_list_names_every_need_once(mav, tmp_p
         "ViT-L-14.pt",
         "i3d_torchscript.pt",
     )
-    for file in (*files, "dinov2_vitl14_pretrain.pth", "vit_g_hybrid_pt_1200e_ssv2_ft.pth"):
+    for file in (*files, "dinov2_vitl14_pretrain.pth", "vit_g_hybrid_pt_1200e_ssv2_ft.pth", "vith16.pth.tar"):
         assert len([need for need in needs if file in need]) == 1
         assert file in told
     assert "5 of 7 readable" in told
@@ -215,3 +233,51 @@ def test_the_card_says_that_strobing_sees_strobing(tmp_path, monkeypatch):
     assert seen["strobing", "strobing"] == 0.05
     assert seen["strobing", "reversed"] is None
     assert seen["temporal_flickering", "strobing"] is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Features in memory, in chunks, in the place of stored ones."""
+
+    rows: np.ndarray
+
+    @property
+    def readable(self):
+        return len(self.rows)
+
+    def load(self, name):
+        return np.arange(len(self.rows)), self.rows
+
+    def stream(self, name):
+        for start in range(0, len(self.rows), 30):
+            yield np.arange(start, min(start + 30, len(self.rows))), self.rows[start : start + 30]
+
+
+def test_distances_fall_over_the_number_of_videos_and_lead_to_the_endless_one():
+    """Of equal normal distributions, all that a distance shows is its excess, and endlessly many have none."""
+    rng = np.random.default_rng(0)
+    ours, real = rng.standard_normal((320, 12)), rng.standard_normal((3000, 12))
+    protocol = load_protocol("suite").only(["fvd", "jedi", "precision"])
+    scorer = Scorer(protocol, None, BenchmarkSet(()), Held(ours), Held(real), draws=50)
+    for name in ("fvd", "jedi"):
+        row, value = (
+            (scorer._frechet, frechet_features) if name == "fvd" else (scorer._jedi, lambda a, b: jedi(a, b)[0])
+        )
+        found = row(name)
+        curve = convergence(scorer, name, found)
+        points = curve["points"]
+        assert [point["n"] for point in points] == [40, 80, 160, 320]
+        assert points[-1]["value"] == pytest.approx(value(ours, real), rel=1e-9)
+        values = [point["value"] for point in points]
+        assert values == sorted(values, reverse=True)
+        assert all(point["low"] < point["value"] < point["high"] for point in points)
+        assert points[0]["high"] - points[0]["low"] > points[2]["high"] - points[2]["low"]
+        assert abs(curve["endless"]) < values[-1] / 2 < values[0] / 8
+        assert curve == convergence(scorer, name, found)
+        drawing = figures.convergence(points, curve["endless"], name)
+        assert drawing.count("<circle") == 4
+        assert ">endless<" in drawing
+        assert "320" in drawing
+    assert convergence(scorer, "precision", {"value": 1.0}) is None
+    few = dataclasses.replace(scorer, ours=Held(ours[:31]))
+    assert convergence(few, "fvd", {"value": 1.0}) is None

@@ -1,11 +1,12 @@
-"""The vision transformers of DINO and DINOv2 against timm's, with made-up weights under the published names."""
+"""The vision transformers against timm's and torch's own, with made-up weights under the published names."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from made_up_weights import shake
 
-from mav.evaluation.networks import vit, weights
+from mav.errors import UserError
+from mav.evaluation.networks import vit, vjepa, weights
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -98,3 +99,64 @@ def test_videomae_reads_the_published_file_and_agrees_with_torchs_own_attention(
         vit.prepare_videomae(clip[:8])
     with torch.device("meta"):
         assert len(vit.VideoMae().blocks[39].mlp.fc1.weight) == int(1408 * 48 / 11)
+
+
+def test_vjepa_reads_both_published_files_and_agrees_with_torchs_own_attention(tmp_path, monkeypatch):
+    width, heads = 24, 3
+    sizes = vit.Sizes(16, width, 2, heads, 14, scaled=False, hidden=40)
+    network = shake(vjepa.VJepa(sizes))
+    # The files as published: prefixes of wrappers, beside what training left, and layers that are not read.
+    state = network.state_dict()
+    encoder = {f"module.backbone.{name}": value for name, value in state.items() if not name.startswith("pooler.")}
+    probe = {f"module.{name}": value for name, value in state.items() if name.startswith("pooler.")}
+    unused = {"module.linear.weight": torch.ones(174, width)}
+    unused["module.pooler.cross_attention_block.xattn.proj.weight"] = torch.ones(width, width)
+    wrong = {name: torch.zeros_like(value) for name, value in encoder.items()}
+    torch.save({"encoder": wrong, "target_encoder": encoder, "epoch": 300}, tmp_path / "vith16.pth.tar")
+    monkeypatch.setitem(weights.NETWORKS, "vjepa", lambda: vjepa.VJepa(sizes))
+    with pytest.raises(UserError, match=r"vith16\.pth\.tar with ssv2-probe\.pth\.tar"):
+        weights.find("vjepa", str(tmp_path))
+    torch.save({"classifier": probe | unused, "epoch": 20}, tmp_path / "ssv2-probe.pth.tar")
+    loaded, digest = weights.load_network("vjepa", str(tmp_path))
+    torch.save({"classifier": probe, "epoch": 20}, tmp_path / "ssv2-probe.pth.tar")
+    assert weights.find("vjepa", str(tmp_path))[1] != digest, "the digest is of both files"
+    # The same in torch's own words.
+    clip = torch.randint(0, 256, (16, 40, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    x = vjepa.prepare(clip)
+    assert x.shape == (1, 3, 16, 224, 224)
+    kernel, offset = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
+    tokens = F.conv3d(x, kernel, offset, (2, 16, 16)).flatten(2).transpose(1, 2) + state["pos_embed"]
+
+    def after(name, tokens, own, norm, eps):
+        normed = F.layer_norm(tokens, (width,), own[f"{norm}.weight"], own[f"{norm}.bias"], eps)
+        hidden = F.gelu(normed @ own[f"{name}.fc1.weight"].T + own[f"{name}.fc1.bias"])
+        return tokens + hidden @ own[f"{name}.fc2.weight"].T + own[f"{name}.fc2.bias"]
+
+    with torch.no_grad():
+        for number in range(2):
+            own = {name.removeprefix(f"blocks.{number}."): value for name, value in state.items()}
+            attention = torch.nn.MultiheadAttention(width, heads, batch_first=True)
+            attention.in_proj_weight.data, attention.in_proj_bias.data = own["attn.qkv.weight"], own["attn.qkv.bias"]
+            attention.out_proj.weight.data, attention.out_proj.bias.data = (
+                own["attn.proj.weight"],
+                own["attn.proj.bias"],
+            )
+            normed = F.layer_norm(tokens, (width,), own["norm1.weight"], own["norm1.bias"], 1e-6)
+            tokens = tokens + attention(normed, normed, normed, need_weights=False)[0]
+            tokens = after("mlp", tokens, own, "norm2", 1e-6)
+        tokens = F.layer_norm(tokens, (width,), state["norm.weight"], state["norm.bias"], 1e-6)
+        own = {name.removeprefix("pooler.cross_attention_block."): value for name, value in state.items()}
+        normed = F.layer_norm(tokens, (width,), own["norm1.weight"], own["norm1.bias"], 1e-5)
+        lookup = torch.nn.MultiheadAttention(width, heads, batch_first=True)
+        lookup.in_proj_weight.data = torch.cat([own["xattn.q.weight"], own["xattn.kv.weight"]])
+        lookup.in_proj_bias.data = torch.cat([own["xattn.q.bias"], own["xattn.kv.bias"]])
+        lookup.out_proj.weight.data, lookup.out_proj.bias.data = torch.eye(width), torch.zeros(width)
+        query = state["pooler.query_tokens"]
+        query = query + lookup(query, normed, normed, need_weights=False)[0]
+        expected = after("mlp", query, own, "norm2", 1e-5)[:, 0]
+        assert torch.allclose(loaded(x), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="16 frames, not 8"):
+        vjepa.prepare(clip[:8])
+    with torch.device("meta"):
+        whole = vjepa.VJepa()
+    assert (len(whole.blocks), tuple(whole.pos_embed.shape)) == (32, (1, 1568, 1280))

@@ -88,7 +88,7 @@ def make_run(root, videos=6, size=32, frames=8):
         )
         rows = [{"samples": int(s), "loss": float(v)} for s, v in zip(steps, losses, strict=True)]
         for row in rows[29::30] if name == "train-prior" else []:
-            row["validation"] = row["loss"] + 0.1
+            row |= {"validation": row["loss"] + 0.1, "validation/0.125": row["loss"]}
         folders[name].write_bytes("curves.jsonl", "\n".join(map(json.dumps, rows)).encode())
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate([draw(scene, 16) for scene in scenes[:16]], axis=1)).save(buffer, "PNG")

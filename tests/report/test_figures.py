@@ -24,3 +24,10 @@ def test_curves_survive_what_training_can_log():
         assert "nan" not in drawing
         assert "inf" not in drawing
     assert "&quot;quoted&quot;" in wild
+
+
+def test_held_out_losses_have_a_line_for_each_level():
+    drawing = figures.levels({"0.125": [(8, 0.5), (16, 0.25)], "0.875": [(8, 0.1), (16, math.nan)]}, "levels")
+    assert drawing.count("<polyline") == 1, "one point is no line"
+    assert ">0.125<" in drawing
+    assert figures.levels({"0.125": []}, "nothing") == ""

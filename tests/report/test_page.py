@@ -92,7 +92,7 @@ def test_every_part_is_there(views, tmp_path):
     decoded = base64.b64decode(videos[0]["src"].partition(",")[2])
     assert decoded == views[15].artifact.folder.read_bytes("videos/00000.mp4")
     assert page.count('class="no"') == 2  # two of six shapes wrong
-    assert page.count("<polyline") == 2 * 8  # seven networks and CLIP
+    assert page.count("<polyline") == 2 * 8 + 1  # seven networks and CLIP, and the one noise level of a held-out loss
     assert page.count('class="ridge"') == 5
     assert page.count('class="held-out"') == 4
     assert text.count("(dots)") == 1

@@ -8,15 +8,8 @@ import choix
 import numpy as np
 import pytest
 
-from mav.study.agreement import (
-    bradley_terry,
-    cluster_bootstrap,
-    connected,
-    fleiss_kappa,
-    krippendorff_alpha,
-    sign_test,
-    wilson,
-)
+from mav.evaluation.intervals import wilson
+from mav.study.agreement import bradley_terry, cluster_bootstrap, connected, fleiss_kappa, krippendorff_alpha, sign_test
 
 
 def test_agreement_has_the_known_values_of_fetv(real_data):

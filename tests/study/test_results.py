@@ -9,6 +9,7 @@ import pytest
 from small_studies import freeze_made_up, prefers, rate
 
 from mav.errors import UserError
+from mav.evaluation.suite.ratings import read_ratings
 from mav.storage import Folder
 from mav.study.results import _csv, report_study
 from mav.study.votes import Votes
@@ -62,6 +63,14 @@ def test_the_report_has_every_statistic(clips, tmp_path):
     assert lines[0].startswith("rater,item,kind,question,answer,preferred")
     assert len(lines) == 1 + len(votes.rows()[0])
     assert len(out.read_bytes("raters.csv").decode().splitlines()) == 6
+    # The suite reads what each rater said of each pair of videos, whatever was left, and no check.
+    videos = sorted({item[side] for item in study.items.values() for side in ("left", "right")})
+    ratings = read_ratings(Folder(out.path("votes.csv")), videos)
+    assert len(ratings.pairs) == 2 * 12
+    assert {(pair.systems, len(pair.votes)) for pair in ratings.pairs} == {(("ours", "theirs"), 5)}
+    assert sum(pair.preferred for pair in ratings.pairs if pair.question == "quality") == 9 - 3
+    assert set(ratings.files) < set(videos)
+    assert set(ratings.prompts.values()) <= {item["prompt"] for item in study.items.values()}
 
 
 def test_no_cell_of_an_export_is_a_formula(clips, tmp_path):

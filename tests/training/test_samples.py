@@ -16,6 +16,7 @@ from mav.recipes.training import Optimisation
 from mav.report.collect import SLIDES, shown_while_training
 from mav.storage import Folder
 from mav.training.monitoring.board import Board
+from mav.training.validation import LEVELS
 
 
 def bytes_of(folder):
@@ -26,12 +27,18 @@ def bytes_of(folder):
 def test_samples_change_no_byte_and_come_when_they_are_due(tmp_path, stage):
     made, shown, lines = {}, [], []
     for every in (0, 5):
-        root, recipe = Folder(str(tmp_path / str(every))), small_recipe(checkpoint_every=12, sample_every=every)
+        root = Folder(str(tmp_path / str(every)))
+        recipe = small_recipe(checkpoint_every=12, sample_every=every, held_out=2)
+        lines.clear()
         run(root, stage, recipe, report=lines.append, show=lambda *picture: shown.append(picture))
         made[every] = bytes_of(root.child(stage))
     assert made[0] == made[5]
     assert {"curves.jsonl", "samples.png"} < set(made[0])
-    assert lines[-1]["sample_wait"] > 0, "its cost is in the log"
+    assert min(lines[-1]["sample_wait"], lines[-1]["validation_wait"]) > 0, "their cost is in the log"
+    told = {line["samples"]: line for line in lines if "validation" in line}
+    assert sorted(told) == [6, 10, 12], "the held-out loss of the average stands beside every picture"
+    assert all(f"validation/{level}" in line for line in told.values() for level in LEVELS)
+    assert told[6]["validation"] != told[10]["validation"]
     assert [samples for samples, _ in shown] == [6, 10, 12]
     first, *others = [np.asarray(Image.open(io.BytesIO(picture))) for _, picture in shown]
     side = 8  # of a picture; training samples are above the network's own

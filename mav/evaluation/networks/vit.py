@@ -163,14 +163,15 @@ def prepare_dino(video: Tensor) -> Tensor:
     """Turns uint8 (F, H, W, 3) into standardised (F, 3, h, w) whose shorter side is 224 (bilinear, antialiased)."""
     height, width = video.shape[1:3]
     scale = SIDE / min(height, width)
-    return _standardised(video, (round(height * scale), round(width * scale)), "bilinear")
+    return standardised(video, (round(height * scale), round(width * scale)), "bilinear")
 
 
 def prepare_dinov2(video: Tensor) -> Tensor:
     """Turns uint8 (F, H, W, 3) into standardised (F, 3, 224, 224) (bicubic, antialiased)."""
-    return _standardised(video, (SIDE, SIDE), "bicubic")
+    return standardised(video, (SIDE, SIDE), "bicubic")
 
 
-def _standardised(video: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def standardised(video: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Turns uint8 (F, H, W, 3) into standardised (F, 3, h, w) of that size, with antialiasing."""
     x = F.interpolate(video.permute(0, 3, 1, 2).float(), size=size, mode=mode, antialias=True).clamp(0, 255) / 255
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)

@@ -14,6 +14,7 @@ stored with every number that it makes. A file with the name but not the digest 
 | CLIP | those of OpenAI and open_clip | the same |
 | DINO, DINOv2 | `blocks.0.attn.qkv.weight`, ... (facebookresearch) | the same |
 | VideoMAE | `blocks.0.attn.q_bias`, `.v_bias` (OpenGVLab) | `blocks.0.attn.qkv.bias`, 0 for the keys |
+| V-JEPA | `module.backbone.blocks.0...`, and `module.pooler...` of the probe (facebookresearch) | without the prefix |
 | aesthetic | `weight`, `bias` (LAION) | read by `mav.evaluation.features` |
 """
 
@@ -35,6 +36,7 @@ from mav.evaluation.networks.c3d import FRAMES as C3D_FRAMES
 from mav.evaluation.networks.i3d import I3D
 from mav.evaluation.networks.inception import Inception
 from mav.evaluation.networks.vit import DINO, DINOV2, VideoMae, VisionTransformer
+from mav.evaluation.networks.vjepa import VJepa
 from mav.models.checkpoints.weight_files import read_tensors
 
 
@@ -48,6 +50,7 @@ class Published:
     source: str  # where its authors or users distribute it
     extra: str = ""  # a second file that some of them need,
     extra_sha256: str = ""
+    halves: bool = False  # or all: the weights are in both
 
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -90,6 +93,14 @@ PUBLISHED = {
         "MIT",
         "the model zoo of OpenGVLab's VideoMAEv2 repository; cd-fvd's code has its address",
     ),
+    "vjepa": Published(
+        "V-JEPA ViT-H/16 with its SSv2 probe's pooler",
+        {"vith16.pth.tar": ""},
+        "CC-BY-NC-4.0",
+        "the V-JEPA repository of facebookresearch links both",
+        "ssv2-probe.pth.tar",
+        halves=True,
+    ),
     "aesthetic": Published(
         "LAION's aesthetic head on CLIP ViT-L/14",
         {"sa_0_4_vit_l_14_linear.pth": "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba"},
@@ -112,7 +123,7 @@ PUBLISHED = {
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "i3d": I3D, "c3d": C3D, "inception": Inception, "dino": partial(VisionTransformer, DINO),
-    "dinov2": partial(VisionTransformer, DINOV2), "videomae": VideoMae,
+    "dinov2": partial(VisionTransformer, DINOV2), "videomae": VideoMae, "vjepa": VJepa,
 }  # fmt: skip
 I3D_BRANCHES = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "branch_2.0": "b2a", "branch_2.1": "b2b",
                 "branch_3.1": "b3b"}  # fmt: skip
@@ -124,12 +135,19 @@ def find(network: str, folder: str) -> tuple[Path, str]:
     known = PUBLISHED.get(network) or Published(network, {f"{name}.pt": ""}, "its authors'", "open_clip's list")
     files = {**known.files, f"{name}.safetensors": ""}
     for name, wanted in files.items() if folder else ():
-        path = Path(folder) / name
-        if path.is_file():
+        path, second = Path(folder) / name, Path(folder) / known.extra
+        if path.is_file() and known.halves and name in known.files:
+            if second.is_file():
+                both = f"{_checked(path, wanted)} {_checked(second, known.extra_sha256)}"
+                return path, hashlib.sha256(both.encode()).hexdigest()
+        elif path.is_file():
             return path, _checked(path, wanted)
     where = folder or "any folder (--weights-dir names one)"
+    wanted = f"one of {', '.join(files)}"
+    if known.halves:
+        wanted = f"{' or '.join(known.files)} with {known.extra}, or {name}.safetensors,"
     raise UserError(
-        f"The weights of {known.title} are not in {where}: put one of {', '.join(files)} there "
+        f"The weights of {known.title} are not in {where}: put {wanted} there "
         f"(from {known.source}; licence: {known.licence}; nothing is downloaded here)."
     )
 
@@ -157,19 +175,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:240]
         raise UserError(f"{path} cannot be read as weights ({reason}): get the file again, or convert it.") from None
-    state = next((state[key] for key in ("state_dict", "model", "module") if key in state), state)
+    keys = ("state_dict", "model", "module", "target_encoder", "classifier")
+    state = next((state[key] for key in keys if key in state), state)
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def rename(network: str, state: Mapping[str, Tensor], extra: np.ndarray | None = None) -> dict[str, Tensor]:
-    """Translates names as in the table above. `extra` is the mean cube of C3D (1, 3, 16, 128, 171) of a second file."""
+def rename(network: str, state: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Translates names as in the table above. `extra` is what a second file holds, as C3D's mean cube."""
     if network == "i3d":
         return {_i3d_name(name): value for name, value in state.items()}
     if network == "c3d":
-        return _c3d_state(state, extra)
+        return _c3d_state(state, extra["mean"].numpy() if extra else None)
     if network == "videomae":
         return _videomae_state(state)
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    named = {**state, **(extra or {})}
+    return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in named.items()}
 
 
 def _i3d_name(name: str) -> str:
@@ -187,7 +207,7 @@ def _videomae_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _c3d_state(state: Mapping[str, Tensor], extra: np.ndarray | None) -> dict[str, Tensor]:
+def _c3d_state(state: Mapping[str, Tensor], mean: np.ndarray | None) -> dict[str, Tensor]:
     renamed = {}
     for name, value in state.items():
         match = re.search(r"(conv\d[ab]|fc\d|mean)(?:[./](W|b|weight|bias))?$", name)
@@ -196,8 +216,8 @@ def _c3d_state(state: Mapping[str, Tensor], extra: np.ndarray | None) -> dict[st
             renamed["mean"] = 128 - cube if match[2] else cube
         elif match and match[2]:
             renamed[f"{match[1]}.{'weight' if match[2] in ('W', 'weight') else 'bias'}"] = value.float()
-    if "mean" not in renamed and extra is not None:
-        whole = np.asarray(extra, np.float32).reshape(3, C3D_FRAMES, *RESIZED)
+    if "mean" not in renamed and mean is not None:
+        whole = np.asarray(mean, np.float32).reshape(3, C3D_FRAMES, *RESIZED)
         renamed["mean"] = torch.from_numpy(whole[..., ROWS, COLUMNS].copy())
     return renamed
 
@@ -209,7 +229,7 @@ def load_network(network: str, folder: str, device: str = "cpu") -> tuple[nn.Mod
     extra, known = None, PUBLISHED[network]
     if known.extra and (second := Path(folder) / known.extra).is_file():
         _checked(second, known.extra_sha256)
-        extra = read_state(second)["mean"].numpy()
+        extra = read_state(second)
     module = NETWORKS[network]()
     own = module.state_dict()
     given = rename(network, read_state(path), extra)

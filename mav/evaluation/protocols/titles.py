@@ -18,6 +18,7 @@ METRICS = {
     "fid": Shown("FID", "lower", 2),
     "fd": Shown("FD", "lower", 2),
     "kid": Shown("KID", "lower", 5),
+    "jedi": Shown("JEDi", "lower", 3),
     "precision": Shown("Precision", "higher", 3),
     "recall": Shown("Recall", "higher", 3),
     "density": Shown("Density", "higher", 3),

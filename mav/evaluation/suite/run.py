@@ -18,7 +18,10 @@ from mav.evaluation.protocols.titles import kind_of, shown
 from mav.evaluation.reading import Entry, videos_below
 from mav.evaluation.score import BY_VIDEO, Scorer
 from mav.evaluation.sets import BenchmarkSet
+from mav.evaluation.suite.agreement import agreement
+from mav.evaluation.suite.convergence import convergence
 from mav.evaluation.suite.listing import listed
+from mav.evaluation.suite.ratings import Ratings, read_ratings
 from mav.storage import Folder
 
 SUITE, VBENCH = "suite.json", "vbench_eval_results.json"
@@ -41,14 +44,20 @@ DIFFERENCES = {  # from VBench's own networks, for who compares with its numbers
 def run_suite(
     videos: Folder, networks: Networks, out: Folder, reference: Folder | None = None, prompts: Folder | None = None,
     samples: int = 0, draws: int = 200, seed: int = 0, report: Report = lambda _: None, run: Runner = in_process,
+    ratings: Folder | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures the videos below a folder; writes `suite.json` and, in VBench's form, `vbench_eval_results.json`.
 
     networks: says where weights are, and the device; its names are not used. reference: any folder of real videos, for
-    distances. samples: so many of the videos, evenly; 0 = all. Returns what `suite.json` holds. Raises UserError when
-    there is no video, or none can be read.
+    distances. samples: so many of the videos, evenly; 0 = all. ratings: what people said of the videos
+    (`suite.ratings`); only rated ones are then measured, and each metric is compared with the raters. Returns what
+    `suite.json` holds. Raises UserError when there is no video, none can be read, or the ratings cannot be used.
     """
     entries = listed(videos, prompts, samples)
+    rated = read_ratings(ratings, [entry.file for entry in entries]) if ratings else None
+    if rated:
+        prompted = [(entry.file, entry.prompt or rated.prompts.get(entry.file, "")) for entry in entries]
+        entries = [Entry(i, *each) for i, each in enumerate(each for each in prompted if each[0] in rated.files)]
     protocol, missing = allowed(load_protocol("suite"), networks, reference, any(entry.prompt for entry in entries))
     networks = dataclasses.replace(networks, names=protocol.networks)
     real = [Entry(index, name) for index, name in enumerate(videos_below(reference))] if reference else []
@@ -89,9 +98,16 @@ def run_suite(
         "extremes": {name: extremes(values, shown(name).better) for name, values in each.items()},
         "differences": {name: why for name, why in DIFFERENCES.items() if name in metrics},
         "missing": missing,
+        "convergence": {
+            name: curve for name in metrics if (curve := convergence(scorer, name, metrics[name])) is not None
+        },
+        "agreement": None,
         "networks": networks.describe(),
         "seed": seed,
     }
+    if rated:
+        numbers = {name: dict(values) for name, values in each.items()}
+        result["agreement"] = agreement(rated, numbers, _of_systems(scorer, rated))
     out.write_json(SUITE, result)
     out.write_json(VBENCH, vbench(videos, metrics, each))
     return result
@@ -126,6 +142,21 @@ def _each(scorer: Scorer, metric: str) -> list[tuple[str, float]]:
     """Returns (file, number) of each readable video."""
     indices, numbers = scorer.each(metric)
     return [(scorer.ours.entries[index].file, float(number)) for index, number in zip(indices, numbers, strict=True)]
+
+
+def _of_systems(scorer: Scorer, rated: Ratings) -> dict[str, dict[str, float]]:
+    """Returns, for every metric that is a distance of sets, that of each system's videos. What has none is left out."""
+    distances = [name for name in scorer.protocol.features if kind_of(name) not in BY_VIDEO]
+    found: dict[str, dict[str, float]] = {name: {} for name in distances}
+    for system in sorted(set(rated.files.values())) if distances else ():
+        chosen = (entry.index for entry in scorer.ours.entries if rated.files[entry.file] == system)
+        one = dataclasses.replace(
+            scorer, protocol=scorer.protocol.only(distances), ours=scorer.ours.of(chosen), draws=1
+        )
+        for name, metric in one.metrics().items():
+            if metric["value"] is not None:
+                found[name][system] = metric["value"]
+    return found
 
 
 def extremes(values: list[tuple[str, float]], better: str) -> dict[str, list[dict[str, Any]]]:

@@ -62,13 +62,13 @@ class Board:
 
 
 class WandbBoard:
-    """A report callback that also logs every number to a Weights & Biases project, then passes the report on.
+    """A report callback that passes the report on to a board, and logs every number to a Weights & Biases project.
 
     A stage of a recipe is one run there, named by its fingerprint, so that a resumed training continues it. Raises
     UserError when the package is missing.
     """
 
-    def __init__(self, project: str, stage: str, recipe: Recipe, folder: Folder, then: Report) -> None:
+    def __init__(self, project: str, stage: str, recipe: Recipe, board: Board) -> None:
         try:
             import wandb
         except ImportError:
@@ -76,19 +76,26 @@ class WandbBoard:
                 "WANDB_PROJECT is set but the package wandb is not installed: `pip install wandb`, "
                 "or unset WANDB_PROJECT."
             ) from None
+        folder = board.folder
         fingerprint = folder.root.rstrip("/").rpartition("/")[2]
         config = {"seed": recipe.seed, stage: to_plain(recipe.section_of(stage))}
         names: dict[str, Any] = {"group": recipe.name, "name": f"{recipe.name} {stage}", "id": f"{stage}-{fingerprint}"}
-        self.then = then
+        self.board, self._image = board, wandb.Image
         if folder.local:  # what is written offline lies beside TensorBoard's files, not where a worker happens to run
             names["dir"] = folder.path("wandb")
             os.makedirs(names["dir"], exist_ok=True)
         self._run: Any = wandb.init(project=project, **names, config=config, resume="allow")
 
     def __call__(self, progress: dict[str, Any]) -> None:
-        self.then(progress)
+        self.board(progress)
         if MESSAGE not in progress:
             self._run.log(_numbers(progress), step=int(progress[STEP]))
+
+    def show(self, samples: int, picture: bytes) -> None:
+        """Keeps a PNG of what the network makes after so many samples, and shows it in both places."""
+        self.board.show(samples, picture)
+        with Image.open(io.BytesIO(picture)) as image:
+            self._run.log({"samples": self._image(image.convert("RGB"))}, step=samples)
 
 
 def _numbers(progress: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.spent: dict[str, float] = {"data_wait": 0.0, "save_wait": 0.0, "sample_wait": 0.0}
+        self.spent = dict.fromkeys(("data_wait", "save_wait", "sample_wait", "validation_wait"), 0.0)
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:

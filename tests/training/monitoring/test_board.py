@@ -1,10 +1,12 @@
 """TensorBoard reads back what training reported, also after a resume."""
 
+import io
 import sys
 import time
 import types
 
 import pytest
+from PIL import Image
 from small_training import small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -48,12 +50,11 @@ def test_a_resumed_training_replaces_what_lay_beyond_its_checkpoint(tmp_path):
 def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     started, logged = [], []
     run = types.SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)))
-    fake = types.SimpleNamespace(init=lambda **names: started.append(names) or run)
+    fake = types.SimpleNamespace(init=lambda **names: started.append(names) or run, Image=lambda image: image.size)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     passed = []
-    board = WandbBoard(
-        "films", "train-decoder", small_recipe(), Folder(str(tmp_path / "train-decoder" / "0123abcd")), passed.append
-    )
+    folder = Folder(str(tmp_path / "train-decoder" / "0123abcd"))
+    board = WandbBoard("films", "train-decoder", small_recipe(), Board(folder, passed.append))
     board({"stage": "train-decoder", "total": 24, "samples": 8, "loss": 0.5})
     assert (started[0]["project"], started[0]["id"], started[0]["resume"]) == (
         "films",
@@ -63,7 +64,11 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     assert started[0]["config"]["train-decoder"]["optimisation"]["samples"] == 12
     assert logged == [(8, {"loss": 0.5})]
     assert len(passed) == 1
+    Image.new("RGB", (4, 2)).save(buffer := io.BytesIO(), "PNG")
+    board.show(8, buffer.getvalue())
+    assert logged[1:] == [(8, {"samples": (4, 2)})]
+    assert folder.exists("samples/000000000008.png"), "TensorBoard and the report get it too"
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        WandbBoard("films", "train-decoder", small_recipe(), Folder(str(tmp_path)), passed.append)
+        WandbBoard("films", "train-decoder", small_recipe(), Board(Folder(str(tmp_path)), passed.append))
