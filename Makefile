@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 RECIPE ?= demo
 
-.PHONY: setup demo test test-slow chaos fuzz lint format bench bench-% lock bundle audit loc clean
+.PHONY: setup demo test test-slow chaos chaos-nodes fuzz lint format bench bench-% lock bundle pin audit loc clean
 
 setup: $(READY)
 
@@ -39,7 +39,10 @@ chaos: $(READY)  ## everything is killed and nothing is lost: table, and build/c
 	$(BIN)/python tests/chaos/in_process.py
 	$(BIN)/python tests/chaos/chaos.py
 
-fuzz: $(READY)  ## a thousand hostile inputs for every parser of outside bytes: table, and build/fuzz.json; two minutes
+chaos-nodes: $(READY)  ## a node killed and one added while three workers train from a bucket: figures, and build/chaos-nodes.json
+	$(BIN)/python tests/chaos/nodes.py
+
+fuzz: $(READY)  ## more than a thousand hostile inputs for the parsers of outside bytes: table, and build/fuzz.json; two minutes
 	$(BIN)/python tests/fuzz/fuzz.py
 
 test-slow: $(READY)
@@ -77,6 +80,12 @@ bundle: $(READY)  ## the last commit and the lock's wheels in build/bundle.tar, 
 	cd $(BUNDLE) && find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum > SHA256SUMS
 	tar cf build/bundle.tar -C build/bundle make-a-video && rm -rf build/bundle
 	@ls -lh build/bundle.tar
+
+pin:  ## IMAGE and PREFECT_IMAGE, each by its digest, into all files of infra/ that name an image
+	@for image in "$(IMAGE)" "$(PREFECT_IMAGE)"; do echo "$$image" | grep -Eq '^[^@ #&]+@sha256:[0-9a-f]{64}$$' || { \
+	  echo "make: '$$image' is no NAME@sha256:DIGEST: say IMAGE=... and PREFECT_IMAGE=..., as infra/README.md shows"; exit 2; }; done
+	sed -i -E 's#registry\.example\.com/make-a-video:latest#$(IMAGE)#; s#: prefecthq/prefect:[a-z0-9.-]+#: $(PREFECT_IMAGE)#' \
+	  infra/kubernetes/*.yaml infra/kubernetes/*.json infra/ray/cluster.yaml
 
 audit: $(READY)  ## known vulnerabilities of what is locked; asks a public database, so not part of any test
 	@$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit || \

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flows.engine.capacity import Capacity
-from flows.engine.function import CHECKPOINTS, ProgressFile, following, run_on_ray, save_seconds
+from flows.engine.function import CHECKPOINTS, ProgressFile, following, keep_kernels, run_on_ray, save_seconds
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
+from flows.worker_group import torch_config
 from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told
 from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
@@ -26,7 +27,7 @@ from mav.storage import Folder
 T = TypeVar("T")
 RESULT, STOP = "result.json", "stop.json"
 NEVER_STALLED_SECONDS = 86_400.0  # that workers wait for each other where no stall is recognised
-MAX_FAILURES = 3  # of the workers, without a checkpoint in between, before the stage fails
+MAX_FAILURES = 3  # of the workers, without a checkpoint in between and no preemptions, before the stage fails
 DRAIN_SECONDS = 5.0  # between two looks at whether this node is drained: a cloud gives 30 s or more
 TERMINATED = 143  # the shell's exit code of a process that SIGTERM ended
 
@@ -42,6 +43,7 @@ class Orders:
     work: Folder  # for the progress and the result
     out: Folder
     board: Folder  # for TensorBoard's files
+    kernels: Folder  # for what Triton compiles
     wandb: str  # a Weights & Biases project; '' = none
 
 
@@ -50,9 +52,12 @@ PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's las
 
 def train(job: Job) -> Outcome:
     """Runs the stage's training loop until its samples are seen and its network is exported."""
-    board = job.run.store.board(job.node)
-    wandb = os.environ.get("WANDB_PROJECT", "")  # is read here, since workers have another environment
-    orders = Orders(job.name, job.recipe, job.inputs, job.work.child(CHECKPOINTS), job.work, job.out, board, wandb)
+    store = job.run.store
+    orders = Orders(
+        stage=job.name, recipe=job.recipe, inputs=job.inputs, checkpoints=job.work.child(CHECKPOINTS), work=job.work,
+        out=job.out, board=store.board(job.node), kernels=store.kernels(),
+        wandb=os.environ.get("WANDB_PROJECT", ""),  # is read here, since workers have another environment
+    )  # fmt: skip
     metrics = _ray_train(job, orders) if job.recipe.cluster.workers > 1 else _one_worker(job, orders)
     return Outcome(metrics=metrics | {name: round(job.progress[name], 4) for name in PACE if name in job.progress})
 
@@ -66,23 +71,35 @@ def _one_worker(job: Job, orders: Orders) -> dict[str, Any]:
     def once() -> dict[str, Any]:
         return run_on_ray(job, _run_alone, orders, cpus=cluster.cpus_per_worker, gpus=cluster.gpus_per_worker)
 
-    return restarted(once, orders.checkpoints, RayError)
+    with _drained_nodes(job) as drained:
+        return restarted(once, orders.checkpoints, drained, RayError)
 
 
-def restarted(once: Callable[[], T], checkpoints: Folder, *lost: type[Exception]) -> T:
+@contextmanager
+def _drained_nodes(job: Job) -> Iterator[set[str]]:
+    """Yields the nodes that were about to be taken away while the block runs, as they become known."""
+    from ray._private.state import state
+
+    found = set[str]()
+    with every(DRAIN_SECONDS, lambda: found.update(state.get_draining_nodes()), job.say):
+        yield found
+
+
+def restarted(once: Callable[[], T], checkpoints: Folder, drained: set[str], *lost: type[Exception]) -> T:
     """Returns what `once` does, which is begun again when it loses its workers (`lost`), since the checkpoints remain.
 
     A training whose machines are taken away again and again comes to its end, as long as it gets from one checkpoint
-    to the next. Raises the last error when it did not for MAX_FAILURES times.
+    to the next. Raises the last error when it did not for MAX_FAILURES times, without those in which another node was
+    `drained`.
     """
     failures, before = 0, checkpoints.names()
     while True:
+        known = len(drained)
         try:
             return once()
         except lost:
-            failures, before, earlier = failures + 1, checkpoints.names(), before
-            if before != earlier:
-                failures = 1
+            before, earlier = checkpoints.names(), before
+            failures = (failures if before == earlier else 0) + (len(drained) == known)
             if failures > MAX_FAILURES:
                 raise
 
@@ -98,6 +115,7 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
     capacity = Capacity(job, cluster.cpus_per_worker, cluster.gpus_per_worker, least)
     workers: Any = (least, cluster.workers) if least < cluster.workers else cluster.workers
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})
+    seconds = cluster.stall_seconds or NEVER_STALLED_SECONDS
     for name in (RESULT, STOP):
         job.work.remove(name)
 
@@ -106,13 +124,14 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
             _worker,
             train_loop_config={"orders": orders},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
-            torch_config=_torch_config("nccl" if gpu else "gloo", cluster.stall_seconds or NEVER_STALLED_SECONDS),
+            torch_config=torch_config("nccl" if gpu else "gloo", seconds, job.work),
             run_config=RunConfig(name=f"{job.name}-{job.node.fingerprint[:8]}", storage_path=job.work.child("ray").url),
         )
         with following(job, capacity) as require_running:
             _fit(job, trainer, require_running)
 
-    restarted(once, orders.checkpoints, TrainingFailedError, RayError)
+    with _drained_nodes(job) as drained:
+        restarted(once, orders.checkpoints, drained, TrainingFailedError, RayError)
     result = job.work.read_json_or_none(RESULT)
     if result is None:
         job.require_held()
@@ -140,37 +159,15 @@ def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:
     fitted.result()
 
 
-def _torch_config(backend: str, timeout: float) -> Any:
-    """Returns Ray Train's way of starting torch.distributed, which also catches SIGTERM in each worker.
-
-    timeout: seconds after which a worker that waits for another gives up, so that a lost one ends all.
-
-    A worker trains in a thread, where no signal can be caught, so it is done where Ray Train sets the workers up.
-    """
-    from ray.train.torch import TorchConfig
-    from ray.train.torch.config import _TorchBackend
-
-    from mav.training.process.preemption import catch_sigterm
-
-    class Preemptible(_TorchBackend):
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            super().on_start(worker_group, backend_config)
-            worker_group.execute(catch_sigterm)
-
-    class PreemptibleConfig(TorchConfig):
-        backend_cls = Preemptible
-
-    return PreemptibleConfig(backend=backend, timeout_s=int(timeout))
-
-
 def _worker(config: dict[str, Orders]) -> None:
     """Runs in each Ray Train worker."""
     import ray.train
     import ray.train.torch
 
-    from mav.training.process.preemption import PreemptedError, request_termination
+    from mav.training.process.preemption import PreemptedError, request_termination, told_when_ended
 
     orders = config["orders"]
+    keep_kernels(orders.kernels)
     context = ray.train.get_context()
     rank = context.get_world_rank()
     progress = ProgressFile(orders.work)
@@ -184,7 +181,7 @@ def _worker(config: dict[str, Orders]) -> None:
 
     try:
         progress.begin()
-        with every(1.0, look, _tell), _ended_when_drained():
+        with told_when_ended(), every(1.0, look, _tell), _ended_when_drained():
             result = {"metrics": _run(orders, report, **place)}
     except PreemptedError:
         if orders.work.exists(STOP):

@@ -112,7 +112,8 @@ def run_on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: floa
 
     capacity = Capacity(job, cpus, gpus)
     pool = TaskPool(_call, job.name, cpus, gpus)
-    reference = pool.submit(job.name, max(1, int(cpus)), function, *arguments, ProgressFile(job.work))
+    given = (max(1, int(cpus)), job.run.store.kernels(), function, *arguments, ProgressFile(job.work))
+    reference = pool.submit(job.name, *given)
     try:
         with following(job, capacity) as require_running:
             while not ray.wait([reference], timeout=1.0)[0]:
@@ -130,11 +131,21 @@ def run_on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: floa
         raise
 
 
-def _call(threads: int, function: Callable[..., T], *arguments: Any) -> T:
+def keep_kernels(kernels: Folder) -> None:
+    """Lets Triton keep the kernels that this process compiles where later processes, also of other nodes, find them.
+
+    It needs a file system, so with runs in a bucket each machine keeps its own. A user's TRITON_CACHE_DIR wins.
+    """
+    if kernels.local:
+        os.environ.setdefault("TRITON_CACHE_DIR", kernels.root)
+
+
+def _call(threads: int, kernels: Folder, function: Callable[..., T], *arguments: Any) -> T:
     """Runs in the worker. The number of torch's threads is fixed, since it may change the last bits of a sum."""
     import torch
 
     arguments[-1].begin()
+    keep_kernels(kernels)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     return function(*arguments)

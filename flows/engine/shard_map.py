@@ -15,12 +15,12 @@ import itertools
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flows.engine.capacity import Capacity
-from flows.engine.markers import Markers
+from flows.engine.markers import Markers, ShardNames
 from flows.engine.pool import ActorPool, Pool, TaskPool
 from flows.engine.run import Job
 from flows.engine.shard_task import ShardResult, ShardTask, Work, below_floor, failure_reasons, sentence
@@ -38,7 +38,7 @@ REPORT_SECONDS = 0.5
 
 
 def shard_map(
-    job: Job, work: Work, names: Sequence[str], *,
+    job: Job, work: Work, names: Iterable[str], *,
     success_floor: float = 0.0, shard_floor: float = 0.0, gpus: float = 0.0, actors: bool = False,
 ) -> Outcome:  # fmt: skip
     """Runs `work(name)` for every shard name on Ray and returns the summed counts; the ledger has all files' digests.
@@ -50,17 +50,17 @@ def shard_map(
     Raises UserError when shards fail in every attempt, or when the stage stays below its floor. Finished shards are
     kept, so the next run makes only the others.
     """
-    names = sorted(names)
+    names = ShardNames(names)
     if any(name == after for name, after in itertools.pairwise(names)):
         raise ValueError("shard names repeat")
     markers, cluster = Markers.of(job), job.recipe.cluster
 
     # Make what is not committed yet. Where all is, an earlier pass may have failed for its floor.
     committed = markers.committed(names)
-    todo = [name for name in names if name not in committed] if committed else names
+    todo = ShardNames(name for name in names if name not in committed) if committed else names
     del committed  # nothing is kept for a shard but its name
     if not todo and (success_floor or shard_floor):
-        todo = _below_floors(markers, names, success_floor, shard_floor)
+        todo = ShardNames(_below_floors(markers, names, success_floor, shard_floor))
         markers.forget(todo)
     quarantined: dict[str, str] = {}
     if todo:

@@ -62,6 +62,10 @@ class Store:
         """Returns the folder in which a stage is watched while it works; nothing of an artifact is in it."""
         return self.root.child(f"tensorboard/{node.name}/{node.fingerprint[:8]}")
 
+    def kernels(self) -> Folder:
+        """Returns the folder of the kernels that were compiled for GPUs; nothing of an artifact is in it."""
+        return self.root.child("kernels")
+
     def find(self, node: Node) -> Artifact | None:
         """Returns the finished artifact of a stage, or None. Raises UserError when its manifest was changed."""
         folder = self.artifact(node)

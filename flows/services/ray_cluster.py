@@ -4,9 +4,11 @@
 job of its cluster (`flows.engine.jobs`). Nothing that starts here listens to other machines or asks them anything.
 """
 
+import ctypes
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from flows.services.environment import require_places
 from mav.errors import UserError
 from mav.recipes import Cluster
 
+ARENA_MAX = -8  # of mallopt(3)
 SLOW = "timed out during startup"  # in Ray's words
 DASHBOARD = Path(__file__).with_name("ray_dashboard.py")
 
@@ -66,6 +69,7 @@ def _init(options: dict[str, Any], address: str) -> Any:
     """Joins or starts Ray. A busy machine gets a second try, since Ray waits 30 s for its own processes and no more."""
     import ray
 
+    _share_arena()
     for last in (bool(address), True):
         try:
             with _quiet_dashboard():
@@ -80,6 +84,18 @@ def _init(options: dict[str, Any], address: str) -> Any:
                 remedy = "see that processors and memory are free, and run it again"
                 problem = f"Ray did not start on this machine ({reason}): {remedy}."
             raise UserError(problem) from None
+
+
+def _share_arena() -> None:
+    """Makes all threads of this process allocate in one place.
+
+    glibc gives each of Ray's threads a place of its own, where freed memory stays and no other thread uses it: after
+    100,000 tasks that was 20 MB.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(ARENA_MAX, 1)
 
 
 @contextmanager

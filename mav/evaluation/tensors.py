@@ -18,7 +18,7 @@ def read_tensor(data: bytes, ending: str) -> np.ndarray:
     """
     try:
         if ending == ".npy":
-            x = np.load(io.BytesIO(data), allow_pickle=False)
+            x = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # np.load would take an npz too
         else:
             from mav.models.checkpoints.weight_files import read_torch
 

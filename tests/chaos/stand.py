@@ -75,9 +75,16 @@ class Nodes:
                 self.nodes.append(self._add())
 
     def kill_node(self, index: int) -> None:
+        self.lose_node(index)
+        self.add_node()
+
+    def lose_node(self, index: int) -> None:
+        """A node that does not come back."""
         node = self.nodes.pop(index)
         os.kill(self.raylet(node), signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
+
+    def add_node(self) -> None:
         self.nodes.append(self._add())
 
     def drain_node(self, index: int, seconds: float) -> int:

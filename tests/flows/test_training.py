@@ -43,17 +43,22 @@ def test_what_a_training_fails_of_is_raised(tmp_path):
 
 
 @pytest.mark.parametrize("preempted", [0, 10])
-def test_a_training_comes_to_its_end_however_often_its_machines_are_taken_away(tmp_path, preempted):
-    work, lives = Folder(str(tmp_path)), []
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_training_comes_to_its_end_however_often_its_machines_are_taken_away(tmp_path, preempted, saved):
+    """With a checkpoint in each life, or with Ray's word in each that a node will be taken away."""
+    work, lives, drained = Folder(str(tmp_path)), [], set[str]()
 
     def once() -> int:
         lives.append(True)
         if len(lives) <= preempted:
-            work.write_bytes(f"{len(lives)}/facts.json", b"{}")
+            if saved:
+                work.write_bytes(f"{len(lives)}/facts.json", b"{}")
+            else:
+                drained.add(f"node {len(lives)}")
             raise RuntimeError("the workers are gone")
         return len(lives)
 
-    assert restarted(once, work, RuntimeError) == preempted + 1
+    assert restarted(once, work, drained, RuntimeError) == preempted + 1
 
 
 def test_a_training_that_comes_no_further_fails(tmp_path):
@@ -66,7 +71,7 @@ def test_a_training_that_comes_no_further_fails(tmp_path):
         raise RuntimeError("the workers are gone")
 
     with pytest.raises(RuntimeError, match="are gone"):
-        restarted(once, work, RuntimeError)
+        restarted(once, work, {"a node that was drained before"}, RuntimeError)
     assert len(lives) == 1 + MAX_FAILURES
 
 

@@ -1,4 +1,4 @@
-"""A thousand hostile inputs for every parser that meets bytes of others, the same for the same seed.
+"""Hostile inputs, more than a thousand, for every parser that meets bytes of others, the same for the same seed.
 
 `corpus(parser, count, seed)` begins with inputs that were made by hand to hurt; the rest are valid files that were cut,
 flipped, spliced, blown up or filled with signs that parsers trip over. No input comes twice.
@@ -13,10 +13,10 @@ import hostile_files
 import hostile_texts
 from seeds import SEEDS
 
-# How many inputs each parser gets of a thousand.
+# How many inputs each parser gets.
 SHARES = {
     "tables": 80, "lists": 120, "tars": 80, "pictures": 160, "mp4": 100, "avi": 60, "answers": 120, "yaml": 80,
-    "safetensors": 50, "torch": 70, "heads": 30, "votes": 50,
+    "safetensors": 50, "torch": 70, "pickles": 130, "heads": 30, "votes": 50,
 }  # fmt: skip
 NUMBERS = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 TOKENS = (

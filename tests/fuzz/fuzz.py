@@ -1,4 +1,4 @@
-"""`make fuzz`: a thousand hostile inputs against every parser of outside bytes, each parser in a process of its own.
+"""`make fuzz`: more than a thousand hostile inputs for the parsers of outside bytes, each in a process of its own.
 
 The process reports what became of each input. When it dies, the input is counted as a crash, and when it says nothing
 for DEADLINE seconds as a hang; another goes on with the next one. An escape is an input that ran a program, connected

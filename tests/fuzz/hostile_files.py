@@ -1,13 +1,12 @@
 """Files that were made by hand to hurt a parser: bombs, code, numbers without an end."""
 
-import io
 import json
-import pickle
 import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
 
+from hostile_pickles import hostile_pickles, zipped
 from nasty_pictures import pictures
 
 
@@ -143,30 +142,8 @@ def _safetensors() -> list[str | bytes]:
     ]
 
 
-class Evil:
-    """Makes a file when it is unpickled as Python does it."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return eval, ("open('evil', 'w')",)
-
-
-def zipped(files: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", how) as archive:
-        for name, body in files.items():
-            archive.writestr(zipfile.ZipInfo(name), body, how)
-    return buffer.getvalue()
-
-
 def _torch() -> list[str | bytes]:
-    evil = pickle.dumps({"weight": Evil()}, 2)
-    found: list[str | bytes] = [
-        b"",
-        evil,
-        pickle.dumps(Evil()),
-        zipped({"a/data.pkl": evil, "a/constants.pkl": b"N."}),
-        zipped({"a/data.pkl": evil}),
-    ]
+    found: list[str | bytes] = [b""]
     codes = [
         b"\x80\x02r\xff\xff\xff\x7f.", b"\x80\x02N" + b"\x85" * 20_000 + b".", b"\x80\x02" + b"(" * 20_000 + b".",
         b"\x80\x02N" + b"r\xff\xff\xff\x7f" * 9 + b".", b"\x80\x02\x8b\xff\xff\xff\x7f.", b"\x80\x02](]]]e.",
@@ -203,5 +180,6 @@ HAND: dict[str, Callable[[], list[str | bytes]]] = {
     "avi": _avi,
     "safetensors": _safetensors,
     "torch": _torch,
+    "pickles": lambda: [*hostile_pickles()],
     "heads": _heads,
 }

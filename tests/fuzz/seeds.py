@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hostile_files import zipped
+from hostile_pickles import zipped
 from PIL import Image
 
 
@@ -187,5 +187,6 @@ def _votes() -> list[bytes]:
 
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "tables": _tables, "lists": _lists, "tars": _tars, "pictures": _pictures, "mp4": _mp4, "avi": _avi,
-    "answers": _answers, "yaml": _yaml, "safetensors": _safetensors, "torch": _torch, "heads": _heads, "votes": _votes,
+    "answers": _answers, "yaml": _yaml, "safetensors": _safetensors, "torch": _torch, "pickles": _torch,
+    "heads": _heads, "votes": _votes,
 }  # fmt: skip

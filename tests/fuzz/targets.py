@@ -148,5 +148,5 @@ def votes(folder: Path) -> Target:
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "tables": files.tables, "lists": lists, "tars": files.tars, "pictures": files.pictures, "mp4": files.videos,
     "avi": files.videos, "answers": answers, "yaml": yaml, "safetensors": files.weights("safetensors"),
-    "torch": files.torch_files, "heads": files.weights("zip"), "votes": votes,
+    "torch": files.torch_files, "pickles": files.torch_files, "heads": files.weights("zip"), "votes": votes,
 }  # fmt: skip

@@ -3,6 +3,7 @@ Prefect, Grafana."""
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,28 @@ def test_no_secret_is_written_down() -> None:
                 match.group() for match in secret.finditer(path.read_text()) if "make-a-video" not in match.group()
             ]
             assert not found, f"{path.name}: {found}"
+
+
+def test_images_are_pinned_by_digest_or_refused(tmp_path: Path) -> None:
+    shutil.copy(INFRA.parent / "Makefile", tmp_path)
+    shutil.copytree(INFRA, tmp_path / "infra", ignore=shutil.ignore_patterns("pictures"))
+    ours, prefects = f"registry.here/team/mav@sha256:{'0a' * 32}", f"prefecthq/prefect@sha256:{'1b' * 32}"
+
+    def pin(*images: str) -> subprocess.CompletedProcess[str]:
+        given = [f"{name}={image}" for name, image in zip(("IMAGE", "PREFECT_IMAGE"), images, strict=False)]
+        return subprocess.run(["make", "pin", *given], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    def images() -> list[str]:
+        texts = [path.read_text() for path in sorted((tmp_path / "infra").rglob("*.*")) if path.suffix != ".md"]
+        named = r'(?:image: |"default": ")([^\s"]*(?:make-a-video|/mav|prefecthq)[^\s"]*)'
+        return [image for text in texts for image in re.findall(named, text)]
+
+    before = images()
+    for bad in ((), (ours,), ("registry.here/team/mav:latest", prefects), (ours, "prefecthq/prefect@sha256:12")):
+        refused = pin(*bad)
+        assert refused.returncode == 2
+        assert "is no NAME@sha256:DIGEST: say IMAGE=... and PREFECT_IMAGE=..." in refused.stdout
+    assert images() == before
+    done = pin(ours, prefects)
+    assert done.returncode == 0, done.stderr
+    assert sorted(images()) == [prefects] + [ours] * (len(before) - 1)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-_requested = threading.Event()
+_requested, _ended = threading.Event(), threading.Event()
 
 
 class PreemptedError(RuntimeError):
@@ -24,6 +24,22 @@ def catch_sigterm() -> None:
 def request_termination() -> None:
     """Ends this process's training after the current step."""
     _requested.set()
+
+
+def end_training(seconds: float) -> None:
+    """Ends this process's training after the current step, and waits until it has saved; at most so many seconds."""
+    request_termination()
+    _ended.wait(seconds)
+
+
+@contextmanager
+def told_when_ended() -> Iterator[None]:
+    """Tells `end_training` when the block, which trains, has ended."""
+    _ended.clear()
+    try:
+        yield
+    finally:
+        _ended.set()
 
 
 @contextmanager

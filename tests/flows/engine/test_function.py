@@ -1,5 +1,6 @@
 """A whole function on Ray: what happens to it when its run is stopped or taken over, and to what watches it."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from flows.engine.capacity import Capacity
-from flows.engine.function import PROGRESS, following, run_on_ray, save_seconds
+from flows.engine.function import PROGRESS, following, keep_kernels, run_on_ray, save_seconds
 from flows.engine.lease import Lease
 from flows.engine.run import Job, Run
 from flows.engine.stage import Graph, Outcome, Stage
@@ -122,3 +123,24 @@ def test_a_training_has_the_time_that_its_checkpoint_takes(tmp_path: Path) -> No
             with file.open("wb") as sparse:
                 sparse.truncate(size)
     assert save_seconds(Folder(str(tmp_path))) == 20 + 60
+
+
+def _kernels(report: Callable[[dict[str, Any]], None]) -> str:
+    return os.environ.get("TRITON_CACHE_DIR", "")
+
+
+def test_workers_share_the_kernels_they_compile_where_the_runs_are_in_a_folder(
+    small_recipe: Recipe, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_on_ray(_job(small_recipe, tmp_path, Screen()), _kernels).endswith("/kernels")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "a user's")
+    keep_kernels(Store(str(tmp_path)).kernels())
+    assert os.environ["TRITON_CACHE_DIR"] == "a user's"
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    keep_kernels(Store("memory://runs").kernels())
+    assert "TRITON_CACHE_DIR" not in os.environ
+    keep_kernels(Store(str(tmp_path)).kernels())
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "kernels")
+    from triton import knobs
+
+    assert knobs.cache.dir == str(tmp_path / "kernels"), "Triton has the variable under another name"
