@@ -80,7 +80,7 @@ def test_a_clip_costs_more_than_its_frames(demo):
 
 @pytest.mark.slow
 def test_single_gpu_fits_an_80_gb_card():
-    """The one that no card measures below and that takes two minutes less to describe than D^t and F^ do."""
+    """Of those that are not held against a card below, the quickest to describe."""
     assert network_cost("train-sr-low-video", load_recipe("single-gpu")).peak_bytes < 72e9
 
 
