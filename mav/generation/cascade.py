@@ -28,7 +28,7 @@ from mav.generation.replay import Pool, Replayed
 from mav.models.clip import ClipModel
 from mav.models.prior import from_scale
 from mav.models.unet import known_frames
-from mav.recipes import CascadeSizes, Generate, GuidedSampling, Recipe, Sampling, VideoSampling
+from mav.recipes import CascadeSizes, Generate, GuidedSampling, Recipe, Sampling
 from mav.storage import Folder
 from mav.training.export import Export, load_network
 
@@ -260,9 +260,8 @@ class CascadeBatch:
         export: Export = getattr(self.cascade, name)
         network = self.cascade.replayed.setdefault(name, Replayed(export.network, self.cascade.pool))
         if isinstance(sampling, GuidedSampling):
-            options |= {"guidance": sampling.guidance, "rescale": sampling.guidance_rescale}
-        if isinstance(sampling, VideoSampling):
-            options |= {"motion_guidance": sampling.motion_guidance}
+            options |= {"guidance": sampling.guidance, "interval": sampling.guidance_interval}
+            options |= {"rescale": sampling.guidance_rescale}
         denoiser = Denoiser(network, export.objective, conditions, **options)
         progress = partial(self.progress, name) if self.progress else None
         return sample(denoiser, noise, sampling, progress, guess, self.generate.interpolation_start)

@@ -16,7 +16,7 @@ from mav.recipes.data import (
     World,
 )
 from mav.recipes.evaluation import Evaluate
-from mav.recipes.generation import CascadeSizes, Generate, GuidedSampling, Sampling, VideoSampling
+from mav.recipes.generation import CascadeSizes, Generate, GuidedSampling, Sampling
 from mav.recipes.identity import what
 from mav.recipes.networks import ClipConfig, Level, PriorConfig, UNetConfig
 from mav.recipes.recipe import Recipe
@@ -36,5 +36,5 @@ __all__ = [
     "TRAINING_READS", "CascadeSizes", "ClipConfig", "ClipSection", "Cluster", "Evaluate", "Expect", "FpsCurriculum",
     "Generate", "GuidedSampling", "ImageDownload", "ImageEmbed", "ImageMetadata", "ImageSelect", "Level",
     "Objective", "Optimisation", "PriorConfig", "Recipe", "Sampling", "Screening", "TrainImage", "TrainPrior",
-    "TrainVideo", "UNetConfig", "VideoSampling", "VideoSelect", "VideoShards", "World", "digest", "to_plain", "what",
+    "TrainVideo", "UNetConfig", "VideoSelect", "VideoShards", "World", "digest", "to_plain", "what",
 ]  # fmt: skip

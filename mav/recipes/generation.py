@@ -37,15 +37,9 @@ class GuidedSampling(Sampling):
     """The same for a network that has an embedding of the prompt among its conditions."""
 
     guidance: Number = 1.0  # classifier-free guidance scale; 1 = none
+    # Shares of the schedule between which guidance acts; outside of them a step costs half (Kynkäänniemi et al. 2024).
+    guidance_interval: Annotated[tuple[Share, Share], IF_GUIDED] = (0.0, 1.0)
     guidance_rescale: Annotated[Share, IF_GUIDED] = 0.0
-
-
-@section
-class VideoSampling(GuidedSampling):
-    """The same for a network that has layers over time, too."""
-
-    # Scale of the guidance away from what the network predicts with its layers over time off; 1 = none.
-    motion_guidance: Number = 1.0
 
 
 @section
@@ -58,8 +52,8 @@ class Generate:
     fps: PositiveNumber = 8.0  # frame rate that conditions D^t
     prior: GuidedSampling = field(default_factory=lambda: GuidedSampling(steps=25, guidance=2.0))
     prior_candidates: Small = 2  # the draw closest to the text embedding is kept (unCLIP 2.2)
-    decoder: VideoSampling = field(default_factory=lambda: VideoSampling(steps=25, guidance=2.0))
-    interpolation: VideoSampling = field(default_factory=lambda: VideoSampling(steps=15))
+    decoder: GuidedSampling = field(default_factory=lambda: GuidedSampling(steps=25, guidance=2.0))
+    interpolation: GuidedSampling = field(default_factory=lambda: GuidedSampling(steps=15))
     # Share of the noise that F^ begins with; below 1 over its neighbours, moved by optical flow.
     interpolation_start: PositiveShare = 1.0
     sr_low: Sampling = field(default_factory=lambda: Sampling(steps=10))

@@ -253,9 +253,7 @@ def _objectives(recipe: Recipe, need: Need) -> None:
     need(not learned, "train_prior.objective.prediction", why, "say x0, v or eps")
     for name in ("train_prior", *image, *VIDEOS):
         objective = getattr(recipe, name).objective
-        why = (
-            f"`{name}.objective.prediction` is {objective.prediction}, which says nothing about a sample of pure noise"
-        )
+        why = f"`{name}.objective.prediction` is {objective.prediction}, which says nothing about pure noise"
         fits = not objective.zero_terminal_snr or objective.prediction in ("x0", "v")
         need(fits, f"{name}.objective.zero_terminal_snr", why, "predict x0 or v")
 
@@ -296,5 +294,7 @@ def _sampling(recipe: Recipe, need: Need) -> None:
         most = round(getattr(recipe, stage).objective.steps * share)
         why = f"the schedule of `{stage}.objective.steps` leaves {most} steps"
         need(getattr(generate, name).steps <= most, f"generate.{name}.steps", why, "give at most as many")
+        low, high = getattr(getattr(generate, name), "guidance_interval", (0, 1))
+        need(low <= high, f"generate.{name}.guidance_interval", "it ends before it begins", "say the lower share first")
     rates = [f"{rate:g}" for rate in generate.frame_rates]
     need(len(set(rates)) == len(rates), "generate.frame_rates", "a rate stands twice", "keep each once")

@@ -31,8 +31,8 @@ class Operational:
 
 OPERATIONAL = Operational()
 DEADLINE = Operational(deadline=True)
-# Else there is nothing to rescale.
-IF_GUIDED = Operational(counts_if=lambda s: s.guidance != 1 or getattr(s, "motion_guidance", 1) != 1)
+# Else there is nothing to limit or rescale.
+IF_GUIDED = Operational(counts_if=lambda section: section.guidance != 1)
 
 # The ranges of numbers. The upper ends only keep slips of the keyboard out.
 MOST = 10**15

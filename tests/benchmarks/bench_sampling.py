@@ -22,7 +22,7 @@ from torch import Tensor
 from flows.cli.generate import load_cascade
 from mav.diffusion.guidance import Denoiser
 from mav.generation.cascade import Cascade
-from mav.recipes import Generate, Sampling, VideoSampling
+from mav.recipes import Generate, GuidedSampling, Sampling
 from mav.world.drawing import PALETTE
 from mav.world.verdict import Material, oracle_verdict
 
@@ -43,7 +43,7 @@ class TwoPasses(Denoiser):
 
 
 def as_unclip(ours: Generate) -> Generate:
-    ancestral = VideoSampling(sampler="ancestral", steps=250)
+    ancestral = GuidedSampling(sampler="ancestral", steps=250)
     return dataclasses.replace(
         ours,
         prior=dataclasses.replace(ours.prior, sampler="ancestral", steps=64),

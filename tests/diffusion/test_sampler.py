@@ -72,7 +72,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(sampler):
     def draw(rows):
         given = {"embedding": embedding[rows], "fps": torch.full((len(rows),), 8.0)}
         noise = SampleNoise([seeds[i] for i in rows], "test", (3, 8, 8), frames=range(3))
-        denoiser = Denoiser(net, Objective(), given, guidance=2.0, motion_guidance=2.0, rescale=0.5, time=True)
+        denoiser = Denoiser(net, Objective(), given, guidance=2.0, rescale=0.5, time=True)
         return sample(denoiser, lambda: noise().double(), Sampling(sampler=sampler, steps=5))
 
     together = draw([0, 1, 2, 3])
@@ -92,23 +92,20 @@ def test_guidance_leaves_the_condition_alone_at_one_and_extrapolates_beyond():
         torch.testing.assert_close(x0[:, 0, 0, 0, 0], expected * given["embedding"][:, 0])
 
 
-def test_motion_guidance_leads_away_from_still_frames():
-    """Text is worth its embedding, layers over time are worth 0.01; each is led away from for itself."""
+def test_guidance_acts_within_its_interval_and_costs_nothing_outside():
+    rows = []
 
-    def network(x, t, embedding, keep=None, time=True):
-        keep = torch.ones(len(x)) if keep is None else keep
-        return torch.zeros_like(x) + (embedding * keep[:, None]).view(-1, 1, 1, 1, 1) + 0.01 * time
+    def network(x, t, embedding, keep=None):
+        rows.append(len(x))
+        kept = torch.ones(len(x)) if keep is None else keep
+        return torch.zeros_like(x) + (embedding * kept[:, None]).view(-1, 1, 1, 1, 1)
 
-    x, embedding = torch.zeros(2, 1, 3, 4, 4), torch.tensor([[0.2], [0.3]])
-    for guidance, motion, time, expected in (
-        (1, 1, True, 0.01),
-        (1, 3, True, 0.03),
-        (2, 3, True, 0.03),
-        (1, 3, False, 0),
-    ):
-        options = {"guidance": float(guidance), "motion_guidance": float(motion), "time": time}
-        x0, _ = Denoiser(network, Objective(prediction="x0"), {"embedding": embedding}, **options)(x, 500)
-        torch.testing.assert_close(x0[:, 0, 0, 0, 0], guidance * embedding[:, 0] + expected)
+    x, given = torch.zeros(2, 1, 3, 4, 4), {"embedding": torch.tensor([[0.2], [0.3]])}
+    denoiser = Denoiser(network, Objective(prediction="x0"), given, guidance=3.0, interval=(0.25, 0.75))
+    for t, scale in ((999, 1), (750, 1), (749, 3), (249, 3), (248, 1), (0, 1)):  # 749 is share 0.75 of 1000 steps
+        x0, _ = denoiser(x, t)
+        torch.testing.assert_close(x0[:, 0, 0, 0, 0], scale * given["embedding"][:, 0])
+    assert rows == [2, 2, 4, 4, 2, 2]
 
 
 def test_steps_trail_from_the_noisiest():

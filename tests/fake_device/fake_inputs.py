@@ -14,16 +14,16 @@ from mav.evaluation.networks import weights
 from mav.generation.cascade import NETWORKS
 from mav.models.prior import Prior
 from mav.models.unet import UNet, add_masked_frames, inflate
-from mav.recipes import Generate, GuidedSampling, Recipe, Sampling, VideoSampling
+from mav.recipes import Generate, GuidedSampling, Recipe, Sampling
 from mav.storage import Folder
 from mav.training.export import export_network
 
-STEPS, GUIDED = Sampling(steps=2), GuidedSampling(steps=2, guidance=2.0, guidance_rescale=0.5)
-MOVING = VideoSampling(steps=2, guidance=2.0, guidance_rescale=0.5, motion_guidance=2.0)
+STEPS = Sampling(steps=2)
+GUIDED = GuidedSampling(steps=2, guidance=2.0, guidance_rescale=0.5, guidance_interval=(0.0, 0.5))
 GENERATE = Generate(
     prior=GUIDED,
-    decoder=MOVING,
-    interpolation=dataclasses.replace(MOVING, sampler="ancestral"),
+    decoder=GUIDED,
+    interpolation=dataclasses.replace(GUIDED, sampler="ancestral"),
     sr_low=dataclasses.replace(STEPS, sampler="dpm++2m"),
     sr_high=STEPS,
     noise_augmentation=0.2,

@@ -26,7 +26,6 @@ from mav.recipes import (
     PriorConfig,
     Sampling,
     UNetConfig,
-    VideoSampling,
 )
 from mav.storage import Folder
 from mav.training.export import Export
@@ -34,11 +33,11 @@ from mav.world.drawing import Scene, draw_clip
 
 DIM, FRAMES = 8, 4
 SIZES = CascadeSizes(frames=FRAMES, base_size=8, low_size=16, high_size=32, frame_skip=3)
-STEPS, GUIDED, MOVING = Sampling(steps=2), GuidedSampling(steps=2), VideoSampling(steps=2)
+STEPS, GUIDED = Sampling(steps=2), GuidedSampling(steps=2)
 GENERATE = Generate(
     prior=GUIDED,
-    decoder=dataclasses.replace(MOVING, guidance=2.0),
-    interpolation=MOVING,
+    decoder=dataclasses.replace(GUIDED, guidance=2.0),
+    interpolation=GUIDED,
     sr_low=STEPS,
     sr_high=STEPS,
     fps=8.0,
