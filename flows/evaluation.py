@@ -28,6 +28,8 @@ SAMPLING = (
     "generate.decoder", "generate.sr_low", "generate.sr_high", "generate.noise_augmentation",
 )  # fmt: skip
 INTERVALS = ("evaluate.bootstrap", "evaluate.seed")
+FRAMES = ("cascade.frames", "cascade.base_size", "generate.fps")  # of the clips that are measured
+SETS = ("evaluate.features", "evaluate.weights_dir", "evaluate.ucf101", "evaluate.msrvtt")
 MEASURING = (*SAMPLING, "evaluate.features", "evaluate.weights_dir", *INTERVALS)
 
 
@@ -70,6 +72,14 @@ def evaluate_interpolation(job: Job) -> Outcome:
     from mav.evaluation import interpolation
 
     return evaluate(job, interpolation.evaluate_interpolation, device=job.device)
+
+
+@stage("evaluate-card", reads=(*FRAMES, *SETS, "evaluate.card_clips", *INTERVALS), gpu=True)
+def evaluate_card(job: Job) -> Outcome:
+    """Validity cards: which damage to real clips the metrics of these evaluations see, and from which strength."""
+    from mav.evaluation.benchmarks import judge_metrics
+
+    return evaluate(job, judge_metrics, device=job.device)
 
 
 @stage("human-study", reads=("evaluate.study_pairs", "evaluate.seed"), version=3)

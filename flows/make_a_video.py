@@ -62,6 +62,10 @@ def make_a_video(recipe: Recipe) -> Graph:
     from_source("evaluate.ucf101", evaluation.evaluate_ucf101, *networks)
     from_source("evaluate.msrvtt", evaluation.evaluate_msrvtt, *networks)
     from_source("evaluate.ucf101", evaluation.evaluate_interpolation, *networks)
+    if recipe.evaluate.card_clips:
+        from_source("evaluate.msrvtt", evaluation.evaluate_card, clip)
+    else:
+        graph.leave_out(evaluation.evaluate_card.name, "`evaluate.card_clips` is 0")
     evaluation.human_study(graph, samples)
     evaluation.report(graph, *graph.nodes.values())
     return graph

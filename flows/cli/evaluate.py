@@ -82,6 +82,7 @@ def evaluate(
     from mav.evaluation.measure import Settings, measure
     from mav.evaluation.protocols import load_protocol, protocol_names
     from mav.evaluation.sets import read_set
+    from mav.evaluation.suite.listing import listed
     from mav.evaluation.suite.run import run_suite
 
     # Resolve what was asked for.
@@ -117,22 +118,24 @@ def evaluate(
         else:
             chosen, on = chosen.only(list(metric or ())), device()
             clip = _clip(recipe, runs) if "demo" in chosen.networks else None
-            listed = Folder(prompts) if prompts else None
+            said = Folder(prompts) if prompts else None
             networks = Networks(chosen.networks, weights_dir, clip, on)
             if benchmark == CARD:
                 with features_on_ray(on) as run:
-                    judged = (chosen, chosen.preparation(loaded), Folder(videos), networks, target, samples)
-                    result = make_card(*judged, report=show, run=run, prompts=listed)
+                    clips = Folder(videos)
+                    entries = listed(clips, said, samples)
+                    judged = (chosen, chosen.preparation(loaded), clips, entries, networks, target)
+                    result = make_card(*judged, report=show, run=run)
                 return _tell_card(result, target, json_)
             filmed = Folder(real) if real else None
             if benchmark == SUITE:
                 with features_on_ray(on) as run:
                     rated = Folder(ratings) if ratings else None
-                    given = (Folder(videos), networks, target, filmed, listed, samples)
+                    given = (Folder(videos), networks, target, filmed, said, samples)
                     told = run_suite(*given, report=show, run=run, ratings=rated)
                 return _tell_suite(told, Folder(videos), target, json_)
             wanted = samples or chosen.samples
-            asked = read_set(chosen, filmed, wanted, listed)
+            asked = read_set(chosen, filmed, wanted, said)
             _require_weights(networks, benchmark)
             settings = Settings(chosen.preparation(loaded), wanted or len(asked.prompts), endless=endless)
             with features_on_ray(on) as run:

@@ -10,8 +10,10 @@ import numpy as np
 
 from mav.errors import UserError
 from mav.evaluation import protocols
+from mav.evaluation.card import make_card
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import RESULT, Report, Settings, flat, measure
+from mav.evaluation.reading import Entry
 from mav.evaluation.sets import read_set
 from mav.generation.cascade import Cascade
 from mav.generation.write import write_videos
@@ -30,10 +32,8 @@ def evaluate_text_to_video(
     The benchmark is `ucf101` (FVD, inception score) or `msrvtt` (FID over frames, CLIPSIM).
     """
     settings = recipe.evaluate
-    protocol = protocols.load_protocol(f"{benchmark}-{'demo' if settings.features == 'demo' else 'paper'}")
-    networks = Networks(protocol.networks, settings.weights_dir, inputs["clip"], device)
-    networks.describe()  # missing weights are reported before anything is generated
-    folder = set_folder(getattr(settings, benchmark), benchmark, inputs)
+    # Missing weights are reported before anything is generated.
+    protocol, networks, folder = _benchmark(benchmark, recipe, inputs, device)
     asked = read_set(protocol, folder, protocol.samples)
     seed = FIRST_SEED[benchmark] + settings.seed
     rows = [{"prompt": p, "seed": seed + i, "file": f"videos/{i:05d}.mp4"} for i, p in enumerate(asked.prompts)]
@@ -53,6 +53,42 @@ def evaluate_text_to_video(
     out.write_json(RESULT, result)
     work.remove()
     return flat(result)
+
+
+def judge_metrics(
+    recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Report = lambda _: None, device: str = "cpu"
+) -> dict[str, Any]:
+    """Writes `BENCHMARK.json`, the validity card of its protocol, from `evaluate.card_clips` of its real clips, evenly.
+
+    Inception scores are not judged, because the classes of the clips are not asked for.
+    """
+    settings, seen = recipe.evaluate, dict[str, int]()
+    for benchmark in FIRST_SEED:
+        protocol, networks, folder = _benchmark(benchmark, recipe, inputs, device)
+        real = read_set(protocol, folder, protocol.samples)
+        count = min(settings.card_clips, len(real.real))
+        chosen = [i * len(real.real) // count for i in range(count)]
+        texts = real.real_texts if benchmark == "msrvtt" else ("",) * len(real.real)
+        entries = [Entry(number, real.real[i], texts[i]) for number, i in enumerate(chosen)]
+        work = out.child(f"work-{benchmark}")
+        judged = (protocol, protocol.preparation(recipe), folder, entries, networks, work)
+        card = make_card(*judged, draws=settings.bootstrap, seed=settings.seed, report=report)
+        out.write_json(f"{benchmark}.json", card)
+        work.remove()
+        unseen = [row["metric"] for row in card["rows"] if row["corruption"] == "strobing" and row["seen_from"] is None]
+        seen |= {f"{benchmark}_metrics": len(card["real"]), f"{benchmark}_blind_to_strobing": len(unseen)}
+    return seen
+
+
+def _benchmark(
+    benchmark: str, recipe: Recipe, inputs: dict[str, Folder], device: str
+) -> tuple[protocols.Protocol, Networks, Folder]:
+    """Returns a benchmark's protocol, networks and set. Raises UserError when its weights or its set are missing."""
+    settings = recipe.evaluate
+    protocol = protocols.load_protocol(f"{benchmark}-{'demo' if settings.features == 'demo' else 'paper'}")
+    networks = Networks(protocol.networks, settings.weights_dir, inputs["clip"], device)
+    networks.describe()
+    return protocol, networks, set_folder(getattr(settings, benchmark), benchmark, inputs)
 
 
 def set_folder(named: str, name: str, inputs: dict[str, Folder]) -> Folder:

@@ -32,7 +32,6 @@ from mav.evaluation.protocols.titles import kind_of, shown
 from mav.evaluation.reading import Entry
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
-from mav.evaluation.suite.listing import listed
 from mav.storage import Folder
 
 CARD = "card.json"
@@ -41,25 +40,23 @@ Point = dict[str, Any]
 
 
 def make_card(
-    protocol: Protocol, preparation: Preparation, clips: Folder, networks: Networks, out: Folder, samples: int = 0,
-    draws: int = 200, seed: int = 0, report: Report = lambda _: None, run: Runner = in_process,
-    prompts: Folder | None = None,
+    protocol: Protocol, preparation: Preparation, clips: Folder, entries: Sequence[Entry], networks: Networks,
+    out: Folder, draws: int = 200, seed: int = 0, report: Report = lambda _: None, run: Runner = in_process,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes `card.json` about the metrics of a protocol whose weights are there and which clips alone can judge.
 
-    `samples` of the clips below the folder are taken, evenly; 0 = all. Where every clip has a prompt (`suite.listing`
-    says from where), metrics that compare with texts are judged too, and wrong prompts are one of the damages. Features
-    are stored under `out`, so that a killed card goes on where it was. Raises UserError when no metric can be judged.
+    `entries` are the clips of the folder that are taken. Where every one has a prompt, metrics that compare with texts
+    are judged too, and wrong prompts are one of the damages. Features are stored under `out`, so that a killed card
+    goes on where it was. Raises UserError when no metric can be judged.
     """
-    clips_listed = listed(clips, prompts, samples)
-    prompted = all(entry.prompt for entry in clips_listed)
+    prompted = all(entry.prompt for entry in entries)
     metrics, left_out = _runnable(protocol, networks, prompted)
     if not metrics:
         raise UserError(f"No metric of {protocol.name} can be judged: {'; '.join(left_out.values())}.")
     protocol = protocol.only(metrics)
     networks = dataclasses.replace(networks, names=protocol.networks)
     # The two halves, of clips from the whole list.
-    halves = clips_listed[::2], clips_listed[1::2]
+    halves = entries[::2], entries[1::2]
     reference, judged = ([Entry(i, each.file, each.prompt) for i, each in enumerate(half)] for half in halves)
     damages = [None, *every(seed)]
     total, keep = len(judged) * len(damages) + len(reference), out.child("features")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from mav.recipes.sections import Positive, Seed, section
+from mav.recipes.sections import Positive, Seed, Whole, section
 
 
 @section
@@ -13,6 +13,7 @@ class Evaluate:
     weights_dir: str = ""
     ucf101: str = ""  # folder of UCF-101 as distributed; empty: the demo world's set
     msrvtt: str = ""  # folder of MSR-VTT; empty: the demo world's set
+    card_clips: Whole = 0  # real clips of each set for `evaluate-card`, half of them damaged; 0 = no card
     bootstrap: Positive = 200  # draws of the 95 % intervals
     study_pairs: Positive = 24  # of the human study
     seed: Seed = 0

@@ -8,14 +8,18 @@ from mav.report.templates import templates
 
 def card_page(card: dict[str, Any]) -> bytes:
     """Returns the page: what each metric sees in words, a table of damages by metrics, and all values."""
+    return templates().get_template("card.html").render(card_context(card)).encode()
+
+
+def card_context(card: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the tables of a card are made of."""
     metrics = list(card["real"])
     rows = {(row["corruption"], row["metric"]): row for row in card["rows"]}
     blind = [name for name in metrics if not any(p["worse"] for p in rows["strobing", name]["points"])]
-    context = {
+    return {
         "card": card,
         "names": {name: shown(name).title for name in (*metrics, *card["not_judged"])},
         "metrics": metrics,
         "rows": rows,
         "blind": [shown(name).title for name in blind],
     }
-    return templates().get_template("card.html").render(context).encode()

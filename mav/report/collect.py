@@ -34,6 +34,12 @@ ROW_STAGES = (
 BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluate-interpolation": "interpolation"}
 
 
+def cards(artifact: Artifact | None) -> list[dict[str, Any]]:
+    """Returns the validity cards of the run's benchmarks."""
+    names = sorted(artifact.manifest.files) if artifact else []
+    return [artifact.folder.read_json(name) for name in names] if artifact else []
+
+
 def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[dict[str, Any]], int]:
     """Returns the generated videos that the page has room for, and how many there are in total.
 

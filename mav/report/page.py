@@ -11,6 +11,7 @@ from mav.evaluation.protocols import published
 from mav.evaluation.protocols.titles import METRICS
 from mav.recipes import Recipe, Screening
 from mav.report import collect, figures, motion, selection
+from mav.report.card import card_context
 from mav.report.templates import templates
 from mav.storage import Artifact, Folder
 
@@ -87,6 +88,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
             if stage in artifacts
             for reason, row in artifacts[stage].manifest.metrics.get("filters", {}).items()
         },
+        "cards": [card_context(card) for card in collect.cards(artifacts.get("evaluate-card"))],
         "tables": [_table(benchmark, result) for benchmark, result in collect.results(artifacts).items()],
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},
         "software": _software(artifacts.values()),

@@ -13,6 +13,7 @@ from mav.evaluation.card import judge, make_card, spearman
 from mav.evaluation.corruptions import KINDS, Corruption, every, wrong_prompts
 from mav.evaluation.features import Networks
 from mav.evaluation.protocols import Preparation, load_protocol
+from mav.evaluation.suite.listing import listed
 from mav.report.card import card_page
 from mav.storage import Folder
 
@@ -53,9 +54,10 @@ def clips(tmp_path_factory):
     return Folder(str(folder))
 
 
-def made(tmp_path, clips, networks, features, **settings):
+def made(tmp_path, clips, networks, features, samples=0, **settings):
     protocol = dataclasses.replace(load_protocol("ucf101-demo"), features=features)
-    return make_card(protocol, Preparation(8), clips, networks, Folder(str(tmp_path)), draws=40, **settings)
+    entries = listed(clips, None, samples)
+    return make_card(protocol, Preparation(8), clips, entries, networks, Folder(str(tmp_path)), draws=40, **settings)
 
 
 @pytest.mark.parametrize("name", KINDS)

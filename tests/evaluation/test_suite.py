@@ -228,7 +228,8 @@ def test_the_card_says_that_strobing_sees_strobing(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "every", lambda seed: [*strobing, Corruption("reversed", 1.0, seed)])
     networks = Networks(("whole pixels",), str(tmp_path))
     protocol = load_protocol("suite").only(["strobing", "temporal_flickering"])
-    card = cards.make_card(protocol, Preparation(8), clips, networks, Folder(str(tmp_path / "out")), draws=40)
+    entries, out = listed(clips, None, 0), Folder(str(tmp_path / "out"))
+    card = cards.make_card(protocol, Preparation(8), clips, entries, networks, out, draws=40)
     seen = {(row["metric"], row["corruption"]): row["seen_from"] for row in card["rows"]}
     assert seen["strobing", "strobing"] == 0.05
     assert seen["strobing", "reversed"] is None

@@ -166,6 +166,15 @@ def make_run(root, videos=6, size=32, frames=8):
         [("psnr", 27.1, {}), ("psnr_blend", 24.3, {}), ("psnr_gain", 2.8, {})],
         None,
     )
+    values = {"value": 0.2, "low": 0.1, "high": 0.3}
+    point = {"corruption": "strobing", "metric": "fvd", "spearman": 1.0, "rises": True}
+    seen = point | {"seen_from": 0.4, "points": [{"strength": 0.4, "worse": True, **values}]}
+    folders["evaluate-card"].write_json(
+        "ucf101.json",
+        {"protocol": {"name": "ucf101-demo", "version": 2}, "judged": 16, "reference": 16, "real": {"fvd": values},
+         "rows": [seen], "corruptions": {"strobing": "share by which every second frame is darkened"},
+         "not_judged": {}},
+    )  # fmt: skip
     metrics["human-study"] = freeze_study(RECIPE, {"generate": folders["generate"]}, folders["human-study"])
 
     views = []
