@@ -186,7 +186,7 @@ def test_one_changed_byte_anywhere_is_named(mav: Mav) -> None:
         path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
         changed[path] = whole
     try:
-        told = mav("verify", "tiny", expect=1).stderr
+        told = mav("verify", "tiny", expect=1).stdout
     finally:
         for path, whole in changed.items():
             path.write_bytes(whole)

@@ -15,11 +15,11 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, open_graph
+from flows.cli.options import RecipeName, Runs, Set, complete_recipe, open_graph
 from flows.engine.lease import LEASE, exclusive, held, top
 from flows.engine.stage import Graph
 from flows.engine.store import SHOWN_FINGERPRINT, Place, Records, Store, file_owner, owner_key, recipe_owner
-from flows.services.terminal import plain_table, table_console
+from flows.services.printing import PlainTable, say, show
 from mav.errors import UserError
 from mav.storage import MANIFEST, TEMPORARY, Artifact, Folder, Manifest
 
@@ -251,7 +251,8 @@ def remove(store: Store, leftover: Leftover, mine: Iterable[str]) -> str:
 
 KEEP_LAST = typer.Option("--keep-last", metavar="N", min=0, help="Artifacts of each stage to keep, newest first.")
 
-ALSO = typer.Option("--also", metavar="RECIPE", help="Clean after this one too: it was renamed, moved or given up.")
+_ALSO = "Clean after this one too: it was renamed, moved or given up; may repeat."
+ALSO = typer.Option("--also", metavar="RECIPE", help=_ALSO, autocompletion=complete_recipe)
 
 
 @app.command()
@@ -266,22 +267,22 @@ def clean(
     """List or remove what a runs folder holds that nothing needs: old artifacts, abandoned work, half-written files."""
     _, graph, store = open_graph(recipe, set_, runs)
     cleaning = leftovers(graph, store, keep_last, [recipe_owner(recipe), *(also or ()), *map(file_owner, also or ())])
-    table = plain_table("what", "where", "why", right=("bytes",))
+    table = PlainTable("where", "what", "why", "bytes", right=("bytes",))
     for leftover in cleaning.leftovers:
         place = leftover.folder.url.removeprefix(f"{store.root.url}/")
-        table.add_row(leftover.what, place, leftover.why, f"{leftover.bytes:,}")
+        table.add_row(place, leftover.what, leftover.why, f"{leftover.bytes:,}")
     if cleaning.leftovers:
-        table_console().print(table)
+        show(table)
     refused = {item: told for item in cleaning.leftovers if delete and (told := remove(store, item, cleaning.mine))}
     for sentence in (*cleaning.spared, *refused.values()):
-        print(sentence)
+        say(sentence)
     if not cleaning.leftovers:
-        print(f"Nothing to remove in {store.root.url}.")
+        say(f"Nothing to remove in {store.root.url}.")
     elif delete:
         freed = sum(item.bytes for item in cleaning.leftovers if item not in refused)
-        print(f"Removed {freed:,} bytes from {store.root.url}.")
+        say(f"Removed {freed:,} bytes from {store.root.url}.")
     else:
-        print(f"{cleaning.bytes:,} bytes could go from {store.root.url}: add --delete to remove them.")
+        say(f"{cleaning.bytes:,} bytes could go from {store.root.url}: add --delete to remove them.")
     left = {item.place for item in refused}
     for key, place in cleaning.forgotten if delete else ():
         if place not in left:

@@ -5,6 +5,7 @@ import time
 import typer
 
 from flows.cli.options import RecipeName, Runs, Set, open_graph
+from flows.services.printing import say
 from mav.errors import UserError
 
 app = typer.Typer()
@@ -22,6 +23,6 @@ def serve_demo_world(recipe: RecipeName = "demo", runs: Runs = "runs", set_: Set
     if artifact is None:
         raise UserError(f"The demo world is not drawn yet: `mav run {recipe} --until demo-world` draws it.")
     with WorldServer(artifact.folder.child("site"), loaded.world.port):
-        print(f"http://127.0.0.1:{loaded.world.port}/ (Ctrl-C ends it)", flush=True)
+        say(f"http://127.0.0.1:{loaded.world.port}/ (Ctrl-C ends it)")
         while True:
             time.sleep(3600)

@@ -7,10 +7,10 @@ import re
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from flows.cli.options import Json, RecipeName, Set
-from flows.services.terminal import plain_table, spinner
+from flows.services.printing import PlainTable, say, show
+from flows.services.terminal import spinner
 from mav.errors import UserError
 from mav.recipes.reader import load_recipe
 
@@ -43,8 +43,8 @@ def read_size(text: str) -> float:
 
 
 @app.command()
-def describe(recipe: RecipeName, json_: Json = False, set_: Set = None, fit: Fit = "") -> None:
-    """Parameters, arithmetic and memory of every network of a recipe; nothing is allocated or trained."""
+def describe(recipe: RecipeName, fit: Fit = "", json_: Json = False, set_: Set = None) -> None:
+    """Say what parameters, arithmetic and memory every network of a recipe takes; nothing is allocated or trained."""
     from mav.generation.cascade import NETWORKS
     from mav.training.network_costs import fitted, network_costs
 
@@ -54,20 +54,17 @@ def describe(recipe: RecipeName, json_: Json = False, set_: Set = None, fit: Fit
     if json_:
         print(json.dumps([dataclasses.asdict(c) | {"peak_bytes": c.peak_bytes} for c in components], indent=2))
         return
-    console = Console(highlight=False)
-    title = f"{loaded.name}, {loaded.cluster.workers} worker(s)"
+    workers = loaded.cluster.workers
+    title = f"{loaded.name}, {workers} worker{'s' if workers > 1 else ''}"
     columns = ("parameters", "FLOP", "again", "in all", "micro-batch", "parts", "state", "activations", "together")
-    table = plain_table("network", "a sample", right=columns, title=title)
+    table = PlainTable("network", "a sample", *columns, right=columns, title=title)
     for c in components:
         counts = (short(c.parameters), short(c.flops_per_sample), short(c.recomputed_flops_per_sample))
         step = (short(c.flops_in_all), str(c.micro_batch), str(c.accumulation))
         memories = (short(size) + "B" for size in (c.state_bytes, c.activation_bytes, c.peak_bytes))
         table.add_row(c.stage.removeprefix("train-"), "x".join(map(str, c.sample)), *counts, *step, *memories)
-    console.print(table)
+    show(table)
     cascade = sum(c.parameters for c in components if c.stage in NETWORKS.values())
-    console.print(f"The cascade that generates: {short(cascade)} parameters.")
-    console.print(LEGEND, style="dim")
+    say(f"\nThe cascade that generates: {short(cascade)} parameters.\n{LEGEND}")
     if fit:
-        console.print(
-            f"Each micro-batch is the largest that leaves a tenth of {fit} free: set its parts as `accumulation`."
-        )
+        say(f"Each micro-batch is the largest that leaves a tenth of {fit} free: set its parts as `accumulation`.")

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flows.cli.describe import short
-from flows.cli.options import Json, RecipeName, Runs, Set, open_graph
-from flows.services.terminal import plain_table
+from flows.cli.options import Json, RecipeName, Runs, Set, complete_recipe, open_graph
+from flows.services.printing import PlainTable, say, show
 from mav.errors import UserError
 from mav.recipes.identity import values
 from mav.recipes.reader import load_recipe
@@ -24,8 +23,9 @@ from mav.storage.compare import Difference, compare
 
 app = typer.Typer()
 _SIDE = "A recipe (a shipped name or a YAML file), or the folder of an artifact."
-A = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
-B = Annotated[str, typer.Argument(metavar="B", help="What to compare it with, of the same kind.")]
+A = Annotated[str, typer.Argument(metavar="A", help=_SIDE, autocompletion=complete_recipe)]
+_OTHER = "What to compare it with, of the same kind."
+B = Annotated[str, typer.Argument(metavar="B", help=_OTHER, autocompletion=complete_recipe)]
 OtherRuns = Annotated[str, typer.Option("--other-runs", metavar="URL", help="Where B's artifacts are, if elsewhere.")]
 Threshold = Annotated[
     str,
@@ -36,7 +36,7 @@ READING = 16  # ledgers at a time: on an object store this is waiting, not work
 
 
 @app.command()
-def diff(a: A, b: B, runs: Runs = "runs", other_runs: OtherRuns = "", json_: Json = False) -> None:
+def diff(a: A, b: B, json_: Json = False, runs: Runs = "runs", other_runs: OtherRuns = "") -> None:
     """Say what is different: values, the stages that follow, rows with their reasons, bytes, metrics with intervals.
 
     Of two recipes, what is built of both in --runs is compared as well. Exit 1 when there is a difference.
@@ -109,31 +109,33 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
+    if found.get("values"):
+        say("values:")
     for key, line in found.get("values", {}).items():
         effect = f"  ({line['effect']})" if line["effect"] else ""
-        print(f"{key}: {shown(line['a'])} -> {shown(line['b'])}{effect}")
-    if stages := found.get("stages"):
-        print(f"\nStages that follow: {', '.join(f'{name} ({how})' for name, how in stages.items())}.")
+        say(f"  {key}: {shown(line['a'])} -> {shown(line['b'])}{effect}")
+    for how in dict.fromkeys(found.get("stages", {}).values()):
+        say(f"\nStages {how}: {', '.join(name for name, other in found['stages'].items() if other == how)}.")
     for name, difference in found["artifacts"].items():
         _show_artifact(name, difference, "values" not in found)
     if not any((found.get("values"), found.get("stages"), *map(_differs, found["artifacts"].values()))):
-        print("No difference.")
+        say("No difference.")
 
 
 def _show_artifact(name: str, difference: Difference, alone: bool) -> None:
     if not _differs(difference):
         return
-    print(f"\n{name}:")
+    say(f"\n{name}:")
     parts = (("", difference.values), ("input ", difference.inputs)) if alone else ()
     for what, changed in (*parts, ("", difference.counts), ("", difference.metrics)):
         for key, (before, after) in list(changed.items())[:SHOWN]:
-            print(f"  {what}{key}: {_figure(before)} -> {_figure(after)}")
+            say(f"  {what}{key}: {_figure(before)} -> {_figure(after)}")
         if len(changed) > SHOWN:
-            print(f"  ... and {len(changed) - SHOWN} more; --json has all")
+            say(f"  ... and {len(changed) - SHOWN} more; --json has all")
     for (was, now), number in list(difference.rows.items())[:SHOWN]:
-        print(f"  {number:,} rows: {was} -> {now} ({', '.join(difference.examples[was, now])} ...)")
+        say(f"  {number:,} rows: {was} -> {now} ({', '.join(difference.examples[was, now])} ...)")
     sizes = " -> ".join(f"{short(size)}B" for size in difference.bytes)
-    print(f"  files with other bytes: {len(difference.files):,}; {sizes} in all")
+    say(f"  files with other bytes: {len(difference.files):,}; {sizes} in all")
 
 
 def _figure(value: Any) -> str:
@@ -145,7 +147,7 @@ def _figure(value: Any) -> str:
 
 
 @app.command()
-def sweep(recipe: RecipeName, threshold: Threshold, runs: Runs = "runs", set_: Set = None, json_: Json = False) -> None:
+def sweep(recipe: RecipeName, threshold: Threshold, json_: Json = False, runs: Runs = "runs", set_: Set = None) -> None:
     """Say which clips other thresholds of `video-select` would keep and drop, from the ledgers of the shards alone.
 
     Each value has the clips kept, those that each filter drops, whichever comes first, and those that several drop.
@@ -187,12 +189,13 @@ def sweep(recipe: RecipeName, threshold: Threshold, runs: Runs = "runs", set_: S
     if json_:
         print(json.dumps({"key": key, "rows": len(scores), "values": found}, indent=1))
         return
-    reasons = list(next(iter(found.values()))["dropped"])
-    table = plain_table(key.partition(".")[2], right=("kept", *reasons, "several"), title=f"{len(scores):,} clips")
+    columns = ("kept", *next(iter(found.values()))["dropped"], "several")
+    table = PlainTable(key, *columns, right=columns, title=f"{len(scores):,} clips")
     for value, row in found.items():
         numbers = (row["kept"], *row["dropped"].values(), row["by_several"])
         table.add_row(value, *(f"{number:,}" for number in numbers))
-    Console(highlight=False).print(table)
+    show(table)
+    say("\nDropped by two:")
     for value, row in found.items():
         most = sorted(row["overlaps"].items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
-        print(f"{value}: {', '.join(f'{pair} {rows:,}' for pair, rows in most) or 'no clip is dropped by two'}")
+        say(f"  {value}: {', '.join(f'{pair} {rows:,}' for pair, rows in most) or 'none'}")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, Runs, device, open_graph, require_folder
+from flows.cli.options import Json, Runs, complete_recipe, device, open_graph, require_folder, starting_with
 from flows.evaluation import features_on_ray
-from flows.services.terminal import ProgressLine, plain_table, table_console
+from flows.services.printing import PlainTable, say, show
+from flows.services.terminal import ProgressLine
 from mav.errors import UserError
 from mav.recipes import Evaluate
 from mav.recipes.reader import load_recipe
@@ -40,7 +41,7 @@ _BENCHMARK = (
     f"One of {', '.join(BENCHMARKS)}; {SUITE}: every metric that the weights allow; "
     f"or {CARD}: what a protocol's metrics see of damage to real clips."
 )
-_VIDEOS = "mp4, GIF, npy or pt files, or folders of frames; 00042 is prompt 42."
+_VIDEOS = "The videos: mp4, GIF, npy or pt files, or folders of frames; 00042 is prompt 42."
 _REAL = "The real set as distributed: its lists and clips; for suite, any folder of videos."
 _PROTOCOL = "How it is measured; by default the paper's way."
 _WEIGHTS = "Published weights; what is missing is said, nothing is fetched."
@@ -54,23 +55,30 @@ _OUT = "Where the result and our features go."
 _CACHE = "Where features of real clips are kept."
 
 
+def _complete(incomplete: str) -> list[str]:
+    """Completes a benchmark in the shell."""
+    return starting_with(incomplete, (*BENCHMARKS, SUITE, CARD))
+
+
 @app.command()
 def evaluate(
-    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=_BENCHMARK)],
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=_BENCHMARK, autocompletion=_complete)],
     videos: Annotated[str, typer.Option("--videos", metavar="DIR", help=_VIDEOS)],
     real: Annotated[str, typer.Option("--real", "--reference", metavar="DIR", help=_REAL)] = "",
     protocol: Annotated[str, typer.Option("--protocol", metavar="NAME", help=_PROTOCOL)] = "",
     weights_dir: Annotated[str, typer.Option("--weights-dir", metavar="DIR", help=_WEIGHTS)] = "",
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help=_RECIPE)] = "demo",
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="RECIPE", help=_RECIPE, autocompletion=complete_recipe)
+    ] = "demo",
     prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help=_PROMPTS)] = "",
     ratings: Annotated[str, typer.Option("--ratings", metavar="PATH", help=_RATINGS)] = "",
     metric: Annotated[list[str] | None, typer.Option("--metric", metavar="NAME", help=_METRIC)] = None,
-    samples: Annotated[int, typer.Option("--samples", min=0, help=_SAMPLES)] = 0,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=0, help=_SAMPLES)] = 0,
     endless: Annotated[bool, typer.Option("--endless", help=_ENDLESS)] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help=_OUT)] = Path("evaluation"),
     cache: Annotated[str, typer.Option("--cache", metavar="DIR", help=_CACHE)] = "evaluation/real",
-    runs: Runs = "runs",
     json_: Json = False,
+    runs: Runs = "runs",
 ) -> None:
     """Measure a folder of videos: numbers with their protocol, count, interval and weights.
 
@@ -105,7 +113,7 @@ def evaluate(
 
     with ProgressLine() as line:
 
-        def show(progress: dict[str, Any]) -> None:
+        def shown(progress: dict[str, Any]) -> None:
             line(progress["stage"], progress["samples"], progress["total"])
 
         if benchmark == "interpolation":
@@ -114,9 +122,10 @@ def evaluate(
                     "The filmed clips are needed to measure the frames between: name their folder with --real."
                 )
             skip = loaded.cascade.frame_skip if loaded else 4  # 1 fps given, 4 fps made
-            result = measure_interpolation(chosen, Folder(videos), Folder(real), skip, Evaluate(), target, show)
+            result = measure_interpolation(chosen, Folder(videos), Folder(real), skip, Evaluate(), target, shown)
         else:
             chosen, on = chosen.only(list(metric or ())), device()
+            filmed = Folder(real) if real else None
             clip = _clip(recipe, runs) if "demo" in chosen.networks else None
             said = Folder(prompts) if prompts else None
             networks = Networks(chosen.networks, weights_dir, clip, on)
@@ -125,27 +134,29 @@ def evaluate(
                     clips = Folder(videos)
                     entries = listed(clips, said, samples)
                     judged = (chosen, chosen.preparation(loaded), clips, entries, networks, target)
-                    result = make_card(*judged, report=show, run=run)
-                return _tell_card(result, target, json_)
-            filmed = Folder(real) if real else None
-            if benchmark == SUITE:
+                    result = make_card(*judged, report=shown, run=run)
+            elif benchmark == SUITE:
                 with features_on_ray(on) as run:
                     rated = Folder(ratings) if ratings else None
                     given = (Folder(videos), networks, target, filmed, said, samples)
-                    told = run_suite(*given, report=show, run=run, ratings=rated)
-                return _tell_suite(told, Folder(videos), target, json_)
-            wanted = samples or chosen.samples
-            asked = read_set(chosen, filmed, wanted, said)
-            _require_weights(networks, benchmark)
-            settings = Settings(chosen.preparation(loaded), wanted or len(asked.prompts), endless=endless)
-            with features_on_ray(on) as run:
-                sets = (Folder(videos), asked, filmed, networks)
-                result = measure(chosen, settings, *sets, target, Folder(cache), show, run)
-    if json_:
+                    result = run_suite(*given, report=shown, run=run, ratings=rated)
+            else:
+                wanted = samples or chosen.samples
+                asked = read_set(chosen, filmed, wanted, said)
+                _require_weights(networks, benchmark)
+                settings = Settings(chosen.preparation(loaded), wanted or len(asked.prompts), endless=endless)
+                with features_on_ray(on) as run:
+                    sets = (Folder(videos), asked, filmed, networks)
+                    result = measure(chosen, settings, *sets, target, Folder(cache), shown, run)
+    if benchmark == CARD:
+        _tell_card(result, target, json_)
+    elif benchmark == SUITE:
+        _tell_suite(result, Folder(videos), target, json_)
+    elif json_:
         print(json.dumps(result, indent=1, sort_keys=True))
     else:
         print_result(result)
-        print(f"written: {out / 'result.json'}")
+        say(f"written: {out / 'result.json'}")
 
 
 def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
@@ -157,8 +168,8 @@ def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
         print(json.dumps(card, indent=1, sort_keys=True))
         return
     for words in (*card["words"], *(f"{name} is not judged: {why}." for name, why in card["not_judged"].items())):
-        print(words)
-    print(f"written: {out.path('card.json')}, {out.path('card.html')}")
+        say(words)
+    say(f"written: {out.path('card.json')}, {out.path('card.html')}")
 
 
 def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool) -> None:
@@ -170,34 +181,30 @@ def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool
     if json_:
         print(json.dumps(result, indent=1, sort_keys=True))
         return
-    console = table_console()
-    table = plain_table("metric", right=("these videos", "95 % interval", "real clips"))
-    table.add_column("better")
-    table.add_column("network")
+    numbers = ("these videos", "95 % interval", "real clips")
+    table = PlainTable("metric", *numbers, "better", "network", right=numbers)
     for name, metric in result["metrics"].items():
         row, network = cells(name, metric), result["networks"][metric["network"]]["name"]
         table.add_row(shown(name).title, row["value"] or "-", row["interval"], row["real"], metric["better"], network)
-    console.print(table)
+    show(table)
     if result["agreement"]:
         agreed = agreement_table(result["agreement"])
-        table = plain_table("ranks pairs as the raters", right=tuple(agreed["questions"]))
+        table = PlainTable("ranks pairs as the raters", *agreed["questions"], right=agreed["questions"])
         for title, row in agreed["rows"]:
             table.add_row(title, *(f"{cell['share'] or '-'} {cell['interval']}".strip() for cell in row))
-        console.print(table)
+        show(table)
         for words in agreed["words"]:
-            console.print(words, markup=False)
-    console.print(f"Videos: {result['readable']:,} of {result['videos']:,} readable.")
+            say(words)
+    say(f"Videos: {result['readable']:,} of {result['videos']:,} readable.")
     for row in result["unreadable"]:
-        console.print(f"  {row['file']}: {row['reason']}", markup=False)
+        say(f"  {row['file']}: {row['reason']}")
     for name, metric in result["metrics"].items():
         if metric["value"] is None:
-            console.print(f"{shown(name).title} is not computed: {metric['reason']}.")
+            say(f"{shown(name).title} is not computed: {metric['reason']}.")
     for need in result["missing"]:
-        console.print(
-            f"Missing for {', '.join(shown(n).title for n in need['metrics'])}: {need['needs']}", markup=False
-        )
+        say(f"Missing for {', '.join(shown(n).title for n in need['metrics'])}: {need['needs']}")
     files = ", ".join(out.path(name) for name in ("suite.json", "vbench_eval_results.json", "suite.html"))
-    print(f"written: {files}")
+    say(f"written: {files}")
 
 
 def _require_weights(networks: Networks, benchmark: str) -> None:
@@ -226,47 +233,45 @@ def print_result(result: dict[str, Any]) -> None:
     from mav.evaluation.protocols import published
     from mav.evaluation.protocols.titles import shown
 
-    console = table_console()
     protocol, metrics = result["protocol"], result["metrics"]
     label = f"{protocol['name']} v{protocol['version']}"
 
     # The table.
     titles = [f"{title} {'↓' if better == 'lower' else '↑'}" for title, better, _ in map(shown, metrics)]
-    table = plain_table("system", right=tuple(titles))
-    table.add_column("protocol")
-    table.add_row("[bold]these videos[/]", *(_cell(name, metric) for name, metric in metrics.items()), label)
+    table = PlainTable("system", *titles, "protocol", right=titles)
+    table.add_row("these videos", *(_cell(name, metric) for name, metric in metrics.items()), label, style="bold")
     for key, title in YARDSTICKS.items():
         cells = [
             f"{metric[key]:.{shown(name).digits}f}" if metric.get(key) is not None else ""
             for name, metric in metrics.items()
         ]
         if any(cells):
-            table.add_row(f"[dim]{title}[/]", *cells, f"[dim]{label}[/]")
+            table.add_row(title, *cells, label, style="dim")
     for row in published().get(result["benchmark"], []):
         cells = [str(row.get(name, "")) if "_" not in name else "" for name in metrics]
         if any(cells):
             table.add_row(row["system"], *cells, row["protocol"])
-    console.print(table)
+    show(table)
 
     # What the numbers rest on.
-    console.print(f"\n{label}: {protocol['about']}")
-    console.print(f"Estimator: {protocol['estimator']}. Intervals: 95 %.")
+    say(f"\n{label}: {protocol['about']}")
+    say(f"Estimator: {protocol['estimator']}. Intervals: 95 %.")
     for name, metric in metrics.items():
         if metric["value"] is None:
-            console.print(f"{shown(name).title} is not computed: {metric['reason']}.")
+            say(f"{shown(name).title} is not computed: {metric['reason']}.")
     lost = _reasons(result["failed"])
-    console.print(f"Videos: {result['readable']:,} of {result['samples']:,} readable{lost}.")
+    say(f"Videos: {result['readable']:,} of {result['samples']:,} readable{lost}.")
     if result.get("real_listed"):
         lost = _reasons(result["real_failed"])
-        console.print(f"Real clips: {result['real']:,} of {result['real_listed']:,} readable{lost}.")
+        say(f"Real clips: {result['real']:,} of {result['real_listed']:,} readable{lost}.")
     for note in result.get("notes", ()):
-        console.print(f"Note: {note}.")
+        say(f"Note: {note}.")
     for network in result.get("networks", {}).values():
-        console.print(f"{network['name']}: sha256 {network['sha256']} ({network['note']})")
+        say(f"{network['name']}: sha256 {network['sha256']} ({network['note']})")
     if protocol["silent"]:
-        console.print(f"Its source does not say: {', '.join(protocol['silent'])}.")
+        say(f"Its source does not say: {', '.join(protocol['silent'])}.")
     if not result["comparable"]:
-        console.print("[bold]These numbers compare with each other, not with the published rows.[/]")
+        say("These numbers compare with each other, not with the published rows.")
 
 
 def _reasons(failed: dict[str, int]) -> str:
@@ -281,4 +286,4 @@ def _cell(name: str, metric: dict[str, Any]) -> str:
         return "-"
     digits = max(shown(name).digits, 4 if abs(metric["value"]) < 1 else 0)
     value, low, high = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"[bold]{value}[/] [{low}, {high}]"
+    return f"{value} [{low}, {high}]"

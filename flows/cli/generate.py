@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.options import RecipeName, Runs, Set, damaged, device, open_graph, require_folder
+from flows.services.printing import say
 from flows.services.terminal import ProgressLine
 from mav.errors import UserError
 from mav.recipes import to_plain
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="What should be seen.")]
-Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A jpg, png or webp; its central square is used.")]
+_PICTURE = "A jpg, png or webp; its central square is used."
+Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help=_PICTURE)]
+First = Annotated[Path, typer.Argument(metavar="FIRST", help=f"The first frame. {_PICTURE}")]
+Last = Annotated[Path, typer.Argument(metavar="LAST", help="The last frame, of the same kind.")]
 Video = Annotated[Path, typer.Argument(metavar="CLIP", help="An mp4, webm, mov or avi.")]
-Seed = Annotated[int, typer.Option("--seed", help="The first video's seed; the next ones count on.")]
-Count = Annotated[int, typer.Option("--count", "-n", min=1, help="How many videos, each with its own seed.")]
-Out = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the videos go.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The first video's seed; the next ones count on.")]
+Count = Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="How many videos, each of its own seed.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")]
 OUT = Path("videos")
 USED = (".json", ".safetensors")  # what of a trained network's files is read
 NOT_OF_A_VIDEO = ("prompts", "count", "batch_size", "time_off_twin")  # settings that change no video
@@ -40,7 +44,7 @@ def sample(
     recipe: RecipeName, prompt: Prompt,
     seed: Seed = 0, count: Count = 1, out: Out = OUT, runs: Runs = "runs", set_: Set = None,
 ) -> None:  # fmt: skip
-    """Text to video."""
+    """Make videos of what a text says."""
     if not prompt.strip():
         raise UserError('The prompt is empty: say what should be seen, for example "a red circle".')
     _make("sample", prompt, lambda _: [prompt], recipe, seed, count, out, runs, set_)
@@ -51,16 +55,16 @@ def animate(
     recipe: RecipeName, image: Picture,
     seed: Seed = 0, count: Count = 1, out: Out = OUT, runs: Runs = "runs", set_: Set = None,
 ) -> None:  # fmt: skip
-    """One picture to a video that starts with it."""
+    """Make videos that start with a picture."""
     _make("animate", image.stem, lambda sizes: [_read_image(image, sizes)], recipe, seed, count, out, runs, set_)
 
 
 @app.command()
 def interpolate(
-    recipe: RecipeName, first: Picture, last: Picture,
+    recipe: RecipeName, first: First, last: Last,
     seed: Seed = 0, count: Count = 1, out: Out = OUT, runs: Runs = "runs", set_: Set = None,
 ) -> None:  # fmt: skip
-    """Two pictures to the video between them."""
+    """Make videos of what is between two pictures."""
 
     def read(sizes: CascadeSizes) -> list[Any]:
         return [_read_image(path, sizes) for path in (first, last)]
@@ -73,7 +77,7 @@ def vary(
     recipe: RecipeName, video: Video,
     seed: Seed = 0, count: Count = 1, out: Out = OUT, runs: Runs = "runs", set_: Set = None,
 ) -> None:  # fmt: skip
-    """A clip to another of its kind."""
+    """Make videos of the same kind as a clip."""
     _make("vary", video.stem, lambda sizes: [_read_clip(video, sizes)], recipe, seed, count, out, runs, set_)
 
 
@@ -105,7 +109,7 @@ def _make(
         remedy = f"`mav rerun {recipe} image-embed` builds it anew"
         notes = [f"Which words the text encoder knows cannot be told: image-embed is damaged ({error}); {remedy}."]
     for sentence in notes:
-        print(f"mav: {sentence}", file=sys.stderr)
+        say(f"mav: {sentence}", sys.stderr)
     settings = {name: value for name, value in to_plain(loaded.generate).items() if name not in NOT_OF_A_VIDEO}
     about = {
         "use": use, **({"prompt": title} if texts else {"input": title, "input_sha256": _digest(inputs)}),
@@ -124,9 +128,9 @@ def _make(
                 for number, video in zip(left, videos, strict=True):
                     write_output(outputs[number], video, fps)
             for output in outputs.values():
-                print(output.path, flush=True)
+                line.say(str(output.path))
                 if output.done:
-                    print(f"mav: {output.path} was there already, made in the same way.", file=sys.stderr)
+                    say(f"mav: {output.path} was there already, made in the same way.", sys.stderr)
 
 
 def _digest(inputs: list[Any]) -> str:

@@ -11,18 +11,21 @@ import typer
 
 from flows.cli import clean, demo_world, describe, diff, evaluate, generate, plan, publish, recipes, run, status, study
 from flows.services.environment import configure_environment
+from flows.services.help_pages import Command, Group
+from flows.services.printing import say
 from mav.errors import UserError, refuse_secret
 from mav.secrets import redacted
 
 BROKEN_PIPE = 141  # the shell's exit code of a command whose output nobody reads any more
+RESUMED = {"run", "rerun", "evaluate", "sample", "animate", "interpolate", "vary"}  # what goes on after Ctrl-C
 INTERRUPTED = 130  # the shell's exit code of a command that Ctrl-C ended
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
-    help="Make-A-Video as a system: from image-text tables and unlabelled video to a text-to-video model.",
-    epilog="Begin with [bold]mav run demo[/] and [bold]mav report demo[/]. A RECIPE is a shipped name or a YAML file; "
-    "[bold]--set key=value[/] overrides any value of it. Exit codes: 0 done, 1 a check found differences, 2 something "
-    "to correct, 130 stopped by Ctrl-C.",
+    cls=Group, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Make-A-Video as a system: from image-text tables and unlabelled video to a text-to-video model.\n\n"
+    "A RECIPE is a shipped name or a YAML file, of which `--set KEY=VALUE` overrides any value. Exit codes: 0 done, 1 "
+    "a check found something, 2 something to correct, 130 stopped by Ctrl-C.",
+    epilog="mav run demo && mav report demo",
 )  # fmt: skip
 
 PANELS = {  # every command with an example, in the groups and the order that help shows
@@ -53,29 +56,34 @@ PANELS = {  # every command with an example, in the groups and the order that he
     },
     "Measure": {
         "evaluate": "mav evaluate ucf101 --videos DIR --real UCF --weights-dir DIR",
-        "study": "mav study freeze --system ours=DIR --system theirs=DIR --prompts FILE --out STUDY",
+        "study freeze": "mav study freeze --system ours=DIR --system theirs=DIR --prompts FILE --out STUDY",
+        "study serve": "mav study serve STUDY --raters 12",
+        "study report": "mav study report STUDY --json",
     },
     "Serve": {"serve-demo-world": "mav serve-demo-world demo"},
 }  # fmt: skip
+
+
+def _name(command: Any) -> str:
+    return str(command.name or command.callback.__name__)
+
+
 _FAMILIES = (run, clean, status, diff, recipes, generate, evaluate, describe, plan, publish, demo_world)
-_COMMANDS = {
-    str(command.name or command.callback.__name__): command
-    for family in _FAMILIES
-    for command in family.app.registered_commands
-}
+_STUDY = {f"study {_name(command)}": command for command in study.app.registered_commands}
+_COMMANDS = {_name(command): command for family in _FAMILIES for command in family.app.registered_commands} | _STUDY
 
 
 def _add_commands() -> None:
     """Adds every command to the application, in the panels' order, with its example below its help."""
     for panel, examples in PANELS.items():
         for name, example in examples.items():
-            shown: dict[str, Any] = {"rich_help_panel": panel, "epilog": f"Example: [bold]{example}[/]"}
-            if name == "study":
-                app.add_typer(study.app, name=name, **shown)
-                continue
             command = _COMMANDS[name]
-            command.rich_help_panel, command.epilog = shown["rich_help_panel"], shown["epilog"]
-            app.registered_commands.append(command)
+            command.cls, command.rich_help_panel, command.epilog = Command, panel, example
+            if name in _STUDY:
+                command.rich_help_panel = None
+            else:
+                app.registered_commands.append(command)
+    app.add_typer(study.app, name="study", cls=Group, rich_help_panel="Measure")
 
 
 _add_commands()
@@ -104,20 +112,24 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except UserError as error:
-        print(f"mav: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"mav: {' '.join(str(error).split())}", sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort) as stop:
         if isinstance(stop.__cause__, EOFError):  # typer takes it for the end of a dialogue; readers raise it too
             _unforeseen(stop.__cause__, debug)
         # After `mav rerun`, the same command would begin again instead of going on.
         command = "`mav run` of this recipe" if sys.argv[1:2] == ["rerun"] else "the same command"
-        print(f"mav: stopped; {command} goes on where it was.", file=sys.stderr)
+        goes_on = f"; {command} goes on where it was" if {*sys.argv[1:2]} & RESUMED else ""
+        say(f"mav: stopped{goes_on}.", sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        show = getattr(error, "show", None)  # click's usage errors print themselves
-        if show is not None:
-            show()
-            sys.exit(getattr(error, "exit_code", 2))
+        if wrong := getattr(error, "format_message", None):  # an argument or an option
+            page = type(error).__name__ == "NoArgsIsHelpError"
+            if page:
+                print(wrong(), file=sys.stderr)
+            else:
+                say(f"mav: {_usage(wrong(), getattr(error, 'ctx', None))}", sys.stderr)
+            sys.exit(2)
         if isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BROKEN_PIPE)
@@ -128,8 +140,16 @@ def _unforeseen(error: BaseException, debug: bool) -> NoReturn:
     if debug:
         print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     where = "" if debug else _record(error)
-    print(f"mav: {' '.join(redacted(_sentence(error)).split())}{where}", file=sys.stderr)
+    say(f"mav: {' '.join(redacted(_sentence(error)).split())}{where}", sys.stderr)
     sys.exit(2)
+
+
+def _usage(message: str, context: typer.Context | None) -> str:
+    """Returns one sentence on an argument or option that is wrong, with where to look."""
+    told, _, guess = " ".join(message.split()).partition(" Did you mean ")
+    meant = f" (did you mean {guess.rstrip('?')}?)" if guess else ""
+    command = context.command_path if context else " ".join(["mav", *sys.argv[1:2]])  # the parser of options has none
+    return f"{told.rstrip('.')}{meant}: see `{command} --help`."
 
 
 def _sentence(error: BaseException) -> str:

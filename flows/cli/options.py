@@ -15,27 +15,30 @@ from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe, shipped_recipes
 
 
-def _starting_with(begun: str, words: Iterable[str]) -> list[str]:
+def starting_with(begun: str, words: Iterable[str]) -> list[str]:
+    """Returns the words that complete what is begun in the shell."""
     return [word for word in words if word.startswith(begun)]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Completes a recipe in the shell: the shipped ones, and the YAML files of this folder."""
-    return _starting_with(incomplete, [*shipped_recipes(), *glob.glob("*.yaml")])
+    """Completes a recipe in the shell: the shipped ones, and the YAML files that begin so."""
+    return [*starting_with(incomplete, shipped_recipes()), *sorted(glob.glob(f"{glob.escape(incomplete)}*.yaml"))]
 
 
 def complete_stage(incomplete: str) -> list[str]:
     """Completes the name of a stage in the shell."""
-    return _starting_with(incomplete, make_a_video(load_recipe("demo")).nodes)
+    return starting_with(incomplete, make_a_video(load_recipe("demo")).nodes)
 
 
-_RECIPE = "A shipped recipe (demo, tiny, single-gpu, paper) or a YAML file."
+_RECIPE = f"A shipped recipe ({', '.join(shipped_recipes())}) or a YAML file."
 _STAGE = "A stage's name, as `mav status` prints it."
-_SET = "Override a recipe value, e.g. --set generate.count=4."
+_SET = "Override a value of the recipe, such as --set generate.count=4; may repeat."
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help=_RECIPE, autocompletion=complete_recipe)]
 StageName = Annotated[str, typer.Argument(metavar="STAGE", help=_STAGE, autocompletion=complete_stage)]
-Runs = Annotated[str, typer.Option("--runs", metavar="URL", help="Where artifacts are: a folder or an fsspec URL.")]
+Runs = Annotated[
+    str, typer.Option("--runs", metavar="URL", help="Where artifacts are: a folder or a URL such as s3://bucket/runs.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=_SET)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from flows.cli.describe import short
 from flows.cli.options import Json, RecipeName, Runs, Set, open_graph
 from flows.cli.recipes import show_fit
 from flows.engine.stage import Node
 from flows.engine.store import Store, changes, recipe_owner
-from flows.services.terminal import plain_table, spinner, table_console
+from flows.services.printing import PlainTable, say, show
+from flows.services.terminal import spinner
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.plan import RATES, Rate, StagePlan, plan_stages, with_rates
@@ -37,19 +37,19 @@ WORDS = [
     "2019",
 ]  # fmt: skip
 
-RateOption = typer.Option("--rate", metavar="NAME=VALUE", help="Give a rate instead of measuring or assuming it.")
+RateOption = typer.Option("--rate", metavar="NAME=VALUE", help="Give a rate, not to measure or assume it; may repeat.")
 ClusterOption = typer.Option("--cluster", metavar="FILE", help="See whether the nodes of this cluster's file hold it.")
 
 
 @app.command()
 def plan(
-    recipe: RecipeName, rate: Annotated[list[str] | None, RateOption] = None, json_: Json = False,
-    runs: Runs = "runs", set_: Set = None, cluster: Annotated[str, ClusterOption] = "",
+    recipe: RecipeName, rate: Annotated[list[str] | None, RateOption] = None,
+    cluster: Annotated[str, ClusterOption] = "", json_: Json = False, runs: Runs = "runs", set_: Set = None,
 ) -> None:  # fmt: skip
     """Say how many rows, shards, bytes, hours and days the data of a recipe will take, and from which assumptions.
 
     Of stages that are done in --runs, the shares of rows that came through are known. With --cluster it says instead
-    whether the nodes that a KubeRay, launcher, SkyPilot or Slurm file describes hold the recipe's work; exit 1 if not.
+    whether the nodes that a KubeRay, Ray launcher, SkyPilot or Slurm file describes hold its work; exit 1 if not.
     """
     loaded, graph, store = open_graph(recipe, set_, runs)
     if cluster:
@@ -82,8 +82,8 @@ def _share(artifact: Artifact | None) -> float:
 
 
 def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> None:
-    console = table_console()
-    table = plain_table("stage", right=("rows in", "rows out", "shards", "leaves", "CPU hours", "GPU hours", "days"))
+    columns = ("rows in", "rows out", "shards", "leaves", "CPU hours", "GPU hours", "days")
+    table = PlainTable("stage", *columns, right=columns)
     for s in stages:
         counts = [f"{number:,}" for number in (s.rows_in, s.rows_out, s.shards)]
         hours = (_hours(s.cpu_hours), _hours(s.gpu_hours))
@@ -92,25 +92,24 @@ def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> No
         sum(getattr(s, name) for s in stages) for name in ("bytes", "cpu_hours", "gpu_hours", "days")
     )
     table.add_row("together", "", "", "", f"{short(size)}B", _hours(cpu), _hours(gpu), _hours(days), style="bold")
-    console.print(table)
+    show(table)
     cluster = recipe.cluster
     cpus, gpus = (
         max(cluster.cpus, cluster.workers * cluster.cpus_per_worker, 1),
         cluster.workers * cluster.gpus_per_worker,
     )
-    console.print(
+    say(
         f"\nCPUs: {cpus}, GPUs: {gpus:g}, workers: {cluster.workers}; one stage after the other; "
         "shards are counted before screening.\n"
     )
-    assumptions = plain_table("rate", right=("value",))
-    for name in ("unit", "origin", "what"):
-        assumptions.add_column(name)
+    assumptions = PlainTable("rate", "value", "unit", "origin", "what", right=("value",))
     for name, rate in rates.items():
         value = f"{rate.value:,.4g}" if rate.value < 1000 else f"{rate.value:,.0f}"
         assumptions.add_row(name, value, rate.unit, rate.origin, rate.about)
-    Console(highlight=False, width=console.width).print(assumptions)  # without soft_wrap, so that its last column wraps
-    console.print(
-        "Measured: on one core of this machine, or in stages that are done. Assumed: give yours with --rate NAME=VALUE."
+    show(assumptions)
+    say(
+        "\nMeasured: on one core of this machine, or in stages that are done. Assumed: give yours with "
+        "`--rate NAME=VALUE`."
     )
 
 
@@ -253,19 +252,18 @@ def show_dry_run(name: str, recipe: Recipe, wanted: Sequence[Node], store: Store
     """
     todo = [node for node in wanted if store.find(node) is None]
     if not todo:
-        print(f"Nothing to do: all {len(wanted)} stages of {name} are done in {store.root.url}.")
+        say(f"Nothing to do: all {len(wanted)} stages of {name} are done in {store.root.url}.")
         return
     planned, anew = _planned(recipe), {node.name for node in todo}
-    table = plain_table("stage", right=("rows", "hours", "leaves"))
-    table.add_column("why")
+    table = PlainTable("stage", "rows", "hours", "leaves", "why", right=("rows", "hours", "leaves"))
     for node in todo:
         older = store.older(node, recipe.name, recipe_owner(name))
         rows, hours, size = "", "", ""
         if plan := planned.get(node.name):
-            rows, hours = f"{plan.rows_in:,}", f"{max(plan.cpu_hours, plan.gpu_hours):.3g}"
+            rows, hours = f"{plan.rows_in:,}", _hours(max(plan.cpu_hours, plan.gpu_hours))
             size = f"{short(plan.bytes)}B"
         elif older:
-            hours = f"{older.get('seconds', 0) / 3600:.3g}"
+            hours = _hours(older.get("seconds", 0) / 3600)
             size = f"{short(sum(entry['bytes'] for entry in older.get('files', {}).values()))}B"
         state = store.state(node, recipe.name, recipe_owner(name))
         why = "; ".join(changes(node, older)) if older else "it was never built"
@@ -274,10 +272,9 @@ def show_dry_run(name: str, recipe: Recipe, wanted: Sequence[Node], store: Store
         elif not older and any(needed.name in anew for needed in node.inputs):
             why += ", and neither were its inputs"
         table.add_row(node.name, rows, hours, size, why)
-    console = table_console()
-    console.print(table)
+    show(table)
     told = f"\n{len(todo)} of {len(wanted)} stages would be built."
-    console.print(f"{told} `mav plan {name}` has the rates behind the hours.")
+    say(f"{told} `mav plan {name}` has the rates behind the hours.")
 
 
 def _planned(recipe: Recipe) -> dict[str, StagePlan]:

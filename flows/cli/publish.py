@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, open_graph
+from flows.cli.options import RecipeName, Runs, Set, complete_stage, open_graph
+from flows.services.printing import PlainTable, say, show
 from mav.errors import UserError
 
 app = typer.Typer()
@@ -14,14 +15,16 @@ TOKEN = "HF_TOKEN"
 NAME = frozenset(string.ascii_letters + string.digits + "-_.")
 LICENSE = "The networks' licence as the hub names it, e.g. cc-by-4.0; your data may decide it."
 MEASURED = ("evaluate-ucf101", "evaluate-msrvtt", "evaluate-interpolation", "oracle")
-STAGES = typer.Argument(metavar="[STAGE]...", help="Training stages; default: all that are done.")
+STAGES = typer.Argument(
+    metavar="STAGE", help="Training stages; by default all that are done.", autocompletion=complete_stage
+)
 
 
 @app.command()
 def publish(
     recipe: RecipeName,
+    to: Annotated[str, typer.Option("--to", metavar="NAME", help="The repository on the hub: owner/name.")],
     stages: Annotated[list[str] | None, STAGES] = None,
-    to: Annotated[str, typer.Option("--to", metavar="NAME", help="The repository on the hub: owner/name.")] = "",
     license_: Annotated[str, typer.Option("--license", metavar="ID", help=LICENSE)] = "",
     push: Annotated[bool, typer.Option("--push", help="Upload it; otherwise only the folder is written.")] = False,
     runs: Runs = "runs",
@@ -59,17 +62,20 @@ def publish(
 
     folder = store.root.child(f"publish/{to.replace('/', '--')}")
     sizes = releases.write_release(loaded, networks, data, results, folder, license_)
+    table = PlainTable("file", "bytes", right=("bytes",))
     for name, size in sizes.items():
-        print(f"{size:>14,}  {name}")
-    print(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files, in {folder.url}")
+        table.add_row(name, f"{size:,}")
+    table.add_row("together", f"{sum(sizes.values()):,}", style="bold")
+    show(table)
+    say(f"\n{len(sizes)} files are in {folder.url}")
     if missing:
-        print(f"Not trained yet, so not in it: {', '.join(missing)}.")
+        say(f"Not trained yet, so not in it: {', '.join(missing)}.")
     if not push:
-        print(f"Nothing was uploaded: --push uploads the folder to {to}.")
+        say(f"Nothing was uploaded: --push uploads the folder to {to}.")
         return
     token = os.environ.get(TOKEN, "")
     if not token:
         raise UserError(f"--push needs the hub's token in the environment variable {TOKEN}.")
     if not folder.local:
         raise UserError("--push needs --runs on a disk: the hub's client uploads files.")
-    print(releases.push(folder, to, token))
+    say(releases.push(folder, to, token))

@@ -9,8 +9,7 @@ import typer
 from flows.cli.options import Json, RecipeName, Set
 from flows.engine.capacity import Resources, change_to_fit, fitting, words
 from flows.services.cluster_file import node_groups
-from flows.services.terminal import plain_table, table_console
-from mav.errors import UserError
+from flows.services.printing import PlainTable, say, show
 from mav.recipes import Recipe
 from mav.recipes.reader import RecipeError, load_recipe
 
@@ -38,11 +37,11 @@ def validate(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
         print(json.dumps({"recipe": recipe, "problems": problems}, indent=1, default=str))
     else:
         for problem in problems:
-            print(problem["sentence"])
+            say(str(problem["sentence"]))
         if not problems:
-            print(f"{recipe} is right: {len(graph.nodes)} stages.")
+            say(f"{recipe} is right: {len(graph.nodes)} stages.")
             for name, reason in graph.left_out.items():
-                print(f"{name} is left out: {reason}.")
+                say(f"{name} is left out: {reason}.")
     if problems:
         raise typer.Exit(1)
 
@@ -67,9 +66,9 @@ def demands(recipe: Recipe) -> list[tuple[str, Resources, int, str]]:
 
 
 def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
-    """Prints the nodes, and how many times at once they hold each kind of work.
+    """Prints the nodes, how many times at once they hold each kind of work, and what to change if they hold one not.
 
-    Raises UserError with the setting to change when they do not hold one of them.
+    Raises typer.Exit with code 1 in that case.
     """
     groups = node_groups(path)
     nodes = [{"CPU": group.cpus, "GPU": group.gpus} for group in groups for _ in range(group.most)]
@@ -83,19 +82,20 @@ def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
             json.dumps({"recipe": recipe.name, "nodes": [asdict(group) for group in groups], "work": asked}, indent=1)
         )
     else:
-        table = plain_table("nodes", right=("at most", "CPUs", "GPUs"))
+        table = PlainTable("nodes", "at most", "CPUs", "GPUs", right=("at most", "CPUs", "GPUs"))
         for group in groups:
             table.add_row(group.name, str(group.most), f"{group.cpus:g}", f"{group.gpus:g}")
-        work = plain_table("work", right=("needs", "at once"))
+        work = PlainTable("work", "needs", "at once", right=("at once",))
         for each in asked:
             work.add_row(each["what"], words(each["each"], each["workers"]), f"{each['at_once']:,}")
-        console = table_console()
-        console.print(table)
-        console.print()
-        console.print(work)
-    for each in asked:
-        if each["change"]:
-            raise UserError(
-                f"The nodes of {path} cannot hold {each['what']} of {recipe.name}, which asks for "
-                f"{words(each['each'], each['workers'])}: give `--set {each['change']}`, or larger or more nodes."
-            )
+        show(table)
+        say("")
+        show(work)
+    wrong = [each for each in asked if each["change"]]
+    for each in () if as_json else wrong:
+        say(
+            f"The nodes of {path} cannot hold {each['what']} of {recipe.name}, which asks for "
+            f"{words(each['each'], each['workers'])}: give `--set {each['change']}`, or larger or more nodes."
+        )
+    if wrong:
+        raise typer.Exit(1)

@@ -17,6 +17,7 @@ from flows.engine.run import Run
 from flows.engine.stage import Node, require_files
 from flows.engine.store import Store, recipe_owner, record
 from flows.services.environment import require_places
+from flows.services.printing import say
 from flows.services.terminal import Terminal
 from mav.errors import UserError
 from mav.recipes import Recipe
@@ -46,14 +47,14 @@ def run(
         return
     if not until:
         for name, reason in graph.left_out.items():
-            print(f"{name} is left out: {reason}.", file=sys.stderr)
+            say(f"{name} is left out: {reason}.", sys.stderr)
     if all(store.find(node) for node in wanted):
         done = f"all {len(wanted)} stages of {recipe} are done in {store.root.url}"
-        print(f"Nothing to do: {done}. See `mav status {recipe}`.")
+        say(f"Nothing to do: {done}. See `mav status {recipe}`.")
         try:  # another recipe may have built them
             record(recipe_owner(recipe), store, wanted, loaded)
         except OSError as error:  # of a folder that may only be read
-            print(f"Not recorded that {recipe} needs them ({error.strerror}): `mav clean` there may remove them.")
+            say(f"Not recorded that {recipe} needs them ({error.strerror}): `mav clean` there may remove them.")
         return
     _run_flow(recipe, runs, set_, until=until)
 
@@ -84,7 +85,7 @@ def rerun(
         _run_flow(recipe, runs, set_, only=later, fresh=later)
     elif recovered:
         remedy = f"`mav rerun {recipe} {stage} --failed --downstream` builds them anew"
-        print(f"Stages after {stage} were built without them: {remedy}.")
+        say(f"Stages after {stage} were built without them: {remedy}.")
 
 
 def _retry(recipe: Recipe, node: Node, store: Store) -> int:
@@ -93,11 +94,11 @@ def _retry(recipe: Recipe, node: Node, store: Store) -> int:
         done = retry_failed(node, Run(recipe, store, terminal, services))
     if not done.rows:
         reasons = "dns, timeout, reset, connection, 429, 5xx"
-        print(f"Nothing to try again: no row of {node.name} failed for a passing reason ({reasons}).")
+        say(f"Nothing to try again: no row of {node.name} failed for a passing reason ({reasons}).")
         return 0
     left = ", ".join(f"{reason} {n:,}" for reason, n in done.failed.items())
     rows = f"{done.recovered:,} of {done.rows:,} rows"
-    print(f"{rows} that had failed came through{f' (still failed: {left})' if left else ''}.")
+    say(f"{rows} that had failed came through{f' (still failed: {left})' if left else ''}.")
     return done.recovered
 
 
@@ -134,4 +135,4 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
             server = redacted(os.environ.get("PREFECT_API_URL", "")) or "of this run"
             raise UserError(f"The Prefect server {server} lost the run ({reason}): {remedy}.") from None
     took = f"{recipe}: done in {time.monotonic() - began:.0f} s."
-    console.print(f"{took} `mav status {recipe}` and `mav report {recipe}` show it.", soft_wrap=True)
+    say(f"{took} `mav status {recipe}` and `mav report {recipe}` show it.", sys.stderr)

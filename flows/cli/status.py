@@ -1,16 +1,16 @@
 """`mav status|verify|report`: look at what is built."""
 
 import json
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from flows.cli.options import Json, RecipeName, Runs, Set, damaged, nothing_built, open_graph
 from flows.engine.store import changes, recipe_folder, recipe_owner
-from flows.services.terminal import ProgressLine, plain_table, spinner
+from flows.services.printing import PlainTable, say, show
+from flows.services.terminal import ProgressLine, spinner
 from mav.errors import UserError
 
 app = typer.Typer()
@@ -63,31 +63,35 @@ def status(recipe: RecipeName, json_: Json = False, runs: Runs = "runs", set_: S
         body = {"recipe": loaded.name, "stages": stages, "left_out": graph.left_out, "oracle": verdict}
         print(json.dumps(body, indent=1))
         return
-    table = plain_table("stage", "state", right=("seconds", "rows in", "rows out"))
-    table.add_column("fingerprint")
+    numbers = ("seconds", "rows in", "rows out")
+    table = PlainTable("stage", "state", *numbers, "fingerprint", right=numbers)
     for name, row in stages.items():
         counts, state = row["counts"], row["state"]
-        numbers = [f"{counts[key]:,}" if key in counts else "" for key in ("rows_in", "rows_out")]
+        rows = [f"{counts[key]:,}" if key in counts else "" for key in ("rows_in", "rows_out")]
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        table.add_row(name, f"[{STATE_STYLE[state]}]{state}[/]", seconds, *numbers, row["fingerprint"][:12])
-    console = Console(highlight=False)
-    console.print(table)
+        table.add_row(name, Text(state, STATE_STYLE[state]), seconds, *rows, row["fingerprint"][:12])
+    show(table)
+    lines = []
     for name, row in stages.items():
         if "reason" in row:
             when = f" at {row['failed_at']}" if "failed_at" in row else ""
-            console.print(f"\n{name} {row['state']}{when}: {row['reason']}", markup=False, soft_wrap=True)
+            lines.append(f"{name} {row['state']}{when}: {row['reason']}")
         if "changes" in row:
-            console.print(f"\n{name} is stale: {'; '.join(row['changes'])}", markup=False, soft_wrap=True)
-    lines = [f"{name} is left out: {reason}" for name, reason in graph.left_out.items()]
+            lines.append(f"{name} is stale: {'; '.join(row['changes'])}.")
+    lines += [f"{name} is left out: {reason}." for name, reason in graph.left_out.items()]
     if lines:
-        console.print("", *lines, sep="\n", markup=False, soft_wrap=True)
+        say("\n".join(["", *lines]))
     if "count" in verdict:
-        title = f"\nThe oracle on {verdict['count']} videos, 95 % intervals in brackets:"
-        console.print(title, *oracle_lines(verdict), sep="\n", markup=False)
+        say("")
+        title = f"The oracle on {verdict['count']} videos, 95 % intervals in brackets:"
+        table = PlainTable("figure", "measured", title=title)
+        for what, figure in oracle_figures(verdict):
+            table.add_row(what, figure)
+        show(table)
 
 
-def oracle_lines(verdict: dict[str, Any]) -> Iterator[str]:
-    """Yields the oracle's figures, one a line."""
+def oracle_figures(verdict: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields what the oracle read, and the figure of it with its interval."""
 
     def figure(name: str, form: str) -> str:
         value, interval = verdict[name], verdict["intervals"][name]
@@ -97,16 +101,16 @@ def oracle_lines(verdict: dict[str, Any]) -> Iterator[str]:
 
     other_names = OF_DIGITS if verdict["chance_colour"] is None else {}
     for name in ("colour", "shape")[bool(other_names) :]:  # digits have no colour
-        yield f"  {name + ' as asked':<28} {figure(name, '.0%')}, by chance {verdict['chance_' + name]:.0%}"
+        yield f"{name} as asked", f"{figure(name, '.0%')}, by chance {verdict['chance_' + name]:.0%}"
     by_name = ", ".join(f"{name} {share:.0%}" for name, share in verdict["shape_by_name"].items())
-    yield f"  {'each shape':<28} {by_name}"
+    yield "each shape", by_name
     if verdict.get("reader_error") is not None:
-        yield f"  {'true frames read wrong':<28} {verdict['reader_error']:.1%}"
+        yield "true frames read wrong", f"{verdict['reader_error']:.1%}"
     for name, what, form, beside in FIGURES:
         other = f", clips {figure(beside, form)}" if beside else ""
-        yield f"  {other_names.get(name, what):<28} {figure(name, form)}{other}"
+        yield other_names.get(name, what), figure(name, form) + other
     if "interpolation_gain_db" in verdict:
-        yield f"  {'F^ over linear blending':<28} {verdict['interpolation_gain_db']:+.1f} dB"
+        yield "F^ over linear blending", f"{verdict['interpolation_gain_db']:+.1f} dB"
 
 
 @app.command()
@@ -133,12 +137,12 @@ def verify(
                 if artifact.manifest.fingerprint != node.fingerprint:
                     problems.append(f"{node.name}: {artifact.folder.url} carries another fingerprint than the recipe's")
     for problem in problems:
-        print(problem, file=sys.stderr)
+        say(problem)
     if problems:
         raise typer.Exit(1)
     if not checked:
         raise nothing_built(recipe, store)
-    print(
+    say(
         f"{checked} of {len(graph.nodes)} stages checked: every file has the bytes its manifest says, "
         "and all counts add up."
     )
@@ -163,4 +167,4 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
             if view.artifact and (damage := next(view.artifact.damage("all"), None)):
                 raise damaged(recipe, view.name, damage) from None
         raise
-    print(folder.path("index.html"))
+    say(folder.path("index.html"))

@@ -15,7 +15,7 @@ import typer
 from flows.cli.options import Json, require_folder
 from flows.engine.store import record_artifact
 from flows.services.ports import port_is_free
-from flows.services.terminal import plain_table, table_console
+from flows.services.printing import PlainTable, say, show
 from mav.errors import UserError
 from mav.storage import Folder
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from mav.study.votes import Votes
 
 app = typer.Typer(
-    no_args_is_help=True, help="A blind comparison of systems by people: freeze pairs, serve the page, report."
+    no_args_is_help=True, help="Compare systems by people who do not know which is which: freeze, serve, report."
 )
 
-_SYSTEM = "A system's videos; at least two. 00042 is prompt 42."
+_SYSTEM = "A system's videos; repeat it for each of at least two. 00042 is prompt 42."
 _PROMPTS = "One a line, or a CSV with Prompt and Category."
 _PAIRS = "How many pairs, drawn by seed; 0 = all."
 _RATERS = "Make links until there are so many; 0 = as many as are needed."
@@ -45,9 +45,9 @@ def freeze(
     system: Annotated[list[str], typer.Option("--system", metavar="NAME=DIR", help=_SYSTEM)],
     prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help=_PROMPTS)],
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="Where the study goes.")],
-    pairs: Annotated[int, typer.Option("--pairs", min=0, help=_PAIRS)] = 0,
-    session: Annotated[int, typer.Option("--session", min=1, help="Pairs one rater is asked for.")] = 24,
-    seed: Annotated[int, typer.Option("--seed", help="Draws pairs, sides and order.")] = 0,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", min=0, help=_PAIRS)] = 0,
+    session: Annotated[int, typer.Option("--session", metavar="N", min=1, help="Pairs one rater is asked for.")] = 24,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws pairs, sides and order.")] = 0,
 ) -> None:
     """Fix which pairs are shown, on which side and in which order, before anybody has looked at them."""
     from mav.evaluation.sets import read_prompts
@@ -75,21 +75,21 @@ def freeze(
     for one, other in itertools.combinations(systems, 2) if not pairs else ():
         if alone := [text for text in dict(listed) if (text, one, other) not in paired]:
             lacking = f"{len(alone)} prompts lack a video of {one} or {other}"
-            print(f"{lacking}, the first is {alone[0]!r}: they are not in the study.")
+            say(f"{lacking}, the first is {alone[0]!r}: they are not in the study.")
     if same := [pair.prompt for pair in chosen if pair.videos[0] == pair.videos[1]]:
-        print(f"{len(same)} pairs show one video twice, the first for {same[0]!r}: answers to them are chance.")
-    print(f"{out}: {frozen['pairs']} pairs, {frozen['raters']} raters each, sha256 {frozen['study_sha256']}")
+        say(f"{len(same)} pairs show one video twice, the first for {same[0]!r}: answers to them are chance.")
+    say(f"{out}: {frozen['pairs']} pairs, {frozen['raters']} raters each, sha256 {frozen['study_sha256']}")
     raters = _raters_needed(frozen["pairs"], session, frozen["raters"])
-    print(f"`mav study serve {out} --raters {raters}` serves it.")
+    say(f"`mav study serve {out} --raters {raters}` serves it.")
 
 
 @app.command()
 def serve(
     study: StudyDir,
-    raters: Annotated[int, typer.Option("--raters", min=0, help=_RATERS)] = 0,
-    host: Annotated[str, typer.Option("--host", help=_HOST)] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen on.")] = 8800,
-    url: Annotated[str, typer.Option("--url", help=_URL)] = "",
+    raters: Annotated[int, typer.Option("--raters", metavar="N", min=0, help=_RATERS)] = 0,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help=_HOST)] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535, help="The port to listen on.")] = 8800,
+    url: Annotated[str, typer.Option("--url", metavar="URL", help=_URL)] = "",
     votes: VotesDir = None,
 ) -> None:
     """Serve the rating page until Ctrl-C. Every answer is on the disk before the next question is shown."""
@@ -118,8 +118,8 @@ def serve(
     links = _write_links(database, folder / LINKS, needed, url)
     if not port_is_free(port, host):
         raise UserError(f"Port {port} of {host} cannot be listened on: choose another with --port, or another --host.")
-    print(f"{links} links for raters: {folder / LINKS}")
-    print(f"votes: {database.path}\nserving {address}/ (Ctrl-C ends it)", flush=True)
+    say(f"{links} links for raters: {folder / LINKS}")
+    say(f"votes: {database.path}\nserving {address}/ (Ctrl-C ends it)")
     uvicorn.run(page, host=host, port=port, log_level="warning", access_log=False, server_header=False)
 
 
@@ -144,7 +144,7 @@ def report(
         print(json.dumps(found, indent=1, sort_keys=True))
         return
     print_report(found)
-    print(f"written: {target}/report.json, votes.csv, raters.csv")
+    say(f"written: {target}/report.json, votes.csv, raters.csv")
 
 
 def _open(study: str, votes: Path | None, make: bool = True) -> tuple[Votes, Path]:
@@ -182,7 +182,7 @@ def _write_links(database: Votes, path: Path, count: int, url: str) -> int:
         while (kept := path.with_name(f"{path.stem}-before-{number}{path.suffix}")).exists():
             number += 1
         path.rename(kept)
-        print(f"{path} was changed by hand: it is kept as {kept}.")
+        say(f"{path} was changed by hand: it is kept as {kept}.")
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write("\n".join(["rater,link", *rows, ""]))
     return len(tokens)
@@ -194,12 +194,11 @@ def _share(value: float | None, interval: tuple[float, float]) -> str:
 
 def print_report(found: dict[str, Any]) -> None:
     """Prints the report of a study: a table for each question, then its raters, its rule and its votes."""
-    console = table_console()
     columns = (
         "pairs", "majority won (Wilson)", "(bootstrap of pairs)", "sign test p", "single votes (bootstrap)",
     )  # fmt: skip
     for question, answers in found["questions"].items():
-        table = plain_table("", right=columns, title=question)
+        table = PlainTable("", *columns, right=columns, title=question)
         for name, pair in answers["pairs"].items():
             for title, row in ((name, pair), *((f"  {c}", r) for c, r in pair["categories"].items())):
                 low, high = row["majority_bootstrap"]
@@ -207,29 +206,29 @@ def print_report(found: dict[str, Any]) -> None:
                 single = _share(row["vote_share"], row["vote_bootstrap"])
                 bounds, p = f"[{100 * low:.1f}, {100 * high:.1f}]", f"{row['sign_test_p']:.4f}"
                 table.add_row(title, str(row["items"]), majority, bounds, p, single)
-        console.print(table)
+        show(table)
         agreement = [
             f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.4f}'}"
             for name, value in answers["agreement"].items()
         ]
         left = _share(answers["left"]["share"], answers["left"]["interval"])
-        console.print(f"{', '.join(agreement)}; left was chosen in {left}")
+        say(f"{', '.join(agreement)}; left was chosen in {left}")
         strengths = answers.get("bradley_terry")
         if isinstance(strengths, dict):
             ranked = sorted(strengths.items(), key=lambda item: -item[1])
-            console.print("Bradley-Terry log strengths: " + ", ".join(f"{name} {value:+.3f}" for name, value in ranked))
+            say("Bradley-Terry log strengths: " + ", ".join(f"{name} {value:+.3f}" for name, value in ranked))
         elif strengths:
-            console.print(f"Bradley-Terry: {strengths}.")
-        console.print()
+            say(f"Bradley-Terry: {strengths}.")
+        say("")
     raters, pairs, votes = found["raters"], found["pairs"], found["votes"]
     rated = f"{raters['rated']} of {raters['invited']} rated, {raters['finished']} finished"
-    console.print(f"Pairs: {pairs['complete']} of {pairs['total']} have all their ratings. Intervals: 95 %.")
+    say(f"Pairs: {pairs['complete']} of {pairs['total']} have all their ratings. Intervals: 95 %.")
     if same := found["same_video"]:
-        console.print(f"{same} of the pairs show one video twice: answers to them are chance.")
-    console.print(f"Raters: {rated}, {len(raters['left_out'])} left out.")
+        say(f"{same} of the pairs show one video twice: answers to them are chance.")
+    say(f"Raters: {rated}, {len(raters['left_out'])} left out.")
     for rater, reason in raters["left_out"].items():
-        console.print(f"  {rater}: {reason}")
-    console.print(f"Rule, fixed with the study {found['study_sha256'][:12]}: {found['rule']}")
+        say(f"  {rater}: {reason}")
+    say(f"Rule, fixed with the study {found['study_sha256'][:12]}: {found['rule']}")
     counted = f"{votes['kept']} kept, {votes['of_raters_left_out']} of raters left out, {votes['of_checks']} on checks"
     unfinished = f"{votes['incomplete']} of unfinished pairs"
-    console.print(f"Votes: {counted}, {unfinished}; median {votes['median_seconds']:.1f} s.")
+    say(f"Votes: {counted}, {unfinished}; median {votes['median_seconds']:.1f} s.")

@@ -7,8 +7,6 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from rich.markup import escape
-
 from flows.engine.lease import LEASE, exclusive
 from flows.engine.run import Job, Run, heartbeat
 from flows.engine.stage import Node, Outcome, require_files
@@ -65,7 +63,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
                     lease.fence.check()  # says more than what the stage met
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            run.terminal.end(node.name, f"[red]failed[/]: {escape(reason)}")
+            run.terminal.end(node.name, f"failed: {reason}")
             failure = {"reason": reason, "kind": type(error).__name__, "time": time.time(), "way": _way(node, run)}
             with suppress(OSError):  # on a full disk it cannot be recorded
                 work.write_json(FAILURE, failure)
@@ -156,7 +154,7 @@ def summary(artifact: Artifact) -> str:
         parts.append(f"{rows} (without: {reasons})" if reasons else rows)
     numbers = [(key, value) for key, value in metrics.items() if isinstance(value, (int, float))][:3]
     parts += [f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}" for key, value in numbers]
-    return f"[green]done[/] in {artifact.manifest.seconds:.1f} s" + (f": {'; '.join(parts)}" if parts else "")
+    return f"done in {artifact.manifest.seconds:.1f} s" + (f": {'; '.join(parts)}" if parts else "")
 
 
 def software() -> dict[str, str]:

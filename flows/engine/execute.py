@@ -84,7 +84,7 @@ def _task(node: Node, run: Run, fresh: bool, shown: Shown) -> Any:
     again = [fresh]
 
     def server_away() -> None:
-        run.terminal.say(f"  {node.name:<22} waits for the Prefect server, which hands out GPU slots")
+        run.terminal.say("waits for the Prefect server, which hands out GPU slots", node.name)
 
     @task(
         name=node.name,

@@ -53,10 +53,10 @@ def build_on_cluster(node: Node, run: Run, fresh: bool = False) -> Artifact:
         run.terminal.end(node.name, "stopped")
         raise
     if str(details.status.value) == "SUCCEEDED" and (artifact := run.store.find(node)):
-        run.terminal.end(node.name, f"[green]done[/] by job {job}")
+        run.terminal.end(node.name, f"done by job {job}")
         return artifact
     last = next((line for line in reversed(client.get_job_logs(job).splitlines()) if line.startswith("mav: ")), "")
-    run.terminal.end(node.name, f"[red]failed[/] in job {job}")
+    run.terminal.end(node.name, f"failed in job {job}")
     if details.driver_exit_code == USER_ERROR and last:
         raise UserError(last.removeprefix("mav: "))
     end = f"{details.status.value.lower()} ({details.message})"

@@ -109,7 +109,7 @@ class Job:
 
     def say(self, sentence: str) -> None:
         """Shows a sentence about the stage in the terminal."""
-        self.run.terminal.say(f"  {self.name:<22} {sentence}")
+        self.run.terminal.say(sentence, self.name)
 
     def report(self, done: float, total: float, **values: Any) -> None:
         """Reports progress to the terminal and to `mav status`.

@@ -1,30 +1,23 @@
-"""What the terminal shows: tables, a line when a stage starts or ends, and a progress line for each running stage."""
+"""What the terminal shows of running work: a line when a stage starts or ends, and progress lines until then."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)  # fmt: skip
-from rich.table import Column, Table
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn  # fmt: skip
+from rich.text import Text
+
+from flows.services.printing import broken, say, wrapped
 
 PLAIN_SECONDS = 15.0  # without a terminal, a stage prints at most one progress line in this time
-WIDEST = 10_000  # columns in which every table finds room
-FILE_WIDTH = 160  # columns of a table that is printed to a file
+NARROW = 60  # columns of a terminal below which there is no room for a bar
+ENDS = {"done": "green", "failed": "red"}  # how the line of a stage that has ended begins
+NAME = 22  # columns of the longest stage's name
 PROGRESS = {  # what is shown of a stage's progress; TensorBoard and Ray's metrics have the rest
     "loss": "loss {:.3g}", "samples_per_second": "{:.3g} samples/s", "utilisation": "{:.0%} utilised",
     "rows_per_s": "{:,} rows/s", "in_flight": "{} in flight",
@@ -34,35 +27,6 @@ PROGRESS = {  # what is shown of a stage's progress; TensorBoard and Ray's metri
 def progress_values(progress: dict[str, Any]) -> list[str]:
     """Formats those values of a stage's progress that `PROGRESS` names."""
     return [form.format(progress[name]) for name, form in PROGRESS.items() if progress.get(name) is not None]
-
-
-def table_console() -> Console:
-    """Returns the console that tables are printed to: as wide as the terminal, and wide enough in a file."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
-
-
-class PlainTable(Table):
-    """A table that is printed row by row, each under its name, where the terminal is too narrow for its columns."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if Measurement.get(console, options.update(max_width=WIDEST), self).minimum <= options.max_width:
-            yield from super().__rich_console__(console, options)
-            return
-        if self.title:
-            yield console.render_str(str(self.title))
-        for name, *cells in zip(*(column.cells for column in self.columns), strict=True):
-            yield console.render_str(str(name), style="bold")
-            for column, cell in zip(self.columns[1:], cells, strict=True):
-                if str(cell):
-                    yield console.render_str(f"  {column.header}: {cell}")
-
-
-def plain_table(*columns: str, right: tuple[str, ...] = (), **options: Any) -> PlainTable:
-    """Returns a table without borders; the columns named in `right` are added at the right and aligned there."""
-    table = PlainTable(*columns, box=None, header_style="bold", pad_edge=False, title_justify="left", **options)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
 
 
 def spinner(what: str) -> AbstractContextManager[object]:
@@ -75,14 +39,14 @@ class ProgressLine:
 
     def __init__(self) -> None:
         console = Console(stderr=True)
-        columns = (
-            TextColumn("  {task.description:<22}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+        narrow = console.width < NARROW
+        bars = () if narrow else (BarColumn(bar_width=16),)
+        columns = (_name(narrow), *bars, MofNCompleteColumn(), TimeRemainingColumn())
+        # The standard output may be a file, which the progress line would lead to the terminal.
+        self._bar = Progress(
+            *columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal
         )
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=None)
+        self._task = self._bar.add_task("", total=None, visible=False)
 
     def __enter__(self) -> ProgressLine:
         self._bar.start()
@@ -93,8 +57,18 @@ class ProgressLine:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self._bar.tasks[0].description:
-            self._bar.reset(self._task, description=what)
+            self._bar.reset(self._task, description=what, completed=done, total=total, visible=True)
         self._bar.update(self._task, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """Prints a lasting line to the standard output, above the progress line."""
+        self._bar.stop()
+        say(text)
+        self._bar.start()
+
+
+def _name(narrow: bool) -> TextColumn:
+    return TextColumn("  {task.description}" if narrow else f"  {{task.description:<{NAME}}}")
 
 
 class Terminal:
@@ -102,8 +76,10 @@ class Terminal:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
-        bar = BarColumn(bar_width=24 if self.console.width >= 100 else 8)
-        columns = TextColumn("  {task.description:<22}"), bar, TextColumn("{task.fields[note]}"), TimeElapsedColumn()
+        width = self.console.width
+        self._bar = 24 if width >= 100 else 8 if width >= NARROW else 0  # columns
+        bar = (BarColumn(bar_width=self._bar),) if self._bar else ()
+        columns = (_name(narrow=False), *bar, TextColumn("{task.fields[note]}"))
         self._bars = Progress(*columns, console=self.console, transient=True, speed_estimate_period=300)
         self._tasks: dict[str, TaskID] = {}
         self._printed: dict[str, float] = {}  # when each stage printed its last plain line
@@ -123,7 +99,7 @@ class Terminal:
             self._printed[stage] = time.monotonic()
             self._tasks[stage] = self._bars.add_task(stage, total=None, note="")
         if not self.console.is_terminal:
-            self._print(stage, "started")
+            self.say("started", stage)
 
     def progress(self, stage: str, done: float, total: float, **values: Any) -> None:
         """Shows `done` of `total` units, the values that `PROGRESS` names, and the time left."""
@@ -132,34 +108,44 @@ class Terminal:
             if task is None:
                 return
             self._bars.update(task, completed=done, total=total or None)
-            parts = [f"{100 * done / total:3.0f} %"] if total else []
-            parts += progress_values(values)
-            left = self._bars.tasks[self._bars.task_ids.index(task)].time_remaining
-            parts += [f"{timedelta(seconds=round(left))} left"] if left else []
-            note = "  ".join(parts)
+            share = [f"{100 * done / total:3.0f} %"] if total else []
+            seconds = self._bars.tasks[self._bars.task_ids.index(task)].time_remaining
+            left = [f"{timedelta(seconds=round(seconds))} left"] if seconds else []
+            note = self._note(stage, share, progress_values(values), left)
             self._bars.update(task, note=note)
             due = not self.console.is_terminal and time.monotonic() - self._printed[stage] > PLAIN_SECONDS
             if due:
                 self._printed[stage] = time.monotonic()
         if due:
-            self._print(stage, note)
+            self.say(note, stage)
 
     def end(self, stage: str, text: str) -> None:
         """Replaces a stage's progress line by a lasting one."""
         with self._lock:
             if stage in self._tasks:
                 self._bars.remove_task(self._tasks.pop(stage))
-        self._print(stage, text)
+        self.say(text, stage)
 
-    def say(self, text: str) -> None:
-        """Prints a lasting line."""
-        self.console.print(text, soft_wrap=True)
-
-    def _print(self, stage: str, text: str) -> None:
-        """Prints a lasting line about a stage. On a terminal, long text wraps within its own column."""
-        if self.console.is_terminal:
-            line = Table.grid(Column(width=25), Column())
-            line.add_row(f"  {stage}", text)
-            self.console.print(line)
+    def say(self, text: str, stage: str = "") -> None:
+        """Prints a lasting line, of a stage if one is given. On a terminal, long text wraps within its own column."""
+        console = self.console
+        if stage:
+            first, rest = f"  {stage:<{NAME}} ", " " * (NAME + 3 if console.width >= NARROW else 4)
+            lines = wrapped(text, console.width, first, rest) if console.is_terminal else [first + text]
         else:
-            self.say(f"  {stage:<22} {text}")
+            lines = broken(text, console.width) if console.is_terminal else [text]
+        line = Text("\n".join(lines))
+        for word, style in ENDS.items():
+            if stage and text.startswith(word):
+                line.stylize(style, len(first), len(first) + len(word))
+        console.print(line, soft_wrap=True)
+
+    def _note(self, stage: str, share: list[str], values: list[str], left: list[str]) -> str:
+        """Returns what stands beside a stage's bar. On a terminal, values that find no room are left out."""
+        beside = max(NAME, len(stage)) + (len(" ") + self._bar if self._bar else 0)
+        room = self.console.width - len("  ") - beside - len(" ")
+        for count in range(len(values), -1, -1):
+            note = "  ".join([*share, *values[:count], *left])
+            if not self.console.is_terminal or len(note) <= room:
+                return note
+        return share[0] if share else ""

@@ -58,8 +58,8 @@ def flipped_bits(chaos: Chaos) -> None:
         verified = flow("verify", "tiny")
         _expect(
             chaos,
-            verified.returncode == 1 and str(file) in verified.stderr,
-            f"verify did not name {file}: {verified.stderr}",
+            verified.returncode == 1 and str(file) in verified.stdout,
+            f"verify did not name {file}: {verified.stdout}",
         )
         rerun = flow("rerun", "tiny", stage)
         _expect(chaos, rerun.returncode == 0, f"rerun of {stage}: {rerun.stderr[-300:]}")

@@ -1,18 +1,16 @@
 """The command: what a user gets wrong is one sentence on stderr and exit 2."""
 
 import json
-import shlex
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 from PIL import Image, PngImagePlugin
 
 from flows.cli.generate import _read_image
-from flows.cli.main import PANELS, app
-from flows.cli.status import oracle_lines
+from flows.cli.main import PANELS
+from flows.cli.status import oracle_figures
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
 from flows.services.ports import reserve_port
@@ -36,6 +34,10 @@ Mav = Callable[..., tuple[int, str, str]]
         (["run", "demo", "--until", "everything"], ["everything", "train-decoder"]),
         (["rerun", "demo", "trian-prior"], ["did you mean train-prior?"]),
         (["rerun", "demo", "train-prior"], ["image-embed", "mav run demo --until image-embed"]),
+        (["run"], ["Missing argument 'RECIPE': see `mav run --help`"]),
+        (["run", "demo", "--nope"], ["No such option: --nope", "mav run --help"]),
+        (["sample", "demo", "a cat", "--count", "0"], ["--count", "equal to 1", "mav sample --help"]),
+        (["statsu", "demo"], ["did you mean 'status'?", "mav --help"]),
         (["verify", "demo"], ["Nothing of demo is built", "mav run demo"]),
         (["report", "demo"], ["Nothing of demo is built"]),
         (["serve-demo-world", "demo"], ["--until demo-world"]),
@@ -66,6 +68,10 @@ def test_storage_that_is_not_there_is_one_sentence(mav: Mav) -> None:
         ("mav run sing", "single-gpu"),
         ("mav rerun demo train-sr-h", "train-sr-high"),
         ("mav run demo --until clip", "clip"),
+        ("mav publish demo train-sr-h", "train-sr-high"),
+        ("mav diff demo sing", "single-gpu"),
+        ("mav evaluate ucf", "ucf101"),
+        ("mav study fr", "freeze"),
     ],
 )
 def test_the_shell_completes_recipes_and_stages(
@@ -78,12 +84,6 @@ def test_the_shell_completes_recipes_and_stages(
     }.items():
         monkeypatch.setenv(name, value)
     assert mav()[1].split() == [found]
-
-
-def test_usage_errors_show_the_usage(mav: Mav) -> None:
-    code, _, err = mav("run")
-    assert code == 2
-    assert "RECIPE" in err
 
 
 @pytest.mark.parametrize(
@@ -117,27 +117,12 @@ def test_status_before_anything_ran(tmp_path: Path, mav: Mav) -> None:
     assert list(tmp_path.iterdir()) == [], "asking changes nothing"
 
 
-def test_help_shows_every_command_in_its_group(monkeypatch: pytest.MonkeyPatch, mav: Mav) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+def test_help_shows_every_command_in_its_group(mav: Mav) -> None:
     code, out, _ = mav("--help")
     assert code == 0
     for panel, names in PANELS.items():
-        group = out.split(f"─ {panel} ─")[1].split("╰")[0]
-        shown = [
-            line.split()[1] for line in group.splitlines()[1:] if line.startswith("│ ") and not line.startswith("│   ")
-        ]
-        assert shown == list(names)
-
-
-@pytest.mark.parametrize("example", [example for commands in PANELS.values() for example in commands.values()])
-def test_every_example_of_the_help_is_a_command(example: str) -> None:
-    words = shlex.split(example)[1:]
-    command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands"):
-        command = command.commands[words.pop(0)]
-    assert (
-        command.make_context(None, words).command is command
-    )  # a usage error where an option or an argument is not one
+        group = out.split(f"\n{panel}\n")[1].split("\n\n")[0]
+        assert re.findall(r"^  (\S+)", group, re.MULTILINE) == list(dict.fromkeys(name.split()[0] for name in names))
 
 
 def test_the_oracles_figures_are_lines_for_a_person() -> None:
@@ -154,7 +139,7 @@ def test_the_oracles_figures_are_lines_for_a_person() -> None:
             "frame_rate_obeyed": [0.2, 0.3], "persistence": [0.4, 0.6],
         },
     }  # fmt: skip
-    assert [" ".join(line.split()) for line in oracle_lines(verdict)] == [
+    assert [" ".join(pair) for pair in oracle_figures(verdict)] == [
         "colour as asked 100% [100%, 100%], by chance 17%",
         "shape as asked 67% [46%, 83%], by chance 33%",
         "each shape circle 100%, cross 33%",
@@ -169,7 +154,7 @@ def test_the_oracles_figures_are_lines_for_a_person() -> None:
         "F^ over linear blending -8.0 dB",
     ]
     verdict |= {"colour": None, "chance_colour": None, "reader_error": 0.0219}
-    of_digits = [" ".join(line.split()) for line in oracle_lines(verdict)]
+    of_digits = [" ".join(pair) for pair in oracle_figures(verdict)]
     assert of_digits[0] == "shape as asked 67% [46%, 83%], by chance 33%"
     assert {"true frames read wrong 2.2%", "digit kept 50% [40%, 60%]"} <= {*of_digits}
     assert not any("colour" in line or "saturation" in line for line in of_digits)
@@ -192,10 +177,10 @@ def test_verify_adds_up_each_shard(tmp_path: Path, mav: Mav) -> None:
         "inputs": {},
     }
     Artifact.publish(folder, **known, counts={"rows_in": 6, "rows_out": 6})
-    code, _, err = mav("verify", "tiny", "--runs", str(tmp_path))
+    code, out, _ = mav("verify", "tiny", "--runs", str(tmp_path))
     assert code == 1
-    assert "image-metadata: shard 00000: 3 rows came in but 2 are accounted for" in err
-    assert "shard 00001: 3 rows came in but 4" in err
+    assert "image-metadata: shard 00000: 3 rows came in but 2 are accounted for" in out
+    assert "shard 00001: 3 rows came in but 4" in out
 
 
 def test_a_png_with_long_notes_among_its_pixels_is_a_picture(tmp_path):

@@ -1,4 +1,4 @@
-"""Errors, foreseen or not, are one sentence and exit 2; tables keep their names in narrow terminals."""
+"""Errors, foreseen or not, are one sentence and exit 2."""
 
 import errno
 import io
@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from flows.cli import main as command
-from flows.services.terminal import plain_table
 
 
 class OddError(Exception):
@@ -77,23 +75,6 @@ def test_runs_that_cannot_be_a_folder(option, mav, tmp_path: Path):
         code, _, err = mav(*arguments, "--runs", str(tmp_path / option))
         assert (code, err.count("\n")) == (2, 1), arguments
         assert f"--runs {tmp_path / option} cannot be a folder" in err
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 120, 160])
-@pytest.mark.parametrize("soft", [True, False])
-def test_tables_keep_all_names_and_numbers(width, soft):
-    table = plain_table("stage", "state", right=("seconds", "rows in", "rows out", "shards"), title="of tiny")
-    table.add_column("fingerprint")
-    rows = [("evaluate-interpolation", "[green]done[/]", "1,000.1", "1,234,567", "1,234,000", "17", "abcdef123456"),
-            ("train-sr-low-video", "missing", "", "", "", "", "fedcba654321")]  # fmt: skip
-    for row in rows:
-        table.add_row(*row)
-    out = io.StringIO()
-    Console(file=out, width=width, highlight=False, soft_wrap=soft).print(table)
-    text = out.getvalue()
-    for word in ("of tiny", "seconds", *rows[0][:1], *rows[0][2:], rows[1][0], rows[1][-1], "done"):
-        assert word in text
-    assert max(map(len, text.splitlines())) <= width
 
 
 def test_a_terminal_without_the_letters(monkeypatch):
