@@ -11,12 +11,14 @@ import pytest
 from filters import near_duplicates
 from filters.groups import GroupWork, ScoreWork, join
 from filters.near_duplicates import CellWork, CentreWork, PairWork, buckets
-from filters.near_hashes import HashPairWork, HashWork
-from filters.pictures import SelectWork, agreement
+from filters.near_hashes import HashPairWork
+from filters.pictures import Pictures, SelectWork, agreement
+from filters.selection import in_threads
 from mav.data.images.hashes import mirrored, perceptual_hash
 from mav.data.loading.loaders import ImageSource
-from mav.data.shards import read_array, read_table, write_array, write_table
+from mav.data.shards import TarWriter, read_array, read_table, write_array, write_table
 from mav.errors import UserError
+from mav.recipes import ImageSelect
 from mav.storage import Folder
 
 DIM = 32
@@ -40,7 +42,7 @@ def embeddings(folder: Folder, image: np.ndarray, shards: int, native: np.ndarra
 
 def groups(place: Folder, embeds: Folder, names: tuple[str, ...], pairs: list[tuple[Folder, str]]) -> Folder:
     for name in names:
-        ScoreWork(embeds, place.child("scores"))(name)
+        ScoreWork(Pictures(embeds, embeds, ImageSelect()), place.child("scores"))(name)
     GroupWork(names, place.child("scores"), tuple(pairs), place.child("groups"))("groups")
     return place.child("groups")
 
@@ -57,7 +59,9 @@ def near(place: Folder, embeds: Folder, names: tuple[str, ...], threshold: float
     found = groups(place, embeds, names, [(cells.out, "/equal.npy"), (pairs.out, ".npy")])
     sizes = np.cumsum([0, *(len(read_table(embeds, f"{name}.parquet")) for name in names)])
     return [
-        int(first + row) for first, name in zip(sizes, names, strict=False) for row in read_array(found, f"{name}.npy")
+        int(first + row)
+        for first, name in zip(sizes, names, strict=False)
+        for row in read_array(found, f"{name}.npy")["place"]
     ]
 
 
@@ -153,16 +157,16 @@ def test_hashes_that_differ_in_fewer_bits_are_near_within_and_across_shards(bits
 
 
 def test_hashes_are_found_by_key_and_older_shards_are_named(tmp_path: Path) -> None:
-    images, embeds, out = (Folder(str(tmp_path / name)) for name in ("images", "embeds", "out"))
+    images, embeds = (Folder(str(tmp_path / name)) for name in ("images", "embeds"))
+    pictures = Pictures(images, embeds, ImageSelect())
     write_table(embeds, "a.parquet", pa.table({"key": ["1", "3"]}))
     write_table(
         images, "a.parquet", pa.table({"key": ["1", "2", "3"], "hash": pa.array([5, None, 2**63], pa.uint64())})
     )
-    HashWork(images, embeds, out)("a")
-    assert read_array(out, "a.npy").tolist() == [5, 2**63]
+    assert pictures.hashes("a").tolist() == [5, 2**63]
     write_table(images, "a.parquet", pa.table({"key": ["1", "3"]}))
     with pytest.raises(UserError, match=r"a\.parquet has no hashes: rerun image-download"):
-        HashWork(images, embeds, out)("a")
+        pictures.hashes("a")
 
 
 def test_counts_balance_and_the_networks_learn_from_the_kept_rows(tmp_path: Path) -> None:
@@ -175,7 +179,9 @@ def test_counts_balance_and_the_networks_learn_from_the_kept_rows(tmp_path: Path
         write_array(embeds, f"{name}.tokens.npy", np.zeros((4, 2), np.uint16))
     pairs = place.child("pairs")
     write_array(pairs, "0.npy", np.array([[2, (2 << 32) + 1]], np.uint64))
-    work = SelectWork(embeds, groups(place, embeds, names, [(pairs, ".npy")]), out)
+    chosen = groups(place, embeds, names, [(pairs, ".npy")])
+    assert read_array(chosen, f"{names[2]}.npy").tolist() == [(1, 2)], "which row is kept instead"
+    work = SelectWork(Pictures(embeds, embeds, ImageSelect()), chosen, out)
     counts = [work(name).counts for name in names]
     assert counts[2] == {
         "rows_in": 4, "rows_out": 3, "dropped": {"near_duplicate": 1}, "failed": {}, "native": 2
@@ -192,6 +198,30 @@ def test_counts_balance_and_the_networks_learn_from_the_kept_rows(tmp_path: Path
     write_table(out, f"{names[0]}.parquet", pa.table({"key": ["1"] * 4, "kept": [True] * 4}))
     with pytest.raises(UserError, match="of other pictures: rerun image-select"):
         ImageSource(embeds, embeds, 0, 0, pixels=False, selection=out)
+
+
+def test_a_picture_of_a_low_score_is_dropped_and_its_near_duplicate_is_not(tmp_path: Path) -> None:
+    embeds, out = Folder(str(tmp_path / "embeds")), Folder(str(tmp_path / "out"))
+    image = np.array([[1, 0], [0.9, 0.436], [0.0, 1.0], [-1.0, 0.0], [0.8, 0.6]])
+    names = embeddings(embeds, image, 1, np.array([True, False, True, True, True]))
+    with embeds.create(f"{names[0]}.tar") as file, TarWriter(file):
+        pass
+    np.savez(tmp_path / "head.npz", weight=np.array([[-2.0, 1.0]]), bias=np.array([5.0]))
+    for least, reasons in (
+        (0.0, [None, "near_duplicate", None, None, "near_duplicate"]),
+        (3.3, ["aesthetic", "near_duplicate", None, None, None]),
+        (6.5, ["aesthetic", "aesthetic", "aesthetic", None, "aesthetic"]),
+    ):
+        rule = ImageSelect(near_duplicate=0.89, aesthetic=least, aesthetic_head=str(tmp_path / "head.npz"))
+        pictures = Pictures.open(embeds, embeds, rule)
+        groups = pictures.groups(in_threads(Folder(str(tmp_path / f"{least}")), 1))
+        counts = SelectWork(pictures, groups, out)(names[0]).counts
+        table = read_table(out, f"{names[0]}.parquet")
+        assert table["reason"].to_pylist() == reasons
+        assert table["aesthetic"].to_pylist() == pytest.approx([3.0, 3.636, 6.0, 7.0, 4.0], abs=2e-3)
+        assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()) == 5
+    with pytest.raises(UserError, match=r"for embeddings of length 3, but this CLIP's have 2: give the matching head"):
+        Pictures(embeds, embeds, rule, (np.zeros(3), 0.0)).read(names[0])
 
 
 def test_agreement_counts_all_but_one_of_a_family() -> None:
