@@ -41,6 +41,10 @@ class Clips:
     shards: Folder
     rule: VideoSelect
 
+    @property
+    def tars(self) -> Folder:
+        return self.shards
+
     def names(self) -> list[str]:
         return shard_names(self.shards)
 

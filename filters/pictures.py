@@ -48,6 +48,10 @@ class Pictures:
         """The columns of `read` that are kept beside the choice."""
         return () if self.head is None else (AESTHETIC,)
 
+    @property
+    def tars(self) -> Folder:
+        return self.images
+
     def names(self) -> list[str]:
         return shard_names(self.images)
 

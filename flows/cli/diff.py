@@ -2,10 +2,12 @@
 what would be different with other thresholds.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +24,11 @@ from mav.recipes.rules import shown
 from mav.storage import MANIFEST, Artifact, Folder
 from mav.storage.compare import Difference, compare
 
+if TYPE_CHECKING:
+    from filters.clips import Clips
+    from filters.pictures import Pictures
+    from filters.sweep import Sweep
+
 app = typer.Typer()
 _SIDE = "A recipe (a shipped name or a YAML file), or the folder of an artifact."
 A = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
@@ -33,6 +40,9 @@ Threshold = Annotated[
         metavar="KEY=VALUES",
         help="A threshold of video_select or image_select and its values, such as video_select.still=0.02,0.1.",
     ),
+]
+Sheets = Annotated[
+    str, typer.Option("--sheets", metavar="FILE", help="Write an HTML page with examples of what each value does.")
 ]
 SELECTIONS = {"video_select": "clips", "image_select": "pictures"}
 SHOWN = 8  # lines of one kind
@@ -148,7 +158,10 @@ def _figure(value: Any) -> str:
 
 
 @app.command()
-def sweep(recipe: RecipeName, threshold: Threshold, runs: Runs = "runs", set_: Set = None, json_: Json = False) -> None:
+def sweep(
+    recipe: RecipeName, threshold: Threshold, sheets: Sheets = "", runs: Runs = "runs", set_: Set = None,
+    json_: Json = False,
+) -> None:  # fmt: skip
     """Say which clips or pictures other thresholds would keep and drop, from what is stored: nothing is made again.
 
     Each value has the rows kept, those that each filter drops, whichever comes first, and those that several drop.
@@ -158,8 +171,11 @@ def sweep(recipe: RecipeName, threshold: Threshold, runs: Runs = "runs", set_: S
     section, key, values_ = _threshold(recipe, threshold, set_)
     _, graph, store = open_graph(recipe, set_, runs)
     rules = {v: getattr(load_recipe(recipe, [*(set_ or ()), f"{key}={v}"]), section) for v in values_}
-    tried = sweep(_stored(recipe, section, graph, store), rules)
-    found, number = {value: tried.counts(value) for value in rules}, len(tried.keys)
+    rows = _stored(recipe, section, graph, store)
+    tried = sweep(rows, rules)
+    found, number = {value: tried.counts(value) for value in rules}, len(tried.rows)
+    if sheets:
+        _write_sheets(sheets, graph.recipe.name, key, rows, tried)
     if json_:
         print(json.dumps({"key": key, "rows": number, "values": found}, indent=1))
         return
@@ -173,6 +189,19 @@ def sweep(recipe: RecipeName, threshold: Threshold, runs: Runs = "runs", set_: S
     for value, row in found.items():
         most = sorted(row["overlaps"].items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
         print(f"{value}: {', '.join(f'{pair} {number:,}' for pair, number in most) or 'none is dropped by two'}")
+
+
+def _write_sheets(path: str, recipe: str, key: str, rows: Clips | Pictures, tried: Sweep) -> None:
+    from mav.report.selection import EXAMPLES, contact_sheets, sweep_page
+
+    pages = {}
+    for value in tried.reasons:
+        counts = tried.counts(value)
+        numbers = {"kept": counts["kept"], **counts["dropped"]}
+        pages[value] = contact_sheets(rows.tars, tried.examples(value, EXAMPLES), numbers)
+    page = sweep_page(recipe, key, SELECTIONS[key.partition(".")[0]], pages)
+    with open(path, "wb") as file:
+        file.write(page)
 
 
 def _threshold(recipe: str, threshold: str, set_: list[str] | None) -> tuple[str, str, list[str]]:
@@ -195,16 +224,17 @@ def _threshold(recipe: str, threshold: str, set_: list[str] | None) -> tuple[str
     return section, key, values_
 
 
-def _stored(recipe: str, section: str, graph: Graph, store: Store) -> Any:
+def _stored(recipe: str, section: str, graph: Graph, store: Store) -> Clips | Pictures:
     """Returns the clips or pictures that are built. Raises UserError where there are none."""
     from filters.clips import Clips
     from filters.pictures import Pictures
 
-    folders, videos = [], section == "video_select"
-    for name in ("video-shards",) if videos else ("image-download", "image-embed"):
-        built = store.find(graph.node(name))
-        if built is None:
+    def built(name: str) -> Folder:
+        found = store.find(graph.node(name))
+        if found is None:
             raise UserError(f"{name} of {recipe} is not built in {store.root.url}: run it with --until {name}.")
-        folders.append(built.folder)
-    recipe_ = graph.recipe
-    return Clips(*folders, recipe_.video_select) if videos else Pictures.open(*folders, recipe_.image_select)
+        return found.folder
+
+    if section == "video_select":
+        return Clips(built("video-shards"), graph.recipe.video_select)
+    return Pictures.open(built("image-download"), built("image-embed"), graph.recipe.image_select)

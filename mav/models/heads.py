@@ -166,7 +166,7 @@ def read_linear_head(path: str, key: str) -> tuple[np.ndarray, float]:
             match = re.fullmatch(r"(?:layers\.(\d+)\.)?(weight|bias)", name)
             if match is None:
                 raise ValueError(f"it has {name!r}, which no linear layer has")
-            layers.setdefault(int(match[1] or 0), {})[match[2]] = value.double().numpy()
+            layers.setdefault(int(match[1] or 0), {})[match[2]] = value.detach().double().cpu().numpy()
         if sorted(layers) not in LAYERS:
             raise ValueError(f"its layers are {', '.join(map(str, sorted(layers)))}")
         weight: Any = 1.0
@@ -176,10 +176,10 @@ def read_linear_head(path: str, key: str) -> tuple[np.ndarray, float]:
             bias = layer["bias"] if first else layer["weight"] @ bias + layer["bias"]
             weight = layer["weight"] if first else layer["weight"] @ weight
         if weight.ndim != 2 or len(weight) != 1 or bias.shape != (1,):
-            raise ValueError(f"it makes {weight.shape[0]} numbers instead of 1")
+            raise ValueError(f"its weight and bias have the shapes {weight.shape} and {bias.shape}")
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ValueError("it holds numbers that are not finite")
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"`{key}` ({path}) is no linear head on CLIP embeddings: {reason}. {WHERE[key]}.") from None
     return weight[0], float(bias[0])

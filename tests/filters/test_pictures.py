@@ -1,7 +1,9 @@
 """The choice of pictures: near duplicates by embeddings and by hashes, which of them is kept, and the accounting."""
 
 import itertools
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from mav.data.shards import TarWriter, read_array, read_table, write_array, writ
 from mav.errors import UserError
 from mav.recipes import ImageSelect
 from mav.storage import Folder
+from mav.storage.counts import add_counts
 
 DIM = 32
 
@@ -222,6 +225,38 @@ def test_a_picture_of_a_low_score_is_dropped_and_its_near_duplicate_is_not(tmp_p
         assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()) == 5
     with pytest.raises(UserError, match=r"for embeddings of length 3, but this CLIP's have 2: give the matching head"):
         Pictures(embeds, embeds, rule, (np.zeros(3), 0.0)).read(names[0])
+
+
+def test_the_bytes_of_a_selection_do_not_depend_on_how_many_work_at_it_or_in_which_order(
+    many: np.ndarray, tmp_path: Path
+) -> None:
+    embeds = Folder(str(tmp_path / "embeds"))
+    names = embeddings(embeds, many[:400], 5, np.arange(400) % 3 == 0)
+    hashes = np.random.default_rng(3).integers(1, 1 << 20, 400)  # of so few bits that some are near
+    for name, rows in zip(names, np.array_split(np.arange(400), 5), strict=True):
+        with embeds.create(f"{name}.tar") as file, TarWriter(file):
+            pass
+        table = read_table(embeds, f"{name}.parquet")
+        write_table(embeds, f"{name}.parquet", table.append_column("hash", pa.array(hashes[rows], pa.uint64())))
+    np.savez(tmp_path / "head.npz", weight=np.random.default_rng(4).normal(size=(1, DIM)), bias=np.array([5.0]))
+    rule = ImageSelect(near_duplicate=0.95, hash_bits=4, aesthetic=4.5, aesthetic_head=str(tmp_path / "head.npz"))
+    pictures = Pictures.open(embeds, embeds, rule)
+
+    def made(threads: int, turn: int) -> dict[str, str]:
+        place, out = Folder(str(tmp_path / f"passes-{threads}")), Folder(str(tmp_path / f"out-{threads}"))
+        walk = in_threads(place, threads)
+
+        def turned(make: Any, folder: Folder) -> Any:
+            work, shards = make(folder)
+            return work, shards[::turn]
+
+        groups = pictures.groups(lambda name, make: walk(name, partial(turned, make)))
+        work = SelectWork(pictures, groups, out)
+        counts = add_counts([work(name).counts for name in names[::turn]])
+        assert min(counts["dropped"].values()) > 10
+        return {name: folder.sha256(name) for folder in (place, out) for name in folder.names()}
+
+    assert made(1, 1) == made(4, -1)
 
 
 def test_agreement_counts_all_but_one_of_a_family() -> None:

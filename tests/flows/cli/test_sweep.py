@@ -1,6 +1,9 @@
 """`mav sweep`: what other thresholds would keep and drop is what the stages do with them."""
 
+import base64
+import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from filters.clips import Clips
 from filters.clips import SelectWork as ClipWork
@@ -16,8 +20,9 @@ from filters.pictures import SelectWork as PictureWork
 from filters.selection import in_threads
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
-from mav.data.shards import IMAGE_LEDGER, VIDEO_LEDGER, TarWriter, write_array, write_ledger, write_table
+from mav.data.shards import IMAGE_LEDGER, VIDEO_LEDGER, TarWriter, json_bytes, write_array, write_ledger, write_table
 from mav.data.videos.scores import SCORES
+from mav.data.videos.video_io import encode_mp4
 from mav.recipes.reader import load_recipe
 from mav.storage import Artifact, Folder
 from mav.storage.counts import add_counts
@@ -110,3 +115,42 @@ def test_sweep_shows_overlaps_and_names_what_is_wrong(tmp_path: Path, mav) -> No
     }.items():  # fmt: skip
         code, _, error = mav("sweep", "tiny", wrong, "--runs", tmp_path)
         assert (code, said in error) == (2, True), error
+
+
+def test_sheets_show_what_depends_on_the_value_first_and_near_duplicates_in_pairs(tmp_path: Path, mav) -> None:
+    folders = stored(tmp_path)
+    levels = np.arange(20) * 12  # each row has a brightness of its own
+    for shard in ("00000", "00001", "00000-00000", "00000-00001"):
+        folder = folders["image-download" if "-" in shard else "video-shards"]
+        with folder.create(f"{shard}.tar") as file, TarWriter(file) as tar:
+            for row, level in enumerate(levels):
+                if "-" in shard:
+                    buffer = io.BytesIO()
+                    Image.fromarray(np.full((32, 32, 3), level, np.uint8)).save(buffer, "JPEG")
+                    files = {"jpg": buffer.getvalue(), "json": b"{}", "txt": b""}
+                else:
+                    clip = encode_mp4(np.full((8, 32, 32, 3), level, np.uint8), 24)
+                    files = {"mp4": clip, "json": json_bytes({"frames": 8})}
+                tar.add(f"{shard.replace('-', '')}{row:05d}", files)
+    page = tmp_path / "page.html"
+
+    def sheets(key: str) -> dict[tuple[str, str], np.ndarray]:
+        code, _, error = mav("sweep", "tiny", key, "--runs", tmp_path, "--sheets", page)
+        assert code == 0, error
+        parts = re.split(r"<h2>(.*?)</h2>", page.read_text())[1:]
+        return {
+            (value, reason): np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
+            for value, part in zip(parts[::2], parts[1::2], strict=True)
+            for reason, data in re.findall(r"<h3>(.*?)</h3>.*?base64,(.*?)\"", part)
+        }
+
+    found = sheets("image_select.hash_bits=1,2")
+    assert set(found) == {("1", "kept"), ("1", "near duplicate"), ("2", "kept"), ("2", "near duplicate")}
+    pairs = found["2", "near duplicate"]
+    assert pairs.shape == (2 * 66, 3 * 130 - 2), "three pairs in a line, and one"
+    assert abs(pairs[[32, 32], [32, 96]].astype(int) - levels[[7, 6]]).max() < 4, "this depends on the value"
+    assert abs(pairs[[32, 32], [292, 356]].astype(int) - levels[[5, 4]]).max() < 4, "this does not"
+    found = sheets("cut=2.7,3")
+    assert abs(int(found["2.7", "cut"][32, 32]) - levels[11]) < 6
+    assert found["2.7", "cut"].shape == (6 * 66, 4 * 64), "four frames of each clip"
+    assert abs(int(found["3", "kept"][32, 32]) - levels[11]) < 6
