@@ -164,7 +164,8 @@ def sweep(
 ) -> None:  # fmt: skip
     """Say which clips or pictures other thresholds would keep and drop, from what is stored: nothing is made again.
 
-    Each value has the rows kept, those that each filter drops, whichever comes first, and those that several drop.
+    Each value has the rows kept, those that each filter drops, whichever comes first, and those that several drop. By
+    embeddings, near duplicates are searched anew for each value, which takes minutes where there are a million rows.
     """
     from filters.sweep import sweep
 
