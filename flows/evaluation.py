@@ -131,8 +131,8 @@ def features_on_ray(device: str) -> Iterator[Runner]:
             if not ray.is_initialized():
                 services.enter_context(ray_cluster(Cluster(dashboard=False)))
             gpus = int(ray.cluster_resources().get("GPU", 0)) if device == "cuda" else 0
-            task, name = _FeatureTask(work), "features"
-            pool: Pool = ActorPool(task, name, 1, 1, gpus, len(chunks)) if gpus else TaskPool(task, name)
+            name = "features"
+            pool: Pool = ActorPool(work, name, 1, 1, gpus, len(chunks)) if gpus else TaskPool(work, name)
             ends = {str(number): (entries[0].index, entries[-1].index) for number, entries in chunks}
 
             def lost(key: str) -> UserError:
@@ -142,16 +142,3 @@ def features_on_ray(device: str) -> Iterator[Runner]:
             return results(pool, [(str(chunk[0]), (chunk,)) for chunk in chunks], lost)
 
         yield run
-
-
-class _FeatureTask:
-    """Computes a chunk's features in a worker, which keeps the networks that `work` has loaded."""
-
-    def __init__(self, work: FeatureWork) -> None:
-        self.work = work
-
-    def __call__(self, chunk: Chunk) -> int:
-        import torch
-
-        torch.set_num_threads(1)
-        return self.work(chunk)

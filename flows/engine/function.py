@@ -112,7 +112,7 @@ def run_on_ray(job: Job, function: Callable[..., T], *arguments: Any, cpus: floa
 
     capacity = Capacity(job, cpus, gpus)
     pool = TaskPool(_call, job.name, cpus, gpus)
-    given = (max(1, int(cpus)), job.run.store.kernels(), function, *arguments, ProgressFile(job.work))
+    given = (job.run.store.kernels(), function, *arguments, ProgressFile(job.work))
     reference = pool.submit(job.name, *given)
     try:
         with following(job, capacity) as require_running:
@@ -140,12 +140,8 @@ def keep_kernels(kernels: Folder) -> None:
         os.environ.setdefault("TRITON_CACHE_DIR", kernels.root)
 
 
-def _call(threads: int, kernels: Folder, function: Callable[..., T], *arguments: Any) -> T:
-    """Runs in the worker. The number of torch's threads is fixed, since it may change the last bits of a sum."""
-    import torch
-
+def _call(kernels: Folder, function: Callable[..., T], *arguments: Any) -> T:
+    """Runs in the worker."""
     arguments[-1].begin()
     keep_kernels(kernels)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
     return function(*arguments)

@@ -3,7 +3,7 @@
 `TaskPool` runs calls as Ray tasks in the processes that Ray pools; `ActorPool` runs them in actors. A process of either
 loads the function once. Actors are for GPU work: a pooled process stays after the last task and would keep its GPU
 memory from the next stage, and Ray may give its next task another GPU than the one its networks are on. An actor keeps
-its GPU and ends with the pool.
+its GPU and ends with the pool. Every call of either has as many threads as processors, whatever ran there before it.
 
 Ray's own retries are off (`max_retries=0`), since they are invisible, and endless after an out-of-memory kill. What to
 do about a failed call is decided by the caller.
@@ -12,6 +12,8 @@ do about a failed call is decided by the caller.
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +22,17 @@ from typing import Any, Protocol
 CANCEL_SECONDS = 1.0  # for taking back a call that waits in an actor
 
 Function = Callable[..., Any]
+
+
+def set_threads(cpus: float) -> None:
+    """Gives torch as many threads in this process as it has processors, whether it is imported already or later.
+
+    Their number may change the last bits of a sum, and a process that Ray keeps would go on with that of its last call.
+    """
+    threads = max(1, int(cpus))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 class Pool(Protocol):
@@ -54,6 +67,7 @@ class TaskPool:
         import ray
 
         def call(arguments: tuple[Any, ...]) -> Any:
+            set_threads(cpus)
             return function(*arguments)
 
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
@@ -88,7 +102,8 @@ class TaskPool:
 
 
 class _Actor:
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, cpus: float) -> None:
+        set_threads(cpus)
         self.function = function
 
     def run(self, *arguments: Any) -> Any:
@@ -108,7 +123,7 @@ class ActorPool:
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         shared, numbers = ray.put(function), itertools.count()
         pool = uuid.uuid4().hex[:8]  # no two living actors may share a name, also of different pools
-        self._make = lambda: actor.options(name=f"{name} {pool}-{next(numbers)}", **options).remote(shared)
+        self._make = lambda: actor.options(name=f"{name} {pool}-{next(numbers)}", **options).remote(shared, cpus)
         self._most = most
         self._load: Counter[Any] = Counter()  # actor -> calls that it has
         self._calls: dict[Any, tuple[Any, str]] = {}  # reference -> actor, key
