@@ -1,18 +1,40 @@
-"""Which of the pictures that are near duplicates of each other are dropped: all of a connected group but the best.
+"""Which of the rows that are near duplicates of each other are dropped: all of a connected group but the best.
 
 Pairs come from embeddings (`filters.near_duplicates`) and from perceptual hashes (`filters.near_hashes`). A row is
 named by a number: that of its shard among the sorted names, times 2^32, plus its place in the shard.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
-from mav.data.shards import ShardOutput, read_array, read_table, write_array
+from mav.data.shards import ShardOutput, read_array, write_array
 from mav.storage import Folder
 
 SHARD_BITS = np.uint64(32)
-NATIVE = np.float32(4)  # outweighs any caption
+FAILS = 2.0**40  # outweighs any worth
+DROPPED = np.dtype([("place", "<u4"), ("kept", "<u8")])  # a dropped row's place in its shard, the kept row's number
+
+
+class Rows(Protocol):
+    """What a selection chooses from: the rows of shards, with what is stored about them."""
+
+    def names(self) -> list[str]:
+        """Returns the sorted names of the shards."""
+
+    def read(self, name: str) -> pa.Table:
+        """Returns key and scores of the rows of a shard, in the order of its tar."""
+
+    def failures(self, scores: pa.Table) -> dict[str, np.ndarray]:
+        """Returns for each reason which of the rows that `read` returned have it by their scores, bool (rows,)."""
+
+    def worth(self, name: str, scores: pa.Table) -> np.ndarray:
+        """Returns by what the best of near duplicates is found, float (rows,): the more the better."""
+
+    def hashes(self, name: str) -> np.ndarray:
+        """Returns the perceptual hashes of a shard's rows, uint64 (rows,)."""
 
 
 def row_numbers(shard: int, count: int) -> np.ndarray:
@@ -42,24 +64,25 @@ def join(group: np.ndarray, one: np.ndarray, other: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class ScoreWork:
-    """Shard work: writes for a shard of embeddings `NAME.npy`, float32 (rows,), by which the best of a group is found.
+    """Shard work: writes `NAME.npy`, float64 (rows,), by which the best of a group is found.
 
-    A picture that was not enlarged is before one that was; then the one is, whose caption fits better by CLIP's cosine.
+    A row that is dropped for its scores comes after all others, or it would take its near duplicates with it.
     """
 
-    embeds: Folder
+    rows: Rows
     out: Folder
 
     def __call__(self, name: str) -> ShardOutput:
-        native = read_table(self.embeds, f"{name}.parquet", ["native"]).column("native").to_numpy(zero_copy_only=False)
-        image, text = (unit_rows(read_array(self.embeds, f"{name}.{kind}.npy")) for kind in ("image", "text"))
-        write_array(self.out, f"{name}.npy", (image * text).sum(axis=1) + NATIVE * native.astype(np.float32))
-        return ShardOutput({"rows": len(native)}, (f"{name}.npy",))
+        scores = self.rows.read(name)
+        failing = np.any([np.zeros(len(scores), bool), *self.rows.failures(scores).values()], axis=0)
+        worth = self.rows.worth(name, scores).astype(np.float64)
+        write_array(self.out, f"{name}.npy", worth - FAILS * failing)
+        return ShardOutput({"rows": len(scores)}, (f"{name}.npy",))
 
 
 @dataclass(frozen=True)
 class GroupWork:
-    """Shard work of a single shard: writes for each shard of embeddings `NAME.npy`, the places of the rows to drop.
+    """Shard work of a single shard: writes `NAME.npy` for each shard of rows, DROPPED (n,), those to drop.
 
     A row is kept if it has the highest score of its group, the first of several. Memory grows with the rows that have
     near duplicates, not with the others. pairs: folders, and the ends of the names of their files of pairs.
@@ -82,15 +105,19 @@ class GroupWork:
         shard = (rows >> SHARD_BITS).astype(np.int64)
         place = (rows & np.uint64(2**32 - 1)).astype(np.int64)
         firsts = np.searchsorted(shard, np.arange(len(self.shards) + 1))
-        score = np.zeros(len(rows), np.float32)
+        score = np.zeros(len(rows))
         for each, first, last in zip(self.shards, firsts, firsts[1:], strict=False):
             if first < last:
                 score[first:last] = read_array(self.scores, f"{each}.npy")[place[first:last]]
         order = np.lexsort((rows, -score, group))
-        _, best = np.unique(group[order], return_index=True)
-        dropped = np.ones(len(rows), bool)
-        dropped[order[best]] = False
+        _, best, members = np.unique(group[order], return_index=True, return_inverse=True)
+        kept = np.empty(len(rows), np.int64)
+        kept[order] = order[best[members]]
+        # Write of each row that is not kept which one is.
         files = tuple(f"{each}.npy" for each in self.shards)
         for file, first, last in zip(files, firsts, firsts[1:], strict=False):
-            write_array(self.out, file, place[first:last][dropped[first:last]].astype(np.uint32))
+            lost = np.flatnonzero(kept[first:last] != np.arange(first, last)) + first
+            records = np.empty(len(lost), DROPPED)
+            records["place"], records["kept"] = place[lost], rows[kept[lost]]
+            write_array(self.out, file, records)
         return ShardOutput({"groups": len(best), "rows_in_groups": len(rows)}, files)

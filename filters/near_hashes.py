@@ -1,4 +1,4 @@
-"""Pairs of pictures whose perceptual hashes nearly agree, as they are or mirrored, within and across tables.
+"""Pairs of pictures or clips whose perceptual hashes nearly agree, as they are or mirrored, within and across tables.
 
 Hashes that differ in fewer than n of their 64 bits agree in one of n bands of bits at least, so only rows with an equal
 band are compared.
@@ -7,13 +7,10 @@ band are compared.
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from filters.groups import join, row_numbers
+from filters.groups import Rows, join, row_numbers
 from mav.data.images.hashes import HASH_BITS, mirrored
-from mav.data.shards import ShardOutput, read_array, read_table, write_array
-from mav.errors import UserError
+from mav.data.shards import ShardOutput, read_array, write_array
 from mav.storage import Folder
 
 SLICE_SHARDS = 256  # for so many shards, the rows of a band are taken in one slice more, which bounds their memory
@@ -22,27 +19,14 @@ BLOCK = 1 << 20  # pairs compared at once
 
 @dataclass(frozen=True)
 class HashWork:
-    """Shard work: writes for a shard of embeddings `NAME.npy`, uint64 (rows,), the hashes of its pictures.
+    """Shard work: writes `NAME.npy`, uint64 (rows,), the hashes of a shard's rows."""
 
-    images: `image-download`, whose ledgers have them.
-    """
-
-    images: Folder
-    embeds: Folder
+    rows: Rows
     out: Folder
 
     def __call__(self, name: str) -> ShardOutput:
-        keys = read_table(self.embeds, f"{name}.parquet", ["key"]).column("key")
-        try:
-            ledger = read_table(self.images, f"{name}.parquet", ["key", "hash"])
-        except pa.ArrowInvalid:
-            raise UserError(
-                f"{self.images.path(name)}.parquet has no hashes: rerun image-download, or set "
-                "`image_select.hash_bits` to 0."
-            ) from None
-        found = ledger.column("hash").take(pc.index_in(keys, ledger.column("key")))
-        hashes = pc.fill_null(found, 0).to_numpy()  # exact only without nulls
-        write_array(self.out, f"{name}.npy", hashes.astype(np.uint64))
+        hashes = self.rows.hashes(name)
+        write_array(self.out, f"{name}.npy", hashes)
         return ShardOutput({"rows": len(hashes)}, (f"{name}.npy",))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from flows.demo import allowed_addresses, picture_families
 from flows.engine.run import Job
-from flows.engine.shard_map import shard_map
+from flows.engine.shard_map import one_pass, part, shard_map
 from flows.engine.stage import Outcome, Retry, stage
 from mav.data.fetching.failed_rows import RetryWork
 from mav.data.fetching.rules import is_transient
@@ -41,16 +42,11 @@ def _find_repeats(job: Job, screening: MetadataWork) -> Folder:
     """
     from filters.duplicates import HashWork, RepeatWork
 
-    hashes, repeats = _part(job, "hashes"), _part(job, "repeats")
+    hashes, repeats = part(job, "hashes"), part(job, "repeats")
     shard_map(hashes, HashWork(screening.kept_rows, hashes.out), screening.names())
     work = RepeatWork(tuple(screening.names()), hashes.out, repeats.out)
     shard_map(repeats, work, work.names())
     return repeats.out
-
-
-def _part(job: Job, name: str) -> Job:
-    """Returns a job for a pass over shards of its own, with a folder in the stage's work folder."""
-    return dataclasses.replace(job, out=job.work.child(name), work=job.work.child(f"{name}-walk"))
 
 
 def download_work(job: Job) -> DownloadWork:
@@ -101,14 +97,14 @@ def image_embed(job: Job) -> Outcome:
 
 @stage("image-select", reads=("image_select",))
 def image_select(job: Job) -> Outcome:
-    """Keeps one of each group of near duplicates, by hashes and embeddings that are there already; off by default."""
-    from filters.pictures import SelectWork, agreement
-    from mav.data.shards import read_table, shard_names
+    """Keeps one of each group of near duplicates, and no picture of a low aesthetic score; off by default."""
+    from filters.pictures import Pictures, SelectWork, agreement
+    from mav.data.shards import read_table
 
-    images, embeds, rule = job.inputs["image-download"], job.inputs["image-embed"], job.recipe.image_select
-    names = shard_names(images)
-    groups = _near_duplicates(job, tuple(names)) if rule.hash_bits or rule.near_duplicate else None
-    outcome = shard_map(job, SelectWork(embeds, groups, job.out), names)
+    images, embeds = job.inputs["image-download"], job.inputs["image-embed"]
+    pictures = Pictures.open(images, embeds, job.recipe.image_select)
+    names = pictures.names()
+    outcome = shard_map(job, SelectWork(pictures, pictures.groups(partial(one_pass, job)), job.out), names)
     if families := picture_families(job):
         kept: dict[str, bool] = {}
         for name in names:
@@ -118,29 +114,3 @@ def image_select(job: Job) -> Outcome:
             kept |= {path[row["key"]]: row["kept"] for row in chosen}
         outcome.metrics["filters"] = agreement(kept, families)
     return outcome
-
-
-def _near_duplicates(job: Job, names: tuple[str, ...]) -> Folder:
-    """Finds the rows of each shard that have a better near duplicate, in passes whose files are in the work folder."""
-    from filters.groups import GroupWork, ScoreWork
-    from filters.near_duplicates import CellWork, CentreWork, PairWork, buckets
-    from filters.near_hashes import HashPairWork, HashWork
-
-    embeds, rule = job.inputs["image-embed"], job.recipe.image_select
-    scores, groups = _part(job, "scores"), _part(job, "groups")
-    shard_map(scores, ScoreWork(embeds, scores.out), names)
-    found: list[tuple[Folder, str]] = []
-    if rule.hash_bits:
-        hashes, pairs = _part(job, "hashes"), _part(job, "hash-pairs")
-        shard_map(hashes, HashWork(job.inputs["image-download"], embeds, hashes.out), names)
-        work = HashPairWork(names, hashes.out, rule.hash_bits, pairs.out)
-        shard_map(pairs, work, work.names())
-        found.append((pairs.out, ".npy"))
-    if rule.near_duplicate:
-        centres, cells, pairs = _part(job, "centres"), _part(job, "cells"), _part(job, "pairs")
-        shard_map(centres, CentreWork(embeds, names, centres.out), ["centres"])
-        shard_map(cells, CellWork(embeds, names, centres.out, rule.near_duplicate, cells.out), names)
-        shard_map(pairs, PairWork(names, cells.out, rule.near_duplicate, pairs.out), buckets(centres.out))
-        found += [(cells.out, "/equal.npy"), (pairs.out, ".npy")]
-    shard_map(groups, GroupWork(names, scores.out, tuple(found), groups.out), ["groups"])
-    return groups.out

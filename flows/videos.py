@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flows.demo import allowed_addresses, planted_reasons
 from flows.engine.run import Job
-from flows.engine.shard_map import shard_map
+from flows.engine.shard_map import one_pass, shard_map
 from flows.engine.stage import Outcome, Retry, stage
 from mav.data.fetching.failed_rows import RetryWork
 from mav.data.fetching.rules import is_transient
@@ -37,7 +38,7 @@ def video_reads(recipe: Recipe) -> tuple[str, ...]:
     return ("video_shards", "seed") if drawn else ("video_shards",)
 
 
-@stage("video-shards", reads=video_reads, version=4, retry=Retry(is_transient, video_work, RetryWork))
+@stage("video-shards", reads=video_reads, version=5, retry=Retry(is_transient, video_work, RetryWork))
 def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
     work = video_work(job)
@@ -48,16 +49,14 @@ def video_shards(job: Job) -> Outcome:
 @stage("video-select", reads=("video_select",))
 def video_select(job: Job) -> Outcome:
     """Drops clips with cuts, without motion, with too much of it, with overlays or borders, by their scores alone."""
-    from filters.clips import SelectWork, agreement, read_scores
-    from mav.data.shards import shard_names
+    from filters.clips import Clips, SelectWork, agreement
 
-    shards, rule = job.inputs["video-shards"], job.recipe.video_select
-    names = shard_names(shards)
-    outcome = shard_map(job, SelectWork(shards, rule, job.out), names)
-    truth = planted_reasons(job)
-    if truth:
+    clips = Clips(job.inputs["video-shards"], job.recipe.video_select)
+    outcome = shard_map(job, SelectWork(clips, clips.groups(partial(one_pass, job)), job.out), clips.names())
+    if truth := planted_reasons(job):
         import pyarrow as pa
 
-        scores = pa.concat_tables([read_scores(shards, name) for name in names])
-        outcome.metrics["filters"] = agreement(scores, rule, truth)
+        scores = pa.concat_tables([clips.read(name) for name in clips.names()])
+        ids = scores.column("videoid").to_pylist()
+        outcome.metrics["filters"] = agreement(ids, clips.failures(scores), truth)
     return outcome

@@ -66,7 +66,7 @@ def run_here(patch: pytest.MonkeyPatch) -> None:
 
     for module in (demo, evaluation):
         patch.setattr(module, "run_on_ray", on_ray)
-    for module in (images, videos):
+    for module in (images, videos, sys.modules["flows.engine.shard_map"]):
         patch.setattr(module, "shard_map", shard_map)
     patch.setattr(training, "_one_worker", trained)
 

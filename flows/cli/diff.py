@@ -2,24 +2,31 @@
 what would be different with other thresholds.
 """
 
+from __future__ import annotations
+
 import dataclasses
-import itertools
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.describe import short
 from flows.cli.options import Json, RecipeName, Runs, Set, complete_recipe, open_graph
+from flows.engine.stage import Graph
+from flows.engine.store import Store
 from flows.services.printing import PlainTable, say, show
-from mav.errors import UserError
+from mav.errors import UserError, nearest
 from mav.recipes.identity import values
 from mav.recipes.reader import load_recipe
 from mav.recipes.rules import shown
 from mav.storage import MANIFEST, Artifact, Folder
 from mav.storage.compare import Difference, compare
+
+if TYPE_CHECKING:
+    from filters.clips import Clips
+    from filters.pictures import Pictures
+    from filters.sweep import Sweep
 
 app = typer.Typer()
 _SIDE = "A recipe (a shipped name or a YAML file), or the folder of an artifact."
@@ -29,10 +36,16 @@ B = Annotated[str, typer.Argument(metavar="B", help=_OTHER, autocompletion=compl
 OtherRuns = Annotated[str, typer.Option("--other-runs", metavar="URL", help="Where B's artifacts are, if elsewhere.")]
 Threshold = Annotated[
     str,
-    typer.Argument(metavar="KEY=VALUES", help="A threshold of video_select and its values, such as still=0.02,0.1."),
+    typer.Argument(
+        metavar="KEY=VALUES",
+        help="A threshold of video_select or image_select and its values, such as video_select.still=0.02,0.1.",
+    ),
 ]
+Sheets = Annotated[
+    str, typer.Option("--sheets", metavar="FILE", help="Write an HTML page with examples of what each value does.")
+]
+SELECTIONS = {"video_select": "clips", "image_select": "pictures"}
 SHOWN = 8  # lines of one kind
-READING = 16  # ledgers at a time: on an object store this is waiting, not work
 
 
 @app.command()
@@ -147,50 +160,30 @@ def _figure(value: Any) -> str:
 
 
 @app.command()
-def sweep(recipe: RecipeName, threshold: Threshold, json_: Json = False, runs: Runs = "runs", set_: Set = None) -> None:
-    """Say which clips other thresholds of `video-select` would keep and drop, from the ledgers of the shards alone.
+def sweep(
+    recipe: RecipeName, threshold: Threshold, sheets: Sheets = "", runs: Runs = "runs", set_: Set = None,
+    json_: Json = False,
+) -> None:  # fmt: skip
+    """Say which clips or pictures other thresholds would keep and drop, from what is stored: nothing is made again.
 
-    Each value has the clips kept, those that each filter drops, whichever comes first, and those that several drop.
+    Each value has the rows kept, those that each filter drops, whichever comes first, and those that several drop. By
+    embeddings, near duplicates are searched anew for each value, which takes minutes where there are a million rows.
     """
-    import numpy as np
-    import pyarrow as pa
+    from filters.sweep import sweep
 
-    from filters.clips import failures, read_scores
-    from mav.data.shards import shard_names
-
-    key, _, listed = threshold.partition("=")
-    values_ = [value for value in listed.split(",") if value]
-    key = key if "." in key else f"video_select.{key}"
-    if not values_ or not key.startswith("video_select."):
-        raise UserError(
-            f"{threshold!r} is no threshold with its values: write a field of `video_select`, such as "
-            "video_select.still=0.02,0.1."
-        )
+    section, key, values_ = _threshold(recipe, threshold, set_)
     _, graph, store = open_graph(recipe, set_, runs)
-    node = graph.node("video-shards")
-    shards = store.find(node)
-    if shards is None:
-        raise UserError(f"video-shards of {recipe} is not built in {store.root.url}: run it with --until video-shards.")
-    with ThreadPoolExecutor(READING) as pool:
-        names = shard_names(shards.folder)
-        scores = pa.concat_tables(pool.map(lambda name: read_scores(shards.folder, name), names))
-    found: dict[str, Any] = {}
-    for value in values_:
-        rule = load_recipe(recipe, [*(set_ or ()), f"{key}={value}"]).video_select
-        masks = failures(scores, rule)
-        number = np.sum(list(masks.values()), axis=0)
-        pairs = {f"{a}+{b}": int((masks[a] & masks[b]).sum()) for a, b in itertools.combinations(masks, 2)}
-        found[value] = {
-            "kept": int((number == 0).sum()),
-            "dropped": {reason: int(mask.sum()) for reason, mask in masks.items()},
-            "by_several": int((number > 1).sum()),
-            "overlaps": {pair: rows for pair, rows in pairs.items() if rows},
-        }
+    rules = {v: getattr(load_recipe(recipe, [*(set_ or ()), f"{key}={v}"]), section) for v in values_}
+    rows = _stored(recipe, section, graph, store)
+    tried = sweep(rows, rules)
+    found, number = {value: tried.counts(value) for value in rules}, len(tried.rows)
+    if sheets:
+        _write_sheets(sheets, graph.recipe.name, key, rows, tried)
     if json_:
-        print(json.dumps({"key": key, "rows": len(scores), "values": found}, indent=1))
+        print(json.dumps({"key": key, "rows": number, "values": found}, indent=1))
         return
-    columns = ("kept", *next(iter(found.values()))["dropped"], "several")
-    table = PlainTable(key, *columns, right=columns, title=f"{len(scores):,} clips")
+    columns = ("kept", *found[values_[0]]["dropped"], "several")
+    table = PlainTable(key, *columns, right=columns, title=f"{number:,} {SELECTIONS[section]}")
     for value, row in found.items():
         numbers = (row["kept"], *row["dropped"].values(), row["by_several"])
         table.add_row(value, *(f"{number:,}" for number in numbers))
@@ -198,4 +191,53 @@ def sweep(recipe: RecipeName, threshold: Threshold, json_: Json = False, runs: R
     say("\nDropped by two:")
     for value, row in found.items():
         most = sorted(row["overlaps"].items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
-        say(f"  {value}: {', '.join(f'{pair} {rows:,}' for pair, rows in most) or 'none'}")
+        say(f"  {value}: {', '.join(f'{pair} {both:,}' for pair, both in most) or 'none'}")
+
+
+def _write_sheets(path: str, recipe: str, key: str, rows: Clips | Pictures, tried: Sweep) -> None:
+    from mav.report.selection import EXAMPLES, contact_sheets, sweep_page
+
+    pages = {}
+    for value in tried.reasons:
+        counts = tried.counts(value)
+        numbers = {"kept": counts["kept"], **counts["dropped"]}
+        pages[value] = contact_sheets(rows.tars, tried.examples(value, EXAMPLES), numbers)
+    page = sweep_page(recipe, key, SELECTIONS[key.partition(".")[0]], pages)
+    with open(path, "wb") as file:
+        file.write(page)
+
+
+def _threshold(recipe: str, threshold: str, set_: list[str] | None) -> tuple[str, str, list[str]]:
+    """Returns the section, the whole key and the values. Raises UserError where the key is no threshold."""
+    key, _, listed = threshold.partition("=")
+    key = key if "." in key else f"video_select.{key}"
+    section, _, field = key.partition(".")
+    values_ = list(dict.fromkeys(value.strip() for value in listed.split(",") if value.strip()))
+    if not values_ or section not in SELECTIONS:
+        raise UserError(
+            f"{threshold!r} is no threshold with its values: write a field of `video_select` or `image_select`, "
+            "such as video_select.still=0.02,0.1."
+        )
+    rule = getattr(load_recipe(recipe, set_ or ()), section)
+    known = [each.name for each in dataclasses.fields(rule) if isinstance(getattr(rule, each.name), int | float)]
+    if field not in known:
+        meant = nearest(field, known)
+        remedy = f"did you mean {meant}?" if meant else f"its thresholds are {', '.join(known)}."
+        raise UserError(f"`{key}` is no threshold of `{section}`: {remedy}")
+    return section, key, values_
+
+
+def _stored(recipe: str, section: str, graph: Graph, store: Store) -> Clips | Pictures:
+    """Returns the clips or pictures that are built. Raises UserError where there are none."""
+    from filters.clips import Clips
+    from filters.pictures import Pictures
+
+    def built(name: str) -> Folder:
+        found = store.find(graph.node(name))
+        if found is None:
+            raise UserError(f"{name} of {recipe} is not built in {store.root.url}: run it with --until {name}.")
+        return found.folder
+
+    if section == "video_select":
+        return Clips(built("video-shards"), graph.recipe.video_select)
+    return Pictures.open(built("image-download"), built("image-embed"), graph.recipe.image_select)

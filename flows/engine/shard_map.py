@@ -15,8 +15,8 @@ import itertools
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flows.engine.capacity import Capacity
@@ -27,6 +27,7 @@ from flows.engine.shard_task import ShardResult, ShardTask, Work, below_floor, f
 from flows.engine.stage import Outcome
 from flows.services.ray_metrics import ShardMetrics
 from mav.errors import UserError
+from mav.storage import Folder
 from mav.storage.counts import add_counts
 
 STRAGGLER_FACTOR = 3.0
@@ -87,6 +88,18 @@ def shard_map(
             f"shards below the floor again, or lower `{key}` and run again, which keeps all of them."
         )
     return Outcome(counts=counts, metrics={"shards": done, "quarantined": len(quarantined)})
+
+
+def part(job: Job, name: str) -> Job:
+    """Returns a job for a pass over shards of its own, with a folder in the stage's work folder."""
+    return replace(job, out=job.work.child(name), work=job.work.child(f"{name}-walk"))
+
+
+def one_pass(job: Job, name: str, make: Callable[[Folder], tuple[Work, Sequence[str]]]) -> Folder:
+    """Does such a pass, and returns its folder, of which `make` says what the work is and the names of its shards."""
+    own = part(job, name)
+    shard_map(own, *make(own.out))
+    return own.out
 
 
 def _below_floors(markers: Markers, names: Sequence[str], success_floor: float, shard_floor: float) -> list[str]:

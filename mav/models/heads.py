@@ -2,7 +2,8 @@
 
 LAION-AI/CLIP-based-NSFW-Detector has the NSFW heads (PyTorch .pth, and as zips the AutoKeras models they were converted
 from). LAION-AI/LAION-5B-WatermarkDetection has the watermark classifier, which reads pixels (a timm EfficientNet-B3,
-.pt).
+.pt). LAION-AI/aesthetic-predictor has linear heads that score pictures from 1 to 10 (.pth), and
+christophschuhmann/improved-aesthetic-predictor one of several linear layers.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,10 @@ from mav.models.checkpoints.weight_files import COMPRESSED, read_tensors, refuse
 WHERE = {
     "clip.nsfw_head": "LAION's heads are in the repository CLIP-based-NSFW-Detector, as .pth or as AutoKeras zips",
     "clip.watermark_head": "LAION's classifier is in the repository LAION-5B-WatermarkDetection, as .pt",
+    "image_select.aesthetic_head": "LAION has them in aesthetic-predictor and improved-aesthetic-predictor",
 }
+# Places of the linear layers in the improved predictor: there is dropout between them and nothing else.
+LAYERS = [[0], [0, 2, 4, 6, 7]]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which the classifier was trained with
 # The name of an AutoKeras model's variable.
 VARIABLE = re.compile(r"layer_with_weights-(\d+)/(mean|variance|kernel|bias)/\.ATTRIBUTES/VARIABLE_VALUE")
@@ -147,6 +152,37 @@ def read_head(path: str, dim: int, key: str) -> Head | WatermarkClassifier:
         lengths = f"embeddings of length {length}, but this CLIP's have {dim}"
         raise UserError(f"`{key}` ({path}) is for {lengths}: give the matching head.")
     return head.requires_grad_(False)
+
+
+def read_linear_head(path: str, key: str) -> tuple[np.ndarray, float]:
+    """Reads a linear head on CLIP embeddings as weight, float64 (d,), and bias: a score is their product and sum.
+
+    Linear layers without anything between them are multiplied out. Raises UserError that names the recipe's `key` and
+    says where such files are published.
+    """
+    layers: dict[int, dict[str, np.ndarray]] = {}
+    try:
+        for name, value in read_state(path, key).items():
+            match = re.fullmatch(r"(?:layers\.(\d+)\.)?(weight|bias)", name)
+            if match is None:
+                raise ValueError(f"it has {name!r}, which no linear layer has")
+            layers.setdefault(int(match[1] or 0), {})[match[2]] = value.detach().double().cpu().numpy()
+        if sorted(layers) not in LAYERS:
+            raise ValueError(f"its layers are {', '.join(map(str, sorted(layers)))}")
+        weight: Any = 1.0
+        bias: Any = 0.0
+        for _, layer in sorted(layers.items()):
+            first = isinstance(weight, float)
+            bias = layer["bias"] if first else layer["weight"] @ bias + layer["bias"]
+            weight = layer["weight"] if first else layer["weight"] @ weight
+        if weight.ndim != 2 or len(weight) != 1 or bias.shape != (1,):
+            raise ValueError(f"its weight and bias have the shapes {weight.shape} and {bias.shape}")
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            raise ValueError("it holds numbers that are not finite")
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"`{key}` ({path}) is no linear head on CLIP embeddings: {reason}. {WHERE[key]}.") from None
+    return weight[0], float(bias[0])
 
 
 def read_state(path: str, key: str) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Le, MinLen
+from annotated_types import Ge, Le, MinLen
 
 from mav.recipes.sections import (
     DEADLINE,
@@ -22,6 +22,8 @@ Text = Annotated[str, MinLen(1)]
 Texts = tuple[Text, ...]
 Colour = Literal["red", "green", "blue", "yellow", "cyan", "magenta"]
 Shape = Literal["circle", "square", "triangle", "cross"]
+
+HashBits = Annotated[int, Ge(0), Le(6)]  # with more, bands of the hashes are too short to tell rows apart
 
 IF_DIGITS = Operational(counts_if=lambda world: world.kind == "digits")
 IF_SHAPES = Operational(counts_if=lambda world: world.kind == "shapes")
@@ -132,6 +134,7 @@ class VideoSelect:
     overlay: Number = 0.9  # length, in shorter sides, of edges that stand still over moving pictures; text has many
     border: Share = 0.03  # share of the picture in black or white borders above which a clip is dropped
     blank: Share = 0.1  # share of frames without a picture above which a clip is dropped
+    hash_bits: HashBits = 0  # of 64; hashes of near duplicates' middle frames differ in fewer; 1: are equal; 0: off
 
 
 @section
@@ -143,7 +146,13 @@ class ImageEmbed:
 
 @section
 class ImageSelect:
-    """`image-select` keeps one of each group of near duplicates, by hashes, by embeddings or by both."""
+    """`image-select` keeps one of each group of near duplicates, by hashes, by embeddings or by both, and no picture of
+    a low aesthetic score.
+    """
 
-    hash_bits: Annotated[Whole, Le(6)] = 0  # of 64; hashes of near duplicates differ in fewer; 1: are equal; 0: off
+    hash_bits: HashBits = 0  # of 64; hashes of near duplicates differ in fewer; 1: are equal; 0: off
     near_duplicate: Share = 0.0  # cosine of two CLIP embeddings from which on they are of near duplicates; 0: off
+    aesthetic_head: str = (
+        ""  # path of a linear head on the CLIP's image embeddings, such as LAION's aesthetic predictors
+    )
+    aesthetic: Number = 0.0  # score by `aesthetic_head` below which a picture is dropped; LAION's are 1 to 10; 0: off

@@ -73,11 +73,13 @@ def _sources(recipe: Recipe, need: Need) -> None:
         address = PROXY.fullmatch(proxy)
         fits = address is not None and int(address["port"] or 0) < 1 << 16
         need(fits, f"{key}.proxy", why, "write http://HOST:PORT, or leave it empty")
-    screening, evaluate = recipe.screening, recipe.evaluate
+    screening, evaluate, select = recipe.screening, recipe.evaluate, recipe.image_select
     why = f"must not be above `screening.max_caption` ({screening.max_caption})"
     need(screening.min_caption <= screening.max_caption, "screening.min_caption", why, "lower it")
     why = "is the longer side over the shorter one, which is at least 1"
     need(not 0 < screening.max_aspect < 1, "screening.max_aspect", why, "give at least 1, or 0 for any")
+    why = "`image_select.aesthetic_head` is empty, so no picture has a score"
+    need(not select.aesthetic or bool(select.aesthetic_head), "image_select.aesthetic", why, "name its file")
     why = "published features are computed by weights in `evaluate.weights_dir`, which is empty"
     need(evaluate.features == "demo" or bool(evaluate.weights_dir), "evaluate.features", why, "name their folder")
 
@@ -91,8 +93,8 @@ def _world(recipe: Recipe, need: Need) -> None:
         least = max(8, recipe.cascade.frames)  # `video-shards` refuses clips of fewer than 8 frames
         why = f"clips of fewer than {least} frames hold no window of `cascade.frames` ({recipe.cascade.frames})"
         need(world.clip_frames >= least, "world.clip_frames", why, f"say {least} or more")
-    fits = len(set(world.colours)) >= world.objects
-    need(fits, "world.colours", "two objects (`world.objects`) have two", "name another")
+    why = "two objects (`world.objects`) have two"
+    need(len(set(world.colours)) >= world.objects, "world.colours", why, "name another")
 
 
 def _sizes(recipe: Recipe, need: Need) -> None:
@@ -156,8 +158,7 @@ def _clip(recipe: Recipe, need: Need) -> None:
         need(fits, f"train_prior.network.{key}", why, f"say {value}")
     dim = sizes["embedding_dim"]
     why = f"that of the CLIP ({section.architecture or 'clip.network'}), whose embedding conditions it, is {dim}"
-    width = recipe.train_decoder.network.embedding_dim
-    need(width == dim, "train_decoder.network.embedding_dim", why, f"say {dim}")
+    need(recipe.train_decoder.network.embedding_dim == dim, "train_decoder.network.embedding_dim", why, f"say {dim}")
 
 
 def _networks(recipe: Recipe, need: Need) -> None:
@@ -248,9 +249,8 @@ def _objectives(recipe: Recipe, need: Need) -> None:
         wanted = 6 if prediction == "eps_learned_sigma" else 3
         why = f"`{network}.network.out_channels` is {channels}, and this prediction takes {wanted}"
         need(channels == wanted, f"{name}.objective.prediction", why, "change one of the two")
-    why = "the prior learns no variance"
     learned = recipe.train_prior.objective.prediction == "eps_learned_sigma"
-    need(not learned, "train_prior.objective.prediction", why, "say x0, v or eps")
+    need(not learned, "train_prior.objective.prediction", "the prior learns no variance", "say x0, v or eps")
     for name in ("train_prior", *image, *VIDEOS):
         objective = getattr(recipe, name).objective
         why = f"`{name}.objective.prediction` is {objective.prediction}, which says nothing about pure noise"

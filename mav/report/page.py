@@ -81,13 +81,16 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "rates": Markup(figures.shown_rates(rates, curriculum.low, curriculum.high)),
         "clamped": motion.clamped(rates),
         "films": motion.examples(shards),
-        "sheets": selection.sheets(shards, chosen),
-        "filters": {
-            reason: row
+        "sheets": {
+            "clips": selection.sheets(shards, chosen),
+            "pictures": selection.sheets(artifacts.get("image-download"), artifacts.get("image-select")),
+        },
+        "filters": [
+            (stage, reason, row)
             for stage in ("image-select", "video-select")
             if stage in artifacts
             for reason, row in artifacts[stage].manifest.metrics.get("filters", {}).items()
-        },
+        ],
         "cards": [card_context(card) for card in collect.cards(artifacts.get("evaluate-card"))],
         "tables": [_table(benchmark, result) for benchmark, result in collect.results(artifacts).items()],
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},

@@ -25,7 +25,9 @@ from harness import cost, report
 
 from filters.groups import GroupWork, ScoreWork, unit_rows
 from filters.near_duplicates import CellWork, CentreWork, PairWork, buckets
+from filters.pictures import Pictures
 from mav.data.shards import read_array, write_array, write_table
+from mav.recipes import ImageSelect
 from mav.storage import Folder
 
 DIM, THRESHOLD, SHARD, TOPICS, BLOCK = 512, 0.95, 10_000, 3000, 4096
@@ -91,7 +93,7 @@ def search(embeds: Folder, names: tuple[str, ...], place: Folder) -> tuple[dict[
         each("centres", CentreWork(embeds, names, centres), ["centres"])
         each("cells", CellWork(embeds, names, centres, THRESHOLD, cells), names)
         each("pairs", PairWork(names, cells, THRESHOLD, pairs), buckets(centres))
-        each("scores", ScoreWork(embeds, scores), names)
+        each("scores", ScoreWork(Pictures(embeds, embeds, ImageSelect()), scores), names)
         found = ((cells, "/equal.npy"), (pairs, ".npy"))
         each("groups", GroupWork(names, scores, found, groups), ["groups"])
         return seconds, groups, sum(memory.values())
@@ -116,7 +118,7 @@ def main() -> None:
             embeds, began = Folder(folder), os.getloadavg()[0]
             names, pairs = draw(embeds, rows, given.kind)
             seconds, groups, memory = search(embeds, names, embeds.child("work"))
-            dropped = [SHARD * number + read_array(groups, f"{name}.npy") for number, name in enumerate(names)]
+            dropped = [SHARD * number + read_array(groups, f"{name}.npy")["place"] for number, name in enumerate(names)]
             hits = np.isin(pairs, np.concatenate(dropped)).any(axis=1)
             near = np.ones(len(pairs), bool)
             for number, (one, other) in enumerate(pairs[:2000].tolist()):

@@ -1,13 +1,13 @@
 """The choice of clips by their scores: reasons, their order, their accounting, and the agreement with a truth."""
 
-import json
-from types import SimpleNamespace
+import dataclasses
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from filters.clips import REASONS, SelectWork, agreement, failures, first_failures, read_scores
-from flows.cli import diff
+from filters.clips import REASONS, Clips, SelectWork, agreement
+from filters.selection import first_reasons, in_threads, reasons_of
 from mav.data.shards import VIDEO_LEDGER, TarWriter, read_table, shard_names, write_ledger
 from mav.data.videos.scores import SCORES
 from mav.errors import UserError
@@ -15,7 +15,7 @@ from mav.recipes import VideoSelect
 from mav.storage import Folder
 
 GOOD = {"cut": 0.0, "cut_frames": [], "cut_scores": [], "motion_global": 0.1, "motion_local": 0.4, "shake": 0.01,
-        "repeated": 0.0, "overlay": 0.1, "border": 0.0, "blank": 0.0}  # fmt: skip
+        "repeated": 0.0, "overlay": 0.1, "border": 0.0, "blank": 0.0, "hash": 0, "fps": 24.0, "frames": 48}  # fmt: skip
 RULE = VideoSelect()
 BAD = {
     "blank": {"blank": 1.0}, "border": {"border": 0.25}, "cut": {"cut": 9.0}, "still": {"motion_global": 0.0,
@@ -45,7 +45,7 @@ def shards(tmp_path) -> Folder:
 def test_each_clip_is_kept_or_dropped_for_its_first_reason_and_counts_balance(shards, tmp_path) -> None:
     out = Folder(str(tmp_path / "out"))
     assert shard_names(shards) == ["00000"]
-    done = SelectWork(shards, RULE, out)("00000")
+    done = SelectWork(Clips(shards, RULE), None, out)("00000")
     table = read_table(out, "00000.parquet")
     assert table["reason"].to_pylist() == [None, *REASONS, "blank"]
     assert table["kept"].to_pylist() == [True] + [False] * 9
@@ -56,7 +56,7 @@ def test_each_clip_is_kept_or_dropped_for_its_first_reason_and_counts_balance(sh
     }  # fmt: skip
     assert done.places == b"\0\0\0\0", "the first of the tar"
     before = out.sha256("00000.parquet")
-    assert SelectWork(shards, RULE, out)("00000") == done
+    assert SelectWork(Clips(shards, RULE), None, out)("00000") == done
     assert out.sha256("00000.parquet") == before
 
 
@@ -65,13 +65,14 @@ def test_a_score_at_its_threshold_is_kept(shards) -> None:
           "border": RULE.border, "blank": RULE.blank}  # fmt: skip
     rows = [GOOD | at | {"motion_local": RULE.still, "motion_global": 0.0}, GOOD | {"motion_local": RULE.too_fast}]
     table = pa.table({name: [row[name] for row in rows] for name in GOOD})
-    assert first_failures(failures(table, RULE)).tolist() == [None, None]
+    assert first_reasons(Clips(Folder("unused"), RULE).failures(table)).tolist() == [None, None]
 
 
 def test_agreement_counts_every_filter_for_every_clip_of_the_truth(shards) -> None:
-    scores = read_scores(shards, "00000")
+    clips = Clips(shards, RULE)
+    scores = clips.read("00000")
     truth = {"v1": [], "v4": ["cut"], "v5": ["still"], "v10": ["blank"], "v6": ["still"]}
-    found = agreement(scores, RULE, truth)
+    found = agreement(scores["videoid"].to_pylist(), clips.failures(scores), truth)
     assert found["cut"] == {"planted": 1, "dropped": 2, "found": 1, "precision": 0.5, "recall": 1.0, "f1": 0.6667}
     assert found["still"] == {"planted": 2, "dropped": 1, "found": 1, "precision": 1.0, "recall": 0.5, "f1": 0.6667}
     assert found["overlay"] == {
@@ -83,22 +84,22 @@ def test_shards_without_scores_are_named_with_the_remedy(tmp_path) -> None:
     folder = Folder(str(tmp_path))
     shard(folder, [{}], VIDEO_LEDGER)
     with pytest.raises(UserError, match=r"00000\.parquet has no .*: rerun video-shards"):
-        read_scores(folder, "00000")
+        Clips(folder, RULE).read("00000")
 
 
-def test_sweep_says_what_other_thresholds_keep_and_drop(shards, monkeypatch, capsys) -> None:
-    graph = SimpleNamespace(node=lambda name: name)
-    store = SimpleNamespace(find=lambda node: SimpleNamespace(folder=shards))
-    monkeypatch.setattr(diff, "open_graph", lambda *_: (None, graph, store))
-    diff.sweep("tiny", "video_select.cut=2.7,10", json_=True)
-    found = json.loads(capsys.readouterr().out)
-    assert found["rows"] == 10
-    assert [row["kept"] for row in found["values"].values()] == [1, 2]
-    assert found["values"]["2.7"]["overlaps"] == {"blank+cut": 1}
-    diff.sweep("tiny", "still=0.02")
-    assert "blank+cut 1" in capsys.readouterr().out
-    for wrong in ("still", "still=", "cascade.frames=4"):
-        with pytest.raises(UserError, match="no threshold with its values"):
-            diff.sweep("tiny", wrong)
-    with pytest.raises(UserError, match=r"video_select\.border"):
-        diff.sweep("tiny", "border=7")
+def test_of_clips_whose_middle_frames_agree_the_longest_without_other_reasons_is_kept(tmp_path) -> None:
+    folder, out = Folder(str(tmp_path / "shards")), Folder(str(tmp_path / "out"))
+    scene = 0x0123456789ABCDEF  # the same in all clips but the last two
+    rows = [
+        {"frames": 24}, {"frames": 96} | BAD["shaky"], {"frames": 48}, {"hash": scene ^ 1}, {"hash": scene ^ 0b110},
+        {"hash": 0}, {"hash": 0},
+    ]  # fmt: skip
+    shard(folder, [GOOD | {"hash": scene} | row for row in rows])
+    near = ["near_duplicate", "shaky", None, "near_duplicate", None, None, None]
+    for bits, reasons in ((0, [None, "shaky", *[None] * 5]), (2, near)):
+        clips = Clips(folder, dataclasses.replace(RULE, hash_bits=bits))
+        done = SelectWork(clips, clips.groups(in_threads(Folder(str(tmp_path / f"{bits}")), 1)), out)("00000")
+        assert read_table(out, "00000.parquet")["reason"].to_pylist() == reasons
+        assert done.counts["rows_in"] == done.counts["rows_out"] + sum(done.counts["dropped"].values())
+    found = reasons_of(clips, clips.groups(in_threads(folder.child("again"), 1)), "00000", clips.read("00000"))
+    assert np.flatnonzero(found["near_duplicate"]).tolist() == [0, 1, 3], "a filter is asked for every clip"

@@ -1,7 +1,9 @@
 """The choice of pictures: near duplicates by embeddings and by hashes, which of them is kept, and the accounting."""
 
 import itertools
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,13 +13,16 @@ import pytest
 from filters import near_duplicates
 from filters.groups import GroupWork, ScoreWork, join
 from filters.near_duplicates import CellWork, CentreWork, PairWork, buckets
-from filters.near_hashes import HashPairWork, HashWork
-from filters.pictures import SelectWork, agreement
+from filters.near_hashes import HashPairWork
+from filters.pictures import Pictures, SelectWork, agreement
+from filters.selection import in_threads
 from mav.data.images.hashes import mirrored, perceptual_hash
 from mav.data.loading.loaders import ImageSource
-from mav.data.shards import read_array, read_table, write_array, write_table
+from mav.data.shards import TarWriter, read_array, read_table, write_array, write_table
 from mav.errors import UserError
+from mav.recipes import ImageSelect
 from mav.storage import Folder
+from mav.storage.counts import add_counts
 
 DIM = 32
 
@@ -40,7 +45,7 @@ def embeddings(folder: Folder, image: np.ndarray, shards: int, native: np.ndarra
 
 def groups(place: Folder, embeds: Folder, names: tuple[str, ...], pairs: list[tuple[Folder, str]]) -> Folder:
     for name in names:
-        ScoreWork(embeds, place.child("scores"))(name)
+        ScoreWork(Pictures(embeds, embeds, ImageSelect()), place.child("scores"))(name)
     GroupWork(names, place.child("scores"), tuple(pairs), place.child("groups"))("groups")
     return place.child("groups")
 
@@ -57,7 +62,9 @@ def near(place: Folder, embeds: Folder, names: tuple[str, ...], threshold: float
     found = groups(place, embeds, names, [(cells.out, "/equal.npy"), (pairs.out, ".npy")])
     sizes = np.cumsum([0, *(len(read_table(embeds, f"{name}.parquet")) for name in names)])
     return [
-        int(first + row) for first, name in zip(sizes, names, strict=False) for row in read_array(found, f"{name}.npy")
+        int(first + row)
+        for first, name in zip(sizes, names, strict=False)
+        for row in read_array(found, f"{name}.npy")["place"]
     ]
 
 
@@ -153,16 +160,16 @@ def test_hashes_that_differ_in_fewer_bits_are_near_within_and_across_shards(bits
 
 
 def test_hashes_are_found_by_key_and_older_shards_are_named(tmp_path: Path) -> None:
-    images, embeds, out = (Folder(str(tmp_path / name)) for name in ("images", "embeds", "out"))
+    images, embeds = (Folder(str(tmp_path / name)) for name in ("images", "embeds"))
+    pictures = Pictures(images, embeds, ImageSelect())
     write_table(embeds, "a.parquet", pa.table({"key": ["1", "3"]}))
     write_table(
         images, "a.parquet", pa.table({"key": ["1", "2", "3"], "hash": pa.array([5, None, 2**63], pa.uint64())})
     )
-    HashWork(images, embeds, out)("a")
-    assert read_array(out, "a.npy").tolist() == [5, 2**63]
+    assert pictures.hashes("a").tolist() == [5, 2**63]
     write_table(images, "a.parquet", pa.table({"key": ["1", "3"]}))
     with pytest.raises(UserError, match=r"a\.parquet has no hashes: rerun image-download"):
-        HashWork(images, embeds, out)("a")
+        pictures.hashes("a")
 
 
 def test_counts_balance_and_the_networks_learn_from_the_kept_rows(tmp_path: Path) -> None:
@@ -175,7 +182,9 @@ def test_counts_balance_and_the_networks_learn_from_the_kept_rows(tmp_path: Path
         write_array(embeds, f"{name}.tokens.npy", np.zeros((4, 2), np.uint16))
     pairs = place.child("pairs")
     write_array(pairs, "0.npy", np.array([[2, (2 << 32) + 1]], np.uint64))
-    work = SelectWork(embeds, groups(place, embeds, names, [(pairs, ".npy")]), out)
+    chosen = groups(place, embeds, names, [(pairs, ".npy")])
+    assert read_array(chosen, f"{names[2]}.npy").tolist() == [(1, 2)], "which row is kept instead"
+    work = SelectWork(Pictures(embeds, embeds, ImageSelect()), chosen, out)
     counts = [work(name).counts for name in names]
     assert counts[2] == {
         "rows_in": 4, "rows_out": 3, "dropped": {"near_duplicate": 1}, "failed": {}, "native": 2
@@ -192,6 +201,62 @@ def test_counts_balance_and_the_networks_learn_from_the_kept_rows(tmp_path: Path
     write_table(out, f"{names[0]}.parquet", pa.table({"key": ["1"] * 4, "kept": [True] * 4}))
     with pytest.raises(UserError, match="of other pictures: rerun image-select"):
         ImageSource(embeds, embeds, 0, 0, pixels=False, selection=out)
+
+
+def test_a_picture_of_a_low_score_is_dropped_and_its_near_duplicate_is_not(tmp_path: Path) -> None:
+    embeds, out = Folder(str(tmp_path / "embeds")), Folder(str(tmp_path / "out"))
+    image = np.array([[1, 0], [0.9, 0.436], [0.0, 1.0], [-1.0, 0.0], [0.8, 0.6]])
+    names = embeddings(embeds, image, 1, np.array([True, False, True, True, True]))
+    with embeds.create(f"{names[0]}.tar") as file, TarWriter(file):
+        pass
+    np.savez(tmp_path / "head.npz", weight=np.array([[-2.0, 1.0]]), bias=np.array([5.0]))
+    for least, reasons in (
+        (0.0, [None, "near_duplicate", None, None, "near_duplicate"]),
+        (3.3, ["aesthetic", "near_duplicate", None, None, None]),
+        (6.5, ["aesthetic", "aesthetic", "aesthetic", None, "aesthetic"]),
+    ):
+        rule = ImageSelect(near_duplicate=0.89, aesthetic=least, aesthetic_head=str(tmp_path / "head.npz"))
+        pictures = Pictures.open(embeds, embeds, rule)
+        groups = pictures.groups(in_threads(Folder(str(tmp_path / f"{least}")), 1))
+        counts = SelectWork(pictures, groups, out)(names[0]).counts
+        table = read_table(out, f"{names[0]}.parquet")
+        assert table["reason"].to_pylist() == reasons
+        assert table["aesthetic"].to_pylist() == pytest.approx([3.0, 3.636, 6.0, 7.0, 4.0], abs=2e-3)
+        assert counts["rows_in"] == counts["rows_out"] + sum(counts["dropped"].values()) == 5
+    with pytest.raises(UserError, match=r"for embeddings of length 3, but this CLIP's have 2: give the matching head"):
+        Pictures(embeds, embeds, rule, (np.zeros(3), 0.0)).read(names[0])
+
+
+def test_the_bytes_of_a_selection_do_not_depend_on_how_many_work_at_it_or_in_which_order(
+    many: np.ndarray, tmp_path: Path
+) -> None:
+    embeds = Folder(str(tmp_path / "embeds"))
+    names = embeddings(embeds, many[:400], 5, np.arange(400) % 3 == 0)
+    hashes = np.random.default_rng(3).integers(1, 1 << 20, 400)  # of so few bits that some are near
+    for name, rows in zip(names, np.array_split(np.arange(400), 5), strict=True):
+        with embeds.create(f"{name}.tar") as file, TarWriter(file):
+            pass
+        table = read_table(embeds, f"{name}.parquet")
+        write_table(embeds, f"{name}.parquet", table.append_column("hash", pa.array(hashes[rows], pa.uint64())))
+    np.savez(tmp_path / "head.npz", weight=np.random.default_rng(4).normal(size=(1, DIM)), bias=np.array([5.0]))
+    rule = ImageSelect(near_duplicate=0.95, hash_bits=4, aesthetic=4.5, aesthetic_head=str(tmp_path / "head.npz"))
+    pictures = Pictures.open(embeds, embeds, rule)
+
+    def made(threads: int, turn: int) -> dict[str, str]:
+        place, out = Folder(str(tmp_path / f"passes-{threads}")), Folder(str(tmp_path / f"out-{threads}"))
+        walk = in_threads(place, threads)
+
+        def turned(make: Any, folder: Folder) -> Any:
+            work, shards = make(folder)
+            return work, shards[::turn]
+
+        groups = pictures.groups(lambda name, make: walk(name, partial(turned, make)))
+        work = SelectWork(pictures, groups, out)
+        counts = add_counts([work(name).counts for name in names[::turn]])
+        assert min(counts["dropped"].values()) > 10
+        return {name: folder.sha256(name) for folder in (place, out) for name in folder.names()}
+
+    assert made(1, 1) == made(4, -1)
 
 
 def test_agreement_counts_all_but_one_of_a_family() -> None:

@@ -88,16 +88,18 @@ def videos(folder: Path) -> Target:
 
 def weights(ending: str) -> Callable[[Path], Target]:
     def prepare(folder: Path) -> Target:
-        from mav.models.heads import read_head
+        from mav.models.heads import read_head, read_linear_head
 
         def run(data: bytes) -> str:
-            path = folder / f"weights.{ending}"
+            path, said = folder / f"weights.{ending}", "UserError"
             path.write_bytes(data)
-            try:
+            with contextlib.suppress(UserError):
+                read_linear_head(str(path), "image_select.aesthetic_head")
+                said = "read"
+            with contextlib.suppress(UserError):
                 read_head(str(path), 8, "clip.nsfw_head")
-            except UserError:
-                return "UserError"
-            return "read"
+                said = "read"
+            return said
 
         return run
 

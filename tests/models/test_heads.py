@@ -7,14 +7,16 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mav.errors import UserError
 from mav.models.checkpoints.tensor_bundle import read_bundle
 from mav.models.clip import ClipModel
-from mav.models.heads import Head, WatermarkClassifier, read_head
+from mav.models.heads import Head, WatermarkClassifier, read_head, read_linear_head
 from mav.recipes import ClipConfig, ClipSection
 from mav.storage import Folder
 
+AESTHETIC = "image_select.aesthetic_head"
 TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)
 
 
@@ -128,3 +130,48 @@ def test_the_digest_of_a_heads_file_is_recorded(heads):
     assert isinstance(clip.heads["punsafe"], Head)
     with open(path, "rb") as file:
         assert clip.sources == {"clip.nsfw_head": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def test_a_linear_head_is_read_whatever_its_file_and_several_linear_layers_are_one(tmp_path) -> None:
+    layers = [torch.nn.Linear(a, b).double() for a, b in ((16, 8), (8, 5), (5, 4), (4, 3), (3, 1))]
+    state = {
+        f"layers.{place}.{name}": value
+        for place, layer in zip((0, 2, 4, 6, 7), layers, strict=True)
+        for name, value in layer.state_dict().items()
+    }
+    x = torch.randn(6, 16, dtype=torch.double)
+    one = torch.nn.Linear(16, 1)
+    torch.save(one.state_dict(), tmp_path / "one.pth")
+    save_file(one.state_dict(), tmp_path / "one.safetensors")
+    torch.save({"state_dict": state}, tmp_path / "five.ckpt")
+    for name, expected in (
+        ("one.pth", one.double()(x)),
+        ("one.safetensors", one.double()(x)),
+        ("five.ckpt", torch.nn.Sequential(*layers)(x)),
+    ):
+        weight, bias = read_linear_head(str(tmp_path / name), AESTHETIC)
+        assert np.allclose(x.numpy() @ weight + bias, expected[:, 0].detach().numpy(), atol=1e-6)
+
+
+def test_laions_aesthetic_heads_load_and_what_is_no_linear_head_is_named(heads, tmp_path) -> None:
+    for name, dim in (("sa_0_4_vit_b_32_linear.pth", 512), ("sa_0_4_vit_l_14_linear.pth", 768)):
+        weight, bias = read_linear_head(str(heads / name), AESTHETIC)
+        state = torch.load(heads / name, weights_only=True)
+        assert weight.shape == (dim,)
+        assert (float(state["bias"]), state["weight"][0, 5].item()) == (bias, weight[5])
+    wrong = {
+        "two outputs": torch.nn.Linear(16, 2).state_dict(), "no bias": {"weight": torch.zeros(1, 16)},
+        "not finite": {"weight": torch.full((1, 16), torch.nan), "bias": torch.zeros(1)},
+        "no matrix": {"weight": torch.zeros(16), "bias": torch.zeros(1)},
+        "activations": {f"layers.{n}.{k}": v for n in (0, 3) for k, v in torch.nn.Linear(1, 1).state_dict().items()},
+        "do not fit": {"layers.0.weight": torch.zeros(4, 16), "layers.0.bias": torch.zeros(4)}
+        | {f"layers.{n}.{k}": torch.zeros(1, 3) for n in (2, 4, 6, 7) for k in ("weight", "bias")},
+    }  # fmt: skip
+    for name, state in wrong.items():
+        torch.save(state, tmp_path / name)
+    files = [*map(str, (tmp_path / name for name in wrong)), str(heads / "clip_ViT-B-32_openai_binary_nsfw_head.pth")]
+    for path in files:
+        with pytest.raises(
+            UserError, match=r"`image_select\.aesthetic_head` .* is no linear head .*aesthetic-predictor"
+        ):
+            read_linear_head(path, AESTHETIC)

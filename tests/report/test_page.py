@@ -104,7 +104,7 @@ def test_every_part_is_there(views, tmp_path):
     assert page.count('class="column under"') == page.count('class="column over"') == 2 * 10
     assert page.count("<title>72 rows, no score") == 2
     assert [page.count(f'alt="clips: {reason}"') for reason in ("kept", "cut", "still", "blank")] == [1, 1, 1, 0]
-    for reason in ("cut", "near duplicate"):
+    for reason in ("cut", "near duplicate, of pictures"):
         assert f"{reason} 4 3 3 1.000 0.750 0.857" in text
     assert all(a.get("alt") is not None for tag, a in reader.tags if tag == "img")
 

@@ -113,7 +113,7 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, 
             packet.time_base = base
             packet.pts, packet.dts, packet.duration = tick, tick, length
             container.mux(packet)
-    return Converted(buffer.getvalue(), "mp4", metadata, scorer.scores(metadata["fps"]))
+    return Converted(buffer.getvalue(), "mp4", metadata, scorer.scores(metadata["fps"], metadata.get("times", ())))
 
 
 def _kept(
@@ -136,7 +136,7 @@ def _kept(
     if len(open_video(data)) <= ends[1] or read_squares(data, ends, 16).shape != (2, 16, 16, 3):
         raise ClipError("needs_reencoding")
     first = {"first": source.skipped} if source.skipped else {}
-    return Converted(data, extension, metadata | first, scorer.scores(metadata["fps"]))
+    return Converted(data, extension, metadata | first, scorer.scores(metadata["fps"], metadata.get("times", ())))
 
 
 def _record_times(frames: Iterable[tuple[float, av.VideoFrame]], times: list[float]) -> Iterator[av.VideoFrame]:

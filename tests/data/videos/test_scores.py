@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mav.data.images.hashes import mirrored
 from mav.data.videos.scores import SCORES, ClipScorer
 from mav.data.videos.scores.cuts import find_cuts
 from mav.data.videos.scores.motion import flow_method, pair_motion
@@ -116,6 +117,33 @@ def test_scores_are_the_same_whatever_the_threads_and_for_kept_bytes_nearly() ->
         cv2.setNumThreads(threads)
     kept = convert(data, VideoShards(short_side=64, reencode=False)).scores
     assert kept["motion_local"] == pytest.approx(once["motion_local"], abs=0.1)
+
+
+def test_the_hash_is_of_the_frame_in_the_middle_and_survives_another_encoding_and_a_mirror() -> None:
+    frames, other = drawn(8), drawn(9)
+
+    def differ(one: np.ndarray, two: np.ndarray, turned: bool = False, **rule: int) -> int:
+        first = convert(encode_mp4(one, WORLD.clip_fps), RULE).scores["hash"]
+        again = convert(encode_mp4(two, WORLD.clip_fps), VideoShards(**{"short_side": 64, **rule})).scores["hash"]
+        return (int(mirrored(np.array([first], np.uint64))[0]) if turned else first) ^ again
+
+    assert differ(frames, frames, crf=30).bit_count() < 3
+    assert differ(frames, frames, short_side=96).bit_count() < 3
+    assert differ(frames, np.ascontiguousarray(frames[:, :, ::-1]), turned=True).bit_count() < 3
+    around = np.where((np.abs(np.arange(48) - 24) < 4)[:, None, None, None], frames, other)
+    assert differ(frames, around).bit_count() < 3, "only the middle counts"
+    assert differ(frames, other).bit_count() > 6
+
+
+def test_the_middle_frame_is_the_one_that_is_shown_when_half_of_the_time_is_over() -> None:
+    scorer = ClipScorer()
+    for number in range(4):
+        luma = small(number, 1)[0, :, :, 0].repeat(4, 0).repeat(4, 1)
+        scorer.add(np.pad(luma, ((0, 32), (0, 0))))
+    times = [0.0, 0.25, 0.5, 0.75], [0.0, 1.0, 2.0, 9.0], [0.0, 3.0, 4.0, 5.0]
+    even, third, first = (scorer.scores(4.0, each)["hash"] for each in times)
+    assert scorer.scores(4.0)["hash"] == even == third
+    assert len({first, third, 0}) == 3
 
 
 def test_a_long_clip_is_held_in_few_pictures() -> None:

@@ -1,15 +1,19 @@
 """Scores of a clip for its curation, taken from the frames that are being encoded, at low size and without a second
-decoding: cuts (`cuts`), motion (`motion`), overlays, borders and blank frames (`overlays`).
+decoding: cuts (`cuts`), motion (`motion`), overlays, borders and blank frames (`overlays`), and the perceptual hash of
+the middle frame, by which near duplicates are found.
 
 A score says what is in a clip; what may be trained on is decided later, by the thresholds of `video-select`. Equal
 frames have equal scores: flow is estimated in one thread, and scores are rounded.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+from mav.data.images.hashes import SIDE as HASHED
+from mav.data.images.hashes import perceptual_hash
 from mav.data.videos.scores.cuts import find_cuts
 from mav.data.videos.scores.motion import SAME, flow_method, motion_scores, pair_motion
 from mav.data.videos.scores.overlays import blank_score, border_score, overlay_score
@@ -22,7 +26,7 @@ DIGITS = 4
 SCORES = {
     "cut": "double", "cut_frames": "[]int32", "cut_scores": "[]double", "motion_global": "double",
     "motion_local": "double", "shake": "double", "repeated": "double", "overlay": "double", "border": "double",
-    "blank": "double",
+    "blank": "double", "hash": "uint64",
 }  # fmt: skip
 
 
@@ -31,6 +35,7 @@ class ClipScorer:
 
     def __init__(self) -> None:
         self._thumbs: list[np.ndarray] = []
+        self._small: list[np.ndarray] = []  # luma of a hash's size
         self._spread: list[np.ndarray] = []  # every `_step`-th frame's luma
         self._step = 1
         self._before: np.ndarray | None = None
@@ -49,6 +54,7 @@ class ClipScorer:
         parts = (cv2.resize(_reduced(plane, THUMB), size, interpolation=cv2.INTER_LINEAR) for plane in chroma)
         number = len(self._thumbs)
         self._thumbs.append(np.dstack([thumb, *parts]))
+        self._small.append(cv2.resize(luma, (HASHED, HASHED), interpolation=cv2.INTER_AREA))
         if number % self._step == 0:
             self._spread.append(luma)
             if len(self._spread) == 2 * SPREAD:
@@ -61,8 +67,11 @@ class ClipScorer:
                 self._pairs[number - 1] = pair_motion(self._flow, self._before, luma)
         self._before = luma
 
-    def scores(self, fps: float) -> dict[str, Any]:
-        """Returns the clip's row of `SCORES`, its frames being shown at `fps` a second."""
+    def scores(self, fps: float, times: Sequence[float] = ()) -> dict[str, Any]:
+        """Returns the clip's row of `SCORES`, its frames being shown at `fps` a second.
+
+        times: seconds from the first frame at which each is shown, where they are not even.
+        """
         thumbs, luma = np.stack(self._thumbs), np.stack(self._spread)
         cuts = find_cuts(thumbs)
         scores = motion_scores(self._pairs, self._differences, fps)
@@ -70,7 +79,9 @@ class ClipScorer:
         scores |= {"blank": blank_score(thumbs)}
         scores |= {"cut": max((cut.score for cut in cuts), default=0.0)}
         rounded: dict[str, Any] = {name: round(float(value), DIGITS) for name, value in scores.items()}
-        places = {"cut_frames": [cut.frame for cut in cuts]}
+        half = (times[-1] + 1 / fps) / 2 if times else 0.0
+        middle = int(np.searchsorted(times, half, "right")) - 1 if times else len(thumbs) // 2
+        places = {"cut_frames": [cut.frame for cut in cuts], "hash": perceptual_hash(self._small[middle])}
         return rounded | places | {"cut_scores": [round(cut.score, DIGITS) for cut in cuts]}
 
 
