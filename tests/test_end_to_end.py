@@ -23,6 +23,8 @@ from mav.data.videos.video_io import read_frames
 from mav.recipes.identity import values
 from mav.recipes.reader import load_recipe
 
+pytestmark = pytest.mark.slow
+
 
 class Mav:
     """The command in its own process, with its own home, port and runs folder."""
@@ -60,24 +62,15 @@ class Mav:
         return next(path.parent for path in (self.runs / "artifacts" / stage).glob("*/manifest.json"))
 
 
-def has_run(folder: Path, *until: str) -> Iterator[Mav]:
+@pytest.fixture(scope="module")
+def mav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mav]:
+    folder = tmp_path_factory.mktemp("tiny")
     command = Mav(folder)
-    told = command("run", "tiny", *until).stderr
+    told = command("run", "tiny").stderr
     assert "Prefect UI" in told
     assert "Ray dashboard" in told
     yield command
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def mav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mav]:
-    yield from has_run(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mav]:
-    """No more than the slow tests look at."""
-    yield from has_run(tmp_path_factory.mktemp("prior"), "--until", "train-prior")
 
 
 def test_nothing_asks_another_machine(mav: Mav) -> None:
@@ -225,12 +218,11 @@ def hears_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bytes(prior: Mav, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bytes(mav: Mav, tmp_path: Path) -> None:
     """kill -9 of the whole command in the middle, then Ctrl-C as a terminal sends it, to all its processes; the third
     goes on to the undisturbed bytes."""
     again = Mav(tmp_path)
-    again.port = prior.port  # part of every address, so of every byte
+    again.port = mav.port  # part of every address, so of every byte
     command = [sys.executable, "-m", "flows.cli", "run", "tiny", "--until", "train-prior", "--runs", str(again.runs)]
     command += ["--set", f"world.port={again.port}"]
     for milestone, sent in (("image-download", signal.SIGKILL), ("clip", signal.SIGINT)):
@@ -268,18 +260,17 @@ def test_a_killed_run_goes_on_to_the_same_bytes(prior: Mav, tmp_path: Path) -> N
         "image-select",
         "train-prior",
     ):
-        files = [json.loads((run.artifact(stage) / "manifest.json").read_text())["files"] for run in (prior, again)]
+        files = [json.loads((run.artifact(stage) / "manifest.json").read_text())["files"] for run in (mav, again)]
         assert files[0] == files[1], stage
 
 
-@pytest.mark.slow
-def test_two_workers_train_the_same_network(prior: Mav) -> None:
+def test_two_workers_train_the_same_network(mav: Mav) -> None:
     """Ray Train with two workers sees the same samples as one worker: equal up to the order of sums."""
     from safetensors.numpy import load_file
 
-    alone = load_file(prior.artifact("train-prior") / "network.safetensors")
-    prior("rerun", "tiny", "train-prior", "--set", "cluster.workers=2")
-    together = load_file(prior.artifact("train-prior") / "network.safetensors")
+    alone = load_file(mav.artifact("train-prior") / "network.safetensors")
+    mav("rerun", "tiny", "train-prior", "--set", "cluster.workers=2")
+    together = load_file(mav.artifact("train-prior") / "network.safetensors")
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         np.testing.assert_allclose(together[name], value, atol=2e-4, err_msg=name)

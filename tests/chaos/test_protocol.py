@@ -30,6 +30,7 @@ def judge(account: Account, least: int) -> None:
     assert len(account.struck) == 9, "every kind of fault struck"
 
 
+@pytest.mark.slow
 def test_a_stage_under_any_schedule_of_faults_ends_in_the_same_bytes(small_recipe: Recipe) -> None:
     account = Account()
     for seed in range(SCHEDULES):

@@ -196,6 +196,7 @@ def test_what_cannot_be_judged_says_so(tmp_path, clips):
         made(tmp_path / "c", clips, networks, {"fvd": "demo"}, samples=2)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_card_and_its_page(mav, monkeypatch, tmp_path, clip_folder):
     from flows.cli import evaluate as cli_evaluate
 

@@ -50,6 +50,7 @@ def test_every_stage_trains_and_two_continue(root, stage, monkeypatch):
             assert device.flops < 2 * flops  # only what ends the stage is done again
 
 
+@pytest.mark.slow
 def test_nothing_reads_the_device_between_log_lines(root):
     """Three steps between two lines read as often as one."""
     reads = []
@@ -97,7 +98,7 @@ def test_pictures_are_screened_and_embedded(root):
 
 # The others are made of the same parts.
 @pytest.mark.parametrize(
-    "use", ["sample", "animate", *(pytest.param(use, marks=pytest.mark.slow) for use in ("interpolate", "vary"))]
+    "use", ["sample", *(pytest.param(use, marks=pytest.mark.slow) for use in ("animate", "interpolate", "vary"))]
 )
 def test_the_cascade_samples(root, use):
     recipe = small_recipe()

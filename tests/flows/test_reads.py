@@ -29,6 +29,7 @@ WITHOUT_EFFECT = {
 }
 
 
+@pytest.mark.slow
 def test_the_bodies_read_what_the_stages_declare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("tiny", [*SMALL, f"world.port={reserve_port()}"])
     nodes = list(make_a_video(recipe).nodes.values())

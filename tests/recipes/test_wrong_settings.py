@@ -121,14 +121,14 @@ def test_an_unknown_architecture_is_met_with_the_nearest() -> None:
 @pytest.mark.parametrize("number", [-1, math.nan, math.inf, 10**19, True, "many", [1], {"a": 1}])
 def test_no_number_takes_what_is_none(number: object) -> None:
     """Of every number of the recipe. A learning rate may be any: a training that diverges says so."""
-    demo = _read_tree("demo", ())
+    tree, keys = copy.deepcopy(_read_tree("demo", ())), set()
     for value in values(load_recipe("demo")):
         if type(value.value) in (int, float) and not (number == 10**19 and value.key.endswith("learning_rate")):
-            tree = copy.deepcopy(demo)
             _assign(tree, value.key.split("."), number, "")
-            with pytest.raises(RecipeError) as caught:
-                recipe_from_dict(tree, "demo")
-            assert f"`{value.key}" in str(caught.value), (value.key, str(caught.value))
+            keys.add(value.key)
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(tree, "demo")
+    assert keys - {problem.key for problem in caught.value.problems} == set()
 
 
 def test_all_mistakes_are_told_at_once() -> None:

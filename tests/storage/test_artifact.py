@@ -65,7 +65,7 @@ def test_any_changed_byte_is_named(tmp_path: Path) -> None:
     assert list(Artifact.open(str(tmp_path)).problems()) == []
 
 
-@pytest.mark.parametrize("storage", ["local", "s3"])
+@pytest.mark.parametrize("storage", ["local", pytest.param("s3", marks=pytest.mark.slow)])
 def test_changed_missing_short_and_extra_files_are_named(
     tmp_path: Path, storage: str, request: pytest.FixtureRequest
 ) -> None:

@@ -113,7 +113,7 @@ def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
     assert mav("report", "tiny").strip().endswith("index.html")
 
 
-@pytest.mark.parametrize("where", ["disk", "s3"])
+@pytest.mark.parametrize("where", ["disk", pytest.param("s3", marks=pytest.mark.slow)])
 def test_a_folder_is_replaced_as_a_whole(request: pytest.FixtureRequest, tmp_path: Path, where: str) -> None:
     folder = request.getfixturevalue("folder") if where == "s3" else Folder(str(tmp_path / "parent/folder"))
     before, parent = Folder(f"{folder.url}.before"), Folder(os.path.dirname(folder.url))

@@ -89,6 +89,7 @@ def test_a_checkpoint_of_before_has_no_list_of_files(trained, tmp_path):
     assert Checkpoints(Folder(str(work)), "", keep=2).finished() == [4, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["empty", "zeros"])
 def test_a_damaged_average_is_left_out(tmp_path, damage):
     root = Folder(str(tmp_path))

@@ -76,6 +76,7 @@ def test_the_width_of_the_lowest_held_out_loss_is_exported(tmp_path):
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_chooses_the_same_weights(tmp_path):
     """One was asked to end between two moments; one died while the averages of its last checkpoint were written."""
     root, recipe = Folder(str(tmp_path)), small_recipe(**SIZES)

@@ -114,6 +114,7 @@ def test_replicas_and_shards_learn_what_one_worker_learns(two_workers, tmp_path)
             torch.testing.assert_close(value, one[key], rtol=2e-3, atol=2e-4, msg=f"{name}: {key}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_one_worker_asked_to_end_ends_both_and_resume_is_bit_equal(sharding, two_workers):
     """By SIGTERM in the first life, by Ray's word that its node will be taken away in the second."""

@@ -123,6 +123,7 @@ def test_captions_sets_and_prompts_name_the_digit_that_is_there(world):
     assert len(read_digits(folder.child(READER_FOLDER))) == 160
 
 
+@pytest.mark.slow
 def test_held_out_clips_are_read_as_their_class(world, reader):
     folder, *_ = world
     names = [name for name in folder.names() if name.endswith(".mp4") and name.startswith("ucf101/")]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from mav.data.images.download import DownloadWork
 from mav.data.images.laion import TYPES
@@ -125,6 +126,7 @@ def download(folder: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_nasties_are_classified_in_time_and_in_bounded_memory(tmp_path):
     """In a process of its own, whose peak memory is the shard's."""
     began = time.monotonic()

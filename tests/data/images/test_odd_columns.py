@@ -97,6 +97,7 @@ def test_a_score_that_is_none_is_unknown(tmp_path, null):
     assert kept["width"].to_pylist() == [None, 1, 3]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(column=st.sampled_from(["URL", "TEXT", "md5", "punsafe", "NSFW"]), junk=st.binary(max_size=16))
 def test_bytes_in_any_text_column_of_one_row(tmp_path_factory, column, junk):

@@ -113,6 +113,7 @@ def ids(batch):
     return ((red - 20) // 40 * 256 + (green - 8) // 16 * 16 + (blue - 8) // 16).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["images", "clips"])
 def test_the_first_ids_are_the_same_for_any_workers_ranks_and_resume(kind, many):
     images, embeds, videos = many

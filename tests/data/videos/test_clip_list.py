@@ -72,6 +72,7 @@ def test_globs_name_lists_and_ids_repeat_across_them(tmp_path):
         split_lists([str(tmp_path / "*.parquet")], 10)
 
 
+@pytest.mark.slow
 def test_the_walk_keeps_little_in_memory(tmp_path):
     path = tmp_path / "many.csv"
     with open(path, "w") as file:

@@ -43,6 +43,7 @@ def test_one_odd_caption_takes_no_other_row_with_it(tmp_path, caption):
     assert clips(path, 1) == clips(path, 100)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(place=st.integers(0, 4), junk=st.binary(max_size=12).filter(lambda b: not set(b) & set(b"\n\r,")))
 def test_bytes_in_any_column_of_one_row(tmp_path_factory, place, junk):

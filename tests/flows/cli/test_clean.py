@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def any_store(request: pytest.FixtureRequest) -> Store:
     if request.param == "local":
         return Store(str(request.getfixturevalue("tmp_path")))

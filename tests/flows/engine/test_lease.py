@@ -22,7 +22,7 @@ from mav.storage import Folder
 from mav.storage.fence import lease_numbers
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def work(request: pytest.FixtureRequest) -> Folder:
     if request.param == "local":
         return Folder(str(request.getfixturevalue("tmp_path") / "work"))

@@ -114,7 +114,7 @@ def test_what_is_missing_is_noticed_behind_a_whole_ledger(job: Job, tmp_path: Pa
     assert (two.counts, job.out.sha256(LEDGER)) == (one.counts, ledger)
 
 
-@pytest.mark.parametrize("storage", ["memory", "s3"])
+@pytest.mark.parametrize("storage", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def test_markers_are_the_commit_point_on_any_storage(storage: str, request: pytest.FixtureRequest) -> None:
     root = Folder(
         f"memory://{uuid.uuid4().hex}" if storage == "memory" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
@@ -169,6 +169,7 @@ class NeedsTwo(CountsLoads):
         return output
 
 
+@pytest.mark.slow
 def test_actors_come_when_the_cluster_has_grown(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.engine.shard_map._ShardPass._slots", lambda shards: 2 if shards.done else 1)
     outcome = shard_map(job, NeedsTwo(job.out, str(tmp_path / "tries")), NAMES, actors=True)
@@ -201,10 +202,11 @@ class Hangs(Fault):
         return output
 
 
-@pytest.mark.parametrize(
-    ("execution", "spoils", "actors"),
-    [(0, False, False), (0, False, True), (0, True, False), (0, True, True), (1, False, False), (1, True, True)],
-)
+HUNG = [(0, False, False), (0, False, True), (0, True, False), (0, True, True), (1, False, False), (1, True, True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("execution", "spoils", "actors"), HUNG)
 def test_a_worker_that_hangs_is_ended_once_its_shard_is_there(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: int, spoils: bool, actors: bool
 ) -> None:

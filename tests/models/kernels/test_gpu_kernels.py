@@ -111,6 +111,7 @@ def test_attention_over_frames(
     _equal([attend_over_frames(*inputs, heads, HEAD_NORM_EPS)], inputs, [y], exact)
 
 
+@pytest.mark.slow
 def test_a_network_is_the_same_with_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through every place where a GPU takes another way: skips of two parts, biases, context, both attentions."""
     torch.manual_seed(0)
