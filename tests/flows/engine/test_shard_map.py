@@ -211,9 +211,8 @@ def test_a_worker_that_hangs_is_ended_once_its_shard_is_there(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: int, spoils: bool, actors: bool
 ) -> None:
     monkeypatch.setattr("flows.engine.shard_map.STRAGGLER_FLOOR_SECONDS", 0.5)
-    work = Hangs(
-        job.out, str(tmp_path / "tries"), execution=execution, markers=job.work.path("markers") if spoils else ""
-    )
+    markers = job.work.path("markers") if spoils else ""
+    work = Hangs(job.out, str(tmp_path / "tries"), execution=execution, markers=markers)
     outcome = shard_map(job, work, NAMES, actors=actors)
     assert outcome.counts == {"rows_in": 120, "rows_out": 108, "dropped": {"nsfw": 12}, "failed": {}}
     assert job.out.read_bytes("00007.bin") == b"00007" * 100
