@@ -135,16 +135,19 @@ def every(seconds: float, do: Callable[[], None], tell: Callable[[str], None]) -
         told = False
         while not stop.wait(seconds):
             try:
-                do()
-                told = False
-            except Exception as error:
-                if not from_storage(error):
-                    errors.append(error)
-                    return
-                if not told:
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                    tell(f"storage fails ({reason}); trying again")
-                told = True
+                try:
+                    do()
+                    told = False
+                except Exception as error:
+                    if not from_storage(error):
+                        raise
+                    if not told:
+                        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                        tell(f"storage fails ({reason}); trying again")
+                    told = True
+            except Exception as error:  # also one of telling
+                errors.append(error)
+                return
 
     def check() -> None:
         if errors:

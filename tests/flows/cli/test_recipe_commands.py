@@ -47,7 +47,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: str) -> Store:
 
 def test_validate_says_everything_and_exits_1(mav: Mav, tmp_path: Path) -> None:
     code, out, _ = mav("validate", "tiny")
-    assert (code, out) == (0, "tiny is right: 23 stages.\n")
+    assert (code, out) == (0, "tiny is right: 24 stages.\n")
     code, out, _ = mav("validate", "tiny", "--set", "cascade.low_size=40", "--set", "cluster.attempts=0")
     assert code == 1
     assert [line.split("`")[1] for line in out.splitlines()] == [

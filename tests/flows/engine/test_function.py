@@ -46,7 +46,7 @@ class Screen(Terminal):
         if done:
             self.begun()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, stage: str = "") -> None:
         self.said.append(text)
 
 
