@@ -91,6 +91,8 @@ def other(value: Any) -> Any:
         return value + 1
     if isinstance(value, float):
         return value / 2 + 0.13
+    if isinstance(value, list) and value and isinstance(value[-1], float):  # often a pair
+        return [*value[:-1], other(value[-1])]
     return [*value, *(value[-1:] or ["other"])] if isinstance(value, list) else f"{value}x"
 
 
