@@ -13,7 +13,7 @@ from mav.evaluation import protocols
 from mav.evaluation.card import make_card
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import RESULT, Report, Settings, flat, measure
-from mav.evaluation.reading import Entry
+from mav.evaluation.reading import Entry, evenly
 from mav.evaluation.sets import read_set
 from mav.generation.cascade import Cascade
 from mav.generation.write import write_videos
@@ -66,10 +66,9 @@ def judge_metrics(
     for benchmark in FIRST_SEED:
         protocol, networks, folder = _benchmark(benchmark, recipe, inputs, device)
         real = read_set(protocol, folder, protocol.samples)
-        count = min(settings.card_clips, len(real.real))
-        chosen = [i * len(real.real) // count for i in range(count)]
         texts = real.real_texts if benchmark == "msrvtt" else ("",) * len(real.real)
-        entries = [Entry(number, real.real[i], texts[i]) for number, i in enumerate(chosen)]
+        clips = evenly(list(zip(real.real, texts, strict=True)), settings.card_clips)
+        entries = [Entry(number, *clip) for number, clip in enumerate(clips)]
         work = out.child(f"work-{benchmark}")
         judged = (protocol, protocol.preparation(recipe), folder, entries, networks, work)
         card = make_card(*judged, draws=settings.bootstrap, seed=settings.seed, report=report)

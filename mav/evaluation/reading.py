@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +25,8 @@ from mav.evaluation.protocols import Preparation
 from mav.evaluation.sets import VIDEO_ENDINGS
 from mav.storage import Folder
 from mav.storage.patterns import visible
+
+T = TypeVar("T")
 
 PICTURES = (".png", ".jpg", ".jpeg")
 TENSORS = (".npy", ".pt")
@@ -45,6 +47,12 @@ class Entry:
     index: int
     file: str  # path in its folder; '' = missing
     prompt: str = ""  # the prompt that it was made for
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """Returns so many of the items, spread evenly over them; all, where there are no more."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple[list[Entry], int]:

@@ -36,8 +36,7 @@ BENCHMARKS = {"evaluate-ucf101": "ucf101", "evaluate-msrvtt": "msrvtt", "evaluat
 
 def cards(artifact: Artifact | None) -> list[dict[str, Any]]:
     """Returns the validity cards of the run's benchmarks."""
-    names = sorted(artifact.manifest.files) if artifact else []
-    return [artifact.folder.read_json(name) for name in names] if artifact else []
+    return [artifact.folder.read_json(name) for name in sorted(artifact.manifest.files)] if artifact else []
 
 
 def clips(generate: Artifact | None, oracle: Artifact | None) -> tuple[list[dict[str, Any]], int]:

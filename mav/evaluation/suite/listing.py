@@ -5,7 +5,7 @@ import re
 
 from mav.data.prompts import read_prompts
 from mav.errors import UserError
-from mav.evaluation.reading import ENDINGS, LIST, Entry, composed, find_videos, videos_below
+from mav.evaluation.reading import ENDINGS, LIST, Entry, composed, evenly, find_videos, videos_below
 from mav.storage import Folder
 
 
@@ -25,8 +25,8 @@ def listed(folder: Folder, prompts: Folder | None, samples: int) -> list[Entry]:
     else:
         known = [text for text, _ in read_prompts(prompts)] if prompts else None
         found = [Entry(0, name, _prompt(name, known)) for name in names]
-    if samples and samples < len(found):
-        found = [found[i * len(found) // samples] for i in range(samples)]
+    if samples:
+        found = evenly(found, samples)
     return [Entry(index, entry.file, entry.prompt) for index, entry in enumerate(found)]
 
 
