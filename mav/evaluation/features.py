@@ -13,6 +13,7 @@ one world, but not with published ones. `i3d`, `c3d`, `inception` and `clip NAME
 | `inception` | pooled features of each frame (F, 2048) | FID, KID |
 | `dino`, `dinov2` | class tokens of each frame (F, 768) or (F, 1024) | FD |
 | `aesthetic` | LAION's score of each frame, of 1 (F, 1) | aesthetic quality |
+| `musiq` | MUSIQ's score of each frame, of 1 (F, 1) | imaging quality |
 | `pixels` | what is measured without a network (4,) (`networks.pixels`) | those four |
 
 `whole NAME` is the network NAME on every frame of a video, in its own shape. Its array is one row, of the same length
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from mav.errors import UserError
-from mav.evaluation.networks import c3d, i3d, inception, pixels, vit, vjepa
+from mav.evaluation.networks import c3d, i3d, inception, musiq, pixels, vit, vjepa
 from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state
 from mav.models.clip import WEIGHTS, ClipModel
 from mav.storage import Folder
@@ -38,6 +39,7 @@ from mav.storage import Folder
 DEMO_NOTE = "demo encoder: not comparable with published numbers"
 WHOLE = "whole "  # before the name of a network that reads every frame
 AESTHETIC_CLIP = "clip ViT-L-14"  # of whose embeddings the aesthetic score is made
+BY_FRAME = ("inception", "dino", "dinov2", "musiq")  # give a row of each frame
 FRAMES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
 
@@ -190,8 +192,9 @@ def _encoder(networks: Networks, name: str) -> Encoder:
     prepare = {
         "i3d": i3d.prepare, "c3d": c3d.prepare, "inception": inception.prepare, "dino": vit.prepare_dino,
         "dinov2": vit.prepare_dinov2, "videomae": vit.prepare_videomae, "vjepa": vjepa.prepare,
+        "musiq": musiq.prepare,
     }[name]  # fmt: skip
-    return functools.partial(_batched, module, prepare, networks.device, name in ("inception", "dino", "dinov2"))
+    return functools.partial(_batched, module, prepare, networks.device, name in BY_FRAME)
 
 
 @torch.inference_mode()

@@ -26,9 +26,10 @@ from mav.report.suite import suite_page
 from mav.storage import Folder
 
 TEXTS = ("a red circle", "a blue cross")
+MUSIQ = "musiq_spaq_ckpt-358bb6af.pth"
 WEIGHTS = (
     "dino.safetensors", "ViT-B-32.safetensors", "ViT-L-14.safetensors", "aesthetic.safetensors", "i3d.safetensors",
-    "dinov2.safetensors", "videomae.safetensors", "vjepa.safetensors",
+    "dinov2.safetensors", "videomae.safetensors", "vjepa.safetensors", "musiq.safetensors",
 )  # fmt: skip
 
 
@@ -114,7 +115,10 @@ def test_all_that_can_be_said_is_said(tmp_path, folder, monkeypatch):
     assert json.loads(out.read_bytes(SUITE)) == json.loads(json.dumps(result))
     # VBench's own form.
     theirs = json.loads(out.read_bytes(VBENCH))
-    assert set(theirs) == set(list(load_protocol("suite").features)[:7])
+    assert set(theirs) == set(list(load_protocol("suite").features)[:8])
+    value, rows = theirs["imaging_quality"]
+    assert value == metrics["imaging_quality"]["value"]
+    assert 100 * value == pytest.approx(np.mean([row["video_results"] for row in rows]))
     value, rows = theirs["dynamic_degree"]
     assert value == np.mean([row["video_results"] for row in rows])
     assert {type(row["video_results"]) for row in rows} == {bool}
@@ -158,7 +162,7 @@ def test_without_weights_or_references_the_list_names_every_need_once(mav, tmp_p
         "ViT-L-14.pt",
         "i3d_torchscript.pt",
     )
-    for file in (*files, "dinov2_vitl14_pretrain.pth", "vit_g_hybrid_pt_1200e_ssv2_ft.pth", "vith16.pth.tar"):
+    for file in (*files, "dinov2_vitl14_pretrain.pth", "vit_g_hybrid_pt_1200e_ssv2_ft.pth", "vith16.pth.tar", MUSIQ):
         assert len([need for need in needs if file in need]) == 1
         assert file in told
     assert "5 of 7 readable" in told

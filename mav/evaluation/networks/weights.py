@@ -15,6 +15,7 @@ stored with every number that it makes. A file with the name but not the digest 
 | DINO, DINOv2 | `blocks.0.attn.qkv.weight`, ... (facebookresearch) | the same |
 | VideoMAE | `blocks.0.attn.q_bias`, `.v_bias` (OpenGVLab) | `blocks.0.attn.qkv.bias`, 0 for the keys |
 | V-JEPA | `module.backbone.blocks.0...`, and `module.pooler...` of the probe (facebookresearch) | without the prefix |
+| MUSIQ | `transformer_encoder.transformer.encoderblock_0.attention.query.weight`, ... (pyiqa) | the same |
 | aesthetic | `weight`, `bias` (LAION) | read by `mav.evaluation.features` |
 """
 
@@ -35,6 +36,7 @@ from mav.evaluation.networks.c3d import C3D, COLUMNS, RESIZED, ROWS
 from mav.evaluation.networks.c3d import FRAMES as C3D_FRAMES
 from mav.evaluation.networks.i3d import I3D
 from mav.evaluation.networks.inception import Inception
+from mav.evaluation.networks.musiq import Musiq
 from mav.evaluation.networks.vit import DINO, DINOV2, VideoMae, VisionTransformer
 from mav.evaluation.networks.vjepa import VJepa
 from mav.models.checkpoints.weight_files import read_tensors
@@ -101,6 +103,12 @@ PUBLISHED = {
         "ssv2-probe.pth.tar",
         halves=True,
     ),
+    "musiq": Published(
+        "MUSIQ, SPAQ",
+        {"musiq_spaq_ckpt-358bb6af.pth": "358bb6af275e28ea56821d44fb55c6cb83645db11f394d3ad65b2d149965ab50"},
+        "Apache-2.0 (Google's MUSIQ, of which the file is a conversion; the converter's repository is noncommercial)",
+        "releases of the IQA-PyTorch repository on GitHub, v0.1-weights",
+    ),
     "aesthetic": Published(
         "LAION's aesthetic head on CLIP ViT-L/14",
         {"sa_0_4_vit_l_14_linear.pth": "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba"},
@@ -123,7 +131,7 @@ PUBLISHED = {
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "i3d": I3D, "c3d": C3D, "inception": Inception, "dino": partial(VisionTransformer, DINO),
-    "dinov2": partial(VisionTransformer, DINOV2), "videomae": VideoMae, "vjepa": VJepa,
+    "dinov2": partial(VisionTransformer, DINOV2), "videomae": VideoMae, "vjepa": VJepa, "musiq": Musiq,
 }  # fmt: skip
 I3D_BRANCHES = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "branch_2.0": "b2a", "branch_2.1": "b2b",
                 "branch_3.1": "b3b"}  # fmt: skip

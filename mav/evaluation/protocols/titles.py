@@ -35,6 +35,7 @@ METRICS = {
     "motion_smoothness": Shown("Motion smoothness", "higher", 4),
     "dynamic_degree": Shown("Dynamic degree", "higher", 3),
     "aesthetic_quality": Shown("Aesthetic quality", "higher", 4),
+    "imaging_quality": Shown("Imaging quality", "higher", 4),
     "overall_consistency": Shown("Overall consistency", "higher", 4),
     "strobing": Shown("Strobing", "lower", 4),
 }

@@ -6,6 +6,7 @@ suite goes on where it was and memory does not grow with the number of videos.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from mav.errors import UserError
@@ -29,7 +30,7 @@ SHOWN_VIDEOS = 3  # worst and best ones of each metric
 # VBench's names of dimensions, in its order; its results hold no others.
 VBENCH_DIMENSIONS = (
     "subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree",
-    "aesthetic_quality", "overall_consistency",
+    "aesthetic_quality", "imaging_quality", "overall_consistency",
 )  # fmt: skip
 DIFFERENCES = {  # from VBench's own networks, for who compares with its numbers
     "motion_smoothness": "frames between are made by DIS flow, not by AMT",
@@ -38,6 +39,7 @@ DIFFERENCES = {  # from VBench's own networks, for who compares with its numbers
     "subject_consistency": "frames are made smaller with antialiasing",
     "background_consistency": "frames are made smaller with antialiasing",
     "aesthetic_quality": "frames are made smaller with antialiasing",
+    "imaging_quality": "frames above 512 pixels on the shorter side are first made smaller with antialiasing",
 }
 
 
@@ -175,12 +177,16 @@ def extremes(values: list[tuple[str, float]], better: str) -> dict[str, list[dic
 def vbench(
     videos: Folder, metrics: dict[str, dict[str, Any]], each: dict[str, list[tuple[str, float]]]
 ) -> dict[str, list[Any]]:
-    """Returns the dimensions as VBench writes them: {dimension: [mean, [{"video_path", "video_results"}, ...]]}."""
+    """Returns the dimensions as VBench writes them: {dimension: [mean, [{"video_path", "video_results"}, ...]]}.
+
+    There, the dynamic degree of a video is true or false, and of the imaging quality only the mean is divided by 100.
+    """
+    forms: dict[str, Callable[[float], Any]] = {"dynamic_degree": bool, "imaging_quality": lambda value: 100 * value}
     return {
         name: [
             metrics[name]["value"],
             [
-                {"video_path": videos.path(file), "video_results": bool(value) if name == "dynamic_degree" else value}
+                {"video_path": videos.path(file), "video_results": forms.get(name, float)(value)}
                 for file, value in each[name]
             ],
         ]
