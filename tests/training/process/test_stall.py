@@ -39,18 +39,25 @@ print("through")
 """
 
 
-def _run(kind: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", SCRIPT, kind], capture_output=True, text=True, timeout=50, check=False)
+@pytest.fixture(scope="module")
+def ended() -> dict[str, tuple[int, str, str]]:
+    """Exit code, stdout and stderr of a process of each kind. They mostly wait, so they run at once."""
+    pipe = subprocess.PIPE
+    started = {
+        kind: subprocess.Popen([sys.executable, "-c", SCRIPT, kind], stdout=pipe, stderr=pipe, text=True)
+        for kind in ("hangs", "uploads", "works")
+    }
+    told = {kind: process.communicate(timeout=50) for kind, process in started.items()}
+    return {kind: (started[kind].returncode, *told[kind]) for kind in started}
 
 
 @pytest.mark.parametrize(("kind", "where"), [("hangs", "waits_for_storage"), ("uploads", "uploads_a_checkpoint")])
-def test_a_stalled_training_ends_and_says_where(kind: str, where: str) -> None:
-    ended = _run(kind)
-    assert ended.returncode == 1
-    assert ended.stdout == "steps\n"
-    assert where in ended.stderr
+def test_a_stalled_training_ends_and_says_where(ended: dict[str, tuple[int, str, str]], kind: str, where: str) -> None:
+    code, out, error = ended[kind]
+    assert code == 1
+    assert out == "steps\n"
+    assert where in error
 
 
-def test_steps_keep_it_alive_and_its_end_ends_the_watch() -> None:
-    ended = _run("works")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "steps\nthrough\n", "")
+def test_steps_keep_it_alive_and_its_end_ends_the_watch(ended: dict[str, tuple[int, str, str]]) -> None:
+    assert ended["works"] == (0, "steps\nthrough\n", "")
