@@ -46,6 +46,7 @@ class World:
     colours: Annotated[tuple[Colour, ...], MinLen(1), IF_SHAPES] = ("red", "green", "blue", "yellow", "cyan", "magenta")
     shapes: Annotated[tuple[Shape, ...], MinLen(1), IF_SHAPES] = ("circle", "square", "triangle", "cross")
     objects: Annotated[Positive, Le(2)] = 1  # most objects in a frame; with 2 there are one or two, of two colours
+    planted_clips: Whole = 0  # clips of each kind that `video-select` should drop; 0: one for every 60 clips
     evaluation_clips: Positive = 96  # held-out clips of the UCF-101-style and MSR-VTT-style sets
     port: Annotated[Positive, Le(65_535)] = 8787  # port of the loopback server; it is part of every URL of the world
 

@@ -25,7 +25,7 @@ from mav.world.planted import KINDS, plant
 
 LEAST_IMAGES = 16
 DIRECTORY = 50  # clips in a page_dir
-PLANTED = 60  # clips for each of a kind that is not to train on; there is one at least
+PLANTED = 60  # clips for each of a kind that is not to train on, unless the recipe says; there is one at least
 
 
 def draw_world(world: World, seed: int, out: Folder) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _write_clips(
     rng = np.random.default_rng([seed, 2])
     broken = ["html", "truncated", "empty", "missing"] * max(world.clips // 120, 1)
     kinds = np.array(["good"] * world.clips + broken)[rng.permutation(world.clips + len(broken))].tolist()
-    kinds += sorted([*KINDS] * max(world.clips // PLANTED, 1), key=[*KINDS].index)
+    kinds += sorted([*KINDS] * (world.planted_clips or max(world.clips // PLANTED, 1)), key=[*KINDS].index)
     seconds = int(world.clip_frames / world.clip_fps)
     lines, truth, planted, digests = [], [], [], {}
     for index, kind in enumerate(kinds):

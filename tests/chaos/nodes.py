@@ -1,5 +1,5 @@
-"""`make chaos-nodes`: the tiny recipe up to D^t, from a bucket, on three Ray nodes, in trainings of three workers. One
-node is killed and another one added while D^t is trained.
+"""`make chaos-nodes`: a recipe up to D^t, from a bucket, on three Ray nodes, in trainings of three workers. One node is
+killed and another one added while D^t is trained. The recipe is `tiny`, or `demo` with `--recipe demo`.
 
 The training goes on with the two workers that are left and takes a third one in. An undisturbed run on the same nodes
 is beside it. All that was made before D^t must have its bytes, and every training must have seen the same samples, with
@@ -36,18 +36,27 @@ from mav.training.stages import TRAININGS
 
 STRUCK, WORKERS = "train-decoder-video", 3
 ENOUGH = 24  # samples that a group of workers takes before it is struck
-PATIENCE = 900.0  # seconds for a run, and for what is waited for within one
+PATIENCE = 1800.0  # seconds for a run, and for what is waited for within one
 IMAGES = ("clip", "train_prior", "train_decoder", "train_sr_low", "train_sr_high")
 VIDEOS = ("train_decoder_video", "train_interpolation", "train_sr_low_video")
-SETTINGS = (  # batches that three workers share
+SHORT = (  # what makes `tiny` shorter still, but for D^t
     *(f"{section}.optimisation.{value}" for section in IMAGES for value in ("batch_size=12", "samples=24")),
-    *(f"{section}.optimisation.{value}" for section in VIDEOS for value in ("batch_size=3", "samples=6", "threads=1")),
+    *(f"{section}.optimisation.{value}" for section in VIDEOS for value in ("batch_size=3", "samples=6")),
     "train_decoder_video.optimisation.samples=180",
     "train_decoder_video.optimisation.checkpoint_every=15",
-    f"cluster.workers={WORKERS}",
-    "cluster.min_workers=1",
-    "cluster.dashboard=false",
 )
+CLUSTER = (f"cluster.workers={WORKERS}", "cluster.min_workers=1", "cluster.dashboard=false")
+
+
+def settings(name: str) -> tuple[str, ...]:
+    """What the recipe is changed in: batches that three workers share, a thread for each, and a port for its world."""
+    short = SHORT if name == "tiny" else ()
+    recipe, shared = load_recipe(name, short), []
+    for section in (*IMAGES, *VIDEOS):
+        o = getattr(recipe, section).optimisation
+        batch = -(-o.batch_size // WORKERS) * WORKERS
+        shared += [f"{section}.optimisation.batch_size={batch}", f"{section}.optimisation.threads=1"]
+    return (*short, *shared, *CLUSTER, f"world.port={reserve_port()}")
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,10 @@ def in_order(stage: str, lived: list[Life]) -> tuple[list[str], list[int]]:
 class Trial:
     """The nodes, the bucket, and what was found."""
 
-    def __init__(self, base: Path, seed: int) -> None:
-        self.base, self.rng, self.began = base, random.Random(seed), time.monotonic()
-        self.settings = (*SETTINGS, f"world.port={reserve_port()}")
-        self.recipe = load_recipe("tiny", self.settings)
+    def __init__(self, name: str, base: Path, seed: int) -> None:
+        self.name, self.base, self.rng, self.began = name, base, random.Random(seed), time.monotonic()
+        self.settings = settings(name)
+        self.recipe = load_recipe(name, self.settings)
         self.graph = make_a_video(self.recipe).until(STRUCK)
         self.problems: list[str] = []
 
@@ -150,7 +159,7 @@ class Trial:
             store = Store(f"s3://mav/{name}")
             flow = Flow(self.base / "prefect", store.root.url, self.base / f"{name}.log", self.settings)
             flow.environment = {"RAY_ADDRESS": nodes.address, "PREFECT_API_URL": prefect.api}
-            flow.start("run", "tiny", "--until", STRUCK)
+            flow.start("run", self.name, "--until", STRUCK)
             if disturb:
                 disturb(flow, nodes)
                 (place / "struck").touch()
@@ -216,6 +225,7 @@ class Trial:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="tiny", choices=("tiny", "demo"))
     parser.add_argument("--seed", type=int, default=29)
     parser.add_argument("--json", type=Path, default=Path("build/chaos-nodes.json"))
     chosen = parser.parse_args()
@@ -223,13 +233,18 @@ def main() -> int:
     os.environ.update(QUICK_DEATH)
     os.environ.pop("RAY_ADDRESS", None)
     base = Path(tempfile.mkdtemp(prefix="mav-nodes-"))
-    trial = Trial(base, chosen.seed)
+    trial = Trial(chosen.recipe, base, chosen.seed)
     with FaultyS3(chosen.seed) as server:
         os.environ.update(server.environment)
         disturbed = trial.run("disturbed", trial.disturb)
         found = trial.compare(trial.run("calm"), disturbed)
         found["s3_calls"] = server.calls
-    found |= {"seconds": round(time.monotonic() - trial.began), "seed": chosen.seed, "problems": trial.problems}
+    found |= {
+        "recipe": chosen.recipe,
+        "seconds": round(time.monotonic() - trial.began),
+        "seed": chosen.seed,
+        "problems": trial.problems,
+    }
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     chosen.json.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

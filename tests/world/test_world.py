@@ -92,6 +92,14 @@ def test_clips_play_and_have_no_caption(world):
     assert frames.shape == (SMALL.clip_frames, SMALL.size, SMALL.size, 3)
 
 
+def test_a_world_has_as_many_planted_clips_of_each_kind_as_its_recipe_says(tmp_path):
+    folder = Folder(str(tmp_path))
+    counts = draw_world(dataclasses.replace(SMALL, planted_clips=2), 3, folder)
+    kinds = [clip["kind"] for clip in folder.read_json("truth.json")["planted"]]
+    assert kinds == [kind for kind in KINDS for _ in range(2)]
+    assert counts["planted"] == len(kinds)
+
+
 def test_evaluation_sets_and_prompts(world):
     folder, _ = world
     listed = folder.read_bytes("ucf101/trainlist01.txt").decode()
