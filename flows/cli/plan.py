@@ -6,6 +6,7 @@
 import dataclasses
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Annotated
@@ -236,9 +237,10 @@ def _converted_clips(recipe: Recipe) -> dict[str, float]:
 def _given(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        if name not in RATES or float(value) <= 0:
+        number = float(value)
+        if name not in RATES or not 0 < number < math.inf:
             raise ValueError
-        return name, float(value)
+        return name, number
     except ValueError:
         known = ", ".join(RATES)
         raise UserError(f"--rate {text}: give NAME=VALUE with a positive number; the rates are {known}.") from None
