@@ -11,6 +11,7 @@ from mav.evaluation.metrics import Moments, Statistic, around, bootstrap, freche
 
 NORMAL = 1.959964  # the 97.5 % point of the normal distribution
 GROUPS = 20  # number of groups of the jackknife
+LEAST_EXTRAPOLATED = 16  # videos, of which a line in 1 / n can be drawn
 
 
 class FrechetTo:
@@ -72,8 +73,8 @@ class FrechetTo:
         It is the value at 0 of a line in 1 / n through the distances of random subsets, of a quarter to all of the
         videos. The bias from the number of real videos stays. Raises ValueError for fewer than 16 videos.
         """
-        if self.videos < 16:
-            raise ValueError(f"extrapolation needs at least 16 videos, not {self.videos}")
+        if self.videos < LEAST_EXTRAPOLATED:
+            raise ValueError(f"extrapolation needs at least {LEAST_EXTRAPOLATED} videos, not {self.videos}")
         rng = np.random.default_rng([seed, self.videos, 1])
         sizes = np.linspace(self.videos // 4, self.videos, points).astype(int)
         values = []

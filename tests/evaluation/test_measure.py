@@ -25,15 +25,31 @@ PROMPTS = tuple(f"a {colour} {shape}" for colour in ("red", "green", "blue") for
 
 
 def evaluate(
-    tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", features=None, prepared=PREPARATION
+    tmp_path,
+    networks,
+    videos,
+    real=None,
+    samples=6,
+    run=in_process,
+    out="out",
+    features=None,
+    prepared=PREPARATION,
+    endless=False,
 ):
     listed = tuple(sorted(name for name in real.names())) if real else ()
     asked = BenchmarkSet(PROMPTS, listed, PROMPTS[: len(listed)], PROMPTS)
     protocol = load_protocol("msrvtt-demo")
     protocol = dataclasses.replace(protocol, features=features or protocol.features)
-    settings = Settings(prepared, samples, draws=20)
+    settings = Settings(prepared, samples, draws=20, endless=endless)
     into, cache = Folder(str(tmp_path / out)), Folder(str(tmp_path / "cache"))
     return measure(protocol, settings, videos, asked, real, networks, into, cache, run=run)
+
+
+def test_too_few_videos_to_extrapolate_keep_their_distance(tmp_path, networks, folders):
+    result = evaluate(tmp_path, networks, *folders, endless=True)
+    assert result["metrics"]["fid"]["value"] > 0
+    assert "endless" not in result["metrics"]["fid"]
+    assert "nothing is extrapolated, which takes 16 readable videos" in result["notes"]
 
 
 @pytest.fixture
