@@ -10,7 +10,7 @@ colour; what others may hide of it is left out of the comparison with the shapes
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,26 @@ def frame_pixels(frame: np.ndarray) -> np.ndarray:
     return frame.astype(np.float32)
 
 
+def centre_of_gravity(weight: np.ndarray) -> tuple[float, float]:
+    """Returns the centre (x, y), in pixels from the corner, of an object that covers so much of each pixel (H, W)."""
+    y, x = np.mgrid[0 : weight.shape[0], 0 : weight.shape[1]] + 0.5
+    area = float(weight.sum())
+    return float((weight * x).sum() / area), float((weight * y).sum() / area)
+
+
+def resampled(mask: np.ndarray, corner: Sequence[float], scale: float, side: int) -> np.ndarray:
+    """Returns a square (side, side) of a mask (H, W) from a corner (x, y) on; beyond the mask is nothing.
+
+    scale: pixels of the mask for each of the square's.
+    """
+    source: np.ndarray = mask.astype(np.float32)
+    if scale > 1.5:
+        source = cv2.GaussianBlur(source, (0, 0), scale / 2)
+    # Output pixel (u, v) samples the mask at corner + (u + 0.5) * scale, where pixel centres are at .5.
+    matrix = np.array([[scale, 0, corner[0] + 0.5 * scale - 0.5], [0, scale, corner[1] + 0.5 * scale - 0.5]])
+    return cv2.warpAffine(source, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
 def _spread(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(pixels.max(axis=2) - pixels.min(axis=2))
 
@@ -104,8 +124,7 @@ def _object(pixels: np.ndarray, colour: str, own: np.ndarray, others: np.ndarray
     if area < LEAST_AREA * height * width:
         return NOTHING
     # Compare it with the shapes, around its centre of gravity.
-    y, x = np.mgrid[0:height, 0:width] + 0.5
-    centre = (float((weight * x).sum() / area), float((weight * y).sum() / area))
+    centre = centre_of_gravity(weight)
     shape, overlap, hidden = _shape(weight, others, centre, shapes)
     if overlap < LEAST_OVERLAP or hidden > 1 - LEAST_SEEN:
         return NOTHING
@@ -164,16 +183,9 @@ def _shape(
     spread = np.sqrt((cover * ((x - centre[0]) ** 2 + (y - centre[1]) ** 2)).sum() / cover.sum())
     half = max(2.0 * float(spread), 2.0)
     scale = 2 * half / WINDOW
-    # Output pixel (u, v) samples the input at centre - half + (u + 0.5) * scale, where pixel centres are at .5.
-    matrix = np.array(
-        [[scale, 0, centre[0] - half + 0.5 * scale - 0.5], [0, scale, centre[1] - half + 0.5 * scale - 0.5]]
-    )
 
     def window_of(mask: np.ndarray) -> np.ndarray:
-        source: np.ndarray = mask.astype(np.float32)
-        source = cv2.GaussianBlur(source, (0, 0), scale / 2) if scale > 1.5 else source
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return np.asarray(cv2.warpAffine(source, matrix, (WINDOW, WINDOW), flags=flags).ravel())  # zero outside
+        return resampled(mask, (centre[0] - half, centre[1] - half), scale, WINDOW).ravel()
 
     templates, owners = _templates(shapes)
     full = templates.sum(axis=1)
