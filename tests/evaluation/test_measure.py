@@ -238,6 +238,9 @@ def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_
         (["msrvtt", "--videos", "."], "--real"),
         (["interpolation", "--videos", "."], "--real"),
         (["ucf101", "--videos", ".", "--metric", "lpips"], "no metric 'lpips'"),
+        (["suite", "--videos", ".", "--metric", "fvd"], "suite takes no --metric: leave it away"),
+        (["card", "--videos", ".", "--endless"], "card takes no --endless: leave it away"),
+        (["ucf101", "--videos", ".", "--ratings", "."], "ucf101 takes no --ratings: leave it away, or ask for suite"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(mav, monkeypatch, tmp_path, arguments, message):
