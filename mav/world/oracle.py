@@ -10,7 +10,7 @@ colour; what others may hide of it is left out of the comparison with the shapes
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from mav.world.drawing import PALETTE, SHAPES, Kind, signed_distance
+from mav.world.windows import centre_of_gravity, resampled
 
 # Least difference between the largest and smallest channel of a coloured pixel, of 255; grounds are grey.
 SATURATION = 60
@@ -85,26 +86,6 @@ def frame_pixels(frame: np.ndarray) -> np.ndarray:
         scale = max(LARGEST / max(height, width), 16 / min(height, width))
         frame = cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
     return frame.astype(np.float32)
-
-
-def centre_of_gravity(weight: np.ndarray) -> tuple[float, float]:
-    """Returns the centre (x, y), in pixels from the corner, of an object that covers so much of each pixel (H, W)."""
-    y, x = np.mgrid[0 : weight.shape[0], 0 : weight.shape[1]] + 0.5
-    area = float(weight.sum())
-    return float((weight * x).sum() / area), float((weight * y).sum() / area)
-
-
-def resampled(mask: np.ndarray, corner: Sequence[float], scale: float, side: int) -> np.ndarray:
-    """Returns a square (side, side) of a mask (H, W) from a corner (x, y) on; beyond the mask is nothing.
-
-    scale: pixels of the mask for each of the square's.
-    """
-    source: np.ndarray = mask.astype(np.float32)
-    if scale > 1.5:
-        source = cv2.GaussianBlur(source, (0, 0), scale / 2)
-    # Output pixel (u, v) samples the mask at corner + (u + 0.5) * scale, where pixel centres are at .5.
-    matrix = np.array([[scale, 0, corner[0] + 0.5 * scale - 0.5], [0, scale, corner[1] + 0.5 * scale - 0.5]])
-    return cv2.warpAffine(source, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
 def _spread(pixels: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ from mav.storage import Folder
 from mav.world.digits import DIGITS, LEAST, READER_FOLDER, digit_scene
 from mav.world.drawing import SHAPES, draw, signed_distance
 from mav.world.idx_files import Digits, read_digits
-from mav.world.oracle import NOTHING, Reading, centre_of_gravity, frame_pixels, resampled
+from mav.world.oracle import NOTHING, Reading, frame_pixels
+from mav.world.windows import centre_of_gravity, resampled
 
 LEAST_CONTRAST = 50  # levels of 255 between the ink and the ground
 LEAST_AREA, MOST_AREA = 0.008, 0.3  # of the frame, in ink; a one of the smallest size has 0.02
