@@ -50,7 +50,7 @@ def freeze(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws pairs, sides and order.")] = 0,
 ) -> None:
     """Fix which pairs are shown, on which side and in which order, before anybody has looked at them."""
-    from mav.evaluation.sets import read_prompts
+    from mav.data.prompts import read_prompts
     from mav.study.study import STUDY, freeze, pairs_of
 
     systems = {}
