@@ -58,7 +58,8 @@ class Replayed:
             return self.network(x, t, **conditions, **options)
         given = {"x": x, "t": t, **conditions}
         key = (time, torch.is_autocast_enabled("cuda"), *((n, v.shape, v.dtype) for n, v in sorted(given.items())))
-        known = self.captured[key] = self.captured.pop(key, None) or _Captured()  # the latest stands last
+        # The latest one stands last.
+        known = self.captured[key] = self.captured.pop(key) if key in self.captured else _Captured()
         if len(self.captured) > KEPT:
             del self.captured[next(iter(self.captured))]
         known.calls += 1

@@ -138,9 +138,12 @@ class TemporalConv(nn.Module):
     def forward(self, x: Tensor, frames: int, rate: Tensor | None = None, *, with_bias: bool = True) -> Tensor:
         """x: (B*T, C, H, W) channels-last. rate: (B, 3) of `rate_features`; None leaves the gate open."""
         clip = as_clips(x, frames).permute(0, 3, 1, 2)  # (B, C, T, H*W), channels-last
-        gate, weight, bias = None if rate is None else self.gate(rate), self.weight, self.bias
+        gate = None if rate is None else self.gate(rate)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if gate is not None and len(gate) == 1:  # one rate's can be in the weights, which saves a pass over the clips
-            gate, weight, bias = None, *self._gated(gate[0])
+            weight, bias = self._gated(gate[0])
+            gate = None
         y = temporal_convolution(clip, weight, bias if with_bias else None)
         if gate is not None:
             y = torch.lerp(clip.to(y.dtype), y, gate[:, :, None, None].to(y.dtype))
