@@ -9,7 +9,7 @@ what killed processes left half-written.
 import os
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -18,7 +18,17 @@ import typer
 from flows.cli.options import RecipeName, Runs, Set, complete_recipe, open_graph
 from flows.engine.lease import LEASE, exclusive, held, top
 from flows.engine.stage import Graph
-from flows.engine.store import SHOWN_FINGERPRINT, Place, Records, Store, file_owner, owner_key, recipe_owner
+from flows.engine.store import (
+    SHOWN_FINGERPRINT,
+    Place,
+    Records,
+    Store,
+    file_owner,
+    forget,
+    owner_key,
+    owners_now,
+    recipe_owner,
+)
 from flows.services.printing import PlainTable, say, show
 from mav.errors import UserError
 from mav.storage import MANIFEST, TEMPORARY, Artifact, Folder, Manifest
@@ -226,7 +236,7 @@ def _measured(found: Iterable[Leftover]) -> Iterator[Leftover]:
         yield replace(leftover, bytes=freed, why=leftover.why + linked)
 
 
-def remove(store: Store, leftover: Leftover, mine: Iterable[str]) -> str:
+def remove(store: Store, leftover: Leftover, mine: Collection[str]) -> str:
     """Removes a leftover under its lease. Returns why it was left alone, or ''."""
     folder, work = leftover.folder, store.root.child(f"work/{leftover.place[0]}/{leftover.place[1]}")
     try:
@@ -235,7 +245,8 @@ def remove(store: Store, leftover: Leftover, mine: Iterable[str]) -> str:
             return ""
         with exclusive(work, leftover.place[0]) as lease:
             whole = not leftover.names
-            if whole and leftover.what != FINISHED and (asked := Records.read(store).others(leftover.place, set(mine))):
+            asked = [key for key in owners_now(store, leftover.place) if key not in mine] if whole else []
+            if asked and leftover.what != FINISHED:
                 return f"{folder.url}: {asked[0]} needs it since a moment ago, so it is left alone."
             for name in leftover.names:
                 folder.remove(name)
@@ -286,4 +297,4 @@ def clean(
     left = {item.place for item in refused}
     for key, place in cleaning.forgotten if delete else ():
         if place not in left:
-            Records.read(store).forget(key, place)
+            forget(store, key, place)

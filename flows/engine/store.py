@@ -184,6 +184,18 @@ def record(owner: str, store: Store, nodes: Iterable[Node], recipe: Recipe) -> N
     _write(owner, store.root, places)
 
 
+def owners_now(store: Store, place: Place) -> list[str]:
+    """Returns the keys of all owners that have a place on record at this moment."""
+    stage, fingerprint = place
+    root = store.root.child(RECORDS)
+    return [key for key in root.folders() if root.exists(f"{key}/{stage}/{fingerprint}.json")]
+
+
+def forget(store: Store, key: str, place: Place) -> None:
+    """Takes an owner's record of a place back."""
+    store.root.remove(f"{RECORDS}/{key}/{place[0]}/{place[1]}.json")
+
+
 def record_artifact(owner: str, folder: str) -> None:
     """Records that `owner` needs the artifact that this folder belongs to. Does nothing for any other folder."""
     runs, artifacts, _ = os.path.realpath(folder).rpartition("/artifacts/")
@@ -212,7 +224,6 @@ def _write(owner: str, root: Folder, places: Iterable[Place]) -> None:
 class Records:
     """All records of a runs folder: of each owner's key, what it needs and how it is shown."""
 
-    root: Folder
     needs: dict[str, set[Place]]
     shown: dict[str, str]
 
@@ -227,7 +238,7 @@ class Records:
                 needs[key].add((stage, file.removesuffix(".json")))
                 if key not in shown and isinstance(content := root.read_json_or_none(name), dict):
                     shown[key] = str(content.get("owner", key))
-        return cls(root, dict(needs), shown)
+        return cls(dict(needs), shown)
 
     def owners(self, place: Place) -> set[str]:
         """Returns the keys of all owners that have a place on record."""
@@ -238,12 +249,3 @@ class Records:
         wanted = set(names)
         meant = {key for key, shown in self.shown.items() if wanted & {shown, shown.partition(":")[2]}}
         return meant | {owner_key(name) for name in wanted}
-
-    def others(self, place: Place, mine: set[str]) -> list[str]:
-        """Returns the owners besides `mine` who have a place on record at this moment."""
-        stage, fingerprint = place
-        return [k for k in self.root.folders() if k not in mine and self.root.exists(f"{k}/{stage}/{fingerprint}.json")]
-
-    def forget(self, key: str, place: Place) -> None:
-        """Takes a record back."""
-        self.root.remove(f"{key}/{place[0]}/{place[1]}.json")
