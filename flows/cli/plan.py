@@ -22,7 +22,7 @@ from flows.services.printing import PlainTable, say, show
 from flows.services.terminal import spinner
 from mav.errors import UserError
 from mav.recipes import Recipe
-from mav.recipes.plan import RATES, Rate, StagePlan, plan_stages, with_rates
+from mav.recipes.plan import RATES, Rate, StagePlan, plan_stages, processors, with_rates
 from mav.storage import Artifact
 
 app = typer.Typer()
@@ -94,13 +94,9 @@ def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> No
     )
     table.add_row("together", "", "", "", f"{short(size)}B", _hours(cpu), _hours(gpu), _hours(days), style="bold")
     show(table)
-    cluster = recipe.cluster
-    cpus, gpus = (
-        max(cluster.cpus, cluster.workers * cluster.cpus_per_worker, 1),
-        cluster.workers * cluster.gpus_per_worker,
-    )
+    cpus, gpus = processors(recipe.cluster)
     say(
-        f"\nCPUs: {cpus}, GPUs: {gpus:g}, workers: {cluster.workers}; one stage after the other; "
+        f"\nCPUs: {cpus}, GPUs: {gpus:g}, workers: {recipe.cluster.workers}; one stage after the other; "
         "shards are counted before screening.\n"
     )
     assumptions = PlainTable("rate", "value", "unit", "origin", "what", right=("value",))

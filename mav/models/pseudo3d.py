@@ -96,9 +96,9 @@ class FrameNorm(nn.GroupNorm):
 class PseudoConv3d(nn.Module):
     """A convolution over space, then a convolution over time; with `video` false only the first exists."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, video: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, video: bool) -> None:
         super().__init__()
-        self.spatial = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        self.spatial = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
         self.temporal = TemporalConv(outputs) if video else None
 
     def forward(self, parts: list[Tensor], frames: int, rate: Tensor | None = None) -> Tensor:
