@@ -18,17 +18,7 @@ import typer
 from flows.cli.options import RecipeName, Runs, Set, complete_recipe, open_graph
 from flows.engine.lease import LEASE, exclusive, held, top
 from flows.engine.stage import Graph
-from flows.engine.store import (
-    SHOWN_FINGERPRINT,
-    Place,
-    Records,
-    Store,
-    file_owner,
-    forget,
-    owner_key,
-    owners_now,
-    recipe_owner,
-)
+from flows.engine.store import SHOWN_FINGERPRINT, Place, Records, Store, file_owner, owner_key, recipe_owner
 from flows.services.printing import PlainTable, say, show
 from mav.errors import UserError
 from mav.storage import MANIFEST, TEMPORARY, Artifact, Folder, Manifest
@@ -245,7 +235,7 @@ def remove(store: Store, leftover: Leftover, mine: Collection[str]) -> str:
             return ""
         with exclusive(work, leftover.place[0]) as lease:
             whole = not leftover.names
-            asked = [key for key in owners_now(store, leftover.place) if key not in mine] if whole else []
+            asked = [key for key in store.owners_now(leftover.place) if key not in mine] if whole else []
             if asked and leftover.what != FINISHED:
                 return f"{folder.url}: {asked[0]} needs it since a moment ago, so it is left alone."
             for name in leftover.names:
@@ -297,4 +287,4 @@ def clean(
     left = {item.place for item in refused}
     for key, place in cleaning.forgotten if delete else ():
         if place not in left:
-            forget(store, key, place)
+            store.forget(key, place)

@@ -114,6 +114,15 @@ class Store:
         ]
         return max(own, key=lambda manifest: str(manifest.get("finished", "")), default=None)
 
+    def owners_now(self, place: Place) -> list[str]:
+        """Returns the keys of all owners that have a place on record at this moment."""
+        records, name = self.root.child(RECORDS), f"{'/'.join(place)}.json"
+        return [key for key in records.folders() if records.exists(f"{key}/{name}")]
+
+    def forget(self, key: str, place: Place) -> None:
+        """Takes an owner's record of a place back."""
+        self.root.remove(f"{RECORDS}/{key}/{'/'.join(place)}.json")
+
 
 def changes(node: Node, manifest: dict[str, Any]) -> list[str]:
     """Says what is different for a stage since an artifact of it was made: values, inputs, files, the version."""
@@ -182,18 +191,6 @@ def record(owner: str, store: Store, nodes: Iterable[Node], recipe: Recipe) -> N
     places = [store.place(node) for node in nodes]
     places += [place for _, path in recipe.paths() if (place := artifact_place(store.root, path))]
     _write(owner, store.root, places)
-
-
-def owners_now(store: Store, place: Place) -> list[str]:
-    """Returns the keys of all owners that have a place on record at this moment."""
-    stage, fingerprint = place
-    root = store.root.child(RECORDS)
-    return [key for key in root.folders() if root.exists(f"{key}/{stage}/{fingerprint}.json")]
-
-
-def forget(store: Store, key: str, place: Place) -> None:
-    """Takes an owner's record of a place back."""
-    store.root.remove(f"{RECORDS}/{key}/{place[0]}/{place[1]}.json")
 
 
 def record_artifact(owner: str, folder: str) -> None:

@@ -67,14 +67,14 @@ class FrechetTo:
         value = self(np.ones(n))
         return value, *around(value, [self(np.bincount(rng.integers(0, n, n), minlength=n)) for _ in range(draws)])
 
-    def endless(self, seed: int = 0) -> float:
+    def endless(self, seed: int = 0) -> float | None:
         """Returns the distance extrapolated to endlessly many videos (Chong and Forsyth 2020).
 
         It is the value at 0 of a line in 1 / n through the distances of random subsets, of a quarter to all of the
-        videos. The bias from the number of real videos stays. Raises ValueError for fewer than 16 videos.
+        videos. The bias from the number of real videos stays. None for fewer than 16 videos.
         """
         if self.videos < LEAST_EXTRAPOLATED:
-            raise ValueError(f"extrapolation needs at least {LEAST_EXTRAPOLATED} videos, not {self.videos}")
+            return None
         rng = np.random.default_rng([seed, self.videos, 1])
         sizes = np.linspace(self.videos // 4, self.videos, POINTS).astype(int)
         values = []

@@ -56,7 +56,7 @@ def measure(
     if protocol.samples and settings.samples != protocol.samples:
         departures = [f"{settings.samples:,} videos instead of the protocol's {protocol.samples:,}"]
     remarks = [*asked.notes, *departures]
-    if settings.endless and ours.readable < LEAST_EXTRAPOLATED:
+    if any(metric.get("endless", 0.0) is None for metric in metrics.values()):
         remarks.append(f"nothing is extrapolated, which takes {LEAST_EXTRAPOLATED} readable videos")
     if aside := left_aside(videos, entries):
         more = f" and {len(aside) - 5:,} more" if aside[5:] else ""

@@ -16,16 +16,7 @@ import numpy as np
 from mav.evaluation import neighbours
 from mav.evaluation.feature_store import Features
 from mav.evaluation.features import WHOLE, Networks, describe_clips, zero_shot
-from mav.evaluation.intervals import (
-    GROUPS,
-    LEAST_EXTRAPOLATED,
-    NORMAL,
-    FrechetTo,
-    bootstrapped,
-    estimate,
-    grouped,
-    jackknife,
-)
+from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife
 from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, jedi, kernel_distance
 from mav.evaluation.networks import pixels
 from mav.evaluation.protocols import Protocol
@@ -107,7 +98,7 @@ class Scorer:
         found = estimate(*interval, interval=f"bootstrap of videos, {self.draws} draws")
         if len(theirs) >= 4:  # the distance of two halves of the real clips is what a perfect generator would reach
             found["real_halves"] = frechet_features(flat(theirs[::2]), flat(theirs[1::2]))
-        if self.endless and n >= LEAST_EXTRAPOLATED:
+        if self.endless:
             found["endless"] = quick.endless(seed=self.seed)
         return found
 
