@@ -1,15 +1,18 @@
 """The stages that only the demo has: drawing its world, serving it, and the oracle, which knows the truth about it."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from flows.engine.function import run_on_ray
+from flows.engine.function import ProgressFile, run_on_ray
 from flows.engine.run import Job
 from flows.engine.stage import Outcome, stage
 from flows.evaluation import INTERVALS, evaluate
 from flows.services.ports import port_is_free
 from mav.recipes import ImageDownload, VideoShards, World
+from mav.storage import Folder
 
 
 @stage("demo-world", reads=("world", "seed"), version=4)
@@ -20,7 +23,8 @@ def demo_world(job: Job) -> Outcome:
     return Outcome(metrics=run_on_ray(job, _draw, draw_world, job.recipe.world, job.recipe.seed, job.out))
 
 
-def _draw(draw, world, seed, out, report):  # type: ignore[no-untyped-def]
+def _draw(draw: Callable[..., dict[str, Any]], world: World, seed: int, out: Folder, _: ProgressFile) -> dict[str, Any]:
+    """Runs on Ray; drawing reports no progress."""
     return draw(world, seed, out)
 
 

@@ -1,7 +1,7 @@
 """The deployable flows `make-a-video/whole-graph` and `stage/NAME`, and `infra/prefect.yaml`, which deploys them.
 
-    python -m flows.deploy > infra/prefect.yaml                             # after a change of the graph; a test
-    compares prefect --no-prompt deploy --prefect-file infra/prefect.yaml --all
+    python -m flows.deploy > infra/prefect.yaml  # after a change of the graph; a test compares
+    prefect --no-prompt deploy --prefect-file infra/prefect.yaml --all
 
 A parameter's type and description become its field in the Prefect UI's form. All deployments go to one work pool, whose
 type says where flows run: in processes of a worker's machine, or in pods.
@@ -50,7 +50,7 @@ def make_a_video_flow(
     """Builds what is missing of a recipe within this flow run.
 
     Args:
-        recipe: A shipped recipe (demo, tiny, single-gpu, paper) or the path of a YAML file.
+        recipe: A shipped recipe, such as demo or paper, or the path of a YAML file.
         runs: Where artifacts are: a folder, or an fsspec URL such as s3://bucket/runs.
         until: Stop when this stage is done; empty: build everything.
         only: Build just these, from inputs that are there; empty: whatever is needed.
@@ -73,7 +73,7 @@ def stage_flow(name: str, about: str) -> Any:
         """Builds one stage within this flow run.
 
         Args:
-            recipe: A shipped recipe (demo, tiny, single-gpu, paper) or the path of a YAML file.
+            recipe: A shipped recipe, such as demo or paper, or the path of a YAML file.
             runs: Where artifacts are: a folder, or an fsspec URL such as s3://bucket/runs.
             fresh: Build it anew, even if it is done.
             overrides: Recipe values to change, each as key=value, such as generate.count=4.

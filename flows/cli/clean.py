@@ -9,7 +9,7 @@ what killed processes left half-written.
 import os
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -226,7 +226,7 @@ def _measured(found: Iterable[Leftover]) -> Iterator[Leftover]:
         yield replace(leftover, bytes=freed, why=leftover.why + linked)
 
 
-def remove(store: Store, leftover: Leftover, mine: Iterable[str]) -> str:
+def remove(store: Store, leftover: Leftover, mine: Collection[str]) -> str:
     """Removes a leftover under its lease. Returns why it was left alone, or ''."""
     folder, work = leftover.folder, store.root.child(f"work/{leftover.place[0]}/{leftover.place[1]}")
     try:
@@ -235,7 +235,8 @@ def remove(store: Store, leftover: Leftover, mine: Iterable[str]) -> str:
             return ""
         with exclusive(work, leftover.place[0]) as lease:
             whole = not leftover.names
-            if whole and leftover.what != FINISHED and (asked := Records.read(store).others(leftover.place, set(mine))):
+            asked = [key for key in store.owners_now(leftover.place) if key not in mine] if whole else []
+            if asked and leftover.what != FINISHED:
                 return f"{folder.url}: {asked[0]} needs it since a moment ago, so it is left alone."
             for name in leftover.names:
                 folder.remove(name)
@@ -286,4 +287,4 @@ def clean(
     left = {item.place for item in refused}
     for key, place in cleaning.forgotten if delete else ():
         if place not in left:
-            Records.read(store).forget(key, place)
+            store.forget(key, place)

@@ -100,8 +100,14 @@ def evaluate(
     if chosen.benchmark != benchmark != CARD:
         known = ", ".join(protocol_names(benchmark))
         raise UserError(f"{chosen.name} is a protocol of {chosen.benchmark}: choose one of {known}.")
-    if ratings and benchmark != SUITE:
-        raise UserError(f"Only {SUITE} compares metrics with ratings: leave --ratings away, or ask for {SUITE}.")
+    chooses = (*(name for name in BENCHMARKS if name != "interpolation"), CARD)  # the others measure all that they can
+    for name, option, takers in (
+        ("--ratings", ratings, (SUITE,)),
+        ("--metric", metric, chooses),
+        ("--endless", endless, chooses[:-1]),
+    ):
+        if option and benchmark not in takers:
+            raise UserError(f"{benchmark} takes no {name}: leave it away, or ask for {' or '.join(takers)}.")
     for name, folder in (("--videos", videos), ("--real", real), ("--ratings", ratings)):
         if folder and not Folder(folder).exists():
             raise UserError(f"{folder} is not there: name what is there with {name}.")

@@ -138,9 +138,7 @@ def _digest(inputs: list[Any]) -> str:
     return hashlib.sha256(b"".join(one.tobytes() for one in inputs)).hexdigest()
 
 
-def load_cascade(
-    recipe: str, runs: str, overrides: list[str] | None
-) -> tuple[Recipe, Any, dict[str, Artifact]]:  # fmt: skip
+def load_cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[Recipe, Any, dict[str, Artifact]]:
     """Returns the recipe, its trained networks, and the artifacts that they and their captions are from.
 
     Raises UserError naming the first stage that is not done, or whose files are not what they were.

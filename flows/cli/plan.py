@@ -6,6 +6,7 @@
 import dataclasses
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Annotated
@@ -21,7 +22,7 @@ from flows.services.printing import PlainTable, say, show
 from flows.services.terminal import spinner
 from mav.errors import UserError
 from mav.recipes import Recipe
-from mav.recipes.plan import RATES, Rate, StagePlan, plan_stages, with_rates
+from mav.recipes.plan import RATES, Rate, StagePlan, plan_stages, processors, with_rates
 from mav.storage import Artifact
 
 app = typer.Typer()
@@ -93,13 +94,9 @@ def _show(recipe: Recipe, stages: list[StagePlan], rates: dict[str, Rate]) -> No
     )
     table.add_row("together", "", "", "", f"{short(size)}B", _hours(cpu), _hours(gpu), _hours(days), style="bold")
     show(table)
-    cluster = recipe.cluster
-    cpus, gpus = (
-        max(cluster.cpus, cluster.workers * cluster.cpus_per_worker, 1),
-        cluster.workers * cluster.gpus_per_worker,
-    )
+    cpus, gpus = processors(recipe.cluster)
     say(
-        f"\nCPUs: {cpus}, GPUs: {gpus:g}, workers: {cluster.workers}; one stage after the other; "
+        f"\nCPUs: {cpus}, GPUs: {gpus:g}, workers: {recipe.cluster.workers}; one stage after the other; "
         "shards are counted before screening.\n"
     )
     assumptions = PlainTable("rate", "value", "unit", "origin", "what", right=("value",))
@@ -236,9 +233,10 @@ def _converted_clips(recipe: Recipe) -> dict[str, float]:
 def _given(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        if name not in RATES or float(value) <= 0:
+        number = float(value)
+        if name not in RATES or not 0 < number < math.inf:
             raise ValueError
-        return name, float(value)
+        return name, number
     except ValueError:
         known = ", ".join(RATES)
         raise UserError(f"--rate {text}: give NAME=VALUE with a positive number; the rates are {known}.") from None

@@ -47,10 +47,10 @@ def freeze(
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="Where the study goes.")],
     pairs: Annotated[int, typer.Option("--pairs", metavar="N", min=0, help=_PAIRS)] = 0,
     session: Annotated[int, typer.Option("--session", metavar="N", min=1, help="Pairs one rater is asked for.")] = 24,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws pairs, sides and order.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Draws pairs, sides and order.")] = 0,
 ) -> None:
     """Fix which pairs are shown, on which side and in which order, before anybody has looked at them."""
-    from mav.evaluation.sets import read_prompts
+    from mav.data.prompts import read_prompts
     from mav.study.study import STUDY, freeze, pairs_of
 
     systems = {}

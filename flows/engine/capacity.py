@@ -47,7 +47,9 @@ class Capacity:
         free, all_ = ray.available_resources(), ray.cluster_resources()
         shares = " and ".join(f"{free.get(name, 0.0):g} of {all_.get(name, 0.0):g} {name}" for name in self.need)
         to_come = "" if fitting(_nodes(), self.need) >= self.workers else ", a node that has them is to come"
-        self.job.report(0, 0, waits=f"for {words(self.need, self.workers)}: {shares} free in the cluster{to_come}")
+        waits = f"for {words(self.need, self.workers)}: {shares} free in the cluster{to_come}"
+        self.job.report(0, 0, waits=waits)
+        self.job.say(f"waits {waits}")
 
     def _short(self) -> bool:
         """Says whether the stage waits for processors, and not for a process to start."""

@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from flows.engine.build import build, require_inputs
@@ -49,7 +49,8 @@ def build_on_cluster(node: Node, run: Run, fresh: bool = False) -> Artifact:
     try:
         details = _follow(client, job, node, run)
     except BaseException:
-        client.stop_job(job)
+        with suppress(ConnectionError, RuntimeError):  # what ended the wait says more than a cluster that is away
+            client.stop_job(job)
         run.terminal.end(node.name, "stopped")
         raise
     if str(details.status.value) == "SUCCEEDED" and (artifact := run.store.find(node)):

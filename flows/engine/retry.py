@@ -31,36 +31,37 @@ class Retried:
 
 
 def retry_failed(node: Node, run: Run) -> Retried:
-    """Makes one retry pass over a finished stage that fetches. Raises UserError for any other stage."""
+    """Makes one retry pass over a finished stage that fetches.
+
+    Raises UserError for any other stage, and while another process builds the stage or makes a pass over it.
+    """
     rule = node.stage.retry
     if rule is None:
         fetching = " or ".join(stage.name for stage in STAGES.values() if stage.retry)
         raise UserError(f"--failed tries rows of {fetching} again, {node.name} has none to try: leave --failed out.")
-    artifact = run.store.find(node)
-    if artifact is None:
-        raise UserError(
-            f"{node.name} is not done: run the graph with `--until {node.name}` first; then --failed can go over it."
-        )
+    _finished(node, run)  # before anything is written
+    with exclusive(run.store.work(node), node.name, run.recipe.name) as lease:
+        finished = _finished(node, run)  # as the last pass left it: from here on no other one changes it
+        artifact = Artifact(lease.fenced(finished.folder), finished.manifest)
 
-    # Remove the files of a pass that was stopped while it joined the artifact.
-    for name in set(artifact.folder.names()).difference(artifact.files()):
-        if retry_number(name.partition(".")[0]):
-            artifact.folder.remove(name)
+        # Remove the files of a pass that was stopped while it joined the artifact.
+        for name in set(artifact.folder.names()).difference(artifact.files()):
+            if retry_number(name.partition(".")[0]):
+                artifact.folder.remove(name)
 
-    # Choose the shards with rows that may come through; the latest pass over a shard is the one that counts.
-    left: dict[str, int] = {}
-    for shard in artifact.shards():
-        failed = shard["counts"]["failed"]
-        left[base_shard(shard["shard"])] = sum(n for reason, n in failed.items() if rule.may_pass(reason))
-    names = sorted(name for name, rows in left.items() if rows)
-    if not names:
-        return Retried(0, 0, {})
+        # Choose the shards with rows that may come through; the latest pass over a shard is the one that counts.
+        left: dict[str, int] = {}
+        for shard in artifact.shards():
+            failed = shard["counts"]["failed"]
+            left[base_shard(shard["shard"])] = sum(n for reason, n in failed.items() if rule.may_pass(reason))
+        names = sorted(name for name, rows in left.items() if rows)
+        if not names:
+            lease.clear()
+            return Retried(0, 0, {})
 
-    number = 1 + max(retry_number(name.partition(".")[0]) for name in ledgers(artifact.manifest.files))
-    work = run.store.work(node)
-    with exclusive(work, node.name, run.recipe.name) as lease:
-        artifact = Artifact(lease.fenced(artifact.folder), artifact.manifest)
-        place = lease.fenced(work).child(f"retry{number}")
+        # Make their supplementary shards, which join the artifact if they hold a row.
+        number = 1 + max(retry_number(name.partition(".")[0]) for name in ledgers(artifact.manifest.files))
+        place = lease.fenced(run.store.work(node)).child(f"retry{number}")
         job = Job(node, run, place.child("out"), place, lease, artifact.manifest.how)
         run.terminal.start(node.name)
         retried = rule.again(rule.work(job), artifact.folder, number)
@@ -71,6 +72,16 @@ def retry_failed(node: Node, run: Run) -> Retried:
         run.terminal.end(node.name, f"{rows} that had failed came through")
         lease.clear()
     return Retried(counts["rows_in"], counts["rows_out"], counts["failed"])
+
+
+def _finished(node: Node, run: Run) -> Artifact:
+    """Returns the artifact of a stage. Raises UserError when it is not done."""
+    artifact = run.store.find(node)
+    if artifact is None:
+        raise UserError(
+            f"{node.name} is not done: run the graph with `--until {node.name}` first; then --failed can go over it."
+        )
+    return artifact
 
 
 def _join(artifact: Artifact, shards: Folder, number: int, counts: dict[str, Any]) -> None:

@@ -45,9 +45,8 @@ class Retry:
 
     may_pass: Callable[[str], bool]  # whether a row that failed for this reason may come through another day
     work: Callable[[Any], Any]  # from the stage's job to its work on a shard
-    again: Callable[
-        [Any, Folder, int], Any
-    ]  # from that, the finished artifact's folder and the pass, to a retry's work
+    # From that, the finished artifact's folder and the number of the pass, to the work of the pass.
+    again: Callable[[Any, Folder, int], Any]
 
 
 @dataclass(frozen=True)
@@ -184,8 +183,9 @@ def require_files(nodes: Iterable[Node]) -> None:
     """Raises UserError that names every outside file which these stages read and which is not there."""
     if absent := absent_files(nodes):
         named = ", ".join(f"`{key}` names {path!r}" for key, path in absent)
-        what = "which does not exist: correct the path" if len(absent) == 1 else "which do not exist: correct the paths"
-        raise UserError(f"{named}, {what} in the recipe or bring {'the file' if len(absent) == 1 else 'the files'}.")
+        one = len(absent) == 1
+        told = "which does not exist: correct the path" if one else "which do not exist: correct the paths"
+        raise UserError(f"{named}, {told} in the recipe or bring {'the file' if one else 'the files'}.")
 
 
 def absent_files(nodes: Iterable[Node]) -> list[tuple[str, str]]:

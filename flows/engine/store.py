@@ -114,6 +114,15 @@ class Store:
         ]
         return max(own, key=lambda manifest: str(manifest.get("finished", "")), default=None)
 
+    def owners_now(self, place: Place) -> list[str]:
+        """Returns the keys of all owners that have a place on record at this moment."""
+        records, name = self.root.child(RECORDS), f"{'/'.join(place)}.json"
+        return [key for key in records.folders() if records.exists(f"{key}/{name}")]
+
+    def forget(self, key: str, place: Place) -> None:
+        """Takes an owner's record of a place back."""
+        self.root.remove(f"{RECORDS}/{key}/{'/'.join(place)}.json")
+
 
 def changes(node: Node, manifest: dict[str, Any]) -> list[str]:
     """Says what is different for a stage since an artifact of it was made: values, inputs, files, the version."""
@@ -212,7 +221,6 @@ def _write(owner: str, root: Folder, places: Iterable[Place]) -> None:
 class Records:
     """All records of a runs folder: of each owner's key, what it needs and how it is shown."""
 
-    root: Folder
     needs: dict[str, set[Place]]
     shown: dict[str, str]
 
@@ -227,7 +235,7 @@ class Records:
                 needs[key].add((stage, file.removesuffix(".json")))
                 if key not in shown and isinstance(content := root.read_json_or_none(name), dict):
                     shown[key] = str(content.get("owner", key))
-        return cls(root, dict(needs), shown)
+        return cls(dict(needs), shown)
 
     def owners(self, place: Place) -> set[str]:
         """Returns the keys of all owners that have a place on record."""
@@ -238,12 +246,3 @@ class Records:
         wanted = set(names)
         meant = {key for key, shown in self.shown.items() if wanted & {shown, shown.partition(":")[2]}}
         return meant | {owner_key(name) for name in wanted}
-
-    def others(self, place: Place, mine: set[str]) -> list[str]:
-        """Returns the owners besides `mine` who have a place on record at this moment."""
-        stage, fingerprint = place
-        return [k for k in self.root.folders() if k not in mine and self.root.exists(f"{k}/{stage}/{fingerprint}.json")]
-
-    def forget(self, key: str, place: Place) -> None:
-        """Takes a record back."""
-        self.root.remove(f"{key}/{place[0]}/{place[1]}.json")

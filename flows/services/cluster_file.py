@@ -25,14 +25,15 @@ class NodeGroup:
 def node_groups(path: str) -> list[NodeGroup]:
     """Reads the groups of nodes from a file. Raises UserError when it is none of the known kinds, or says no sizes."""
     try:
-        text = Path(path).read_text()
-        if "#SBATCH" in text:
-            return [_slurm(text)]
-        documents = [found for found in yaml.safe_load_all(text) if isinstance(found, dict)]
+        text = Path(path).read_text(encoding="utf-8")
+        slurm = "#SBATCH" in text
+        documents = [] if slurm else [found for found in yaml.safe_load_all(text) if isinstance(found, dict)]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"--cluster {path} cannot be read ({reason}): give {KINDS}.") from None
     try:
+        if slurm:
+            return [_slurm(text)]
         for document in documents:
             if document.get("kind") in ("RayCluster", "RayJob"):
                 spec = document["spec"]
@@ -92,7 +93,12 @@ def _skypilot(document: dict[str, Any]) -> NodeGroup:
 
 def _slurm(text: str) -> NodeGroup:
     told: dict[str, str] = dict(re.findall(r"^#SBATCH\s+--([a-z-]+)[= ](\S+)", text, re.MULTILINE))
-    gpus = (told.get("gpus-per-node") or told.get("gres") or "0").rpartition(":")[2]
-    return NodeGroup(
-        "node", int(told.get("nodes", "1").rpartition("-")[2]), float(told.get("cpus-per-task", 1)), float(gpus)
-    )
+    resources = told["gpus-per-node"] if "gpus-per-node" in told else _gpus_of(told.get("gres", ""))
+    number = resources.rpartition(":")[2]
+    gpus = float(number) if number.isdecimal() else float(bool(number))  # a kind alone is one of it
+    return NodeGroup("node", int(told.get("nodes", "1").rpartition("-")[2]), float(told.get("cpus-per-task", 1)), gpus)
+
+
+def _gpus_of(resources: str) -> str:
+    """Returns what a list of generic resources says of GPUs: `gpu`, `gpu:8` or `gpu:a100:8`; '' for none."""
+    return next((each for each in resources.split(",") if each.partition(":")[0] == "gpu"), "")

@@ -60,9 +60,7 @@ class _ProgressBar:
 
     def _loop(self) -> None:
         artifact: Any = None
-        first: tuple[float, float] | None = (
-            None  # (time, units done) of this run's first report: the rate is this run's
-        )
+        first: tuple[float, float] | None = None  # (time, units done) of the first report: the rate is this run's
         while not self._stop.wait(UPDATE_SECONDS):
             beat = self.work.read_json_or_none("heartbeat.json") or {}
             if "done" not in beat or beat["time"] < self.began:

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import IO
 
 from flows.services.ports import reserve_port
 from mav.errors import UserError
@@ -37,18 +39,19 @@ def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[s
     port = reserve_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe that nobody reads would stop the server when it is full)
     process = subprocess.Popen(
         [*command, "--log-level", "ERROR"],
         env=os.environ | {"PREFECT_API_URL": f"{address}/api", "PREFECT_UI_API_URL": f"{address}/api"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         preexec_fn=_die_with_parent,
         start_new_session=True,  # Ctrl-C goes to the run alone: its server must still take the run's last records
     )
     try:
         meanwhile()
-        _wait_until_healthy(process, f"{address}/api/health")
+        _wait_until_healthy(process, errors, f"{address}/api/health")
         from prefect.settings import temporary_settings
 
         with temporary_settings({PREFECT_API_URL: f"{address}/api"}):
@@ -65,6 +68,7 @@ def prefect_server(meanwhile: Callable[[], object] = lambda: None) -> Iterator[s
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        errors.close()
 
 
 def _die_with_parent() -> None:
@@ -83,12 +87,12 @@ def _require_answer(configured: str) -> None:
         ) from None
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str) -> None:
+def _wait_until_healthy(process: subprocess.Popen[bytes], errors: IO[bytes], url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            assert process.stderr is not None
-            lines = process.stderr.read().decode(errors="replace").strip().splitlines()
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
             reason = lines[-1] if lines else f"exit {process.returncode}"
             raise UserError(f"Prefect's server did not start ({reason}): see `prefect server start`.")
         with suppress(OSError, http.client.HTTPException):

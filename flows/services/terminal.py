@@ -113,7 +113,9 @@ class Terminal:
             left = [f"{timedelta(seconds=round(seconds))} left"] if seconds else []
             note = self._note(stage, share, progress_values(values), left)
             self._bars.update(task, note=note)
-            due = not self.console.is_terminal and time.monotonic() - self._printed[stage] > PLAIN_SECONDS
+            due = (
+                not self.console.is_terminal and bool(note) and time.monotonic() - self._printed[stage] > PLAIN_SECONDS
+            )
             if due:
                 self._printed[stage] = time.monotonic()
         if due:

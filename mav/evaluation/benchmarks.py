@@ -10,7 +10,7 @@ import numpy as np
 
 from mav.errors import UserError
 from mav.evaluation import protocols
-from mav.evaluation.card import make_card
+from mav.evaluation.card import blind_to, make_card
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import RESULT, Report, Settings, flat, measure
 from mav.evaluation.reading import Entry, evenly
@@ -74,8 +74,8 @@ def judge_metrics(
         card = make_card(*judged, draws=settings.bootstrap, seed=settings.seed, report=report)
         out.write_json(f"{benchmark}.json", card)
         work.remove()
-        unseen = [row["metric"] for row in card["rows"] if row["corruption"] == "strobing" and row["seen_from"] is None]
-        seen |= {f"{benchmark}_metrics": len(card["real"]), f"{benchmark}_blind_to_strobing": len(unseen)}
+        blind = blind_to("strobing", card)
+        seen |= {f"{benchmark}_metrics": len(card["real"]), f"{benchmark}_blind_to_strobing": len(blind)}
     return seen
 
 

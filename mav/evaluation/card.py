@@ -109,8 +109,8 @@ def make_card(
         "protocol": dataclasses.asdict(protocol),
         "preparation": dataclasses.asdict(preparation),
         "reference": real.readable,
-        "judged": ours.readable,
-        "failed": {"reference": real.failed, "judged": ours.failed},
+        "judged": clean.readable,
+        "failed": {"reference": real.failed, "judged": clean.failed},
         "seed": seed,
         "real": {name: {key: measured[0][name][key] for key in ("value", "low", "high")} for name in judged_names},
         "rows": rows,
@@ -186,6 +186,12 @@ def spearman(x: Sequence[float], y: Sequence[float], equal: float = 0.0) -> floa
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return round(float(np.corrcoef(a, b)[0, 1]), 12)  # the last digits of a sum are those of the machine
+
+
+def blind_to(corruption: str, card: dict[str, Any]) -> list[str]:
+    """Returns the metrics of a card that see a kind of damage at no strength tried."""
+    rows = [row for row in card["rows"] if row["corruption"] == corruption]
+    return [row["metric"] for row in rows if not any(point["worse"] for point in row["points"])]
 
 
 def in_words(metric: str, card: dict[str, Any]) -> str:

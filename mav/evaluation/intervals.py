@@ -11,6 +11,7 @@ from mav.evaluation.metrics import Moments, Statistic, around, bootstrap, freche
 
 NORMAL = 1.959964  # the 97.5 % point of the normal distribution
 GROUPS = 20  # number of groups of the jackknife
+LEAST_EXTRAPOLATED, POINTS = 16, 15  # videos of which a line in 1 / n is drawn, and the points it goes through
 
 
 class FrechetTo:
@@ -66,16 +67,16 @@ class FrechetTo:
         value = self(np.ones(n))
         return value, *around(value, [self(np.bincount(rng.integers(0, n, n), minlength=n)) for _ in range(draws)])
 
-    def endless(self, points: int = 15, seed: int = 0) -> float:
+    def endless(self, seed: int = 0) -> float | None:
         """Returns the distance extrapolated to endlessly many videos (Chong and Forsyth 2020).
 
         It is the value at 0 of a line in 1 / n through the distances of random subsets, of a quarter to all of the
-        videos. The bias from the number of real videos stays. Raises ValueError for fewer than 16 videos.
+        videos. The bias from the number of real videos stays. None for fewer than 16 videos.
         """
-        if self.videos < 16:
-            raise ValueError(f"extrapolation needs at least 16 videos, not {self.videos}")
+        if self.videos < LEAST_EXTRAPOLATED:
+            return None
         rng = np.random.default_rng([seed, self.videos, 1])
-        sizes = np.linspace(self.videos // 4, self.videos, points).astype(int)
+        sizes = np.linspace(self.videos // 4, self.videos, POINTS).astype(int)
         values = []
         for size in sizes:
             chosen = np.zeros(self.videos)

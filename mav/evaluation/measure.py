@@ -8,6 +8,7 @@ from typing import Any
 from mav.errors import UserError
 from mav.evaluation.feature_store import Runner, compute, in_process
 from mav.evaluation.features import Networks
+from mav.evaluation.intervals import LEAST_EXTRAPOLATED
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import Entry, find_videos, left_aside
 from mav.evaluation.score import Scorer
@@ -54,8 +55,12 @@ def measure(
     metrics, failed, departures = scorer.metrics(), ours.failed, []
     if protocol.samples and settings.samples != protocol.samples:
         departures = [f"{settings.samples:,} videos instead of the protocol's {protocol.samples:,}"]
-    aside = left_aside(videos, entries)
-    others = f"left aside: {', '.join(aside[:5])}{f' and {len(aside) - 5:,} more' if aside[5:] else ''}"
+    remarks = [*asked.notes, *departures]
+    if any(metric.get("endless", 0.0) is None for metric in metrics.values()):
+        remarks.append(f"nothing is extrapolated, which takes {LEAST_EXTRAPOLATED} readable videos")
+    if aside := left_aside(videos, entries):
+        more = f" and {len(aside) - 5:,} more" if aside[5:] else ""
+        remarks.append(f"left aside: {', '.join(aside[:5])}{more}")
     if all(metric["value"] is None for metric in metrics.values()):
         reason = next(iter(metrics.values()))["reason"]
         counts = ", ".join(f"{count} {why}" for why, count in failed.items())
@@ -72,7 +77,7 @@ def measure(
         "real": theirs.readable if theirs else 0,
         "real_listed": len(listed),
         "real_failed": theirs.failed if theirs else {},
-        "notes": [*asked.notes, *departures, *([others] if aside else [])],
+        "notes": remarks,
         "metrics": metrics,
         "networks": weights,
         "features": {  # the networks as the three fields that the report prints

@@ -182,9 +182,9 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 def bootstrap(statistic: Statistic, count: int, draws: int = 200, seed: int = 0) -> tuple[float, float]:
     """Returns the 95 % interval of `statistic(rows)` when `count` videos are resampled with replacement.
 
-    Resampling repeats videos, which biases a Frechet distance upwards and would move
-    plain percentiles away from the estimate. The spread of the draws around their own median is therefore laid around
-    the estimate on all videos. Draws that are not finite are left out.
+    Resampling repeats videos, which biases a Frechet distance upwards and would move plain percentiles away from the
+    estimate. The spread of the draws around their own median is therefore laid around the estimate on all videos. Draws
+    that are not finite are left out.
     """
     rng = np.random.default_rng([seed, count])
     values = [statistic(rng.integers(0, count, count)) for _ in range(draws)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 EAGER_CALLS = 1  # of each shape, before the capture: they choose algorithms
+KEPT = 8  # sets of shapes of a network: with guidance and without, of a whole batch and of the last one
 
 
 @dataclass
@@ -42,8 +43,8 @@ class Replayed:
     """Calls a network without gradients; on a GPU, from the second call of the same shapes on, as a CUDA graph.
 
     The graphs of networks that were given the same `pool` share its memory, which is as large as the largest needs.
-    That is safe because an output is copied before the next replay, and inputs lie elsewhere. The network's weights
-    must stay where they are.
+    That is safe because an output is copied before the next replay, and inputs lie elsewhere. Of more than `KEPT` sets
+    of shapes, the graph that was asked for longest ago goes. The network's weights must stay where they are.
     """
 
     def __init__(self, network: Callable[..., Tensor], pool: Pool) -> None:
@@ -57,7 +58,10 @@ class Replayed:
             return self.network(x, t, **conditions, **options)
         given = {"x": x, "t": t, **conditions}
         key = (time, torch.is_autocast_enabled("cuda"), *((n, v.shape, v.dtype) for n, v in sorted(given.items())))
-        known = self.captured.setdefault(key, _Captured())
+        # The latest one stands last.
+        known = self.captured[key] = self.captured.pop(key) if key in self.captured else _Captured()
+        if len(self.captured) > KEPT:
+            del self.captured[next(iter(self.captured))]
         known.calls += 1
         if known.calls <= EAGER_CALLS:
             return self.network(**given, **options)

@@ -24,6 +24,7 @@ from mav.storage import Folder
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, which open_clip's models share unless they say otherwise
 STD = (0.26862954, 0.26130258, 0.27577711)
 HEADS = ("punsafe", "pwatermark")
+AT_ONCE = 256  # pictures of a forward pass that measures batch norms
 WEIGHTS, DESCRIPTION, HEAD_WEIGHTS = "clip.safetensors", "clip.json", "heads.safetensors"
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # sizes among the tensors of OpenAI's state dicts
 HeadStatistics = dict[str, dict[str, float | int | None]]
@@ -135,7 +136,7 @@ class ClipModel(nn.Module):
         return self.contrastive_loss(pixels, tokens)
 
     @torch.no_grad()
-    def measure_batch_norms(self, pixels: Tensor, batch_size: int = 256) -> None:
+    def measure_batch_norms(self, pixels: Tensor) -> None:
         """Measures the batch norms' statistics again over pictures, uint8 (N, 3, H, W), and ends in evaluation mode.
 
         It is called at the end of training: the exported weights are averages over steps, which the statistics gathered
@@ -147,7 +148,7 @@ class ClipModel(nn.Module):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
-        for part in pixels.split(batch_size) if norms else ():
+        for part in pixels.split(AT_ONCE) if norms else ():
             self.encode_image(part)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -202,12 +202,12 @@ def read_state(path: str, key: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def logistic_head(x: Tensor, y: Tensor, ridge: float = 1e-4) -> Head:
+def logistic_head(x: Tensor, y: Tensor) -> Head:
     """Fits a logistic regression of probabilities y (n,) on float64 x (n, d), by Newton's method with a ridge."""
     mean, variance = x.mean(0), x.var(0, correction=0).clamp_min(1e-8)
     z = torch.cat([(x - mean) / variance.sqrt(), torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
     w = torch.zeros(z.shape[1], dtype=x.dtype)
-    penalty = torch.full_like(w, ridge * len(x))
+    penalty = torch.full_like(w, 1e-4 * len(x))
     penalty[-1] = 1e-3 * len(x)  # the intercept stays finite when all rows are alike
     for _ in range(30):
         p = torch.sigmoid(z @ w)

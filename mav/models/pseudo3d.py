@@ -96,9 +96,9 @@ class FrameNorm(nn.GroupNorm):
 class PseudoConv3d(nn.Module):
     """A convolution over space, then a convolution over time; with `video` false only the first exists."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, video: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, video: bool) -> None:
         super().__init__()
-        self.spatial = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        self.spatial = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
         self.temporal = TemporalConv(outputs) if video else None
 
     def forward(self, parts: list[Tensor], frames: int, rate: Tensor | None = None) -> Tensor:
@@ -138,15 +138,20 @@ class TemporalConv(nn.Module):
     def forward(self, x: Tensor, frames: int, rate: Tensor | None = None, *, with_bias: bool = True) -> Tensor:
         """x: (B*T, C, H, W) channels-last. rate: (B, 3) of `rate_features`; None leaves the gate open."""
         clip = as_clips(x, frames).permute(0, 3, 1, 2)  # (B, C, T, H*W), channels-last
-        weight, bias = (self.weight, self.bias) if rate is None or len(rate) > 1 else self._gated(rate)
+        gate = None if rate is None else self.gate(rate)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if gate is not None and len(gate) == 1:  # one rate's can be in the weights, which saves a pass over the clips
+            weight, bias = self._gated(gate[0])
+            gate = None
         y = temporal_convolution(clip, weight, bias if with_bias else None)
-        if rate is not None and len(rate) > 1:
-            y = torch.lerp(clip.to(y.dtype), y, self.gate(rate)[:, :, None, None].to(y.dtype))
+        if gate is not None:
+            y = torch.lerp(clip.to(y.dtype), y, gate[:, :, None, None].to(y.dtype))
         return as_images(y.permute(0, 2, 3, 1), x)
 
-    def _gated(self, rate: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias with the gate of the only rate in them, which saves a pass over the activations."""
-        gate, center = self.gate(rate)[0].to(self.weight.dtype), self.weight.shape[2] // 2
+    def _gated(self, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer that adds the share `gate` (C,) of what this one does."""
+        gate, center = gate.to(self.weight.dtype), self.weight.shape[2] // 2
         identity = F.pad((1 - gate).diag()[:, :, None, None], (0, 0, center, center))
         return self.weight * gate[:, None, None, None] + identity, self.bias * gate
 

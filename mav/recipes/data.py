@@ -89,9 +89,8 @@ class ImageDownload:
     max_pixels: Positive = 100_000_000
     per_host: Annotated[Small, OPERATIONAL] = 8  # concurrent fetches from one host
     contact: Annotated[str, OPERATIONAL] = ""  # e-mail or address of the operator, sent in the user agent
-    proxy: Annotated[str, OPERATIONAL] = (
-        ""  # http://HOST:PORT that all is fetched through; the environment's is never used
-    )
+    # http://HOST:PORT that all is fetched through; the environment's is never used
+    proxy: Annotated[str, OPERATIONAL] = ""
     allow_addresses: Texts = ()  # private or loopback host:port that may be fetched (demo, tests)
     refuse_directives: Texts = ("noai", "noimageai", "noindex", "noimageindex", "noml", "tdm-reservation")
     success_floor: Annotated[Share, OPERATIONAL] = 0.5  # share of rows that must succeed, or the stage fails
@@ -153,7 +152,6 @@ class ImageSelect:
 
     hash_bits: HashBits = 0  # of 64; hashes of near duplicates differ in fewer; 1: are equal; 0: off
     near_duplicate: Share = 0.0  # cosine of two CLIP embeddings from which on they are of near duplicates; 0: off
-    aesthetic_head: str = (
-        ""  # path of a linear head on the CLIP's image embeddings, such as LAION's aesthetic predictors
-    )
+    # path of a linear head on the CLIP's image embeddings, such as LAION's aesthetic predictors
+    aesthetic_head: str = ""
     aesthetic: Number = 0.0  # score by `aesthetic_head` below which a picture is dropped; LAION's are 1 to 10; 0: off

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mav.recipes.cluster import Cluster
 from mav.recipes.recipe import Recipe
 
 Origin = Literal["assumed", "measured", "given"]
@@ -62,6 +63,11 @@ class StagePlan:
     days: float
 
 
+def processors(cluster: Cluster) -> tuple[int, float]:
+    """Returns the CPUs and the GPUs that a cluster works with."""
+    return max(cluster.cpus, cluster.workers * cluster.cpus_per_worker, 1), cluster.workers * cluster.gpus_per_worker
+
+
 def with_rates(given: dict[str, float], measured: dict[str, float]) -> dict[str, Rate]:
     """Returns all rates. A given value replaces a measured one, and a measured value replaces an assumed one."""
     rates = {name: replace(RATES[name], value=value, origin="measured") for name, value in measured.items()}
@@ -73,8 +79,7 @@ def plan_stages(recipe: Recipe, rates: dict[str, Rate], image_rows: int, clips: 
     """Returns the estimate of every data stage for this number of table rows and of listed clips."""
     rate = {name: rate.value for name, rate in rates.items()}
     cluster, size, clip = recipe.cluster, recipe.image_download.image_size, recipe.clip
-    cpus = max(cluster.cpus, cluster.workers * cluster.cpus_per_worker, 1)
-    gpus = cluster.workers * cluster.gpus_per_worker
+    cpus, gpus = processors(cluster)
     dim, context = (768, 77) if clip.architecture else (clip.network.embedding_dim, clip.network.text_context)
 
     def stage(

@@ -13,7 +13,7 @@ from mav.errors import nearest
 from mav.recipes.data import World
 from mav.recipes.networks import UNetConfig
 from mav.recipes.recipe import Recipe
-from mav.recipes.training import ClipSection, TrainImage, TrainVideo
+from mav.recipes.training import ClipSection, TrainImage, TrainVideo, crop_side
 
 KEY = re.compile(r"`([\w.]+)`")
 PROXY = re.compile(r"(http://([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})/?)?")
@@ -205,7 +205,7 @@ def _crop(recipe: Recipe, name: str, network: UNetConfig, sizes: tuple[int, int]
     if size % small:
         return  # is reported by itself
     factor, grid = size // small, 2 ** (len(network.levels) - 1)
-    side = max(1, round(size * getattr(recipe, name).crop / factor)) * factor
+    side = crop_side(size, factor, getattr(recipe, name).crop)
     why = f"the {len(network.levels)} levels of the network do not divide a crop of {side} of {size} pixels"
     need(side % grid == 0, f"{name}.crop", why, f"choose a share that makes a multiple of {grid}")
 

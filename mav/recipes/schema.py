@@ -28,18 +28,18 @@ def comment_of(recipe: Any, key: str) -> str:
 
 @functools.cache
 def comments(section: Any) -> dict[str, str]:
-    """Returns the comment of each field that has one: what follows it in its line, or else the lines above it."""
+    """Returns the comment of each field that has one: the lines above it, then what follows it in its line."""
     lines = textwrap.dedent(inspect.getsource(section)).splitlines()
     (declared,) = ast.parse("\n".join(lines)).body
     assert isinstance(declared, ast.ClassDef)
     found = {}
     for field in declared.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.end_lineno:
-            _, mark, beside = lines[field.end_lineno - 1][field.end_col_offset or 0 :].partition("#")
+            _, _, beside = lines[field.end_lineno - 1][field.end_col_offset or 0 :].partition("#")
             above: list[str] = []
             while (line := lines[field.lineno - 2 - len(above)].strip()).startswith("#"):
                 above.insert(0, line.lstrip("# "))
-            if text := beside.strip() if mark else " ".join(above):
+            if text := " ".join([*above, beside.strip()]).strip():
                 found[field.target.id] = text
     return found
 

@@ -134,6 +134,14 @@ class TrainImage:
     blur_sigma: Number = 0.0  # Gaussian blur of the low-resolution input (unCLIP: 0.6)
 
 
+def crop_side(size: int, factor: int, share: float) -> int:
+    """Returns the pixels of a training crop's side: a share of the picture's, in whole low-resolution pixels.
+
+    factor: the pixels that a low-resolution one becomes.
+    """
+    return factor * max(1, round(size * share / factor))
+
+
 @section
 class TrainVideo:
     """D^t, SR_l^t or F^: the image network gets temporal layers and is trained on clips without text."""

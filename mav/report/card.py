@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mav.evaluation.card import blind_to
 from mav.evaluation.protocols.titles import shown
 from mav.report.templates import templates
 
@@ -15,11 +16,10 @@ def card_context(card: dict[str, Any]) -> dict[str, Any]:
     """Returns what the tables of a card are made of."""
     metrics = list(card["real"])
     rows = {(row["corruption"], row["metric"]): row for row in card["rows"]}
-    blind = [name for name in metrics if not any(p["worse"] for p in rows["strobing", name]["points"])]
     return {
         "card": card,
         "names": {name: shown(name).title for name in (*metrics, *card["not_judged"])},
         "metrics": metrics,
         "rows": rows,
-        "blind": [shown(name).title for name in blind],
+        "blind": [shown(name).title for name in blind_to("strobing", card)],
     }

@@ -205,10 +205,10 @@ def fps_curriculum(low: float, high: float, start: tuple[float, float], end: tup
     for k in range(stages):
         share = k / (stages - 1)
         a, b = (s + (e - s) * share for s, e in zip(start, end, strict=True))
-        densities = [math.exp((a - 1) * math.log(x) + (b - 1) * math.log(1 - x)) for x in xs]
-        top, base = max(densities), floor - (stages - 1 - k) * step
-        points = zip(xs, densities, strict=True)
-        line = " L".join(f"{LEFT + x * PLOT_WIDTH:.1f},{base - d / top * rise * 0.9:.1f}" for x, d in points)
+        logarithms = [(a - 1) * math.log(x) + (b - 1) * math.log(1 - x) for x in xs]
+        top, base = max(logarithms), floor - (stages - 1 - k) * step
+        points = zip(xs, logarithms, strict=True)  # relative to the highest, since a narrow density has no other scale
+        line = " L".join(f"{LEFT + x * PLOT_WIDTH:.1f},{base - math.exp(d - top) * rise * 0.9:.1f}" for x, d in points)
         path = f"M{LEFT},{base} L{line} L{right},{base} Z"
         parts.append(f'<path class="ridge" style="--share:{share:.2f}" d="{path}"/>')
         if k in (0, stages - 1):
@@ -225,10 +225,11 @@ def shown_rates(rates: Sequence[tuple[float, float, float]], low: float, high: f
     if not rates:
         return ""
     high = max(high, *(shown for _, _, shown in rates))
+    span = max(high - low, 1e-9)  # the curriculum may have one rate alone
     dots = []
     for share, drawn, shown in rates:
         if shown > 0:
-            x, y = LEFT + share * PLOT_WIDTH, TOP + (1 - (shown - low) / (high - low)) * PLOT_HEIGHT
+            x, y = LEFT + share * PLOT_WIDTH, TOP + (1 - (shown - low) / span) * PLOT_HEIGHT
             kind = "rate held" if abs(shown - drawn) > 1e-6 else "rate"
             dots.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="1.8"/>')
     y_marks = [(CHART_HEIGHT - BOTTOM - 4.0, f"{low:g}"), (TOP + 4.0, f"{high:g} fps")]

@@ -21,8 +21,8 @@ def matching_paths(url: str, hidden: list[str] | None = None) -> list[str]:
     """Returns the files that a path names, sorted; more or fewer than one only where it holds a `*`.
 
     As in shells, `*` matches no hidden file and nothing in a hidden folder, unless the pattern itself has the dot; the
-    names that it leaves out are added to `hidden`.
-    Brackets and question marks in names are letters like others; where nothing has such a name, they are patterns too.
+    names that it leaves out are added to `hidden`. Brackets and question marks in names are letters like others; where
+    nothing has such a name, they are patterns too.
     """
     if "*" not in url:
         return [url]

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+DRAWS = 2000  # of a bootstrap
+ROUNDS = 100  # of Newton's method, at most; a handful is enough
 Units = Sequence[Sequence[float]]  # the ratings of each item, from all raters that gave one
 
 
@@ -25,8 +27,8 @@ def fleiss_kappa(units: Units) -> float:
     return float((observed.mean() - chance) / (1 - chance))
 
 
-def krippendorff_alpha(units: Units, level: str = "nominal") -> float:
-    """Returns 1 - observed over expected disagreement (Krippendorff 2011) for `level` nominal or ordinal.
+def krippendorff_alpha(units: Units) -> float:
+    """Returns 1 - observed over expected disagreement on unordered categories (Krippendorff 2011).
 
     Items with one rating do not count. It is nan when all ratings are of one category.
     """
@@ -40,12 +42,7 @@ def krippendorff_alpha(units: Units, level: str = "nominal") -> float:
         counts = np.bincount([place[value] for value in unit], minlength=len(values)).astype(np.float64)
         coincidences += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
     totals = coincidences.sum(axis=0)
-    if level == "ordinal":
-        # The squared number of ratings between two categories, with half of those at each end.
-        below = np.cumsum(totals) - totals / 2
-        difference = (below[:, None] - below[None]) ** 2
-    else:
-        difference = 1.0 - np.eye(len(values))
+    difference = 1.0 - np.eye(len(values))
     expected = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)
     return float(1 - (coincidences * difference).sum() / (expected * difference).sum())
 
@@ -57,12 +54,12 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
-def cluster_bootstrap(clusters: Sequence[tuple[float, float]], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def cluster_bootstrap(clusters: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Returns the 95 % interval of sum(wins) / sum(count), resampling whole clusters (wins, count) such as items."""
     table = np.asarray(clusters, np.float64).reshape(-1, 2)
     if len(table) == 0:
         return 0.0, 1.0
-    rows = np.random.default_rng([seed, len(table)]).integers(0, len(table), (draws, len(table)))
+    rows = np.random.default_rng([0, len(table)]).integers(0, len(table), (DRAWS, len(table)))
     sums = table[rows].sum(axis=1)
     low, high = np.percentile(sums[:, 0] / np.maximum(sums[:, 1], 1), [2.5, 97.5])
     return float(low), float(high)
@@ -75,7 +72,7 @@ def connected(wins: Mapping[tuple[str, str], float]) -> bool:
     return bool(systems) and bool(np.linalg.matrix_power(beats, len(systems)).all())
 
 
-def bradley_terry(wins: Mapping[tuple[str, str], float], rounds: int = 100) -> dict[str, float]:
+def bradley_terry(wins: Mapping[tuple[str, str], float]) -> dict[str, float]:
     """Returns log strengths of maximum likelihood with mean 0, where P(a beats b) = 1 / (1 + exp(b - a)).
 
     `wins` maps (winner, loser) to how often. The method is Newton's. Raises ValueError when the comparisons do not
@@ -92,7 +89,7 @@ def bradley_terry(wins: Mapping[tuple[str, str], float], rounds: int = 100) -> d
     def likelihood(s: np.ndarray) -> float:
         return float(-(table * np.logaddexp(0, s[None] - s[:, None])).sum())
 
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         chance = 1 / (1 + np.exp(strength[None] - strength[:, None]))
         gradient = (table - played * chance).sum(axis=1)
         weight = played * chance * (1 - chance)

@@ -78,8 +78,9 @@ class Checkpoints:
         self.mark = f"-{work.fence.token[:8]}" if work.fence else ""
 
     def finished(self) -> list[int]:
-        """Samples of every whole checkpoint, ascending."""
-        return list(self._whole())
+        """Samples of every whole checkpoint, ascending, as rank 0 sees them."""
+        found: list[int] = self._agreed(lambda: list(self._whole()))
+        return found
 
     def _whole(self) -> dict[int, str]:
         """Returns the folder of every whole checkpoint by its samples, ascending; of two writers', our own."""
@@ -103,7 +104,7 @@ class Checkpoints:
         return {name: self._problem(name, sizes) for name, sizes in self._folders().items() if METADATA in sizes}
 
     def _problem(self, name: str, sizes: dict[str, int]) -> str:
-        """Returns what is wrong with the files of a checkpoint; ''."""
+        """Returns what is wrong with the files of a checkpoint; '' when nothing is."""
         try:
             metadata = self.work.child(name).read_json(METADATA)
             known = metadata.get(FILES, {COMMITTED: sizes.get(COMMITTED)})  # an older version did not write it

@@ -6,6 +6,7 @@ from torch import Tensor
 from mav.diffusion.noise import Draws
 from mav.diffusion.pixels import augment, blur, crop, downsample, to_unit, upsample
 from mav.recipes import TrainImage, TrainVideo
+from mav.recipes.training import crop_side
 from mav.training.validation import Batch
 
 VIDEO_KEYS = {"pixels", "fps"}  # all that a video stage may read of a clip
@@ -25,9 +26,10 @@ def only_motion(stage: str, batch: Batch) -> Batch:
 
 def draw_crop(pixels: Tensor, factor: int, section: TrainImage | TrainVideo, draws: Draws) -> Batch:
     """Cuts a crop out of each clip (B, T, 3, S, S), and draws level and noise of its low-resolution copy."""
-    small = max(1, round(pixels.shape[-1] * section.crop / factor))  # crops are aligned to the low-resolution grid
-    places = pixels.shape[-1] // factor - small + 1
-    pixels = crop(pixels, draws.integers(places, 2) * factor, small * factor)
+    size = pixels.shape[-1]
+    side = crop_side(size, factor, section.crop)
+    places = (size - side) // factor + 1  # crops are aligned to the low-resolution grid
+    pixels = crop(pixels, draws.integers(places, 2) * factor, side)
     level = draws.uniform() * section.noise_augmentation
     return {"pixels": pixels, "low_level": level, "low_noise": draws.normal(*pixels.shape[1:])}
 

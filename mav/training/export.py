@@ -6,6 +6,7 @@ a reader needs no recipe. Loading is strict: a file that does not fit its own de
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +51,10 @@ def load_network(folder: Folder, device: str = "cpu") -> Export:
     try:
         description = json.loads(folder.read_bytes(DESCRIPTION))
         objective = Objective(**description["objective"])
-        if device == "meta":
-            with torch.device("meta"):
-                network = build(description["kind"], description["config"])
-            return Export(network.eval().requires_grad_(False), objective, description)
-        network = build(description["kind"], description["config"])
-        tensors = load(folder.read_bytes(WEIGHTS))
+        hollow = device == "meta"
+        with torch.device("meta") if hollow else nullcontext():
+            network = build(description["kind"], description["config"])
+        tensors = network.state_dict() if hollow else load(folder.read_bytes(WEIGHTS))
     except FileNotFoundError as error:
         missing = error.filename or error
         raise UserError(
@@ -66,7 +65,8 @@ def load_network(folder: Folder, device: str = "cpu") -> Export:
         raise UserError(f"The network in {folder.url} cannot be read ({reason}): rerun its stage.") from None
     if problem := mismatch(network, tensors):
         raise UserError(f"{folder.path(WEIGHTS)} does not fit {DESCRIPTION} beside it: {problem}. Rerun its stage.")
-    network.load_state_dict(tensors)
+    if not hollow:
+        network.load_state_dict(tensors)
     return Export(network.to(device).eval().requires_grad_(False), objective, description)
 
 

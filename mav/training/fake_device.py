@@ -23,6 +23,8 @@ from torch.utils.flop_counter import flop_registry
 
 ROUNDED = 512  # bytes; PyTorch's allocator gives whole blocks of so many
 aten = torch.ops.aten
+# Before torch 2.13 a node of autograd that is written in Python lives only as long as a node before it.
+NODES_DIE = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
 COPIES = (aten._to_copy.default, aten.copy_.default)
 _attention = torch.nn.functional.scaled_dot_product_attention
 
@@ -178,8 +180,7 @@ def _backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
                     found.append(after)
                 waiting[after] = waiting.get(after, 0) + 1
     ready: list[Any] = [root.grad_fn for root in roots]
-    # Before torch 2.13 a node written in Python lives only as long as a node before it.
-    before: dict[Any, list[Any]] = {}
+    before: dict[Any, list[Any]] = {}  # what keeps a node alive, where nothing else does
     for root, gradient in zip(roots, gradients, strict=True):
         _give(given, root.grad_fn, root.output_nr, gradient)
         root.detach_()  # it would keep the whole graph
@@ -209,7 +210,7 @@ def _backward(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
             for (after, place), output in zip(edges, outputs, strict=True):
                 if after is None:
                     continue
-                if hasattr(after, "needs_input_grad"):
+                if NODES_DIE and hasattr(after, "needs_input_grad"):
                     before.setdefault(after, []).extend(holding)
                 _give(given, after, place, output)
                 waiting[after] -= 1

@@ -16,6 +16,7 @@ from mav.models.clip import ClipModel
 from mav.models.prior import Prior
 from mav.models.unet import MASK_CHANNELS, UNet
 from mav.recipes import Cluster, Optimisation, Recipe
+from mav.recipes.training import crop_side
 from mav.training.fake_device import fake_cuda
 from mav.training.sharding import sharded_blocks
 from mav.training.stages import INPUTS, TRAININGS, VIDEO_STAGES
@@ -142,15 +143,15 @@ def _network(stage: str, recipe: Recipe, count: int) -> tuple[nn.Module, dict[st
             return Prior(prior), {"x": x, "t": each, "tokens": tokens, "text_embedding": x}
         # The config: a video stage's is its image network's, with time.
         section, sizes, video = recipe.section_of(stage), recipe.cascade, stage in VIDEO_STAGES
-        image, side = {
-            "decoder": (recipe.train_decoder, sizes.base_size),
-            "sr-low": (recipe.train_sr_low, sizes.low_size),
-            "sr-high": (recipe.train_sr_high, sizes.high_size),
+        image, side, factor = {
+            "decoder": (recipe.train_decoder, sizes.base_size, 1),
+            "sr-low": (recipe.train_sr_low, sizes.low_size, sizes.low_size // sizes.base_size),
+            "sr-high": (recipe.train_sr_high, sizes.high_size, sizes.high_size // sizes.low_size),
         }[stage.removeprefix("train-").removesuffix("-video").replace("interpolation", "decoder")]
         frames, masked = (section.frames or sizes.frames) if video else 0, stage == "train-interpolation"
         config = dataclasses.replace(image.network, max_frames=frames, masked_frames=masked)
         # The inputs that this config asks for.
-        size = round(side * section.crop)
+        size = crop_side(side, factor, section.crop)
         x = torch.zeros(count, max(1, frames), config.in_channels, size, size)
         inputs = {"x": x, "t": each}
         if config.embedding_dim:

@@ -79,6 +79,7 @@ class PostHoc:
         self.o, self.checkpoints = o, checkpoints
 
     def update(self, steps: int) -> None:
+        """Updates both averages after optimiser step number `steps`."""
         for average in self.averages.values():
             average.update(steps)
 
@@ -101,11 +102,11 @@ class PostHoc:
         `loss` is called once for each width, when the tensors hold its average.
         """
         self.checkpoints.wait()
-        for samples in (saved := self.checkpoints.finished()):
+        for samples in self.checkpoints.finished():
             if not self.checkpoints.try_load(samples, self.tensors):
                 self.checkpoints.tell(f"the averages saved after {samples} samples are damaged and left out.")
                 self.checkpoints.forget(samples)
-        if not saved:
+        if not self.checkpoints.finished():
             raise UserError(f"All averages in {self.checkpoints.work.url} are damaged: rerun the stage.")
         losses = {}
         for width in OFFERED:

@@ -31,6 +31,7 @@ from mav.models.heads import read_state
 from mav.models.prior import Prior, to_scale
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
 from mav.recipes import TRAINING_READS, Recipe, TrainVideo, digest, what
+from mav.recipes.training import crop_side
 from mav.storage import Folder
 from mav.training.conditions import Prepared, draw_crop, only_motion, random_mask, with_low_resolution
 from mav.training.export import export_network, write_curves
@@ -214,7 +215,7 @@ def _super_resolution(setup: StageSetup, network: UNet, source: BatchSource, fac
     """The task of a network that makes crops `factor` times larger."""
     section, cascade, video = setup.section, setup.cascade, network.config.max_frames > 0
     large = cascade.high_size if setup.stage == "train-sr-high" else cascade.low_size
-    side = factor * max(1, round(large * section.crop / factor))
+    side = crop_side(large, factor, section.crop)
 
     def draw(batch: Batch, draws: Draws) -> Batch:
         pixels = only_motion(setup.stage, batch)["pixels"] if video else batch["pixels"][:, None]

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from mav.world.drawing import PALETTE, SHAPES, Kind, signed_distance
+from mav.world.windows import centre_of_gravity, resampled
 
 # Least difference between the largest and smallest channel of a coloured pixel, of 255; grounds are grey.
 SATURATION = 60
@@ -104,8 +105,7 @@ def _object(pixels: np.ndarray, colour: str, own: np.ndarray, others: np.ndarray
     if area < LEAST_AREA * height * width:
         return NOTHING
     # Compare it with the shapes, around its centre of gravity.
-    y, x = np.mgrid[0:height, 0:width] + 0.5
-    centre = (float((weight * x).sum() / area), float((weight * y).sum() / area))
+    centre = centre_of_gravity(weight)
     shape, overlap, hidden = _shape(weight, others, centre, shapes)
     if overlap < LEAST_OVERLAP or hidden > 1 - LEAST_SEEN:
         return NOTHING
@@ -164,16 +164,9 @@ def _shape(
     spread = np.sqrt((cover * ((x - centre[0]) ** 2 + (y - centre[1]) ** 2)).sum() / cover.sum())
     half = max(2.0 * float(spread), 2.0)
     scale = 2 * half / WINDOW
-    # Output pixel (u, v) samples the input at centre - half + (u + 0.5) * scale, where pixel centres are at .5.
-    matrix = np.array(
-        [[scale, 0, centre[0] - half + 0.5 * scale - 0.5], [0, scale, centre[1] - half + 0.5 * scale - 0.5]]
-    )
 
     def window_of(mask: np.ndarray) -> np.ndarray:
-        source: np.ndarray = mask.astype(np.float32)
-        source = cv2.GaussianBlur(source, (0, 0), scale / 2) if scale > 1.5 else source
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return np.asarray(cv2.warpAffine(source, matrix, (WINDOW, WINDOW), flags=flags).ravel())  # zero outside
+        return resampled(mask, (centre[0] - half, centre[1] - half), scale, WINDOW).ravel()
 
     templates, owners = _templates(shapes)
     full = templates.sum(axis=1)

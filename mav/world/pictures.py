@@ -187,9 +187,8 @@ def write_images(pictures: list[Picture], out: Folder) -> dict[str, str]:
 def write_tables(pictures: list[Picture], world: World, rng: np.random.Generator, out: Folder) -> int:
     """Writes two thirds of the rows in the joined form, the rest in Re-LAION's, and returns the number of rows.
 
-    Copies have a table of their own, so that the others are the same with them and without.
-
-    Each table repeats a few of its rows. WIDTH and HEIGHT are correct in both: only plain LAION-2B-en tables swap them.
+    Copies have a table of their own, so that the others are the same with them and without. Each table repeats a few of
+    its rows. WIDTH and HEIGHT are correct in both: only plain LAION-2B-en tables swap them.
     """
     copies = [picture for picture in pictures if picture.original]
     pictures = [picture for picture in pictures if not picture.original]

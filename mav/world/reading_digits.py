@@ -17,6 +17,7 @@ from mav.world.digits import DIGITS, LEAST, READER_FOLDER, digit_scene
 from mav.world.drawing import SHAPES, draw, signed_distance
 from mav.world.idx_files import Digits, read_digits
 from mav.world.oracle import NOTHING, Reading, frame_pixels
+from mav.world.windows import centre_of_gravity, resampled
 
 LEAST_CONTRAST = 50  # levels of 255 between the ink and the ground
 LEAST_AREA, MOST_AREA = 0.008, 0.3  # of the frame, in ink; a one of the smallest size has 0.02
@@ -159,8 +160,7 @@ def _find(frame: np.ndarray) -> tuple[np.ndarray, Reading] | None:
     area = float(weight.sum())
     if not LEAST_AREA <= area / (height * width) <= MOST_AREA:
         return None
-    y, x = np.mgrid[0:height, 0:width] + 0.5
-    centre = float((weight * x).sum() / area), float((weight * y).sum() / area)
+    centre = centre_of_gravity(weight)
     brightness = float((light * weight).sum() / area / 255)
     reading = Reading(None, None, (centre[0] / width, centre[1] / height), 0.0, area / (height * width), brightness)
     return _window(weight), reading
@@ -181,9 +181,4 @@ def _window(weight: np.ndarray) -> np.ndarray:
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = max(bottom - top, right - left) / FILLED
     middle = np.array([(left + right) / 2, (top + bottom) / 2])
-    start = middle - scale * WINDOW / 2 + 0.5 * scale - 0.5  # where the first pixel's centre is
-    matrix = np.array([[scale, 0, start[0]], [0, scale, start[1]]])
-    source: np.ndarray = weight.astype(np.float32)
-    if scale > 1.5:
-        source = cv2.GaussianBlur(source, (0, 0), scale / 2)
-    return cv2.warpAffine(source, matrix, (WINDOW, WINDOW), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return resampled(weight, middle - scale * WINDOW / 2, scale, WINDOW)

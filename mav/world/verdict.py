@@ -59,8 +59,11 @@ class Material:
 def evaluate_oracle(
     recipe: Recipe, inputs: dict[str, Folder], out: Folder, report: Report = lambda _: None
 ) -> dict[str, Any]:
-    """Writes the oracle's verdict on the generated videos; inputs: generate, video-shards,
-    video-select, demo-world."""
+    """Writes the oracle's verdict on the generated videos as `result.json`, and returns it without the single videos.
+
+    inputs: the artifacts of generate, video-shards, video-select and demo-world. Raises UserError when no prompt says
+    what it asks for.
+    """
     rows = [row for row in inputs["generate"].read_json("videos.json") if "colour" in row and "shape" in row]
     if not rows:
         raise UserError(

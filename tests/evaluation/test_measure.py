@@ -25,15 +25,31 @@ PROMPTS = tuple(f"a {colour} {shape}" for colour in ("red", "green", "blue") for
 
 
 def evaluate(
-    tmp_path, networks, videos, real=None, samples=6, run=in_process, out="out", features=None, prepared=PREPARATION
+    tmp_path,
+    networks,
+    videos,
+    real=None,
+    samples=6,
+    run=in_process,
+    out="out",
+    features=None,
+    prepared=PREPARATION,
+    endless=False,
 ):
     listed = tuple(sorted(name for name in real.names())) if real else ()
     asked = BenchmarkSet(PROMPTS, listed, PROMPTS[: len(listed)], PROMPTS)
     protocol = load_protocol("msrvtt-demo")
     protocol = dataclasses.replace(protocol, features=features or protocol.features)
-    settings = Settings(prepared, samples, draws=20)
+    settings = Settings(prepared, samples, draws=20, endless=endless)
     into, cache = Folder(str(tmp_path / out)), Folder(str(tmp_path / "cache"))
     return measure(protocol, settings, videos, asked, real, networks, into, cache, run=run)
+
+
+def test_too_few_videos_to_extrapolate_keep_their_distance(tmp_path, networks, folders):
+    result = evaluate(tmp_path, networks, *folders, endless=True)
+    assert result["metrics"]["fid"]["value"] > 0
+    assert result["metrics"]["fid"]["endless"] is None
+    assert "nothing is extrapolated, which takes 16 readable videos" in result["notes"]
 
 
 @pytest.fixture
@@ -222,6 +238,9 @@ def test_ray_actors_make_the_same_features(tmp_path, networks, monkeypatch, ray_
         (["msrvtt", "--videos", "."], "--real"),
         (["interpolation", "--videos", "."], "--real"),
         (["ucf101", "--videos", ".", "--metric", "lpips"], "no metric 'lpips'"),
+        (["suite", "--videos", ".", "--metric", "fvd"], "suite takes no --metric: leave it away"),
+        (["card", "--videos", ".", "--endless"], "card takes no --endless: leave it away"),
+        (["ucf101", "--videos", ".", "--ratings", "."], "ucf101 takes no --ratings: leave it away, or ask for suite"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(mav, monkeypatch, tmp_path, arguments, message):

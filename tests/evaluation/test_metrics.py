@@ -214,8 +214,7 @@ def test_extrapolation_takes_most_of_the_bias_away():
     quick = FrechetTo(x, Moments.of(y))
     plain, endless = quick(np.ones(160)), quick.endless()
     assert abs(endless) < plain / 3
-    with pytest.raises(ValueError, match="16 videos"):
-        FrechetTo(x[:9], Moments.of(y)).endless()
+    assert FrechetTo(x[:9], Moments.of(y)).endless() is None, "of so few videos no line is drawn"
 
 
 def test_the_jackknife_agrees_with_the_bootstrap():

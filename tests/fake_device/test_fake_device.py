@@ -13,6 +13,7 @@ from mav.data.images.embed import EmbedWork, ScreenWork, load_clip
 from mav.data.shards import read_array
 from mav.evaluation.features import Networks
 from mav.generation.cascade import Cascade, CascadeBatch
+from mav.generation.replay import KEPT, Pool, Replayed
 from mav.models.clip import ClipModel
 from mav.models.heads import WatermarkClassifier
 from mav.recipes import Screening
@@ -27,6 +28,17 @@ PROMPTS = ["a red circle", "a blue square"]
 @pytest.fixture
 def root(tmp_path):
     return Folder(str(tmp_path))
+
+
+def test_what_is_kept_to_replay_shapes_is_bounded(monkeypatch):
+    """A process that samples batches of many sizes would keep a graph of each."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    replayed = Replayed(lambda x, t: x, Pool())
+    with fake_cuda(), torch.no_grad():
+        for rows in range(1, KEPT + 3):
+            replayed(torch.zeros(rows, 2, device="cuda"), torch.zeros(rows, device="cuda"))
+    sizes = [{name: shape for name, shape, _ in key[2:]}["x"][0] for key in replayed.captured]
+    assert sizes == list(range(3, KEPT + 3))
 
 
 # ------------------------------------------------------------------------------------------------------------ training

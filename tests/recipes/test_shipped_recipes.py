@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 from collections.abc import Iterator
 from importlib import resources
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mav import recipes
 from mav.recipes import Recipe
 from mav.recipes.reader import RecipeError, _merge, _read_tree, recipe_from_dict, shipped_recipes
 from mav.recipes.schema import json_schema
@@ -58,3 +60,12 @@ def test_sections_are_in_the_graph_s_order_below_a_comment(name: str) -> None:
 
 def test_the_shipped_schema_is_that_of_the_sections() -> None:
     assert json.loads(FOLDER.joinpath("recipe.schema.json").read_text()) == json_schema()
+
+
+def test_no_comment_of_a_section_is_lost() -> None:
+    """Editors and error messages show what stands beside a field or above it."""
+    for name, about in json_schema()["$defs"].items():
+        shown = " ".join(field.get("description", "") for field in about["properties"].values())
+        lines = inspect.getsource(getattr(recipes, name)).partition("\n    @property")[0].splitlines()
+        for comment in (line.partition("#")[2].strip() for line in lines):
+            assert comment in shown, name

@@ -26,6 +26,13 @@ def test_curves_survive_what_training_can_log():
     assert "&quot;quoted&quot;" in wild
 
 
+def test_a_curriculum_of_one_rate_and_a_narrow_one_are_drawn():
+    one = figures.shown_rates([(0.0, 8.0, 8.0), (0.5, 8.0, 8.0)], 8.0, 8.0)
+    assert one.count('class="rate"') == 2
+    narrow = figures.fps_curriculum(1.0, 30.0, (5000.0, 5000.0), (5000.0, 5000.0))
+    assert narrow.count("<path") == 5
+
+
 def test_held_out_losses_have_a_line_for_each_level():
     drawing = figures.levels({"0.125": [(8, 0.5), (16, 0.25)], "0.875": [(8, 0.1), (16, math.nan)]}, "levels")
     assert drawing.count("<polyline") == 1, "one point is no line"

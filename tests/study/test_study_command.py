@@ -30,6 +30,7 @@ def test_a_study_from_the_command_line(mav, monkeypatch, tmp_path):
         "--out",
         "study",
     ]
+    assert "see `mav study freeze --help`" in mav(*freeze, "--seed=-1")[2]
     code, out, _ = mav(*freeze)
     assert (code, "3 pairs, 5 raters each" in out) == (0, True)
     assert "frozen study already" in mav(*freeze)[2]

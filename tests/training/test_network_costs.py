@@ -58,6 +58,12 @@ def test_autocast_keeps_less_than_float32_and_more_than_half(monkeypatch):
     assert 0.5 * whole.activation_bytes < cast.activation_bytes < whole.activation_bytes
 
 
+def test_a_crop_is_measured_as_it_is_trained():
+    """A whole number of low-resolution pixels, of which each becomes two here: 20.8 pixels of 32 are 20."""
+    recipe = load_recipe("demo", ["train_sr_low.crop=0.65"])
+    assert network_cost("train-sr-low", recipe).sample == (1, 3, 20, 20)
+
+
 def test_a_micro_batch_that_fits_is_the_largest_divisor_with_a_tenth_to_spare():
     recipe = load_recipe("demo")
     one, two, four = (_cost_of(recipe, size).peak_bytes for size in (1, 2, 4))

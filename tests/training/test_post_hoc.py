@@ -13,7 +13,7 @@ from mav.storage import Folder
 from mav.training.checkpoint import COMMITTED, METADATA, Checkpoints
 from mav.training.ema import Ema
 from mav.training.export import CURVES, WEIGHTS, load_network
-from mav.training.post_hoc import KEPT, MOMENTS, OFFERED, coefficients, exponent, power_decay
+from mav.training.post_hoc import KEPT, MOMENTS, OFFERED, PostHoc, coefficients, exponent, power_decay
 from mav.training.process.preemption import PreemptedError, catch_sigterm
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -74,6 +74,19 @@ def test_the_width_of_the_lowest_held_out_loss_is_exported(tmp_path):
     assert "average_width" not in plain
     ours, theirs = (load_network(root.child(name)).network.state_dict() for name in (STAGE, "plain"))
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_when_no_average_can_be_read_it_says_what_to_do(tmp_path):
+    """Their files have all of their bytes, so that only reading them shows the damage."""
+    network = torch.nn.Linear(300, 2)
+    o, checkpoints = small_recipe(**SIZES).train_decoder.optimisation, Checkpoints(Folder(str(tmp_path)), "id")
+    averages = PostHoc(network, list(network.parameters()), o, checkpoints)
+    averages.keep(o.samples)
+    checkpoints.wait()
+    for path in tmp_path.glob("*/*.distcp"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(UserError, match=r"All averages in .* are damaged: rerun the stage"):
+        averages.choose([parameter.detach() for parameter in network.parameters()], lambda: 0.0)
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ class EmbedWork:
         kept = screened.column("kept").to_numpy(zero_copy_only=False).astype(bool)
         image = read_array(self.screen, f"{name}.image.npy")[kept]
         keys = screened.column("key").to_numpy(zero_copy_only=False)[kept].tolist()
-        index, captions = index_tar(self.images, f"{name}.tar"), {}
+        index = index_tar(self.images, f"{name}.tar")
         with self.images.open(f"{name}.tar") as file:
             captions = {key: read_at(file, files["txt"]).decode() for key, files in index.items()}
             native = {key: _is_native(json.loads(read_at(file, files["json"]))) for key, files in index.items()}

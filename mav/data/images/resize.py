@@ -71,7 +71,7 @@ def guarded_resizer(rule: ImageDownload) -> Any:
             with _one_large if seen.width * seen.height > LARGE_PIXELS else contextlib.nullcontext():
                 try:
                     return self._encoded(unpack(data, seen, self.image_size), seen)
-                except Exception:  # as above, MemoryError included
+                except Exception:  # decoders of odd bytes raise anything, MemoryError included
                     return (None, None, None, None, None, "undecodable"), None
 
         def _encoded(self, pixels: np.ndarray | None, seen: Look) -> tuple[Prepared, int]:

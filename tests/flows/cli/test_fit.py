@@ -16,6 +16,15 @@ FILES = ["kubernetes/ray-cluster.yaml", "kubernetes/ray-job.yaml", "ray/cluster.
          "slurm/make-a-video.sbatch"]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("line", "gpus"),
+    [("gres=gpu", 1), ("gres=gpu:4", 4), ("gres=gpu:a100:8,nvme:2", 8), ("gres=nvme:2", 0), ("gpus-per-node=h100", 1)],
+)
+def test_slurm_says_gpus_in_many_ways(line: str, gpus: int, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(f"#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --cpus-per-task=16\n#SBATCH --{line}\n")
+    assert node_groups(str(tmp_path / "script")) == [NodeGroup("node", 2, 16.0, float(gpus))]
+
+
 @pytest.mark.parametrize("recipe", ["paper", "single-gpu"])
 @pytest.mark.parametrize("name", FILES)
 def test_every_shipped_cluster_holds_every_recipe_for_clusters(name: str, recipe: str) -> None:
@@ -70,7 +79,15 @@ def test_the_setting_that_makes_it_fit(
 
 
 @pytest.mark.parametrize(
-    "text", ["kind: Deployment", "[1]", "a: b: c", "resources: {}\nrun: x", "{available_node_types: {a: {}}}"]
+    "text",
+    [
+        "kind: Deployment",
+        "[1]",
+        "a: b: c",
+        "resources: {}\nrun: x",
+        "{available_node_types: {a: {}}}",
+        "#SBATCH --nodes=many",
+    ],
 )
 def test_other_files_are_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text(text)

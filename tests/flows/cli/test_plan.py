@@ -85,7 +85,7 @@ def test_given_rates_and_wrong_ones() -> None:
     rates = with_rates({"fetched": 10.0}, {"fetched": 99.0, "screened": 5.0})
     assert (rates["fetched"].value, rates["fetched"].origin) == (10.0, "given")
     assert (rates["screened"].value, rates["screened"].origin) == (5.0, "measured")
-    for wrong in ("speed=3", "fetched=fast", "fetched=-1", "fetched"):
+    for wrong in ("speed=3", "fetched=fast", "fetched=-1", "fetched=nan", "fetched=inf", "fetched"):
         with pytest.raises(UserError, match="NAME=VALUE"):
             run("demo", "--rate", wrong)
 

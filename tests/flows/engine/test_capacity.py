@@ -28,12 +28,16 @@ class Watched(Terminal):
     def __init__(self, then: Any) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.said: list[str] = []
         self.then = then
 
     def progress(self, stage: str, done: float, total: float, **facts: Any) -> None:
         if "waits" in facts:
             self.waits.append(facts["waits"])
             self.then()
+
+    def say(self, text: str, stage: str = "") -> None:
+        self.said.append(f"{stage} {text}")
 
 
 def _job(recipe: Recipe, folder: Path, screen: Terminal, **cluster: Any) -> Job:
@@ -77,6 +81,7 @@ def test_a_walk_says_once_what_it_waits_for(full: tuple[Job, Watched]) -> None:
     job, screen = full
     assert shard_map(job, _shard, ["0", "1"]).counts["rows_out"] == 2
     assert screen.waits == ["for 1 CPU: 0 of 2 CPU free in the cluster"]
+    assert screen.said == [f"walk waits {screen.waits[0]}"], "a note beside a bar has no room for it"
 
 
 def test_a_stage_in_one_task_says_what_it_waits_for(full: tuple[Job, Watched]) -> None:

@@ -160,6 +160,19 @@ def test_who_is_stopped_stops_the_job(cluster: FakeCluster, asked: tuple[Node, R
     assert cluster.stopped == list(cluster.jobs)
 
 
+def test_a_cluster_that_is_gone_is_named_though_its_job_cannot_be_stopped(
+    cluster: FakeCluster, asked: tuple[Node, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: object) -> None:
+        raise ConnectionError("refused")
+
+    cluster.ending = away
+    monkeypatch.setattr(cluster, "stop_job", away)
+    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", 0.05)
+    with pytest.raises(RuntimeError, match=r"demo-world: the Ray cluster at .* is gone \(refused\)"):
+        jobs.build_on_cluster(*asked)
+
+
 def test_the_job_refuses_to_build_what_was_not_asked_for(asked: tuple[Node, Run]) -> None:
     node, run = asked
     order = {

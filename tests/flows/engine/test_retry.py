@@ -17,6 +17,7 @@ from PIL import Image
 
 from flows import images, videos
 from flows.engine.build import build
+from flows.engine.lease import exclusive
 from flows.engine.retry import Retried, joined_counts, retry_failed
 from flows.engine.run import Run
 from flows.engine.stage import Graph, Node
@@ -130,6 +131,19 @@ def test_shards_of_a_pass_that_was_never_told_are_cleared(downloaded: tuple[Node
     assert artifact is not None
     assert list(artifact.problems()) == []
     assert not any(folder.exists(name) for name in untold)
+
+
+def test_a_pass_that_another_process_makes_is_left_alone(downloaded: tuple[Node, Run]) -> None:
+    """Its shards lie in the artifact before the manifest names them: who comes second must not clear them away."""
+    node, run = downloaded
+    joining = run.store.artifact(node)
+    joining.write_bytes("00000-00001-retry1.tar", b"half a file")
+    with (
+        exclusive(run.store.work(node), node.name),
+        pytest.raises(UserError, match="Another run is building image-download"),
+    ):
+        retry_failed(node, run)
+    assert joining.exists("00000-00001-retry1.tar")
 
 
 def test_other_stages_and_unfinished_ones_are_refused(downloaded: tuple[Node, Run]) -> None:

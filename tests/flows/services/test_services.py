@@ -71,6 +71,27 @@ def test_an_address_of_another_protocol_is_a_sentence(something_else: str) -> No
         pass
 
 
+TALKATIVE = """
+import http.server, sys
+sys.stderr.write("database is locked\\n" * 100_000)
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Healthy).serve_forever()
+"""
+
+
+def test_a_prefect_server_may_log_as_many_errors_as_it_likes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\n{TALKATIVE}")
+    script.chmod(0o700)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr("flows.services.prefect_server.START_SECONDS", 20)
+    monkeypatch.setattr("flows.services.prefect_server.sys", SimpleNamespace(executable=str(script)))
+    with prefect_server() as address:
+        assert address.startswith("http://127.0.0.1:")
+
+
 @pytest.mark.parametrize("address", ["", "127.0.0.1:6379"])
 def test_no_dependency_is_left_to_ask_other_machines(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     from flows.services.environment import configure_environment
