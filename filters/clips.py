@@ -1,11 +1,12 @@
 """Which clips the video networks may learn from: the thresholds of `video-select` over the scores of `video-shards`.
 
 A clip is dropped for the first reason of `REASONS` that it has, or else as a near duplicate of a better one, and may
-have other reasons: `filters.selection.reasons_of` says all of them. Only ledgers are read, so that another threshold
-costs seconds and makes no shard anew.
+have other reasons: `filters.selection.reasons_of` says all of them. With `shot_seconds` a clip is split at its cuts
+rather than dropped, and each long shot is a sample; with `crop_borders` it is cropped to the picture within. Only
+ledgers are read, and nothing is decoded or encoded again: another threshold costs seconds and makes no shard anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filters.selection import Walk, measured, near_duplicates, reasons_of, write_choice
+from filters.selection import Walk, first_reasons, measured, near_duplicates, reasons_of, tally, write_choice
+from mav.data.loading.places import BOX, PART
 from mav.data.shards import ShardOutput, read_table, shard_names
 from mav.data.videos.scores import SCORES
 from mav.errors import UserError
@@ -31,6 +33,8 @@ REASONS = (
     "shaky",
     "overlay",
 )  # in the order of their checks
+SHORT_SHOT = "short_shot"  # of a clip that has longer ones
+SHOT = np.dtype([("clip", "<u4"), ("first", "<u4"), ("last", "<u4"), ("long", "?")])  # a clip's row, frames of it
 COLUMNS = tuple(name for name, kind in SCORES.items() if kind == "double")  # one number a clip
 
 
@@ -65,7 +69,35 @@ class Clips:
         speed, rule = np.maximum(score["motion_global"], score["motion_local"]), self.rule
         found = {name: score[name] > getattr(rule, name) for name in ("blank", "border", "cut", "repeated", "overlay")}
         found |= {"still": speed < rule.still, "too_fast": speed > rule.too_fast, "shaky": score["shake"] > rule.shaky}
+        if rule.crop_borders:
+            found["border"] &= score["border"] > rule.crop_borders
+        if rule.shot_seconds:
+            shots = self.shots(scores)
+            found["cut"][shots["clip"][shots["long"]]] = False
         return {reason: found[reason] for reason in REASONS}
+
+    def shots(self, scores: pa.Table) -> np.ndarray:
+        """Returns the shots of the clips, SHOT (n,), in order. A clip that is not split is one, and long enough."""
+        whole, rule = np.zeros(len(scores), SHOT), self.rule
+        whole["clip"], whole["last"], whole["long"] = np.arange(len(scores)), _numbers(scores, "frames") - 1, True
+        if not rule.shot_seconds:
+            return whole
+        split = _numbers(scores, "cut") > rule.cut
+        found = [whole[~split]]
+        for row in scores.add_column(0, "row", pa.array(np.arange(len(scores)))).filter(pa.array(split)).to_pylist():
+            changes = zip(row["cut_before"], row["cut_after"], row["cut_scores"], strict=True)
+            meant = [(before, after) for before, after, score in changes if score > rule.cut]
+            least = rule.shot_seconds * row["fps"]
+            shots = [(row["row"], *shot, shot[1] - shot[0] + 1 >= least) for shot in _between(meant, row["frames"])]
+            found.append(np.array(shots, SHOT))
+        return np.sort(np.concatenate(found), order=["clip", "first"])
+
+    def boxes(self, scores: pa.Table) -> np.ndarray:
+        """Returns the part of the picture to train on, uint8 (clips, 4), as in `mav.data.loading.places.PART`."""
+        if not self.rule.crop_borders:
+            return np.tile(np.array(BOX, np.uint8), (len(scores), 1))
+        box = np.array(scores.column("box").to_pylist(), np.float64).reshape(-1, 2, 2) * BOX[-1]
+        return np.stack([np.ceil(box[:, 0]), np.floor(box[:, 1])], axis=1).reshape(-1, 4).astype(np.uint8)
 
     def worth(self, name: str, scores: pa.Table) -> np.ndarray:
         """The longest clip is the best."""
@@ -81,10 +113,12 @@ class Clips:
 
 @dataclass(frozen=True)
 class SelectWork:
-    """The shard work of `video-select`: writes NAME.parquet with key, kept and reason (null when kept) of every clip.
+    """The shard work of `video-select`: writes NAME.parquet with key, first, last, kept and reason of every shot.
 
-    The shard's places in the stage's ledger are the numbers of the kept clips within the tar (uint32). groups: what
-    `clips.groups` returned.
+    A shot has the key of its clip, and its first and last frame there; the reason is null when it is kept. The counts
+    are of clips, one of which is kept when any of its shots is; where clips are split, `shots` counts those of the kept
+    clips: found = kept + short. The shard's places in the stage's ledger are `mav.data.loading.places.PART` of each
+    kept shot. groups: what `clips.groups` returned.
     """
 
     clips: Clips
@@ -93,8 +127,42 @@ class SelectWork:
 
     def __call__(self, name: str) -> ShardOutput:
         scores = self.clips.read(name)
-        kept, counts = write_choice(self.out, name, scores, reasons_of(self.clips, self.groups, name, scores))
-        return ShardOutput(counts, (f"{name}.parquet",), np.flatnonzero(kept).astype("<u4").tobytes())
+        found = reasons_of(self.clips, self.groups, name, scores)
+        shots = self.clips.shots(scores)
+        clip = shots["clip"]
+        columns = {"key": scores.column("key").take(pa.array(clip))}
+        columns |= {end: pa.array(shots[end].astype(np.int32)) for end in ("first", "last")}
+        reasons = {reason: mask[clip] for reason, mask in found.items()} | {SHORT_SHOT: ~shots["long"]}
+        kept, _ = write_choice(self.out, name, pa.table(columns), reasons, ("first", "last"))
+        parts = np.zeros(int(kept.sum()), PART)
+        for field in ("clip", "first", "last"):
+            parts[field] = shots[field][kept]
+        parts["box"] = self.clips.boxes(scores)[clip[kept]]
+        return ShardOutput(self._counts(found, clip, kept), (f"{name}.parquet",), parts.tobytes())
+
+    def _counts(self, found: Mapping[str, np.ndarray], clip: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
+        reasons = first_reasons(found)
+        good = np.array([reason is None for reason in reasons], bool)
+        counts = {"rows_in": len(good), "rows_out": int(good.sum()), "dropped": tally(reasons), "failed": {}}
+        if not self.clips.rule.shot_seconds:
+            return counts
+        number = int(good[clip].sum())
+        return counts | {"shots": {"found": number, "kept": int(kept.sum()), "short": number - int(kept.sum())}}
+
+
+def _numbers(scores: pa.Table, column: str) -> np.ndarray:
+    return np.asarray(scores.column(column).to_numpy())
+
+
+def _between(changes: Iterable[tuple[int, int]], frames: int) -> Iterator[tuple[int, int]]:
+    """Yields the first and the last frame of each shot of a clip whose shots change (before, after) these frames."""
+    first = 0
+    for before, after in sorted(changes):
+        if before >= first:
+            yield first, before
+        first = max(first, after)
+    if first < frames:
+        yield first, frames - 1
 
 
 def agreement(

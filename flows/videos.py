@@ -38,7 +38,7 @@ def video_reads(recipe: Recipe) -> tuple[str, ...]:
     return ("video_shards", "seed") if drawn else ("video_shards",)
 
 
-@stage("video-shards", reads=video_reads, version=5, retry=Retry(is_transient, video_work, RetryWork))
+@stage("video-shards", reads=video_reads, version=6, retry=Retry(is_transient, video_work, RetryWork))
 def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
     work = video_work(job)
@@ -46,9 +46,12 @@ def video_shards(job: Job) -> Outcome:
     return shard_map(job, work, work.names(), success_floor=rules.success_floor, shard_floor=rules.shard_floor)
 
 
-@stage("video-select", reads=("video_select",))
+@stage("video-select", reads=("video_select",), version=2)
 def video_select(job: Job) -> Outcome:
-    """Drops clips with cuts, without motion, with too much of it, with overlays or borders, by their scores alone."""
+    """Drops clips with cuts, without motion, with too much of it, with overlays or borders, by their scores alone.
+
+    Asked to, it splits clips at their cuts and crops borders away instead.
+    """
     from filters.clips import Clips, SelectWork, agreement
 
     clips = Clips(job.inputs["video-shards"], job.recipe.video_select)
@@ -58,5 +61,7 @@ def video_select(job: Job) -> Outcome:
 
         scores = pa.concat_tables([clips.read(name) for name in clips.names()])
         ids = scores.column("videoid").to_pylist()
-        outcome.metrics["filters"] = agreement(ids, clips.failures(scores), truth)
+        # A filter is asked what it sees, also where the clip is split or cropped and not dropped.
+        sees = dataclasses.replace(clips, rule=dataclasses.replace(clips.rule, shot_seconds=0.0, crop_borders=0.0))
+        outcome.metrics["filters"] = agreement(ids, sees.failures(scores), truth)
     return outcome

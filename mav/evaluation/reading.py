@@ -244,11 +244,6 @@ def central_places(available: int, native: float, frames: int, fps: float) -> li
     return [start + step * i for i in range(frames)]
 
 
-def central_frames(video: bytes, frames: int, fps: float) -> np.ndarray:
-    """Returns uint8 frames (frames, H, W, 3) from a clip's middle. Raises ValueError if it is broken or too short."""
-    return _central(ShownVideo(video), Preparation(frames, fps))
-
-
 def whole_video(data: bytes) -> np.ndarray:
     """Returns every frame, uint8 (F, H, W, 3). Raises ValueError if unreadable."""
     try:

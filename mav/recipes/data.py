@@ -134,6 +134,8 @@ class VideoSelect:
     overlay: Number = 0.9  # length, in shorter sides, of edges that stand still over moving pictures; text has many
     border: Share = 0.03  # share of the picture in black or white borders above which a clip is dropped
     blank: Share = 0.1  # share of frames without a picture above which a clip is dropped
+    shot_seconds: Number = 0.0  # least length of the shots into which clips with cuts are split; 0: they are dropped
+    crop_borders: Share = 0.0  # share of the picture up to which borders are cropped away; 0: those clips are dropped
     hash_bits: HashBits = 0  # of 64; hashes of near duplicates' middle frames differ in fewer; 1: are equal; 0: off
 
 

@@ -35,9 +35,10 @@ def sheets(shards: Artifact | None, selection: Artifact | None) -> list[dict[str
     chosen: dict[str, list[tuple[Row, ...]]] = {reason: [] for reason, number in wanted.items() if number}
     for name in [name for name in selection.files(".parquet") if not ledgers([name])][:SHARDS]:
         for row in read_table(selection.folder, name, ["key", "reason"]).to_pylist():
-            examples = chosen[row["reason"] or "kept"]
-            if len(examples) < EXAMPLES:
-                examples.append(((name.removesuffix(".parquet"), row["key"]),))
+            example = ((name.removesuffix(".parquet"), row["key"]),)
+            examples = chosen.get(row["reason"] or "kept", [])
+            if len(examples) < EXAMPLES and example not in examples:  # a clip may have several shots
+                examples.append(example)
     return contact_sheets(shards.folder, chosen, wanted)
 
 

@@ -7,17 +7,17 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mav.data.loading.places import clip_places
-from mav.data.loading.source import Tars
-from mav.data.videos.video_io import read_frames
+from mav.data.loading.frame_rates import frame_indices, frame_times
+from mav.data.loading.loaders import StoredClips
+from mav.data.videos.video_io import cropped, read_frames
 from mav.errors import UserError
 from mav.evaluation.measure import RESULT, Report
 from mav.evaluation.metrics import bootstrap
-from mav.evaluation.reading import central_frames
 from mav.recipes import Recipe
 from mav.storage import Folder
 from mav.world.digits import READER_FOLDER
@@ -76,13 +76,15 @@ def evaluate_oracle(
         return read_frames(inputs["generate"].read_bytes(name))
 
     training: list[np.ndarray] = []
-    places, tars = clip_places(inputs["video-shards"], inputs["video-select"]), Tars(inputs["video-shards"])
-    for place in map(places.place, range(sum(places.sizes))):
+    clips = StoredClips(inputs["video-shards"], inputs["video-select"])
+    for index in range(sum(clips.sizes)):
         if len(training) == TRAINING_CLIPS:
             break
-        data = tars.bytes_at(places.names[place["shard"]], int(place["video"]), int(place["size"]))
+        about, rate = clips.metadata(index), recipe.generate.fps * sizes.frame_skip
         with contextlib.suppress(ValueError):  # a clip too short for a training sample taught no motion
-            training.append(central_frames(data, sizes.frames, recipe.generate.fps * sizes.frame_skip))
+            times = np.asarray(about.get("times", frame_times(about["fps"], about["frames"])))
+            indices = about.get("first", 0) + frame_indices(times, sizes.frames, rate, 0.5)[0]
+            training.append(read_frames(clips.video(index), indices, partial(cropped, box=about["box"])))
     truth, reader = world.read_json("truth.json"), reader_of(world) if world.exists(READER_FOLDER) else None
     material = Material(
         [read(row["file"]) for row in rows],

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mav.data.loading.places import BOX, PART
 from mav.data.videos.video_io import encode_mp4
 from mav.storage import Artifact, Folder
 from mav.storage.ledger import LedgerWriter
@@ -33,9 +34,10 @@ def save(array: np.ndarray, path: Path, ending: str) -> None:
         torch.save(torch.from_numpy(array), path)
 
 
-def keep_all(selection: Folder, count: int) -> None:
-    """Makes an artifact of `video-select` that keeps all clips of the shard 00000."""
-    every = base64.b64encode(np.arange(count, dtype="<u4").tobytes()).decode()
+def keep_all(selection: Folder, count: int, length: int) -> None:
+    """Makes an artifact of `video-select` that keeps all clips of the shard 00000, each of so many frames."""
+    parts = np.array([(number, 0, length - 1, BOX) for number in range(count)], PART)
+    every = base64.b64encode(parts.tobytes()).decode()
     with LedgerWriter(selection) as ledger:
         ledger.write([{"shard": "00000", "counts": {}, "files": {}, "places": every}])
     about = {"stage": "video-select", "version": 1, "fingerprint": "f", "recipe": "r", "config": {}, "inputs": {}}

@@ -81,8 +81,8 @@ def inputs(tmp_path_factory):
     with folders["video-shards"].create("00000.tar") as file, TarWriter(file) as tar:
         for i in range(6):
             scene = random_scene(np.random.default_rng(i), tuple(PALETTE), SHAPES)
-            tar.add(f"{i:09d}", {"mp4": encode_mp4(draw_clip(scene, 32, 24, 24), 24), "json": b"{}"})
-    keep_all(folders["video-select"], 6)
+            tar.add(f"{i}", {"mp4": encode_mp4(draw_clip(scene, 32, 24, 24), 24), "json": b'{"fps":24,"frames":24}'})
+    keep_all(folders["video-select"], 6, 24)
     return folders
 
 

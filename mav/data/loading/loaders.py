@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from mav.data.loading.frame_rates import draw_fps, frame_indices, frame_times, too_short
-from mav.data.loading.places import INDEXING, clip_places, row_counts
+from mav.data.loading.places import BOX, INDEXING, clip_places, row_counts
 from mav.data.loading.source import GROUP_SHARDS, PassedOverError, Sample, SampleSource, Shared, Tars
 from mav.data.shards import index_tar, read_at, read_table, tar_names
 from mav.data.videos.video_io import fit, read_squares
@@ -162,9 +162,9 @@ class ClipSource(SampleSource):
         self, shards: Folder, frames: int, size: int, seed: int, fps: FpsCurriculum, total_samples: int,
         corrupted_share: float = 0.01, selection: Folder | None = None,
     ) -> None:  # fmt: skip
-        """selection: the artifact of `video-select`; None: all clips."""
+        """selection: the artifact of `video-select`; None: all of all clips."""
         self._frames, self._size, self._fps, self._total = frames, size, fps, max(total_samples, 1)
-        self._clips = _Clips(shards, selection)
+        self._clips = StoredClips(shards, selection)
         super().__init__(seed, self._clips.sizes, shards.url, corrupted_share)
         self._room = IN_MEMORY
         self._longest = 0  # frames of the longest clip seen so far
@@ -178,10 +178,10 @@ class ClipSource(SampleSource):
         clip = self._decoded.get(index)
         if clip is None:
             data, first = self._clips.video(index), int(metadata.get("first", 0))
-            count = int(metadata["frames"])
+            count, box = int(metadata["frames"]), metadata.get("box", BOX)
             if not self._reserve(count * 3 * self._size**2):
-                return _clip_sample(read_squares(data, first + indices, self._size), rate)
-            clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size)
+                return _clip_sample(read_squares(data, first + indices, self._size, box), rate)
+            clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size, box)
         return _clip_sample(clip[indices], rate)
 
     def _draw(self, metadata: dict[str, Any], number: int) -> tuple[np.ndarray, float, float]:
@@ -214,8 +214,12 @@ def _clip_sample(frames: np.ndarray, rate: float) -> Sample:
     return {"pixels": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)), "fps": np.float32(rate)}
 
 
-class _Clips:
-    """The clips of an artifact: their places, so that ten million of them fit beside the networks, and their bytes."""
+class StoredClips:
+    """The clips of an artifact: their places, so that ten million of them fit beside the networks, and their bytes.
+
+    metadata: fps, frames, times and first of a sample, as in `mav.data.videos.transcode.Converted`, but of what is used
+    of its clip alone; box: the part of the picture that is used (`mav.data.loading.places.PART`).
+    """
 
     def __init__(self, shards: Folder, selection: Folder | None) -> None:
         self._tars, self._places = Tars(shards), clip_places(shards, selection)
@@ -227,7 +231,12 @@ class _Clips:
 
     def _metadata(self, index: int) -> dict[str, Any]:
         metadata: dict[str, Any] = json.loads(self._bytes(index, "json", "json_size"))
-        return metadata
+        part = self._places.part(index)
+        if part is None:
+            return metadata
+        first, end = int(part["first"]), int(part["last"]) + 1
+        used = {"first": int(metadata.get("first", 0)) + first, "frames": end - first, "box": part["box"].tolist()}
+        return metadata | used | ({"times": metadata["times"][first:end]} if "times" in metadata else {})
 
     def _bytes(self, index: int, offset: str, size: str) -> bytes:
         place = self._places.place(index)

@@ -25,15 +25,19 @@ from mav.storage.ledger import Columns, json_object, ledger_rows, ledgers
 
 INDEXING = 16  # tars whose headers are read at a time: on an object store this is waiting, not work
 PLACE = np.dtype([("video", "<u8"), ("size", "<u4"), ("json", "<u8"), ("json_size", "<u4")])
+# What is trained on of a clip, by its number in its tar: first and last frame, and left, top, right and bottom of what
+# is used of the picture, in 255ths of its width and height.
+PART = np.dtype([("clip", "<u4"), ("first", "<u4"), ("last", "<u4"), ("box", "u1", 4)])
+BOX = (0, 0, 255, 255)  # the whole picture
 PLACE_OF_SHARD = np.dtype([("shard", "<u4"), *((name, PLACE[name]) for name in PLACE.names or ())])
 
 
 @dataclass(frozen=True)
 class ClipPlaces:
-    """The tars of an artifact (sorted), the number of clips in each, and the place of each clip (PLACE_OF_SHARD).
+    """The tars of an artifact (sorted), the number of samples in each, and the place of each clip (PLACE_OF_SHARD).
 
-    chosen: the clips that `video-select` keeps, by their number in `where`, which processes share; None: all. Then
-    `sizes` counts these, of the tars that have any.
+    chosen: what `video-select` keeps of the clips (PART), by their number in `where`, which processes share; None: all
+    of each. Then `sizes` counts these, of the tars that have any: a clip may give several samples.
     """
 
     names: list[str]
@@ -42,9 +46,13 @@ class ClipPlaces:
     chosen: np.ndarray | None = None
 
     def place(self, index: int) -> np.void:
-        """Returns the place of clip `index` of those that are used."""
-        found: np.void = self.where[index if self.chosen is None else self.chosen[index]]
+        """Returns the place of the clip of sample `index`."""
+        found: np.void = self.where[index if self.chosen is None else self.chosen["clip"][index]]
         return found
+
+    def part(self, index: int) -> np.void | None:
+        """Returns what is used of the clip of sample `index`; None: all of it."""
+        return None if self.chosen is None else self.chosen[index]
 
 
 def pack_places(index: Index) -> bytes:
@@ -61,25 +69,26 @@ def pack_places(index: Index) -> bytes:
 def clip_places(shards: Folder, selection: Folder | None = None) -> ClipPlaces:
     """Returns the places of an artifact's clips, which remote storage is asked for once on each machine.
 
-    selection: the artifact of `video-select`; clips that it dropped are left out.
+    selection: the artifact of `video-select`; what it dropped is left out.
     """
     found = _shared_places(shards, _manifest_ledgers(shards))
     return found if selection is None else _selected(found, selection)
 
 
 def _selected(found: ClipPlaces, selection: Folder) -> ClipPlaces:
-    """Leaves out the clips that `video-select` dropped."""
-    read: Columns = {"shard": "{}.tar".format, "places": bytes}
-    kept = {tar: packed for name in _manifest_ledgers(selection) for tar, packed in ledger_rows(selection, read, name)}
-    numbers, sizes, first = [np.zeros(0, np.uint32)], [], 0
+    """Leaves out what `video-select` dropped."""
+    read: Columns = {"shard": "{}.tar".format, "places": functools.partial(np.frombuffer, dtype=PART)}
+    kept = {tar: parts for name in _manifest_ledgers(selection) for tar, parts in ledger_rows(selection, read, name)}
+    chosen, sizes, first = [np.zeros(0, PART)], [], 0
     for name, size in zip(found.names, found.sizes, strict=True):
         if name not in kept:
             raise UserError(f"{selection.url} does not know {name} of the clips' shards: rerun video-select.")
-        if len(chosen := np.frombuffer(kept[name] or b"", "<u4")):
-            numbers.append(chosen + np.uint32(first))
-            sizes.append(len(chosen))
+        if kept[name] is not None and len(kept[name]):
+            chosen.append(kept[name].copy())
+            chosen[-1]["clip"] += np.uint32(first)
+            sizes.append(len(chosen[-1]))
         first += size
-    return ClipPlaces(found.names, sizes, found.where, np.concatenate(numbers))
+    return ClipPlaces(found.names, sizes, found.where, np.concatenate(chosen))
 
 
 def _shared_places(shards: Folder, known: dict[str, str]) -> ClipPlaces:

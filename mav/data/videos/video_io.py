@@ -57,12 +57,27 @@ def _source(data: bytes | str) -> io.BytesIO | str:
     return io.BytesIO(data) if isinstance(data, bytes) else data
 
 
-def read_squares(data: bytes, indices: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+def read_squares(
+    data: bytes, indices: Sequence[int] | np.ndarray, size: int, box: Sequence[int] = (0, 0, 255, 255)
+) -> np.ndarray:
     """Returns uint8 (F, size, size, 3): the central squares of the given frames, each scaled as soon as it is decoded.
 
-    Raises ValueError like `read_frames`.
+    box: as in `cropped`. Raises ValueError like `read_frames`.
     """
-    return read_frames(data, indices, lambda frame: fit(frame[None], size)[0])
+    return read_frames(data, indices, lambda frame: fit(cropped(frame, box)[None], size)[0])
+
+
+def cropped(frame: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    """Returns a part of (H, W, 3); box: its left, top, right and bottom in 255ths of width and height, rounded inwards.
+
+    At least one pixel is left.
+    """
+    (left, right), (top, bottom) = (
+        (-(-start * length // 255), end * length // 255)
+        for start, end, length in zip(box[:2], box[2:], frame.shape[1::-1], strict=True)
+    )
+    left, top = min(left, frame.shape[1] - 1), min(top, frame.shape[0] - 1)
+    return frame[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def read_frames(

@@ -69,7 +69,8 @@ def test_places_in_the_ledger_are_those_of_the_tars(tmp_path: Path, monkeypatch:
 def select(url: str, kept: dict[str, list[int]]) -> Folder:
     """An artifact of `video-select` that keeps these clips of each shard."""
     folder = Folder(url)
-    packed = {name: base64.b64encode(np.array(rows, "<u4").tobytes()).decode() for name, rows in kept.items()}
+    parts = {name: np.array([(row, 0, 23, places.BOX) for row in rows], places.PART) for name, rows in kept.items()}
+    packed = {name: base64.b64encode(found.tobytes()).decode() for name, found in parts.items()}
     with LedgerWriter(folder) as file:
         file.write([{"shard": name, "counts": {}, "files": {}, "places": text} for name, text in packed.items()])
     Artifact.publish(folder, **FIELDS | {"stage": "video-select"})

@@ -47,9 +47,13 @@ def test_a_planted_clip_has_the_scores_of_its_kind_and_a_good_one_has_not(kind: 
     every = ("cut", "blank", "border", "overlay", "repeated", "still", "too_fast", "shaky")
     assert [reason for reason in every if has(bad, reason)] == [reason for reason in every if reason in clip.reasons]
     assert [reason for reason in every if has(good, reason)] == []
-    strong = [f for f, score in zip(bad["cut_frames"], bad["cut_scores"], strict=True) if score > SELECT.cut]
+    changes = zip(bad["cut_before"], bad["cut_after"], bad["cut_scores"], strict=True)
+    strong = [(before, after) for before, after, score in changes if score > SELECT.cut]
     assert len(strong) == len(clip.changes)
-    assert all(first - 1 <= frame <= last + 1 for frame, (first, last) in zip(strong, clip.changes, strict=True))
+    for (before, after), (first, last) in zip(strong, clip.changes, strict=True):
+        assert first - 12 <= before <= first + 1, "what is blended belongs to no shot"
+        assert last - 1 <= after <= last + 12
+        assert first < last or (before, after) == (first - 1, first)
 
 
 def test_a_cut_is_where_it_is_and_a_flash_is_none() -> None:
@@ -63,6 +67,18 @@ def test_fades_through_black_are_where_it_is_black_and_a_change_of_light_is_none
     frames = np.concatenate([small(int(i > 16), 1, share) for i, share in enumerate(light)])
     assert [cut.frame for cut in find_cuts(frames)] == [pytest.approx(16, abs=1)]
     assert find_cuts(np.concatenate([small(0, 1, 1 - 0.3 * i / 32) for i in range(33)])) == []
+
+
+def test_neighbouring_dissolves_are_two_and_a_flicker_within_one_is_none() -> None:
+    share = np.clip((np.arange(90)[:, None] - [20, 60]) / 10, 0, 1)[..., None, None, None]
+    first, second, third = (small(number, 1)[0].astype(float) for number in range(3))
+    frames = first + (second - first) * share[:, 0] + (third - second) * share[:, 1]
+    frames[26] += 9  # a flicker, which is no cut beside what changes around it
+    found = find_cuts(np.clip(frames, 0, 255).astype(np.uint8))
+    assert [cut.score > SELECT.cut for cut in found] == [True, True]
+    for cut, start in zip(found, (20, 60), strict=True):
+        assert start - 8 <= cut.before <= start + 1, "both shots end before what is blended, and not much before"
+        assert start + 9 <= cut.after <= start + 18
 
 
 def test_motion_is_measured_in_shorter_sides_at_any_size() -> None:

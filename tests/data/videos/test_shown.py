@@ -14,7 +14,7 @@ from mav.data.videos.probe import ClipError
 from mav.data.videos.shown import ShownVideo
 from mav.data.videos.transcode import convert
 from mav.data.videos.video_io import read_frames
-from mav.evaluation.reading import central_frames, whole_video
+from mav.evaluation.reading import central_places, whole_video
 from mav.recipes import VideoShards
 
 RULE = VideoShards(short_side=48)
@@ -73,6 +73,11 @@ def trimmed(data, first, seconds):
 
 def levels(frames):
     return frames.reshape(len(frames), -1).mean(axis=1)
+
+
+def central_frames(data, frames, fps):
+    shown = ShownVideo(data)
+    return shown.frames(shown.nearest(central_places(len(shown), shown.fps, frames, fps)))
 
 
 @pytest.mark.parametrize("b_frames", ["0", "2"])

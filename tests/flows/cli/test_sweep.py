@@ -27,7 +27,8 @@ from mav.recipes.reader import load_recipe
 from mav.storage import Artifact, Folder
 from mav.storage.counts import add_counts
 
-GOOD = {"cut": 0.0, "cut_frames": [], "cut_scores": [], "motion_global": 0.1, "motion_local": 0.4, "shake": 0.01,
+GOOD = {"cut": 0.0, "cut_before": [], "cut_after": [], "cut_scores": [], "motion_global": 0.1, "motion_local": 0.4,
+        "shake": 0.01, "box": [0.0, 0.0, 1.0, 1.0],
         "repeated": 0.0, "overlay": 0.1, "border": 0.0, "blank": 0.0, "fps": 24.0, "frames": 48}  # fmt: skip
 DIM = 16
 

@@ -16,17 +16,18 @@ from mav.data.images.hashes import SIDE as HASHED
 from mav.data.images.hashes import perceptual_hash
 from mav.data.videos.scores.cuts import find_cuts
 from mav.data.videos.scores.motion import SAME, flow_method, motion_scores, pair_motion
-from mav.data.videos.scores.overlays import blank_score, border_score, overlay_score
+from mav.data.videos.scores.overlays import blank_score, border_score, overlay_score, picture_box
 
 SIDE, THUMB = 64, 16  # least pixels of the shorter side for motion and overlays, and for cuts
 SPREAD = 24  # frames, at most twice as many, in which overlays are looked for
 SAMPLED = (1, 4)  # of every 7 frames, because flow is the dearest of all; new ones are among them if others repeat
 DIGITS = 4
-# The ledger's columns of scores, which all clips have that came through.
+# The ledger's columns of scores, which all clips have that came through. cut_before, cut_after, cut_scores: what a
+# `Cut` says of each change of the shot. box: of the picture within the borders (`picture_box`).
 SCORES = {
-    "cut": "double", "cut_frames": "[]int32", "cut_scores": "[]double", "motion_global": "double",
-    "motion_local": "double", "shake": "double", "repeated": "double", "overlay": "double", "border": "double",
-    "blank": "double", "hash": "uint64",
+    "cut": "double", "cut_before": "[]int32", "cut_after": "[]int32", "cut_scores": "[]double",
+    "motion_global": "double", "motion_local": "double", "shake": "double", "repeated": "double", "overlay": "double",
+    "border": "double", "box": "[]double", "blank": "double", "hash": "uint64",
 }  # fmt: skip
 
 
@@ -39,21 +40,17 @@ class ClipScorer:
         self._spread: list[np.ndarray] = []  # every `_step`-th frame's luma
         self._step = 1
         self._before: np.ndarray | None = None
+        self._size = 0, 0  # height and width of the frames
         self._pairs: dict[int, tuple[float, float, float]] = {}
         self._differences: list[float] = []
         self._flow = flow_method()
 
     def add(self, planes: np.ndarray) -> None:
         """Takes the next frame: uint8 (3/2 H, W), the planes of 8-bit 4:2:0 with even sides, as PyAV lays them out."""
-        width = planes.shape[1]
-        height = planes.shape[0] * 2 // 3
-        luma = _reduced(planes[:height], SIDE)
-        chroma = planes[height:].reshape(2, height // 2, width // 2)
-        thumb = _reduced(luma, THUMB)
-        size = thumb.shape[1], thumb.shape[0]
-        parts = (cv2.resize(_reduced(plane, THUMB), size, interpolation=cv2.INTER_LINEAR) for plane in chroma)
+        luma, thumb = small_pictures(planes)
+        self._size = planes.shape[0] * 2 // 3, planes.shape[1]
         number = len(self._thumbs)
-        self._thumbs.append(np.dstack([thumb, *parts]))
+        self._thumbs.append(thumb)
         self._small.append(cv2.resize(luma, (HASHED, HASHED), interpolation=cv2.INTER_AREA))
         if number % self._step == 0:
             self._spread.append(luma)
@@ -75,14 +72,39 @@ class ClipScorer:
         thumbs, luma = np.stack(self._thumbs), np.stack(self._spread)
         cuts = find_cuts(thumbs)
         scores = motion_scores(self._pairs, self._differences, fps)
-        scores |= {"overlay": overlay_score(luma), "border": border_score(luma)}
+        rows, columns = picture_box(luma)
+        scores |= {"overlay": overlay_score(luma, (rows, columns)), "border": border_score(luma)}
         scores |= {"blank": blank_score(thumbs)}
         scores |= {"cut": max((cut.score for cut in cuts), default=0.0)}
         rounded: dict[str, Any] = {name: round(float(value), DIGITS) for name, value in scores.items()}
         half = (times[-1] + 1 / fps) / 2 if times else 0.0
         middle = int(np.searchsorted(times, half, "right")) - 1 if times else len(thumbs) // 2
-        places = {"cut_frames": [cut.frame for cut in cuts], "hash": perceptual_hash(self._small[middle])}
-        return rounded | places | {"cut_scores": [round(cut.score, DIGITS) for cut in cuts]}
+        rounded |= {"cut_before": [cut.before for cut in cuts], "cut_after": [cut.after for cut in cuts]}
+        rounded |= {"cut_scores": [round(cut.score, DIGITS) for cut in cuts]}
+        return rounded | {"box": self._box(rows, columns), "hash": perceptual_hash(self._small[middle])}
+
+    def _box(self, rows: slice, columns: slice) -> list[float]:
+        """Returns left, top, right and bottom of this part of the reduced pictures, as shares of width and height."""
+        factor, ends = _factor(self._size, SIDE), []
+        for part, length in ((columns, self._size[1]), (rows, self._size[0])):
+            first, last = (length % factor // 2 + place * factor for place in (part.start, part.stop))
+            whole = part.stop == length // factor
+            ends.append((first / length if part.start else 0.0, 1.0 if whole else last / length))
+        return [round(end, DIGITS) for side in zip(*ends, strict=True) for end in side]
+
+
+def small_pictures(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a frame's luma at some 64 pixels, uint8 (h, w), and Y, U and V at some 16, uint8 (h, w, 3).
+
+    planes: as `ClipScorer.add` takes them.
+    """
+    height, width = planes.shape[0] * 2 // 3, planes.shape[1]
+    luma = _reduced(planes[:height], SIDE)
+    chroma = planes[height:].reshape(2, height // 2, width // 2)
+    thumb = _reduced(luma, THUMB)
+    size = thumb.shape[1], thumb.shape[0]
+    parts = (cv2.resize(_reduced(plane, THUMB), size, interpolation=cv2.INTER_LINEAR) for plane in chroma)
+    return luma, np.dstack([thumb, *parts])
 
 
 def _reduced(plane: np.ndarray, side: int) -> np.ndarray:
@@ -90,8 +112,12 @@ def _reduced(plane: np.ndarray, side: int) -> np.ndarray:
 
     A whole factor is several times as fast as another. The few rows and columns that do not fill one are left out.
     """
-    factor = max(1, min(plane.shape) // side)
+    factor = _factor(plane.shape, side)
     height, width = (length // factor for length in plane.shape)
     top, left = ((length % factor) // 2 for length in plane.shape)
     part = plane[top : top + height * factor, left : left + width * factor]
     return part.copy() if factor == 1 else cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _factor(shape: tuple[int, ...], side: int) -> int:
+    return max(1, min(shape) // side)

@@ -6,6 +6,7 @@ mean of the two ends, and the ends show different things. Moving objects and cam
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +22,26 @@ LONG = 8  # frames of a span from which on motion is not nearly linear
 ALIKE = 0.65  # contrast that the ends have in common, above which they show the same thing
 BLACK = 30  # luma up to which all of a frame is black
 FAR = 1.7  # levels by which the ends differ, times the agreement above chance, for each unit of the score
+JUMP = 0.5  # share of the difference over a gradual change that from one frame to the next is a cut
+LASTS = 0.6  # share of a span's score that another over the same frames must have, to count for where a change ends
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A change of the shot: its first new frame, or the middle of a gradual change, and its score."""
+    """A change of the shot, and its score.
 
-    frame: int
+    before: the last frame of the shot before it; after: the first frame of the shot after it. Frames between them are
+    of a gradual change.
+    """
+
+    before: int
+    after: int
     score: float
+
+    @property
+    def frame(self) -> int:
+        """The first new frame, or the middle of a gradual change."""
+        return (self.before + self.after + 1) // 2
 
 
 def find_cuts(frames: np.ndarray) -> list[Cut]:
@@ -38,8 +51,17 @@ def find_cuts(frames: np.ndarray) -> list[Cut]:
     """
     if len(frames) < 2:
         return []
-    sharp = _sharp(frames.astype(np.int16))
-    gradual = [cut for cut in _gradual(frames) if not any(abs(cut.frame - other.frame) <= AROUND for other in sharp)]
+    levels = frames.astype(np.int16)
+    sharp, gradual = _sharp(levels), list[Cut]()
+    for change in _gradual(frames):
+        # A jump that makes half of the difference is the cut itself; a lesser one is a flicker of the gradual change.
+        ends = levels[[change.before, change.frame, change.after]]
+        most = max(_difference(ends, np.roll(ends, 1, axis=0)))
+        within = [cut for cut in sharp if change.before <= cut.before and cut.after <= change.after]
+        if any(_difference(levels[cut.before], levels[cut.after]) >= JUMP * most for cut in within):
+            continue
+        sharp = [cut for cut in sharp if cut not in within]
+        gradual.append(change)
     return sorted([*sharp, *gradual], key=lambda cut: cut.frame)
 
 
@@ -62,11 +84,10 @@ def _sharp(frames: np.ndarray) -> list[Cut]:
         score = min(changes[at], stays.min(initial=np.inf)) / (usual + LEVELS)
         if score < LEAST:
             continue
-        if found and at - found[-1].frame <= 2:  # a cut over a blended frame is one
-            if score > found[-1].score:
-                found[-1] = Cut(at, float(score))
+        if found and at - found[-1].after <= 2:  # a cut over a blended frame is one
+            found[-1] = Cut(found[-1].before, at, max(found[-1].score, float(score)))
             continue
-        found.append(Cut(at, float(score)))
+        found.append(Cut(at - 1, at, float(score)))
     return found
 
 
@@ -95,17 +116,41 @@ def _gradual(frames: np.ndarray) -> list[Cut]:
             score = np.where(common <= ALIKE, apart * (linear - LINEAR) / FAR * min(span / LONG, 1.0), 0.0)
             strong = score >= LEAST
             spans += zip(starts[strong].tolist(), ends[strong].tolist(), score[strong].tolist(), strict=True)
-    found: list[tuple[int, int, float]] = []  # first frame, last frame, score of what overlaps
-    for start, end, strength in sorted(spans):
-        if found and start <= found[-1][1] + MERGED:
-            found[-1] = (found[-1][0], max(found[-1][1], end), max(found[-1][2], strength))
-        else:
-            found.append((start, end, strength))
     black = (pictures[..., 0].max(axis=(1, 2)) <= BLACK).tolist()
-    return [Cut(frame, strength) for start, end, strength in found for frame in _middles(black, start, end)]
+    found: list[Cut] = []
+    for start, end, strength in _joined(spans):
+        found += [Cut(before, after, strength) for before, after in itertools.pairwise(_edges(black, start, end))]
+    return found
 
 
-def _middles(black: list[bool], start: int, end: int) -> list[int]:
-    """Returns where the shot changes between these frames: in the middle of each run of black frames, or of all."""
+def _joined(spans: list[tuple[int, int, float]]) -> Iterator[tuple[int, int, float]]:
+    """Yields first frame, last frame and score of each group of spans that overlap or nearly do.
+
+    A long span is also a little like a short change in its middle, and says nothing about where that begins and ends.
+    """
+    for group in _groups(spans):
+        start, end, score = np.array(group).T
+        shared = np.minimum(end[:, None], end) - np.maximum(start[:, None], start)
+        same = shared >= np.minimum((end - start)[:, None], end - start) / 2
+        tells = score >= LASTS * np.where(same, score, 0).max(axis=1)
+        for part in _groups([span for span, kept in zip(group, tells, strict=True) if kept]):
+            starts, ends, scores = zip(*part, strict=True)
+            yield min(starts), max(ends), max(scores)
+
+
+def _groups(spans: list[tuple[int, int, float]]) -> list[list[tuple[int, int, float]]]:
+    reach = -np.inf
+    groups: list[list[tuple[int, int, float]]] = []
+    for span in sorted(spans):
+        if span[0] > reach + MERGED:
+            groups.append([])
+        groups[-1].append(span)
+        reach = max(reach, span[1])
+    return groups
+
+
+def _edges(black: list[bool], start: int, end: int) -> list[int]:
+    """Returns where the changes between these frames begin and end: one, or one for each run of black frames."""
     runs = [list(run) for dark, run in itertools.groupby(range(start, end + 1), lambda frame: black[frame]) if dark]
-    return [run[len(run) // 2] for run in runs] or [(start + end) // 2]
+    between = [(before[-1] + after[0]) // 2 for before, after in itertools.pairwise(runs)]
+    return [start, *between, end]
