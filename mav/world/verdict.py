@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mav.data.loading.frame_rates import frame_indices, frame_times
+from mav.data.loading.frame_rates import clip_times, frame_indices
 from mav.data.loading.loaders import StoredClips
 from mav.data.videos.video_io import cropped, read_frames
 from mav.errors import UserError
@@ -82,8 +82,7 @@ def evaluate_oracle(
             break
         about, rate = clips.metadata(index), recipe.generate.fps * sizes.frame_skip
         with contextlib.suppress(ValueError):  # a clip too short for a training sample taught no motion
-            times = np.asarray(about.get("times", frame_times(about["fps"], about["frames"])))
-            indices = about.get("first", 0) + frame_indices(times, sizes.frames, rate, 0.5)[0]
+            indices = about.get("first", 0) + frame_indices(clip_times(about), sizes.frames, rate, 0.5)[0]
             training.append(read_frames(clips.video(index), indices, partial(cropped, box=about["box"])))
     truth, reader = world.read_json("truth.json"), reader_of(world) if world.exists(READER_FOLDER) else None
     material = Material(

@@ -1,5 +1,7 @@
 """Chooses the frames of a clip for a training sample: a frame rate from the curriculum, then frames by their times."""
 
+from typing import Any
+
 import numpy as np
 
 from mav.recipes import FpsCurriculum
@@ -19,6 +21,12 @@ def draw_fps(curriculum: FpsCurriculum, progress: float, rng: np.random.Generato
 def frame_times(fps: float, frames: int) -> np.ndarray:
     """Returns the times (s) of the frames of a clip of constant rate; the first is 0."""
     return np.arange(frames) / fps
+
+
+def clip_times(metadata: dict[str, Any]) -> np.ndarray:
+    """Returns when each frame of a clip is shown, (frames,), by its own times or else by its `fps` and `frames`."""
+    known = metadata.get("times")
+    return frame_times(float(metadata["fps"]), int(metadata["frames"])) if known is None else np.asarray(known)
 
 
 def frame_indices(times: np.ndarray, frames: int, fps: float, u: float) -> tuple[np.ndarray, float]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mav.data.loading.frame_rates import draw_fps, frame_indices, frame_times, too_short
+from mav.data.loading.frame_rates import clip_times, draw_fps, frame_indices, too_short
 from mav.data.loading.places import BOX, INDEXING, clip_places, row_counts
 from mav.data.loading.source import GROUP_SHARDS, PassedOverError, Sample, SampleSource, Shared, Tars
 from mav.data.shards import index_tar, read_at, read_table, tar_names
@@ -188,8 +188,7 @@ class ClipSource(SampleSource):
         """Returns the frames' indices, the rate drawn and their real rate. Raises PassedOverError when too short."""
         rng = np.random.default_rng([self.seed, 2, number])
         wanted = draw_fps(self._fps, number / self._total, rng)
-        known = metadata.get("times")
-        times = frame_times(float(metadata["fps"]), int(metadata["frames"])) if known is None else np.asarray(known)
+        times = clip_times(metadata)
         self._longest = max(self._longest, len(times))
         if len(times) < self._frames or (self._fps.short_clips == "skip" and too_short(times, self._frames, wanted)):
             raise PassedOverError("too_short")
