@@ -84,11 +84,11 @@ def _recipes(a: str, b: str, runs: str, other_runs: str) -> dict[str, Any]:
     lines = {}
     for key in sorted({*ours, *theirs} - {"name", "about"}):
         before, after = ours.get(key), theirs.get(key)
-        if before is None or after is None or before.value != after.value:
+        pair = [side.value if side else None for side in (before, after)]
+        if pair[0] != pair[1]:
             value = after or before
             assert value is not None
             effect = "" if value.counts else "a deadline: no stage follows" if value.deadline else "no stage follows"
-            pair = [side.value if side else None for side in (before, after)]
             lines[key] = {"a": pair[0], "b": pair[1], "effect": effect}
     stages, artifacts = {}, {}
     for name in dict.fromkeys([*graph.nodes, *other.nodes]):
@@ -235,7 +235,9 @@ def _stored(recipe: str, section: str, graph: Graph, store: Store) -> Clips | Pi
     def built(name: str) -> Folder:
         found = store.find(graph.node(name))
         if found is None:
-            raise UserError(f"{name} of {recipe} is not built in {store.root.url}: run it with --until {name}.")
+            raise UserError(
+                f"{name} of {recipe} is not built in {store.root.url}: `mav run {recipe} --until {name}` builds it."
+            )
         return found.folder
 
     if section == "video_select":
