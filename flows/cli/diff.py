@@ -15,7 +15,7 @@ from flows.cli.describe import short
 from flows.cli.options import Json, RecipeName, Runs, Set, complete_recipe, open_graph
 from flows.engine.stage import Graph
 from flows.engine.store import Store
-from flows.services.printing import PlainTable, say, show
+from flows.services.printing import PlainTable, say, say_written, show
 from mav.errors import UserError, nearest
 from mav.recipes.identity import values
 from mav.recipes.reader import load_recipe
@@ -192,6 +192,8 @@ def sweep(
     for value, row in found.items():
         most = sorted(row["overlaps"].items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
         say(f"  {value}: {', '.join(f'{pair} {both:,}' for pair, both in most) or 'none'}")
+    if sheets:
+        say_written(sheets)
 
 
 def _write_sheets(path: str, recipe: str, key: str, rows: Clips | Pictures, tried: Sweep) -> None:

@@ -51,6 +51,11 @@ def say(text: str, stream: IO[str] | None = None) -> None:
     print(text, file=stream, flush=True)
 
 
+def say_written(*paths: str) -> None:
+    """Prints where files are that a command has written, each on a line of its own that can be copied."""
+    print(*(f"written: {path}" for path in paths), sep="\n", flush=True)
+
+
 class PlainTable:
     """A table without borders, whose cells are never cut and never read as markup.
 
