@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filters.selection import Walk, first_reasons, measured, near_duplicates, reasons_of, tally, write_choice
+from filters.selection import Walk, counts_of, measured, near_duplicates, reasons_of, write_choice
 from mav.data.loading.places import BOX, PART
 from mav.data.shards import ShardOutput, read_table, shard_names
 from mav.data.videos.scores import SCORES
@@ -133,7 +133,7 @@ class SelectWork:
         columns = {"key": scores.column("key").take(pa.array(clip))}
         columns |= {end: pa.array(shots[end].astype(np.int32)) for end in ("first", "last")}
         reasons = {reason: mask[clip] for reason, mask in found.items()} | {SHORT_SHOT: ~shots["long"]}
-        kept, _ = write_choice(self.out, name, pa.table(columns), reasons, ("first", "last"))
+        kept = write_choice(self.out, name, pa.table(columns), reasons, ("first", "last"))
         parts = np.zeros(int(kept.sum()), PART)
         for field in ("clip", "first", "last"):
             parts[field] = shots[field][kept]
@@ -141,12 +141,10 @@ class SelectWork:
         return ShardOutput(self._counts(found, clip, kept), (f"{name}.parquet",), parts.tobytes())
 
     def _counts(self, found: Mapping[str, np.ndarray], clip: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
-        reasons = first_reasons(found)
-        good = np.array([reason is None for reason in reasons], bool)
-        counts = {"rows_in": len(good), "rows_out": int(good.sum()), "dropped": tally(reasons), "failed": {}}
+        counts = counts_of(found)
         if not self.clips.rule.shot_seconds:
             return counts
-        number = int(good[clip].sum())
+        number = int((~np.logical_or.reduce([*found.values()]))[clip].sum())
         return counts | {"shots": {"found": number, "kept": int(kept.sum()), "short": number - int(kept.sum())}}
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from filters.groups import unit_rows
-from filters.selection import NEAR_DUPLICATE, Walk, measured, near_duplicates, reasons_of, write_choice
+from filters.selection import NEAR_DUPLICATE, Walk, counts_of, measured, near_duplicates, reasons_of, write_choice
 from mav.data.shards import ShardOutput, read_array, read_table, shard_names
 from mav.errors import UserError
 from mav.recipes import ImageSelect
@@ -116,8 +116,8 @@ class SelectWork:
     def __call__(self, name: str) -> ShardOutput:
         scores = self.pictures.read(name)
         found = reasons_of(self.pictures, self.groups, name, scores)
-        kept, counts = write_choice(self.out, name, scores, found, self.pictures.scores)
-        return ShardOutput(counts | {"native": int((_native(scores) & kept).sum())}, (f"{name}.parquet",))
+        kept = write_choice(self.out, name, scores, found, self.pictures.scores)
+        return ShardOutput(counts_of(found) | {"native": int((_native(scores) & kept).sum())}, (f"{name}.parquet",))
 
 
 def agreement(kept: Mapping[str, bool], family: Mapping[str, str]) -> dict[str, dict[str, Any]]:

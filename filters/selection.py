@@ -78,17 +78,24 @@ def reasons_of(rows: Rows, groups: Folder | None, name: str, scores: pa.Table) -
 
 def write_choice(
     out: Folder, name: str, scores: pa.Table, found: Mapping[str, np.ndarray], extra: Sequence[str] = ()
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> np.ndarray:
     """Writes NAME.parquet with key, kept and reason (null when kept) of every row, and the extra columns of `scores`.
 
-    Returns which rows are kept, and the shard's counts. found: as `reasons_of` returns it.
+    Returns which rows are kept, bool (rows,). found: as `reasons_of` returns it.
     """
     reasons = first_reasons(found)
     kept = np.array([reason is None for reason in reasons], bool)
     columns = {"key": scores.column("key"), "kept": pa.array(kept, pa.bool_())}
     columns |= {"reason": pa.array(reasons, pa.string()), **{column: scores.column(column) for column in extra}}
     write_table(out, f"{name}.parquet", pa.table(columns))
-    return kept, {"rows_in": len(kept), "rows_out": int(kept.sum()), "dropped": tally(reasons), "failed": {}}
+    return kept
+
+
+def counts_of(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the row counts of a shard, each dropped row under its first reason. found: as `reasons_of` returns it."""
+    dropped = tally(first_reasons(found))
+    rows = len(next(iter(found.values())))
+    return {"rows_in": rows, "rows_out": rows - sum(dropped.values()), "dropped": dropped, "failed": {}}
 
 
 def first_reasons(found: Mapping[str, np.ndarray]) -> np.ndarray:

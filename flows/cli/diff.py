@@ -15,7 +15,7 @@ from flows.cli.describe import short
 from flows.cli.options import Json, RecipeName, Runs, Set, complete_recipe, open_graph
 from flows.engine.stage import Graph
 from flows.engine.store import Store
-from flows.services.printing import PlainTable, say, show
+from flows.services.printing import PlainTable, say, say_written, show
 from mav.errors import UserError, nearest
 from mav.recipes.identity import values
 from mav.recipes.reader import load_recipe
@@ -84,11 +84,11 @@ def _recipes(a: str, b: str, runs: str, other_runs: str) -> dict[str, Any]:
     lines = {}
     for key in sorted({*ours, *theirs} - {"name", "about"}):
         before, after = ours.get(key), theirs.get(key)
-        if before is None or after is None or before.value != after.value:
+        pair = [side.value if side else None for side in (before, after)]
+        if pair[0] != pair[1]:
             value = after or before
             assert value is not None
             effect = "" if value.counts else "a deadline: no stage follows" if value.deadline else "no stage follows"
-            pair = [side.value if side else None for side in (before, after)]
             lines[key] = {"a": pair[0], "b": pair[1], "effect": effect}
     stages, artifacts = {}, {}
     for name in dict.fromkeys([*graph.nodes, *other.nodes]):
@@ -192,6 +192,8 @@ def sweep(
     for value, row in found.items():
         most = sorted(row["overlaps"].items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
         say(f"  {value}: {', '.join(f'{pair} {both:,}' for pair, both in most) or 'none'}")
+    if sheets:
+        say_written(sheets)
 
 
 def _write_sheets(path: str, recipe: str, key: str, rows: Clips | Pictures, tried: Sweep) -> None:
@@ -235,7 +237,9 @@ def _stored(recipe: str, section: str, graph: Graph, store: Store) -> Clips | Pi
     def built(name: str) -> Folder:
         found = store.find(graph.node(name))
         if found is None:
-            raise UserError(f"{name} of {recipe} is not built in {store.root.url}: run it with --until {name}.")
+            raise UserError(
+                f"{name} of {recipe} is not built in {store.root.url}: `mav run {recipe} --until {name}` builds it."
+            )
         return found.folder
 
     if section == "video_select":

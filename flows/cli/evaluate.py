@@ -10,7 +10,7 @@ import typer
 
 from flows.cli.options import Json, Runs, complete_recipe, device, open_graph, require_folder, starting_with
 from flows.evaluation import features_on_ray
-from flows.services.printing import PlainTable, say, show
+from flows.services.printing import PlainTable, say, say_written, show
 from flows.services.terminal import ProgressLine
 from mav.errors import UserError
 from mav.recipes import Evaluate
@@ -162,7 +162,7 @@ def evaluate(
         print(json.dumps(result, indent=1, sort_keys=True))
     else:
         print_result(result)
-        say(f"written: {out / 'result.json'}")
+        say_written(str(out / "result.json"))
 
 
 def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
@@ -173,9 +173,14 @@ def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
     if json_:
         print(json.dumps(card, indent=1, sort_keys=True))
         return
-    for words in (*card["words"], *(f"{name} is not judged: {why}." for name, why in card["not_judged"].items())):
+    for words in card["words"]:
         say(words)
-    say(f"written: {out.path('card.json')}, {out.path('card.html')}")
+    lacking: dict[str, list[str]] = {}
+    for name, why in card["not_judged"].items():
+        lacking.setdefault(why, []).append(name)
+    for why, names in lacking.items():
+        say(f"Not judged: {', '.join(names)}. {why[:1].upper()}{why[1:]}.")
+    say_written(out.path("card.json"), out.path("card.html"))
 
 
 def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool) -> None:
@@ -201,7 +206,7 @@ def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool
         show(table)
         for words in agreed["words"]:
             say(words)
-    say(f"Videos: {result['readable']:,} of {result['videos']:,} readable.")
+    say(f"\nVideos: {result['readable']:,} of {result['videos']:,} readable.")
     for row in result["unreadable"]:
         say(f"  {row['file']}: {row['reason']}")
     for name, metric in result["metrics"].items():
@@ -209,8 +214,7 @@ def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool
             say(f"{shown(name).title} is not computed: {metric['reason']}.")
     for need in result["missing"]:
         say(f"Missing for {', '.join(shown(n).title for n in need['metrics'])}: {need['needs']}")
-    files = ", ".join(out.path(name) for name in ("suite.json", "vbench_eval_results.json", "suite.html"))
-    say(f"written: {files}")
+    say_written(*(out.path(name) for name in ("suite.json", "vbench_eval_results.json", "suite.html")))
 
 
 def _require_weights(networks: Networks, benchmark: str) -> None:

@@ -39,13 +39,13 @@ PANELS = {  # every command with an example, in the groups and the order that he
         "report": "mav report demo",
         "verify": "mav verify demo --quick",
         "diff": "mav diff demo my.yaml",
-        "sweep": "mav sweep demo video_select.still=0.02,0.05,0.1",
+        "sweep": "mav sweep demo video_select.too_fast=1,2,4",
     },
     "Foresee": {
         "validate": "mav validate my.yaml --json",
-        "schema": "mav schema",
+        "schema": "mav schema > recipe.schema.json",
         "plan": "mav plan paper --rate fetched=400",
-        "describe": "mav describe single-gpu --set cascade.frames=8",
+        "describe": "mav describe single-gpu --fit 80GB",
     },
     "Use the networks": {
         "sample": 'mav sample demo "a red circle moves to the left" --count 4',
@@ -83,7 +83,8 @@ def _add_commands() -> None:
                 command.rich_help_panel = None
             else:
                 app.registered_commands.append(command)
-    app.add_typer(study.app, name="study", cls=Group, rich_help_panel="Measure")
+    example = PANELS["Measure"]["study freeze"]
+    app.add_typer(study.app, name="study", cls=Group, rich_help_panel="Measure", epilog=example)
 
 
 _add_commands()

@@ -18,8 +18,8 @@ FIGURES = (  # of the oracle: name, what it is, format, the name of the same fig
     ("speed_ratio", "speed over the clips'", ".2f", ""),
     ("direction_cosine", "direction kept (cosine)", ".2f", "direction_cosine_clips"),
     ("reversals", "reversals", ".0%", "reversals_clips"),
-    ("area_change", "area, filled over given", "+.0%", ""),
-    ("saturation_change", "saturation, filled over given", "+.0%", ""),
+    ("area_change", "area, filled over given", "+.1%", ""),
+    ("saturation_change", "saturation, filled over given", "+.1%", ""),
     ("frame_rate_obeyed", "frame rate obeyed (1 = right)", ".2f", ""),
     ("persistence", "colour and shape kept", ".0%", ""),
     ("motion_ratio_time_off", "speed with time layers off", ".2f", ""),
@@ -97,15 +97,15 @@ def oracle_figures(verdict: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value, interval = verdict[name], verdict["intervals"][name]
         if value is None:
             return "nothing to read"
-        return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+        return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]".replace("%", " %")
 
     other_names = OF_DIGITS if verdict["chance_colour"] is None else {}
     for name in ("colour", "shape")[bool(other_names) :]:  # digits have no colour
-        yield f"{name} as asked", f"{figure(name, '.0%')}, by chance {verdict['chance_' + name]:.0%}"
-    by_name = ", ".join(f"{name} {share:.0%}" for name, share in verdict["shape_by_name"].items())
+        yield f"{name} as asked", f"{figure(name, '.0%')}, by chance {100 * verdict['chance_' + name]:.0f} %"
+    by_name = ", ".join(f"{name} {100 * share:.0f} %" for name, share in verdict["shape_by_name"].items())
     yield "each shape", by_name
     if verdict.get("reader_error") is not None:
-        yield "true frames read wrong", f"{verdict['reader_error']:.1%}"
+        yield "true frames read wrong", f"{100 * verdict['reader_error']:.1f} %"
     for name, what, form, beside in FIGURES:
         other = f", clips {figure(beside, form)}" if beside else ""
         yield other_names.get(name, what), figure(name, form) + other

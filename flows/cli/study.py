@@ -15,7 +15,7 @@ import typer
 from flows.cli.options import Json, require_folder
 from flows.engine.store import record_artifact
 from flows.services.ports import port_is_free
-from flows.services.printing import PlainTable, say, show
+from flows.services.printing import PlainTable, say, say_written, show
 from mav.errors import UserError
 from mav.storage import Folder
 
@@ -144,7 +144,7 @@ def report(
         print(json.dumps(found, indent=1, sort_keys=True))
         return
     print_report(found)
-    say(f"written: {target}/report.json, votes.csv, raters.csv")
+    say_written(*(f"{target}/{name}" for name in ("report.json", "votes.csv", "raters.csv")))
 
 
 def _open(study: str, votes: Path | None, make: bool = True) -> tuple[Votes, Path]:

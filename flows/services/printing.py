@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WORD = re.compile(r"(?:`[^`]*`|\S)+")  # a command in backticks is one word, so that it can be copied
+WORD = re.compile(r"(?:`[^`]*`|\d %|\S)+")  # a command in backticks is one word, so that it can be copied; so is 5 %
 TEXT = 24  # a column of text is not made narrower than this
 GAP = 2  # columns between those of a table
 MOST_PARTS = 3  # of one table; rows of more are hard to follow
@@ -49,6 +49,11 @@ def say(text: str, stream: IO[str] | None = None) -> None:
     if stream.isatty():
         text = "\n".join(broken(text, Console(file=stream).width))
     print(text, file=stream, flush=True)
+
+
+def say_written(*paths: str) -> None:
+    """Prints where files are that a command has written, each on a line of its own that can be copied."""
+    print(*(f"written: {path}" for path in paths), sep="\n", flush=True)
 
 
 class PlainTable:
@@ -88,7 +93,7 @@ class PlainTable:
                 groups.append([0])
             groups[-1].append(number)
         tables = [self._table(group, _widths(group, natural, least, width)) for group in groups]
-        title = [Text(self.title)] if self.title else []
+        title = [Text(line) for line in wrapped(self.title, width)] if self.title else []
         if len(groups) == 1 and _room(groups[0], least) <= width:
             return [*title, tables[0]]
         apart = [each for table in tables for each in (table, Text())][:-1]

@@ -19,14 +19,16 @@ NARROW = 60  # columns of a terminal below which there is no room for a bar
 ENDS = {"done": "green", "failed": "red"}  # how the line of a stage that has ended begins
 NAME = 22  # columns of the longest stage's name
 PROGRESS = {  # what is shown of a stage's progress; TensorBoard and Ray's metrics have the rest
-    "loss": "loss {:.3g}", "samples_per_second": "{:.3g} samples/s", "utilisation": "{:.0%} utilised",
+    "loss": "loss {:.3g}", "samples_per_second": "{:,.10g} samples/s", "utilisation": "{:.0%} utilised",
     "rows_per_s": "{:,} rows/s", "in_flight": "{} in flight",
 }  # fmt: skip
 
 
 def progress_values(progress: dict[str, Any]) -> list[str]:
     """Formats those values of a stage's progress that `PROGRESS` names."""
-    return [form.format(progress[name]) for name, form in PROGRESS.items() if progress.get(name) is not None]
+    shown = {name: progress[name] for name in PROGRESS if progress.get(name) is not None}
+    rounded = {name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in shown.items()}
+    return [PROGRESS[name].format(value).replace("%", " %") for name, value in rounded.items()]
 
 
 def spinner(what: str) -> AbstractContextManager[object]:

@@ -109,17 +109,20 @@ def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
         return None
     result: dict[str, Any] = oracle.folder.read_json("result.json")
 
+    def figure(value: float, form: str) -> str:
+        return f"{value:{form}}".replace("%", "\u00a0%")
+
     def place(ratio: float | None) -> float | None:
         return None if ratio is None else 100 * min(max((math.log2(max(ratio, 1e-6)) + 4) / 8, 0.0), 1.0)
 
     def row(what: str, name: str, form: str, right: str) -> dict[str, str]:
         value, interval = result[name], result["intervals"][name]
-        shown = "nothing to read" if value is None else f"{value:{form}}"
-        return {"what": what, "value": shown, "right": right,
-                "interval": f"{interval[0]:{form}} to {interval[1]:{form}}" if interval else ""}  # fmt: skip
+        shown = "nothing to read" if value is None else figure(value, form)
+        ends = " to ".join(figure(end, form) for end in interval or ())
+        return {"what": what, "value": shown, "interval": ends, "right": right}
 
     def clips(name: str, form: str) -> str:
-        return "" if result[name] is None else f"{result[name]:{form}} in the clips"
+        return "" if result[name] is None else f"{figure(result[name], form)} in the clips"
 
     coloured = result["chance_colour"] is not None
     strength, what = ("saturation", "colour and shape") if coloured else ("brightness", "digit")
@@ -127,8 +130,8 @@ def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
         row("direction kept: mean cosine of successive displacements", "direction_cosine", ".2f",
             clips("direction_cosine_clips", ".2f")),
         row("reversals of the direction", "reversals", ".0%", clips("reversals_clips", ".0%")),
-        row("area of the object, filled over given frames", "area_change", "+.0%", "0 %"),
-        row(f"{strength} of the object, filled over given frames", "saturation_change", "+.0%", "0 %"),
+        row("area of the object, filled over given frames", "area_change", "+.1%", "0 %"),
+        row(f"{strength} of the object, filled over given frames", "saturation_change", "+.1%", "0 %"),
         row("frame rate obeyed by D^t", "frame_rate_obeyed", ".2f", "1"),
         row(f"{what} of the first frame kept", "persistence", ".0%", "100 %"),
     ]  # fmt: skip

@@ -273,6 +273,8 @@ def test_c3d_loads_from_chainers_file(tmp_path, monkeypatch):
 
 
 def test_what_is_wrong_with_weights_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"ssv2-probe\.pth\.tar, or vjepa\.safetensors, there"):
+        find("vjepa", str(tmp_path))
     with pytest.raises(UserError, match=r"I3D.*i3d_torchscript\.pt.*Apache-2\.0.*nothing is downloaded"):
         find("i3d", str(tmp_path))
     (tmp_path / "i3d_torchscript.pt").write_bytes(b"not it")

@@ -6,8 +6,9 @@
   private addresses as well; what this machine knows to be private is refused before it is asked.
 - One deadline covers the whole of a URL, redirects and retries included. Bytes are limited as sent and as unpacked. A
   short body is an error.
-- X-Robots-Tag and TDM-Reservation are honoured. A host gets few connections, and its Retry-After holds for all of its
-  URLs: they wait as far as their deadline allows, and otherwise are not requested. The user agent names the operator.
+- X-Robots-Tag and TDM-Reservation are honoured. A host gets few connections, also those to which others redirect, and
+  its Retry-After holds for all of its URLs: they wait as far as their deadline allows, and otherwise are not requested.
+  The user agent names the operator.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mav.data.fetching import rules
 from mav.data.fetching.addresses import Resolver, is_public, resolve, system_resolver
 from mav.data.fetching.proxy import Proxy
 from mav.data.fetching.rules import AskAgainError, FetchError
+from mav.data.fetching.turns import Turn, Turns
 from mav.data.fetching.wire import BLOCK, Connection
 from mav.recipes import ImageDownload, VideoShards
 
@@ -79,10 +81,13 @@ class GuardedOpener:
     refuse: Sequence[str] = ()
     resolver: Resolver = system_resolver
     proxy: Proxy | None = None
-    _slots: dict[str, threading.BoundedSemaphore] = field(default_factory=dict)
     # For each host the time until which it wants no request, and its answer that said so.
     _paused: dict[str, tuple[float, str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turns: Turns = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._turns = Turns(self.per_host)
 
     def open(self, fullurl: urllib.request.Request | str, data: object = None, timeout: object = None) -> Answer:
         """Fetches a URL for `urllib.request.urlopen`, which calls this method."""
@@ -90,14 +95,12 @@ class GuardedOpener:
 
     def fetch(self, url: str) -> Fetched:
         """Returns the body of a URL, after redirects, and after retries where the answer invites one."""
-        host = rules.split_url(url).hostname or ""
-        with self._lock:
-            slot = self._slots.setdefault(host, threading.BoundedSemaphore(self.per_host))
-        with slot:  # the deadline starts when the URL's turn has come
-            end = time.monotonic() + self.deadline
+        with Turn(self._turns) as turn:
+            turn.at(rules.split_url(url).hostname or "")
+            end = time.monotonic() + self.deadline  # which starts when the URL's turn has come
             for attempt in range(RETRIES + 1):
                 try:
-                    return self._follow(url, end)
+                    return self._follow(url, end, turn)
                 except AskAgainError as error:
                     wait = 0.0 if error.retry_after else 0.25 * 2**attempt
                     if attempt == RETRIES or time.monotonic() + wait >= end:
@@ -105,7 +108,7 @@ class GuardedOpener:
                     time.sleep(wait)
         raise AssertionError("unreachable")
 
-    def _follow(self, url: str, end: float) -> Fetched:
+    def _follow(self, url: str, end: float, turn: Turn) -> Fetched:
         seen: set[str] = set()
         while True:
             if url in seen:
@@ -113,7 +116,7 @@ class GuardedOpener:
             if len(seen) > MAX_REDIRECTS:
                 raise FetchError("too_many_redirects")
             seen.add(url)
-            answer = self._request(url, end)
+            answer = self._request(url, end, turn)
             if isinstance(answer, Fetched):
                 return answer
             try:
@@ -121,10 +124,11 @@ class GuardedOpener:
             except ValueError:
                 raise FetchError("bad_url") from None
 
-    def _request(self, url: str, end: float) -> Fetched | str:
+    def _request(self, url: str, end: float, turn: Turn) -> Fetched | str:
         """Makes one request and returns its answer, or the address to which it redirects."""
         parts = rules.split_url(url)
         host = parts.hostname or ""
+        turn.at(host, end)
         self._wait_for(host, end)
         connection = self._connect(parts, end)
         try:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from mav.data.loading.frame_rates import clip_times, draw_fps, frame_indices, too_short
-from mav.data.loading.places import BOX, INDEXING, clip_places, row_counts
+from mav.data.loading.places import INDEXING, clip_places, row_counts
 from mav.data.loading.source import GROUP_SHARDS, PassedOverError, Sample, SampleSource, Shared, Tars
 from mav.data.shards import index_tar, read_at, read_table, tar_names
 from mav.data.videos.video_io import fit, read_squares
@@ -178,10 +178,15 @@ class ClipSource(SampleSource):
         clip = self._decoded.get(index)
         if clip is None:
             data, first = self._clips.video(index), int(metadata.get("first", 0))
-            count, box = int(metadata["frames"]), metadata.get("box", BOX)
-            if not self._reserve(count * 3 * self._size**2):
+            count, box = int(metadata["frames"]), metadata.get("box")
+            cost = count * 3 * self._size**2
+            if not self._reserve(cost):
                 return _clip_sample(read_squares(data, first + indices, self._size, box), rate)
-            clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size, box)
+            try:
+                clip = self._decoded[index] = read_squares(data, range(first, first + count), self._size, box)
+            except ValueError:
+                self._reserve(-cost)
+                raise
         return _clip_sample(clip[indices], rate)
 
     def _draw(self, metadata: dict[str, Any], number: int) -> tuple[np.ndarray, float, float]:
@@ -202,7 +207,7 @@ class ClipSource(SampleSource):
         return f"{found}, so lower `cascade.frames` (or the stage's own `frames`) or bring longer clips"
 
     def _reserve(self, cost: int) -> bool:
-        """Takes this many bytes from the memory budget, or returns False when they are not left."""
+        """Takes this many bytes from the memory budget, or returns False when they are not left; fewer than 0: back."""
         with self._lock:
             fits = cost <= self._room
             self._room -= cost if fits else 0

@@ -32,6 +32,7 @@ SET_BACK = 0.5  # seconds: a clock that falls further was reset, and its later t
 CORRECTED = 0.25  # share of times that may need correction
 STEADY = 0.002  # seconds by which a frame of a constant rate may be off: containers round to milliseconds
 NO_SIZE = (0, 0xFFFFFFFF)  # of a RIFF file whose writer could not go back to fill it in
+NUMBERED = "avi"  # a container without times of its own
 BOXES = (b"moov", b"moof", b"mdat")  # of an MP4: without the whole of each, frames are missing
 ANIMATED = ("gif", "apng", "webp")  # animated pictures: like pictures, they lie over white
 SHORTEST, USUAL = (
@@ -122,7 +123,9 @@ class TimedFrames:
         if codec is None:
             raise ClipError("undecodable")
         self._most = most // max(codec.width * codec.height, LEAST_PIXELS)
-        self._most_announced(stream, end, seek and start > SEEK)
+        self._numbered = container.format.name == NUMBERED
+        seek = seek and start > SEEK and not self._numbered  # the decoder's delay is known from the beginning on alone
+        self._most_announced(stream, end, seek)
         self._container, self._stream, self._seek, self._strict = container, stream, seek, strict
         # The index has what is shown; a header may claim any number.
         shown = [not entry.is_discard for entry in stream.index_entries]
@@ -165,7 +168,7 @@ class TimedFrames:
     def _decode(self) -> Iterator[av.VideoFrame]:
         """Decodes from shortly before the span where the container's index allows it, otherwise from the beginning."""
         container, stream, base = self._container, self._stream, self._stream.time_base
-        if self._seek and self._start > SEEK and stream.start_time is not None and base is not None:
+        if self._seek and stream.start_time is not None and base is not None:
             container.seek(stream.start_time + int(self._start / base), stream=stream)
             frames = container.decode(stream)
             first = next(frames, None)
@@ -182,18 +185,30 @@ class TimedFrames:
                 if self._strict:
                     raise
 
+    def _told(self, frame: av.VideoFrame) -> float | None:
+        """Returns the time at which the container says that a frame is shown; None where it does not.
+
+        An AVI only numbers its packets, in the order in which they are decoded, and what is made of that for frames
+        that are shown in another order (B-frames) is wrong. As the decoder gives one frame for each packet from the
+        first one on, in the order shown, the number of that packet is the frame's own, later by the decoder's delay.
+        """
+        if not self._numbered:
+            return frame.time
+        base = self._stream.time_base
+        return None if frame.dts is None or base is None else float(frame.dts * base)
+
     def _increasing(self, frames: Iterable[av.VideoFrame]) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yields the container's times, corrected: one that is missing or not after the last is a tick later."""
         start, base = self._stream.start_time, self._stream.time_base
-        shift = -float(start * base) if start is not None and base else None
+        shift = -float(start * base) if start is not None and base and not self._numbered else None
         timed = corrected = 0
         for frame in frames:
             next_tick = self._last + self._tick if self._decoded else 0.0
-            time = next_tick
-            if frame.time is not None:
+            time, told = next_tick, self._told(frame)
+            if told is not None:
                 timed += 1
-                shift = -frame.time if shift is None else shift
-                time = frame.time + shift
+                shift = -told if shift is None else shift
+                time = told + shift
                 if self._animated and self._decoded and 0 < time - self._last < SHORTEST:
                     shift += self._last + USUAL - time
                     time = self._last + USUAL

@@ -58,13 +58,13 @@ def _source(data: bytes | str) -> io.BytesIO | str:
 
 
 def read_squares(
-    data: bytes, indices: Sequence[int] | np.ndarray, size: int, box: Sequence[int] = (0, 0, 255, 255)
+    data: bytes, indices: Sequence[int] | np.ndarray, size: int, box: Sequence[int] | None = None
 ) -> np.ndarray:
     """Returns uint8 (F, size, size, 3): the central squares of the given frames, each scaled as soon as it is decoded.
 
-    box: as in `cropped`. Raises ValueError like `read_frames`.
+    box: the part of the picture that is used, as in `cropped`; None: all of it. Raises ValueError like `read_frames`.
     """
-    return read_frames(data, indices, lambda frame: fit(cropped(frame, box)[None], size)[0])
+    return read_frames(data, indices, lambda frame: fit((frame if box is None else cropped(frame, box))[None], size)[0])
 
 
 def cropped(frame: np.ndarray, box: Sequence[int]) -> np.ndarray:

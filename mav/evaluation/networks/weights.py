@@ -66,7 +66,7 @@ PUBLISHED = {
             "i3d_pretrained_400.pt": "55095f049e706479d48e221adcdb145b2b9dc930ba28b081ed72367ffaa32343",
         },
         "Apache-2.0 (DeepMind's kinetics-i3d, of which both files are conversions)",
-        "the StyleGAN-V repository's FVD section links i3d_torchscript.pt, VideoGPT's i3d_pretrained_400.pt",
+        "links in the repositories of StyleGAN-V (its section on FVD) and of VideoGPT, in this order",
     ),
     "c3d": Published(
         "C3D, Sports-1M, fine-tuned on UCF-101",
@@ -99,7 +99,7 @@ PUBLISHED = {
         "V-JEPA ViT-H/16 with its SSv2 probe's pooler",
         {"vith16.pth.tar": ""},
         "CC-BY-NC-4.0",
-        "the V-JEPA repository of facebookresearch links both",
+        "links in the V-JEPA repository of facebookresearch",
         "ssv2-probe.pth.tar",
         halves=True,
     ),
@@ -142,9 +142,9 @@ def find(network: str, folder: str) -> tuple[Path, str]:
     name = network.removeprefix("clip ")
     known = PUBLISHED.get(network) or Published(network, {f"{name}.pt": ""}, "its authors'", "open_clip's list")
     files = {**known.files, f"{name}.safetensors": ""}
-    for name, wanted in files.items() if folder else ():
-        path, second = Path(folder) / name, Path(folder) / known.extra
-        if path.is_file() and known.halves and name in known.files:
+    for file, wanted in files.items() if folder else ():
+        path, second = Path(folder) / file, Path(folder) / known.extra
+        if path.is_file() and known.halves and file in known.files:
             if second.is_file():
                 both = f"{_checked(path, wanted)} {_checked(second, known.extra_sha256)}"
                 return path, hashlib.sha256(both.encode()).hexdigest()

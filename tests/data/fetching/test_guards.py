@@ -1,5 +1,4 @@
 import socket
-import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -191,28 +190,6 @@ def test_refused_and_nonsense(web):
     assert reason(GuardedOpener(allow_addresses=(free,)), f"http://{free}/") == "refused"
     routes["/nonsense"] = lambda h: h.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n")
     assert reason(opener(base), f"{base}/nonsense") == "bad_response"
-
-
-def test_few_connections_a_host(web):
-    routes, base = web
-    inside, most, lock = 0, 0, threading.Lock()
-
-    def slow(handler):
-        nonlocal inside, most
-        with lock:
-            inside += 1
-            most = max(most, inside)
-        time.sleep(0.05)
-        with lock:
-            inside -= 1
-        handler.answer()
-
-    routes["/slow"] = slow
-    guard = opener(base, per_host=2)
-    threads = [threading.Thread(target=guard.fetch, args=(f"{base}/slow?{i}",)) for i in range(8)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert most == 2
 
 
 @pytest.mark.parametrize(

@@ -179,3 +179,15 @@ def test_clips_of_uneven_time_and_clips_within_a_video(tmp_path):
         within = numbers[0] >= 6 and numbers[-1] < 18 and np.diff(numbers).tolist() == [2, 2, 2]
         assert rate == pytest.approx(5, abs=0.01)
         assert all(uneven) or within, numbers
+
+
+def test_a_clip_that_cannot_be_decoded_takes_no_memory(shards, monkeypatch):
+    source = clips(shards)
+    room = source._room
+    monkeypatch.setattr(loaders, "read_squares", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    with pytest.raises(ValueError, match="broken"):
+        source.read(0, 0)
+    assert source._room == room
+    monkeypatch.undo()
+    source.read(0, 0)
+    assert source._room < room

@@ -111,6 +111,25 @@ def test_an_avi_from_a_pipe_is_whole(options):
     assert convert(claimed, RULE).metadata["frames"] == RATE * SECONDS
 
 
+def test_an_xvid_clip_has_a_frame_every_tick(real_data):
+    """Its packets are numbered as they are decoded, from which FFmpeg guesses wrong times for B-frames."""
+    data = (real_data / "ucf101/v_ApplyEyeMakeup_g01_c01.avi").read_bytes()
+    shown = ShownVideo(data)
+    assert (len(shown), shown.fps, shown.uneven) == (164, 25.0, False)
+    assert shown.times == pytest.approx(np.arange(164) / 25)
+    metadata = convert(data, RULE).metadata
+    assert (metadata["frames"], metadata["fps"], metadata["seconds"]) == (164, 25.0, 6.56)
+    assert "times" not in metadata
+
+
+@pytest.mark.parametrize(("scale", "rate", "reason"), [(3600, 1, "wild_timestamps"), (1, 500, "wild_frame_rate")])
+def test_an_avi_that_claims_a_wild_rate_is_refused(scale, rate, reason):
+    data = bytearray(brighter("avi", "mpeg4", bf="2"))
+    struct.pack_into("<II", data, data.index(b"strh") + 8 + 20, scale, rate)
+    with pytest.raises(ClipError, match=reason):
+        convert(bytes(data), RULE)
+
+
 TRAILERS = [b"\x8d\xb4\x2d\x69" * 24, b"SEFT" + bytes(9), bytes(100), b"\0\0\xff\xffskip", b"\xff" * 7, b"\0\0\1\0free"]
 
 

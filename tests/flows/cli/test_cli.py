@@ -140,23 +140,23 @@ def test_the_oracles_figures_are_lines_for_a_person() -> None:
         },
     }  # fmt: skip
     assert [" ".join(pair) for pair in oracle_figures(verdict)] == [
-        "colour as asked 100% [100%, 100%], by chance 17%",
-        "shape as asked 67% [46%, 83%], by chance 33%",
-        "each shape circle 100%, cross 33%",
+        "colour as asked 100 % [100 %, 100 %], by chance 17 %",
+        "shape as asked 67 % [46 %, 83 %], by chance 33 %",
+        "each shape circle 100 %, cross 33 %",
         "speed over the clips' 0.59 [0.51, 0.67]",
         "direction kept (cosine) 0.62 [0.50, 0.70], clips 0.97 [0.95, 0.99]",
-        "reversals 10% [0%, 20%], clips 1% [0%, 2%]",
-        "area, filled over given -23% [-30%, -20%]",
-        "saturation, filled over given +2% [+0%, +4%]",
+        "reversals 10 % [0 %, 20 %], clips 1 % [0 %, 2 %]",
+        "area, filled over given -23.0 % [-30.0 %, -20.0 %]",
+        "saturation, filled over given +2.0 % [+0.0 %, +4.0 %]",
         "frame rate obeyed (1 = right) 0.25 [0.20, 0.30]",
-        "colour and shape kept 50% [40%, 60%]",
+        "colour and shape kept 50 % [40 %, 60 %]",
         "speed with time layers off nothing to read",
         "F^ over linear blending -8.0 dB",
     ]
     verdict |= {"colour": None, "chance_colour": None, "reader_error": 0.0219}
     of_digits = [" ".join(pair) for pair in oracle_figures(verdict)]
-    assert of_digits[0] == "shape as asked 67% [46%, 83%], by chance 33%"
-    assert {"true frames read wrong 2.2%", "digit kept 50% [40%, 60%]"} <= {*of_digits}
+    assert of_digits[0] == "shape as asked 67 % [46 %, 83 %], by chance 33 %"
+    assert {"true frames read wrong 2.2 %", "digit kept 50 % [40 %, 60 %]"} <= {*of_digits}
     assert not any("colour" in line or "saturation" in line for line in of_digits)
 
 
