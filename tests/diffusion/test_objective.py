@@ -166,6 +166,7 @@ def test_what_of_an_error_frames_do_not_share_is_weighed():
     assert ratio(torch.full(shape, 0.5)) == pytest.approx(1 / 3)
     assert ratio(turning) == pytest.approx(1)
     assert ratio(torch.randn(shape)) == pytest.approx((1 + 2 * 7 / 8) / 3, abs=0.01)
+    assert ratio(torch.full((2, 1, 3, 16, 16), 0.5)) == pytest.approx(1)  # a clip of one frame
     # Between given frames at both ends, which have no error, a constant error is not the same in all frames.
     mask = torch.tensor([1, 0, 0, 0, 0, 0, 0, 1.0]).view(1, 8, 1, 1, 1).expand(2, -1, 1, 16, 16)
     known = torch.cat([torch.zeros(shape), mask], dim=2)
