@@ -6,8 +6,8 @@ With x_t = alpha x_0 + sigma eps, the three predictions can be converted into on
     min(snr, g) |dx_0|^2  =  min(snr, g) / snr |deps|^2  =  min(snr, g) / (snr + 1) |dv|^2
 
 What a clip's frames have in common, its background above all, is most of their error, and a short training learns it
-first. So the part of the error that is not the same in all frames may be weighed more (`motion_weight`). Whatever the
-weight, the same prediction is best, the mean of what may be true, but its motion is learned sooner.
+first. So the error's change from frame to frame may be weighed too (`motion_weight`). Whatever the weight, the same
+prediction is best, the mean of what may be true, but its motion is learned sooner.
 """
 
 import math
@@ -99,7 +99,7 @@ def diffusion_loss(
     squared = _mean(error.square(), unknown)
     weight = objective.motion_weight
     if weight and error.ndim == 5 and error.shape[1] > 1:
-        squared = (squared + weight * _mean_of_motion(error, unknown)) / (1 + weight)
+        squared = (squared + weight * _mean_of_changes(error, unknown)) / (1 + 2 * weight)
     # The weighted mean, and the term that trains the variance.
     loss = squared * weights(schedule.snr[t].to(error), objective.min_snr_gamma, kind)
     if variance is not None:
@@ -115,12 +115,11 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return values.flatten(1).mean(1)
 
 
-def _mean_of_motion(error: Tensor, unknown: Tensor | None) -> Tensor:
-    """The mean square of the error (B, T, C, H, W) less its mean over the frames, (B,). Given frames have no error."""
-    if unknown is not None:
-        error = error * unknown
-    moving = _mean((error - error.mean(dim=1, keepdim=True)).square(), None)
-    return moving if unknown is None else moving / unknown.flatten(1).mean(1)
+def _mean_of_changes(error: Tensor, unknown: Tensor | None) -> Tensor:
+    """The mean square of how the error (B, T, C, H, W) changes from frame to frame. Given frames have no error."""
+    if unknown is None:
+        return _mean(error.diff(dim=1).square(), None)
+    return _mean((error * unknown).diff(dim=1).square(), torch.maximum(unknown[:, 1:], unknown[:, :-1]))
 
 
 # ------------------------------------------------------------------------------------- learned variance (improved DDPM)

@@ -54,7 +54,7 @@ class Objective:
     condition_dropout: Share = 0.1
     # Share of the noise variance that all frames of a clip have in common (PYoCo's mixed noise; not in the paper).
     shared_noise: Share = 0.0
-    # Weight of that part of the error which is not the same in all frames, beside the whole (not in the paper).
+    # Weight of the squared change of the error from frame to frame, beside the squared error (not in the paper).
     motion_weight: Number = 0.0
 
 

@@ -149,9 +149,9 @@ def test_given_frames_are_not_asked_for():
     torch.testing.assert_close(loss, torch.full((2,), 0.25))
 
 
-def test_what_of_an_error_frames_do_not_share_is_weighed():
-    """An error that all frames share costs less, one of mean zero over time as much as ever and one of independent
-    frames nearly so; what is right costs nothing."""
+def test_how_an_error_changes_from_frame_to_frame_is_weighed():
+    """An error that all frames share costs less, one that turns in every frame more, one of independent frames as much;
+    what is right costs nothing, and of a clip of one frame all errors cost as much as ever."""
     plain = Objective(prediction="x0", min_snr_gamma=0.0)
     moving = dataclasses.replace(plain, motion_weight=2.0)
     torch.manual_seed(0)
@@ -163,11 +163,11 @@ def test_what_of_an_error_frames_do_not_share_is_weighed():
 
     shape = (2, 8, 3, 16, 16)
     turning = torch.tensor([0.5, -0.5]).repeat(4).view(1, 8, 1, 1, 1).expand(shape)
-    assert ratio(torch.full(shape, 0.5)) == pytest.approx(1 / 3)
-    assert ratio(turning) == pytest.approx(1)
-    assert ratio(torch.randn(shape)) == pytest.approx((1 + 2 * 7 / 8) / 3, abs=0.01)
-    assert ratio(torch.full((2, 1, 3, 16, 16), 0.5)) == pytest.approx(1)  # a clip of one frame
-    # Between given frames at both ends, which have no error, a constant error is not the same in all frames.
+    assert ratio(torch.full(shape, 0.5)) == pytest.approx(1 / 5)
+    assert ratio(turning) == pytest.approx((1 + 2 * 4) / 5)
+    assert ratio(torch.randn(shape)) == pytest.approx(1, abs=0.05)
+    assert ratio(torch.full((2, 1, 3, 16, 16), 0.5)) == pytest.approx(1)
+    # Between given frames at both ends, a constant error changes twice in seven steps.
     mask = torch.tensor([1, 0, 0, 0, 0, 0, 0, 1.0]).view(1, 8, 1, 1, 1).expand(2, -1, 1, 16, 16)
     known = torch.cat([torch.zeros(shape), mask], dim=2)
-    assert ratio(torch.full(shape, 0.5), {"known": known}) == pytest.approx((1 + 2 / 4) / 3)
+    assert ratio(torch.full(shape, 0.5), {"known": known}) == pytest.approx((1 + 2 * 2 / 7) / 5)
