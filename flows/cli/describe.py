@@ -10,7 +10,7 @@ import typer
 
 from flows.cli.options import Json, RecipeName, Set
 from flows.services.printing import PlainTable, say, show
-from flows.services.terminal import spinner
+from flows.services.terminal import ProgressLine
 from mav.errors import UserError
 from mav.recipes.reader import load_recipe
 
@@ -23,7 +23,10 @@ LEGEND = (
     "step of one micro-batch takes on a GPU beyond that when it takes most."
 )
 Fit = Annotated[
-    str, typer.Option("--fit", metavar="SIZE", help="Show the largest micro-batches that fit a GPU, such as 80GB.")
+    str,
+    typer.Option(
+        "--fit", metavar="SIZE", help="Find the largest micro-batches that fit a GPU, such as 80GB; it takes minutes."
+    ),
 ]
 
 
@@ -49,8 +52,8 @@ def describe(recipe: RecipeName, fit: Fit = "", json_: Json = False, set_: Set =
     from mav.training.network_costs import fitted, network_costs
 
     loaded, memory = load_recipe(recipe, set_ or ()), read_size(fit) if fit else 0.0
-    with spinner("Counting on shapes alone"):
-        components = fitted(loaded, memory) if fit else network_costs(loaded)
+    with ProgressLine() as line:
+        components = fitted(loaded, memory, line) if fit else network_costs(loaded, line)
     if json_:
         print(json.dumps([dataclasses.asdict(c) | {"peak_bytes": c.peak_bytes} for c in components], indent=2))
         return

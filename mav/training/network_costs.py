@@ -6,6 +6,7 @@ counted is what autocast, autograd and recomputation really keep at the worst mo
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ GATHERED, FLOAT_BYTES = 2, 4  # blocks that are whole at once on a sharded worke
 DURING_BACKWARD = 8  # bytes of a parameter, with its gradient, that the measured step holds itself
 WORKSPACE = 256 * 2**20  # bytes that cuBLAS and cuDNN take for themselves
 SPARE = 0.1  # of a card's memory, which `fitted` leaves
+Report = Callable[[str, int, int], None]
 STAGES = tuple(stage for stage in TRAININGS if stage != "clip")
 
 
@@ -52,17 +54,27 @@ class NetworkCost:
         return self.state_bytes + self.activation_bytes
 
 
-def network_costs(recipe: Recipe) -> list[NetworkCost]:
-    """Measures the seven networks in their order of training. Nothing is allocated: a 3B network takes seconds."""
-    return [network_cost(stage, recipe) for stage in STAGES]
+def network_costs(recipe: Recipe, report: Report = lambda *_: None) -> list[NetworkCost]:
+    """Measures the seven networks in their order of training. Nothing is allocated: a 3B network takes seconds.
+
+    report: called with the stage, its place among all and their number, before each.
+    """
+    return [network_cost(stage, recipe) for stage in _in_turn(report)]
 
 
-def fitted(recipe: Recipe, memory: float) -> list[NetworkCost]:
+def fitted(recipe: Recipe, memory: float, report: Report = lambda *_: None) -> list[NetworkCost]:
     """The costs with the largest micro-batches, and so the fewest parts of a step, that take 0.9 of `memory` bytes.
 
-    Micro-batches divide a worker's part of the batch. Raises UserError where not even one sample fits.
+    Micro-batches divide a worker's part of the batch, and each that is tried takes as long as a network of
+    `network_costs`. Raises UserError where not even one sample fits.
     """
-    return [_fitted(stage, recipe, (1 - SPARE) * memory) for stage in STAGES]
+    return [_fitted(stage, recipe, (1 - SPARE) * memory) for stage in _in_turn(report)]
+
+
+def _in_turn(report: Report) -> Iterator[str]:
+    for place, stage in enumerate(STAGES):
+        report(stage, place, len(STAGES))
+        yield stage
 
 
 def _fitted(stage: str, recipe: Recipe, memory: float) -> NetworkCost:

@@ -101,7 +101,7 @@ def test_described_memory_is_what_a_card_measured(stage, micro, measured):
 
 def test_the_command_prints_a_table_and_json(capsys, monkeypatch):
     measured = network_costs(load_recipe("tiny"))
-    monkeypatch.setattr(network_costs_module, "network_costs", lambda recipe: measured)
+    monkeypatch.setattr(network_costs_module, "network_costs", lambda *_: measured)
     app(["describe", "tiny"], standalone_mode=False)
     assert "decoder-video" in capsys.readouterr().out
     app(["describe", "tiny", "--json"], standalone_mode=False)
