@@ -27,6 +27,10 @@ def video_work(job: Job) -> VideoWork:
 
     section, world = job.recipe.video_shards, job.inputs.get("demo-world")
     require_proxy("video_shards.proxy", section.proxy)
+    if section.shot_weights:
+        from mav.models.shots import read_shot_network
+
+        read_shot_network(section.shot_weights, "video_shards.shot_weights")
     rules = dataclasses.replace(section, allow_addresses=allowed_addresses(job, section))
     sources = rules.sources or ([world.child("webvid/clips.csv").url] if world else [])
     return VideoWork(tuple(split_lists(sources, rules.clips_per_shard, job.say)), rules, job.recipe.seed, job.out)

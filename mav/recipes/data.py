@@ -27,6 +27,7 @@ HashBits = Annotated[int, Ge(0), Le(6)]  # with more, bands of the hashes are to
 
 IF_DIGITS = Operational(counts_if=lambda world: world.kind == "digits")
 IF_SHAPES = Operational(counts_if=lambda world: world.kind == "shapes")
+IF_GIVEN = Operational(counts_if=lambda shards: bool(shards.shot_weights))
 
 
 @section
@@ -109,6 +110,8 @@ class VideoShards:
     keyframe_interval: Small = 8  # frames; short closed GOPs for random access
     crf: Annotated[SmallOrNone, Le(51)] = 18
     max_seconds: PositiveNumber = 60.0
+    # path of TransNetV2's state dict, by which cuts are found; their scores are then probabilities
+    shot_weights: Annotated[str, IF_GIVEN] = ""
     timeout_seconds: Annotated[PositiveNumber, DEADLINE] = 30.0
     deadline_seconds: Annotated[PositiveNumber, DEADLINE] = 300.0
     max_bytes: Positive = 500_000_000
@@ -126,7 +129,9 @@ class VideoSelect:
     Speeds are in shorter sides of the picture a second, of the camera or of what moves before it, whichever is faster.
     """
 
-    cut: Number = 2.7  # strength of the strongest cut, fade or dissolve, above which a clip is dropped
+    # strength of the strongest cut, fade or dissolve, above which a clip is dropped; by `video_shards.shot_weights` its
+    # probability, 0.5 as published
+    cut: Number = 2.7
     still: Number = 0.05  # speed below which a clip is dropped
     too_fast: Number = 2.0  # speed above which a clip is dropped
     shaky: Number = 0.6  # change of the camera's speed from one frame to the next, above which a clip is dropped

@@ -28,7 +28,8 @@ from mav.recipes.training import ClipSection, TrainImage, TrainPrior, TrainVideo
 
 PATHS = (  # keys whose value is the path of an outside file or folder
     "clip.pretrained", "clip.nsfw_head", "clip.watermark_head", "image_select.aesthetic_head", "train_prior.start",
-    "train_decoder.start", "train_sr_low.start", "train_sr_high.start", "video_shards.files", "generate.prompts",
+    "train_decoder.start", "train_sr_low.start", "train_sr_high.start", "video_shards.files",
+    "video_shards.shot_weights", "generate.prompts",
     "evaluate.weights_dir", "evaluate.ucf101", "evaluate.msrvtt",
 )  # fmt: skip
 

@@ -69,10 +69,8 @@ def _sources(recipe: Recipe, need: Need) -> None:
         why = f"names {path!r}, and neither variables nor ~ are expanded"
         need("$" not in path and not path.startswith("~"), key, why, "write the path out")
     for key, proxy in (("image_download", recipe.image_download.proxy), ("video_shards", recipe.video_shards.proxy)):
-        why = "is no address of a proxy"
-        address = PROXY.fullmatch(proxy)
-        fits = address is not None and int(address["port"] or 0) < 1 << 16
-        need(fits, f"{key}.proxy", why, "write http://HOST:PORT, or leave it empty")
+        fits = (address := PROXY.fullmatch(proxy)) is not None and int(address["port"] or 0) < 1 << 16
+        need(fits, f"{key}.proxy", "is no address of a proxy", "write http://HOST:PORT, or leave it empty")
     screening, evaluate, select = recipe.screening, recipe.evaluate, recipe.image_select
     why = f"must not be above `screening.max_caption` ({screening.max_caption})"
     need(screening.min_caption <= screening.max_caption, "screening.min_caption", why, "lower it")
@@ -80,6 +78,8 @@ def _sources(recipe: Recipe, need: Need) -> None:
     need(not 0 < screening.max_aspect < 1, "screening.max_aspect", why, "give at least 1, or 0 for any")
     why = "`image_select.aesthetic_head` is empty, so no picture has a score"
     need(not select.aesthetic or bool(select.aesthetic_head), "image_select.aesthetic", why, "name its file")
+    why = "cuts by `video_shards.shot_weights` have probabilities, none of which is above 1"
+    need(not recipe.video_shards.shot_weights or recipe.video_select.cut < 1, "video_select.cut", why, "give 0.5")
     why = "published features are computed by weights in `evaluate.weights_dir`, which is empty"
     need(evaluate.features == "demo" or bool(evaluate.weights_dir), "evaluate.features", why, "name their folder")
 

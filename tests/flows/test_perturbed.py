@@ -47,6 +47,7 @@ UNMOVED = {
     ("image-metadata", "screening.word_exceptions"),  # of a word that no caption has
     ("image-download", "image_download.allow_addresses"),  # of a host that no row names
     ("video-shards", "video_shards.allow_addresses"),  # the same
+    ("video-shards", "video_shards.shot_weights"),  # a file that is not there ends the stage
     ("image-embed", "image_embed.batch_size"),  # it moves the last bits of `image-screen` alone
     ("train-decoder-video", "train_decoder_video.optimisation.export"),  # its best average is the last
     ("train-sr-low-video", "train_sr_low_video.optimisation.export"),  # the same

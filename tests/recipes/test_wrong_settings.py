@@ -87,6 +87,7 @@ WRONG = [
     ("screening.min_caption=3000", "screening.min_caption"),
     ("screening.max_aspect=0.5", "screening.max_aspect"),
     ("evaluate.features=published", "evaluate.features"),
+    ("video_shards.shot_weights=shots.pth", "video_select.cut"),  # whose default is no probability
     ("generate.frame_rates=[4, 4.0]", "generate.frame_rates"),
     ("generate.prompts=$HOME/prompts.txt", "generate.prompts"),
     ("world=null", "image_metadata.sources"),

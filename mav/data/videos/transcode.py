@@ -60,7 +60,7 @@ def convert(data: bytes, rule: VideoShards, start: float = 0.0, end: float = 0.0
             every = itertools.chain([first], frames)
             if rule.reencode:
                 return _encode(every, source, rule)
-            return _kept(data, CONTAINERS[container.format.name], every, source, rule.short_side)
+            return _kept(data, CONTAINERS[container.format.name], every, source, rule)
     except (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError):
         raise ClipError("undecodable") from None
 
@@ -88,7 +88,7 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, 
     pictures = itertools.chain([first], pictures)
     if first.interlaced_frame:
         pictures = deinterlaced(pictures)
-    buffer, scorer = io.BytesIO(), ClipScorer()
+    buffer, scorer = io.BytesIO(), ClipScorer(rule.shot_weights)
     with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=source.rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -117,18 +117,18 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, 
 
 
 def _kept(
-    data: bytes, extension: str, frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, short_side: int
+    data: bytes, extension: str, frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, rule: VideoShards
 ) -> Converted:
     """Keeps the original bytes if training's decoder shows them correctly and finds as many frames."""
     times: list[float] = []
     sizes: set[tuple[int, int]] = set()
     odd = source.pixel_aspect != 1 or source.hidden
-    scorer, reformatter = ClipScorer(), VideoReformatter()
+    scorer, reformatter = ClipScorer(rule.shot_weights), VideoReformatter()
     for frame in _record_times(frames, times):
         odd |= bool(frame.rotation or frame.interlaced_frame or frame.color_trc in HDR or is_transparent(frame))
         sizes.add((frame.width, frame.height))
         if len(sizes) == 1:
-            scorer.add(_planes(reformatter, frame, *target_size(frame, source.pixel_aspect, short_side)))
+            scorer.add(_planes(reformatter, frame, *target_size(frame, source.pixel_aspect, rule.short_side)))
     metadata = clip_metadata(times, *min(sizes), float(source.rate))
     if odd or len(sizes) > 1:
         raise ClipError("needs_reencoding")

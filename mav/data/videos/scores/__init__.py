@@ -6,8 +6,10 @@ A score says what is in a clip; what may be trained on is decided later, by the 
 frames have equal scores: flow is estimated in one thread, and scores are rounded.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,6 +19,9 @@ from mav.data.images.hashes import perceptual_hash
 from mav.data.videos.scores.cuts import find_cuts
 from mav.data.videos.scores.motion import SAME, flow_method, motion_scores, pair_motion
 from mav.data.videos.scores.overlays import blank_score, border_score, overlay_score, picture_box
+
+if TYPE_CHECKING:
+    from mav.data.videos.scores.learned import LearnedCuts
 
 SIDE, THUMB = 64, 16  # least pixels of the shorter side for motion and overlays, and for cuts
 SPREAD = 24  # frames, at most twice as many, in which overlays are looked for
@@ -32,9 +37,13 @@ SCORES = {
 
 
 class ClipScorer:
-    """Collects what the scores of a clip need, frame by frame: bytes a frame, not pictures."""
+    """Collects what the scores of a clip need, frame by frame: bytes a frame, not pictures.
 
-    def __init__(self) -> None:
+    shot_weights: file of TransNetV2, which then finds the cuts, with probabilities for scores. Raises UserError.
+    """
+
+    def __init__(self, shot_weights: str = "") -> None:
+        self._learned = _learned_cuts(shot_weights) if shot_weights else None
         self._thumbs: list[np.ndarray] = []
         self._small: list[np.ndarray] = []  # luma of a hash's size
         self._spread: list[np.ndarray] = []  # every `_step`-th frame's luma
@@ -51,6 +60,8 @@ class ClipScorer:
         self._size = planes.shape[0] * 2 // 3, planes.shape[1]
         number = len(self._thumbs)
         self._thumbs.append(thumb)
+        if self._learned:
+            self._learned.add(planes)
         self._small.append(cv2.resize(luma, (HASHED, HASHED), interpolation=cv2.INTER_AREA))
         if number % self._step == 0:
             self._spread.append(luma)
@@ -70,7 +81,7 @@ class ClipScorer:
         times: seconds from the first frame at which each is shown, where they are not even.
         """
         thumbs, luma = np.stack(self._thumbs), np.stack(self._spread)
-        cuts = find_cuts(thumbs)
+        cuts = self._learned.cuts() if self._learned else find_cuts(thumbs)
         scores = motion_scores(self._pairs, self._differences, fps)
         rows, columns = picture_box(luma)
         scores |= {"overlay": overlay_score(luma, (rows, columns)), "border": border_score(luma)}
@@ -91,6 +102,12 @@ class ClipScorer:
             whole = part.stop == length // factor
             ends.append((first / length if part.start else 0.0, 1.0 if whole else last / length))
         return [round(end, DIGITS) for side in zip(*ends, strict=True) for end in side]
+
+
+def _learned_cuts(weights: str) -> LearnedCuts:
+    from mav.data.videos.scores.learned import LearnedCuts  # here, since nothing else of this needs torch
+
+    return LearnedCuts(weights)
 
 
 def small_pictures(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
