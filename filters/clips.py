@@ -117,8 +117,9 @@ class SelectWork:
 
     A shot has the key of its clip, and its first and last frame there; the reason is null when it is kept. The counts
     are of clips, one of which is kept when any of its shots is; where clips are split, `shots` counts those of the kept
-    clips: found = kept + short. The shard's places in the stage's ledger are `mav.data.loading.places.PART` of each
-    kept shot. groups: what `clips.groups` returned.
+    clips: found = kept + short; where borders are cropped, `cropped` counts the kept clips that lost some. The shard's
+    places in the stage's ledger are `mav.data.loading.places.PART` of each kept shot. groups: what `clips.groups`
+    returned.
     """
 
     clips: Clips
@@ -138,14 +139,16 @@ class SelectWork:
         for field in ("clip", "first", "last"):
             parts[field] = shots[field][kept]
         parts["box"] = self.clips.boxes(scores)[clip[kept]]
-        return ShardOutput(self._counts(found, clip, kept), (f"{name}.parquet",), parts.tobytes())
+        return ShardOutput(self._counts(found, clip, parts), (f"{name}.parquet",), parts.tobytes())
 
-    def _counts(self, found: Mapping[str, np.ndarray], clip: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
+    def _counts(self, found: Mapping[str, np.ndarray], clip: np.ndarray, parts: np.ndarray) -> dict[str, Any]:
         counts = counts_of(found)
-        if not self.clips.rule.shot_seconds:
-            return counts
-        number = int((~np.logical_or.reduce([*found.values()]))[clip].sum())
-        return counts | {"shots": {"found": number, "kept": int(kept.sum()), "short": number - int(kept.sum())}}
+        if self.clips.rule.shot_seconds:
+            number = int((~np.logical_or.reduce([*found.values()]))[clip].sum())
+            counts["shots"] = {"found": number, "kept": len(parts), "short": number - len(parts)}
+        if self.clips.rule.crop_borders:
+            counts["cropped"] = len(np.unique(parts["clip"][(parts["box"] != BOX).any(axis=1)]))
+        return counts
 
 
 def _numbers(scores: pa.Table, column: str) -> np.ndarray:

@@ -85,6 +85,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
             "clips": selection.sheets(shards, chosen),
             "pictures": selection.sheets(artifacts.get("image-download"), artifacts.get("image-select")),
         },
+        "parts": selection.parts(chosen),
         "filters": [
             (stage, reason, row)
             for stage in ("image-select", "video-select")

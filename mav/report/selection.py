@@ -42,6 +42,15 @@ def sheets(shards: Artifact | None, selection: Artifact | None) -> list[dict[str
     return contact_sheets(shards.folder, chosen, wanted)
 
 
+def parts(selection: Artifact | None) -> dict[str, Any]:
+    """Returns what `video-select` counts of "shots" (found, kept and short) and how many clips it has "cropped".
+
+    None stands for what the recipe did not ask for.
+    """
+    counts = selection.manifest.counts if selection else {}
+    return {name: counts.get(name) for name in ("shots", "cropped")}
+
+
 def contact_sheets(
     shards: Folder, chosen: Mapping[str, Sequence[tuple[Row, ...]]], counts: Mapping[str, int]
 ) -> list[dict[str, Any]]:

@@ -140,6 +140,16 @@ def test_overlapping_changes_leave_no_frame_of_theirs_in_a_shot(tmp_path) -> Non
     assert [(shot["first"], shot["last"]) for shot in shots] == [(0, 10), (60, 79)]
 
 
+def test_a_clip_of_several_shots_is_cropped_once(tmp_path) -> None:
+    folder, out = Folder(str(tmp_path / "shards")), Folder(str(tmp_path / "out"))
+    cut = {"cut": 9.0, "cut_before": [49], "cut_after": [50], "cut_scores": [9.0], "frames": 100}
+    shard(folder, [GOOD | cut | {"border": 0.25, "box": [0.0, 0.126, 1.0, 0.874]}, GOOD | {"frames": 100}])
+    rule = dataclasses.replace(RULE, shot_seconds=1.0, crop_borders=0.25)
+    counts = SelectWork(Clips(folder, rule), None, out)("00000").counts
+    assert counts["shots"] == {"found": 3, "kept": 3, "short": 0}
+    assert counts["cropped"] == 1
+
+
 def test_borders_are_cropped_unless_too_little_is_left(tmp_path) -> None:
     folder, out = Folder(str(tmp_path / "shards")), Folder(str(tmp_path / "out"))
     wide = {"border": 0.25, "box": [0.0, 0.126, 1.0, 0.874]}
@@ -147,4 +157,5 @@ def test_borders_are_cropped_unless_too_little_is_left(tmp_path) -> None:
     for share, reasons in ((0.0, [None, "border", "border"]), (0.25, [None, None, "border"])):
         done = SelectWork(Clips(folder, dataclasses.replace(RULE, crop_borders=share)), None, out)("00000")
         assert read_table(out, "00000.parquet")["reason"].to_pylist() == reasons
+        assert done.counts.get("cropped") == (1 if share else None), "whole pictures are not cropped"
     assert np.frombuffer(done.places, PART)["box"].tolist() == [list(BOX), [0, 33, 255, 222]], "rounded inwards"

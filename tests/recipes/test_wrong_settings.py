@@ -112,6 +112,14 @@ def test_levels_divide_a_crop() -> None:
     assert {problem.key for problem in caught.value.problems} == {"train_sr_low.crop"}
 
 
+def test_a_learned_cut_wants_a_probability_for_its_threshold() -> None:
+    weights = "video_shards.shot_weights=shots.pth"
+    for cut in ("1", "2.7"):
+        with pytest.raises(RecipeError, match=r"`video_select.cut` is .* none of which is above 1: give 0.5\."):
+            load_recipe("tiny", [weights, f"video_select.cut={cut}"])
+    assert load_recipe("tiny", [weights, "video_select.cut=0.5"]).video_select.cut == 0.5
+
+
 def test_an_unknown_architecture_is_met_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="did you mean ViT-L-14-CLIPA"):
         load_recipe("demo", ["clip.architecture=ViT-L-14-CLIPPA", "clip.pretrained=weights.pt"])

@@ -148,6 +148,29 @@ def test_what_a_network_made_while_it_learned_has_a_slider(views, tmp_path):
     assert '<input type="range" min="0" max="1" value="1"' in page
 
 
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({}, ""),
+        ({"shots": {"found": 1400, "kept": 1250, "short": 150}},
+         "Shots of the kept clips: 1\u202f400 found, 1\u202f250 kept, 150 too short."),
+        ({"cropped": 0}, "Clips cropped to the picture within their borders: 0."),
+        ({"shots": {"found": 7, "kept": 5, "short": 2}, "cropped": 3},
+         "Shots of the kept clips: 7 found, 5 kept, 2 too short. "
+         "Clips cropped to the picture within their borders: 3."),
+    ],
+)  # fmt: skip
+def test_shots_and_crops_are_told_where_clips_are_split_or_cropped(views, tmp_path, counts, sentence):
+    selection = named(views, "video-select")
+    manifest = dataclasses.replace(selection.manifest, counts=selection.manifest.counts | counts)
+    changed = dataclasses.replace(selection, manifest=manifest)
+    views = [dataclasses.replace(v, artifact=changed) if v.name == "video-select" else v for v in views]
+    _, reader, _ = read(views, tmp_path)
+    told = [words.strip() for words in reader.text if re.search("too short|cropped", words)]
+    assert told == [sentence] * bool(sentence)
+    assert not reader.wrong
+
+
 def test_a_run_that_has_only_begun_has_a_page_too(views, tmp_path):
     begun = [StageView(v.name, v.fingerprint, v.inputs, None, "missing", 0.0) for v in views]
     begun[0] = views[0]
