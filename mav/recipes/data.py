@@ -27,7 +27,6 @@ HashBits = Annotated[int, Ge(0), Le(6)]  # with more, bands of the hashes are to
 
 IF_DIGITS = Operational(counts_if=lambda world: world.kind == "digits")
 IF_SHAPES = Operational(counts_if=lambda world: world.kind == "shapes")
-IF_GIVEN = Operational(counts_if=lambda shards: bool(shards.shot_weights))
 
 
 @section
@@ -111,7 +110,7 @@ class VideoShards:
     crf: Annotated[SmallOrNone, Le(51)] = 18
     max_seconds: PositiveNumber = 60.0
     # path of TransNetV2's state dict, by which cuts are found; their scores are then probabilities
-    shot_weights: Annotated[str, IF_GIVEN] = ""
+    shot_weights: str = ""
     timeout_seconds: Annotated[PositiveNumber, DEADLINE] = 30.0
     deadline_seconds: Annotated[PositiveNumber, DEADLINE] = 300.0
     max_bytes: Positive = 500_000_000
