@@ -20,6 +20,13 @@ PROXY = re.compile(r"(http://([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1
 Need = Callable[[bool, str, str, str], None]  # whether it holds, the key, what its value must be, the remedy
 
 
+class Word(str):
+    """What stands in a sentence in place of a value."""
+
+
+GIVEN, MISSING = Word("given"), Word("missing")
+
+
 @dataclass(frozen=True)
 class Problem:
     """One wrong value of a recipe: its key, the value, why it is wrong, and what to do."""
@@ -41,6 +48,8 @@ class Problem:
 
 def shown(value: Any) -> str:
     """Returns a value as a recipe would write it."""
+    if isinstance(value, Word):
+        return value
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     text = repr(value) if isinstance(value, (str, int, float)) else json.dumps(value, default=str)
@@ -54,7 +63,7 @@ def problems_of(recipe: Recipe) -> list[Problem]:
     def need(holds: bool, key: str, why: str, remedy: str) -> None:
         if not holds:
             value = operator.attrgetter(key)(recipe)
-            found.append(Problem(key, value if isinstance(value, (str, int, float, tuple)) else "set", why, remedy))
+            found.append(Problem(key, value if isinstance(value, (str, int, float, tuple)) else GIVEN, why, remedy))
 
     for rules in (_sources, _world, _sizes, _clip, _networks, _videos, _objectives, _lengths, _sampling):
         rules(recipe, need)
