@@ -28,6 +28,7 @@ SUITE = "suite"  # the same: all that can be said of a folder of videos
 DEFAULT_PROTOCOLS = {  # of the others, the paper's
     "prompts": "prompts-clip", "drawbench": "drawbench", SUITE: "suite", CARD: "ucf101-demo",
 }  # fmt: skip
+ARROWS = {"lower": "↓", "higher": "↑", "": ""}  # which way is better
 YARDSTICKS = {
     "endless": "  with endless videos, extrapolated",
     "unbiased": "  without the bias",
@@ -167,6 +168,7 @@ def evaluate(
 
 def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
     """Writes the page of a validity card beside its file, and prints what each metric sees."""
+    from mav.evaluation.protocols.titles import shown
     from mav.report.card import card_page
 
     out.write_bytes("card.html", card_page(card))
@@ -177,7 +179,7 @@ def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
         say(words)
     lacking: dict[str, list[str]] = {}
     for name, why in card["not_judged"].items():
-        lacking.setdefault(why, []).append(name)
+        lacking.setdefault(why, []).append(shown(name).title)
     for why, names in lacking.items():
         say(f"Not judged: {', '.join(names)}. {why[:1].upper()}{why[1:]}.")
     say_written(out.path("card.json"), out.path("card.html"))
@@ -247,18 +249,18 @@ def print_result(result: dict[str, Any]) -> None:
     label = f"{protocol['name']} v{protocol['version']}"
 
     # The table.
-    titles = [f"{title} {'↓' if better == 'lower' else '↑'}" for title, better, _ in map(shown, metrics)]
+    titles = [f"{title} {ARROWS[better]}".strip() for title, better, _ in map(shown, metrics)]
     table = PlainTable("system", *titles, "protocol", right=titles)
     table.add_row("these videos", *(_cell(name, metric) for name, metric in metrics.items()), label, style="bold")
     for key, title in YARDSTICKS.items():
         cells = [
-            f"{metric[key]:.{shown(name).digits}f}" if metric.get(key) is not None else ""
+            _cell(name, {"value": metric[key]}) if metric.get(key) is not None else ""
             for name, metric in metrics.items()
         ]
         if any(cells):
             table.add_row(title, *cells, label, style="dim")
     for row in published().get(result["benchmark"], []):
-        cells = [str(row.get(name, "")) if "_" not in name else "" for name in metrics]
+        cells = [_cell(name, {"value": row[name]}, is_published=True) if name in row else "" for name in metrics]
         if any(cells):
             table.add_row(row["system"], *cells, row["protocol"])
     show(table)
@@ -289,11 +291,12 @@ def _reasons(failed: dict[str, int]) -> str:
     return f" ({reasons})" if reasons else ""
 
 
-def _cell(name: str, metric: dict[str, Any]) -> str:
-    from mav.evaluation.protocols.titles import shown
+def _cell(name: str, metric: dict[str, Any], is_published: bool = False) -> str:
+    """Returns a value with the interval that it may have, in the digits of the report."""
+    from mav.evaluation.protocols.titles import digits_of
 
     if metric["value"] is None:
         return "-"
-    digits = max(shown(name).digits, 4 if abs(metric["value"]) < 1 else 0)
-    value, low, high = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    digits = digits_of(name, metric["value"], is_published)
+    value, *ends = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high") if metric.get(key) is not None)
+    return f"{value} [{', '.join(ends)}]" if ends else value

@@ -106,7 +106,7 @@ def test_a_metric_that_sees_everything_and_one_that_sees_nothing(tmp_path, clips
         if blind:
             assert all(row["seen_from"] is None and row["spearman"] is None for row in card["rows"])
             assert not any(row["rises"] for row in card["rows"])
-            assert "fvd does not see noise, blur, frame shuffle" in card["words"][0]
+            assert "FVD does not see noise, blur, frame shuffle" in card["words"][0]
             assert "Strobing of every second frame is not seen by FVD, Coverage." in card_page(card).decode()
         else:
             assert all(row["seen_from"] is not None for row in rows.values()), rows

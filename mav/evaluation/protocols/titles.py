@@ -52,3 +52,12 @@ def shown(name: str) -> Shown:
     of_kind = METRICS.get(kind, Shown(kind.upper(), "higher", 4))
     second = name.removeprefix(kind).lstrip("_").replace("_", " ")
     return of_kind._replace(title=f"{of_kind.title} {second}".strip())
+
+
+def digits_of(name: str, value: float, published: bool = False) -> int:
+    """Returns the digits behind the point with which a value of a metric and the ends of its interval are shown.
+
+    A value below 1, as the demo's features give, has three at least. A published one keeps all that it has.
+    """
+    own = len(str(value).partition(".")[2]) if published else 3 if abs(value) < 1 else 0
+    return max(shown(name).digits, own)
