@@ -28,7 +28,6 @@ SUITE = "suite"  # the same: all that can be said of a folder of videos
 DEFAULT_PROTOCOLS = {  # of the others, the paper's
     "prompts": "prompts-clip", "drawbench": "drawbench", SUITE: "suite", CARD: "ucf101-demo",
 }  # fmt: skip
-ARROWS = {"lower": "↓", "higher": "↑", "": ""}  # which way is better
 YARDSTICKS = {
     "endless": "  with endless videos, extrapolated",
     "unbiased": "  without the bias",
@@ -249,14 +248,13 @@ def print_result(result: dict[str, Any]) -> None:
     label = f"{protocol['name']} v{protocol['version']}"
 
     # The table.
-    titles = [f"{title} {ARROWS[better]}".strip() for title, better, _ in map(shown, metrics)]
+    arrows = {"lower": " ↓", "higher": " ↑", "": ""}
+    titles = [f"{title}{arrows[better]}" for title, better, _ in map(shown, metrics)]
     table = PlainTable("system", *titles, "protocol", right=titles)
     table.add_row("these videos", *(_cell(name, metric) for name, metric in metrics.items()), label, style="bold")
     for key, title in YARDSTICKS.items():
-        cells = [
-            _cell(name, {"value": metric[key]}) if metric.get(key) is not None else ""
-            for name, metric in metrics.items()
-        ]
+        known = {name: {"value": metric[key]} for name, metric in metrics.items() if metric.get(key) is not None}
+        cells = [_cell(name, known[name]) if name in known else "" for name in metrics]
         if any(cells):
             table.add_row(title, *cells, label, style="dim")
     for row in published().get(result["benchmark"], []):

@@ -5,55 +5,17 @@ import json
 import operator
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mav.errors import nearest
 from mav.recipes.data import World
 from mav.recipes.networks import UNetConfig
+from mav.recipes.problems import GIVEN, Problem
 from mav.recipes.recipe import Recipe
 from mav.recipes.training import ClipSection, TrainImage, TrainVideo, crop_side
 
-KEY = re.compile(r"`([\w.]+)`")
 PROXY = re.compile(r"(http://([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})/?)?")
 Need = Callable[[bool, str, str, str], None]  # whether it holds, the key, what its value must be, the remedy
-
-
-class Word(str):
-    """What stands in a sentence in place of a value."""
-
-
-GIVEN, MISSING = Word("given"), Word("missing")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One wrong value of a recipe: its key, the value, why it is wrong, and what to do."""
-
-    key: str
-    value: Any
-    why: str
-    remedy: str
-
-    def __str__(self) -> str:
-        end = "?" if self.remedy.startswith("did you mean") else "."
-        return f"`{self.key}` is {shown(self.value)}, but {self.why}: {self.remedy}{end}"
-
-    @property
-    def keys(self) -> set[str]:
-        """All keys that the sentence is about."""
-        return {self.key, *KEY.findall(self.why), *KEY.findall(self.remedy)}
-
-
-def shown(value: Any) -> str:
-    """Returns a value as a recipe would write it."""
-    if isinstance(value, Word):
-        return value
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    text = repr(value) if isinstance(value, (str, int, float)) else json.dumps(value, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def problems_of(recipe: Recipe) -> list[Problem]:
