@@ -205,7 +205,7 @@ def test_the_command_writes_the_card_and_its_page(mav, monkeypatch, tmp_path, cl
     monkeypatch.chdir(tmp_path)
     code, out, error = mav("evaluate", "card", "--videos", "clips", "--recipe", "tiny", "--metric", "fvd")
     assert code == 0, error
-    assert "fvd" in out
+    assert "FVD" in out
     assert "strobing" in out
     page = (tmp_path / "evaluation" / "card.html").read_text()
     assert "4 real clips were damaged in known ways and measured against 4 others" in page
