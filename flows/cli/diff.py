@@ -18,8 +18,8 @@ from flows.engine.store import Store
 from flows.services.printing import PlainTable, say, say_written, show
 from mav.errors import UserError, nearest
 from mav.recipes.identity import values
-from mav.recipes.problems import shown
 from mav.recipes.reader import load_recipe
+from mav.recipes.rules import shown
 from mav.storage import MANIFEST, Artifact, Folder
 from mav.storage.compare import Difference, compare
 

@@ -25,8 +25,8 @@ from flows.engine.stage import Node
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.identity import flat
-from mav.recipes.problems import shown
 from mav.recipes.reader import shipped_recipes
+from mav.recipes.rules import shown
 from mav.storage import MANIFEST, Artifact, Folder
 
 SILENT_SECONDS = 30.0  # a run without a heartbeat for this long counts as dead

@@ -15,9 +15,8 @@ from typing import Any
 
 from mav.errors import UserError, nearest, refuse_secret
 from mav.recipes.identity import values
-from mav.recipes.problems import GIVEN, MISSING, Problem
 from mav.recipes.recipe import Recipe
-from mav.recipes.rules import problems_of
+from mav.recipes.rules import GIVEN, MISSING, Problem, problems_of
 from mav.recipes.schema import comment_of
 from mav.recipes.sections import to_plain
 from mav.recipes.yaml_file import parse_yaml

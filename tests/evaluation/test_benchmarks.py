@@ -16,7 +16,6 @@ from mav.evaluation import benchmarks, interpolation
 from mav.evaluation.features import DEMO_NOTE, WHOLE
 from mav.evaluation.networks.weights import PUBLISHED
 from mav.evaluation.protocols import load_protocol, protocol_names, published
-from mav.evaluation.protocols.titles import digits_of
 from mav.evaluation.sets import UcfClass, allot, read_msrvtt, read_ucf101
 from mav.generation import between
 from mav.models.clip import ClipModel
@@ -295,7 +294,6 @@ def test_published_rows_carry_a_protocol():
     assert all(row["system"] and row["protocol"] for row in rows)
     ours = next(row for row in published()["ucf101"] if row["system"] == "Make-A-Video")
     assert (ours["is"], ours["fvd"]) == (33.0, 367.23)
-    assert [digits_of("is", ours["is"], published=True), digits_of("fid", 0.17), digits_of("fid", 17.0)] == [2, 3, 2]
     assert load_protocol("ucf101-paper").samples == 10_000
     assert load_protocol("msrvtt-paper").samples == 59_794
     with pytest.raises(UserError, match="ucf101-paper"):

@@ -9,8 +9,8 @@ import pytest
 
 from mav.errors import UserError
 from mav.recipes.identity import values
-from mav.recipes.problems import KEY
 from mav.recipes.reader import RecipeError, _assign, _read_tree, load_recipe, recipe_from_dict
+from mav.recipes.rules import KEY
 
 RN50 = ["clip.architecture=RN50", "clip.pretrained=weights.pt", "train_prior.network.text_context=77"]
 WRONG = [
