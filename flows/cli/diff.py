@@ -188,10 +188,12 @@ def sweep(
         numbers = (row["kept"], *row["dropped"].values(), row["by_several"])
         table.add_row(value, *(f"{number:,}" for number in numbers))
     show(table)
-    say("\nDropped for two reasons:")
-    for value, row in found.items():
-        most = sorted(row["overlaps"].items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
-        say(f"  {value}: {', '.join(f'{pair} {both:,}' for pair, both in most) or 'none'}")
+    overlaps = {value: row["overlaps"] for value, row in found.items() if row["overlaps"]}
+    if overlaps:
+        say("\nDropped for two reasons:")
+    for value, pairs in overlaps.items():
+        most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
+        say(f"  {value}: {', '.join(f'{pair} {both:,}' for pair, both in most)}")
     if sheets:
         say_written(sheets)
 

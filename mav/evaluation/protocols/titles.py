@@ -29,6 +29,7 @@ METRICS = {
     "psnr_gain": Shown("PSNR over blending", "higher", 2),
     "psnr_flow": Shown("PSNR of optical flow", "", 2),
     "ssim": Shown("SSIM", "higher", 4),
+    "ssim_blend": Shown("SSIM of blending", "", 4),
     "subject_consistency": Shown("Subject consistency", "higher", 4),
     "background_consistency": Shown("Background consistency", "higher", 4),
     "temporal_flickering": Shown("Temporal flickering", "higher", 4),
