@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, Runs, complete_recipe, device, open_graph, require_folder, starting_with
+from flows.cli.options import Json, Runs, complete_recipe, device, on_runs, open_graph, require_folder, starting_with
 from flows.evaluation import features_on_ray
 from flows.services.printing import PlainTable, say, say_written, show
 from flows.services.terminal import ProgressLine
@@ -232,11 +232,11 @@ def _require_weights(networks: Networks, benchmark: str) -> None:
 
 def _clip(recipe: str, runs: str) -> Folder:
     """Returns the folder of the recipe's CLIP. Raises UserError when it is not trained yet."""
-    loaded, graph, store = open_graph(recipe, None, runs)
-    node = graph.node("clip")
-    if store.find(node) is None:
-        raise UserError(f"The CLIP of {loaded.name} is not trained yet: `mav run {recipe} --until clip` trains it.")
-    return store.artifact(node)
+    _, graph, store = open_graph(recipe, None, runs)
+    artifact = store.find(graph.node("clip"))
+    if artifact is None:
+        raise UserError(f"{recipe}'s CLIP is not trained: `mav run {recipe} --until clip{on_runs(store)}` trains it.")
+    return artifact.folder
 
 
 def print_result(result: dict[str, Any]) -> None:
