@@ -15,7 +15,7 @@ from mav.recipes import ImageDownload, VideoShards, World
 from mav.storage import Folder
 
 
-@stage("demo-world", reads=("world", "seed"), version=4)
+@stage("demo-world", reads=("world", "seed"), version=5)
 def demo_world(job: Job) -> Outcome:
     """Draws the demo world: pictures, clips, tables and their faults, with known truth."""
     from mav.world.world import draw_world

@@ -25,6 +25,7 @@ SENTENCES = (
 )  # fmt: skip
 PLAIN = 2  # the number of the sentence that names the objects only
 ALONE, TOGETHER = (0.25, 0.32), (0.16, 0.2)  # least and largest radius of one object, and of each of two
+SPEEDS = 0.4, 0.7  # sides a second; slower ones move by less than a pixel a frame of D^t in the demo
 
 Kind = tuple[str | None, str]  # colour and shape of an object; a digit has no colour
 Sentences = tuple[tuple[str, str], ...]
@@ -132,7 +133,7 @@ def random_scene(rng: np.random.Generator, colours: Sequence[str], shapes: Seque
 
 
 def _velocity(rng: np.random.Generator) -> tuple[float, float]:
-    angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.7)
+    angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(*SPEEDS)
     return float(speed * np.cos(angle)), float(speed * np.sin(angle))
 
 

@@ -1,5 +1,6 @@
 """`make chaos-nodes`: a recipe up to D^t, from a bucket, on three Ray nodes, in trainings of three workers. One node is
-killed and another one added while D^t is trained. The recipe is `tiny`, or `demo` with `--recipe demo`.
+killed and another one added while D^t is trained. The recipe is `tiny`, or `demo` with `--recipe demo`; its data are
+whole, and its trainings shorter.
 
 The training goes on with the two workers that are left and takes a third one in. An undisturbed run on the same nodes
 is beside it. All that was made before D^t must have its bytes, and every training must have seen the same samples, with
@@ -39,24 +40,20 @@ ENOUGH = 24  # samples that a group of workers takes before it is struck
 PATIENCE = 1800.0  # seconds for a run, and for what is waited for within one
 IMAGES = ("clip", "train_prior", "train_decoder", "train_sr_low", "train_sr_high")
 VIDEOS = ("train_decoder_video", "train_interpolation", "train_sr_low_video")
-SHORT = (  # what makes `tiny` shorter still, but for D^t
-    *(f"{section}.optimisation.{value}" for section in IMAGES for value in ("batch_size=12", "samples=24")),
-    *(f"{section}.optimisation.{value}" for section in VIDEOS for value in ("batch_size=3", "samples=6")),
-    "train_decoder_video.optimisation.samples=180",
-    "train_decoder_video.optimisation.checkpoint_every=15",
-)
+STEPS = {"tiny": (2, 60), "demo": (40, 200)}  # of every training but D^t, and of D^t, whose checkpoints are 5 apart
 CLUSTER = (f"cluster.workers={WORKERS}", "cluster.min_workers=1", "cluster.dashboard=false")
 
 
 def settings(name: str) -> tuple[str, ...]:
-    """What the recipe is changed in: batches that three workers share, a thread for each, and a port for its world."""
-    short = SHORT if name == "tiny" else ()
-    recipe, shared = load_recipe(name, short), []
+    """What the recipe is changed in: few steps of batches that three workers share, and a port for its world."""
+    recipe, changed, (short, long) = load_recipe(name), [], STEPS[name]
     for section in (*IMAGES, *VIDEOS):
-        o = getattr(recipe, section).optimisation
-        batch = -(-o.batch_size // WORKERS) * WORKERS
-        shared += [f"{section}.optimisation.batch_size={batch}", f"{section}.optimisation.threads=1"]
-    return (*short, *shared, *CLUSTER, f"world.port={reserve_port()}")
+        batch = -(-getattr(recipe, section).optimisation.batch_size // WORKERS) * WORKERS
+        steps, apart = (long, 5) if section == VIDEOS[0] else (short, short)
+        values = {"batch_size": batch, "samples": steps * batch, "checkpoint_every": apart * batch, "threads": 1}
+        values |= {"warmup_samples": 0, "cooldown_samples": 0, "log_every": apart * batch}
+        changed += [f"{section}.optimisation.{key}={value}" for key, value in values.items()]
+    return (*changed, *CLUSTER, f"world.port={reserve_port()}")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def shortened(seed: int, **changes: object) -> Recipe:
         section = getattr(recipe, name)
         samples = steps * (batch := section.optimisation.batch_size)
         short = {"samples": samples, "warmup_samples": steps // 10 * batch, "cooldown_samples": 0}
-        short |= {"log_every": samples // LINES, "checkpoint_every": samples}
+        short |= {"log_every": samples // LINES, "checkpoint_every": samples, "held_out": 0}
         o = dataclasses.replace(section.optimisation, **{**short, **changes})
         recipe = dataclasses.replace(recipe, **{name: dataclasses.replace(section, optimisation=o)})
     return recipe

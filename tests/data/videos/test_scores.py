@@ -81,6 +81,21 @@ def test_neighbouring_dissolves_are_two_and_a_flicker_within_one_is_none() -> No
         assert start + 9 <= cut.after <= start + 18
 
 
+def test_a_dissolve_is_found_behind_something_that_moves_and_what_moves_is_none() -> None:
+    def crossed(share: np.ndarray) -> np.ndarray:
+        before, after = small(0, 1)[0] * 0.3, small(1, 1)[0] * 0.3 + 20
+        frames = before + (after - before) * share[:, None, None, None]
+        for number, frame in enumerate(frames):
+            left = number * 2 % 24
+            frame[4:12, left : left + 8, 0] = 250
+        return frames.astype(np.uint8)
+
+    rest, ends = np.zeros(48), np.clip((np.arange(48) - 18) / 12, 0, 1)
+    found = {name: [cut.frame for cut in find_cuts(crossed(share)) if cut.score > SELECT.cut]
+             for name, share in (("dissolve", ends), ("rest", rest))}  # fmt: skip
+    assert found == {"dissolve": [pytest.approx(24, abs=3)], "rest": []}
+
+
 def test_motion_is_measured_in_shorter_sides_at_any_size() -> None:
     ground = np.kron(np.random.default_rng(0).integers(0, 256, (24, 40)), np.ones((4, 4))).astype(np.uint8)
     for size, step in ((96, 3), (24, 1)):

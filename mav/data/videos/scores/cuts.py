@@ -2,12 +2,14 @@
 
 A cut is a change that is large beside those around it (as in PySceneDetect's AdaptiveDetector) and that stays: after a
 flash the picture is as it was before. A fade or a dissolve is found by what defines it: the frame in the middle is the
-mean of the two ends, and the ends show different things. Moving objects and cameras make no such mean.
+mean of the two ends, and the ends show different things. Moving objects and cameras make no such mean; where objects
+move through a dissolve, the rest of the picture does.
 """
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ LEAST = 1.0  # score below which a place is not kept
 SPANS = (4, 8, 16, 32, 64)  # frames of a gradual change
 MERGED = 8  # frames between two gradual changes that are one, such as out of black after into black
 LINEAR = 0.3  # agreement of the middle with the mean of the ends that chance may bring
+MOVING, STRAIGHT = 0.3, 0.4  # share of the picture that may move all the while, and what chance may bring in the rest
 LONG = 8  # frames of a span from which on motion is not nearly linear
 ALIKE = 0.65  # contrast that the ends have in common, above which they show the same thing
 BLACK = 30  # luma up to which all of a frame is black
@@ -104,16 +107,17 @@ def _gradual(frames: np.ndarray) -> list[Cut]:
         far = apart * (1 - LINEAR) >= LEAST * FAR
         starts, ends, apart = starts[far], starts[far] + span, apart[far]
         if len(starts):
-            bent = sum(
-                _difference(
-                    pictures[starts + span * part // 4],
-                    pictures[starts] + (pictures[ends] - pictures[starts]) * (part / 4),
-                )
-                for part in (1, 2, 3)
-            )
-            linear = 1 - bent / (1.25 * apart)
+            bent = np.zeros((len(starts), pictures[0, ..., 0].size))
+            for part in (1, 2, 3):
+                straight = pictures[starts] + (pictures[ends] - pictures[starts]) * (part / 4)
+                bent += _apart(pictures[starts + span * part // 4], straight)
+            between = _apart(pictures[starts], pictures[ends])
+            # What moves through the change is off the line; the rest of the picture must then keep closer to it.
+            last = int(bent.shape[1] * (1 - MOVING))
+            still = bent <= np.partition(bent, last, axis=1)[:, last : last + 1]
             common = (luma[starts] * luma[ends]).mean(axis=1) / np.maximum(power[starts], power[ends])
-            score = np.where(common <= ALIKE, apart * (linear - LINEAR) / FAR * min(span / LONG, 1.0), 0.0)
+            strength = np.maximum(_linear(bent, between, LINEAR), _linear(bent, between, STRAIGHT, still))
+            score = np.where(common <= ALIKE, strength / FAR * min(span / LONG, 1.0), 0.0)
             strong = score >= LEAST
             spans += zip(starts[strong].tolist(), ends[strong].tolist(), score[strong].tolist(), strict=True)
     black = (pictures[..., 0].max(axis=(1, 2)) <= BLACK).tolist()
@@ -121,6 +125,20 @@ def _gradual(frames: np.ndarray) -> list[Cut]:
     for start, end, strength in _joined(spans):
         found += [Cut(before, after, strength) for before, after in itertools.pairwise(_edges(black, start, end))]
     return found
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns the difference of frames at each place of the picture, summed over Y, U and V: (N, places)."""
+    return np.asarray(np.abs(a - b).sum(axis=-1).reshape(len(a), -1), np.float64)
+
+
+def _linear(bent: np.ndarray, apart: np.ndarray, chance: float, counted: Any = True) -> np.ndarray:
+    """Returns by how many levels the ends differ, times the agreement of what is between them with a straight line.
+
+    bent, apart: (N, places) of three frames in between, and of the ends. chance: agreement that counts for nothing.
+    counted: (N, places) bool, the places that are looked at.
+    """
+    return np.asarray(apart.mean(axis=1, where=counted) * (1 - chance) - bent.mean(axis=1, where=counted) / 1.25)
 
 
 def _joined(spans: list[tuple[int, int, float]]) -> Iterator[tuple[int, int, float]]:
