@@ -66,7 +66,7 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "msrvtt"), device=job.device)
 
 
-@stage("evaluate-interpolation", reads=(*FILLING, "evaluate.ucf101", *INTERVALS), version=4, gpu=True)
+@stage("evaluate-interpolation", reads=(*FILLING, "evaluate.ucf101", *INTERVALS), version=5, gpu=True)
 def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
     from mav.evaluation import interpolation
@@ -74,7 +74,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
     return evaluate(job, interpolation.evaluate_interpolation, device=job.device)
 
 
-@stage("evaluate-card", reads=(*FRAMES, *SETS, "evaluate.card_clips", *INTERVALS), gpu=True)
+@stage("evaluate-card", reads=(*FRAMES, *SETS, "evaluate.card_clips", *INTERVALS), version=2, gpu=True)
 def evaluate_card(job: Job) -> Outcome:
     """Validity cards: which damage to real clips the metrics of these evaluations see, and from which strength."""
     from mav.evaluation.benchmarks import judge_metrics

@@ -72,5 +72,12 @@ def full_disk_told(what: str, where: str) -> Iterator[None]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that was probably meant; '' when none is near."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)), "")
+    """The known word that was probably meant; '' when none is near, as a wrong guess is worse than none.
+
+    Capitals, and - for _, make no difference. The beginning of one word alone, of three letters or more, is near it.
+    """
+    folded, begun = {each.lower().replace("-", "_"): each for each in known}, word.lower().replace("-", "_")
+    near = [each for each in folded if each.startswith(begun)] if len(begun) > 2 else []
+    if len(near) != 1:
+        near = difflib.get_close_matches(begun, folded, n=1, cutoff=0.8)
+    return folded[near[0]] if near else ""

@@ -33,6 +33,7 @@ Fit = Annotated[
 def short(number: float) -> str:
     """Formats a number with three figures and a unit, such as 3.13 G."""
     units = ("", "K", "M", "G", "T", "P", "E", "Z")
+    number = float(f"{number:.3g}")  # 999,600 is 1 M
     power = min(len(units) - 1, int(math.log10(number)) // 3) if number >= 1 else 0
     return f"{number / 1000**power:.3g} {units[power]}"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.describe import short
-from flows.cli.options import Json, RecipeName, Runs, Set, complete_recipe, open_graph
+from flows.cli.options import Json, RecipeName, Runs, Set, complete_recipe, on_runs, open_graph
 from flows.engine.stage import Graph
 from flows.engine.store import Store
 from flows.services.printing import PlainTable, say, say_written, show
@@ -188,10 +188,12 @@ def sweep(
         numbers = (row["kept"], *row["dropped"].values(), row["by_several"])
         table.add_row(value, *(f"{number:,}" for number in numbers))
     show(table)
-    say("\nDropped by two:")
-    for value, row in found.items():
-        most = sorted(row["overlaps"].items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
-        say(f"  {value}: {', '.join(f'{pair} {both:,}' for pair, both in most) or 'none'}")
+    overlaps = {value: row["overlaps"] for value, row in found.items() if row["overlaps"]}
+    if overlaps:
+        say("\nDropped for two reasons:")
+    for value, pairs in overlaps.items():
+        most = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]
+        say(f"  {value}: {', '.join(f'{pair} {both:,}' for pair, both in most)}")
     if sheets:
         say_written(sheets)
 
@@ -238,7 +240,8 @@ def _stored(recipe: str, section: str, graph: Graph, store: Store) -> Clips | Pi
         found = store.find(graph.node(name))
         if found is None:
             raise UserError(
-                f"{name} of {recipe} is not built in {store.root.url}: `mav run {recipe} --until {name}` builds it."
+                f"{name} of {recipe} is not built in {store.root.url}: "
+                f"`mav run {recipe} --until {name}{on_runs(store)}` builds it."
             )
         return found.folder
 

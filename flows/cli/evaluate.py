@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, Runs, complete_recipe, device, open_graph, require_folder, starting_with
+from flows.cli.options import Json, Runs, complete_recipe, device, on_runs, open_graph, require_folder, starting_with
 from flows.evaluation import features_on_ray
 from flows.services.printing import PlainTable, say, say_written, show
 from flows.services.terminal import ProgressLine
@@ -167,6 +167,7 @@ def evaluate(
 
 def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
     """Writes the page of a validity card beside its file, and prints what each metric sees."""
+    from mav.evaluation.protocols.titles import shown
     from mav.report.card import card_page
 
     out.write_bytes("card.html", card_page(card))
@@ -177,7 +178,7 @@ def _tell_card(card: dict[str, Any], out: Folder, json_: bool) -> None:
         say(words)
     lacking: dict[str, list[str]] = {}
     for name, why in card["not_judged"].items():
-        lacking.setdefault(why, []).append(name)
+        lacking.setdefault(why, []).append(shown(name).title)
     for why, names in lacking.items():
         say(f"Not judged: {', '.join(names)}. {why[:1].upper()}{why[1:]}.")
     say_written(out.path("card.json"), out.path("card.html"))
@@ -231,11 +232,11 @@ def _require_weights(networks: Networks, benchmark: str) -> None:
 
 def _clip(recipe: str, runs: str) -> Folder:
     """Returns the folder of the recipe's CLIP. Raises UserError when it is not trained yet."""
-    loaded, graph, store = open_graph(recipe, None, runs)
-    node = graph.node("clip")
-    if store.find(node) is None:
-        raise UserError(f"The CLIP of {loaded.name} is not trained yet: `mav run {recipe} --until clip` trains it.")
-    return store.artifact(node)
+    _, graph, store = open_graph(recipe, None, runs)
+    artifact = store.find(graph.node("clip"))
+    if artifact is None:
+        raise UserError(f"{recipe}'s CLIP is not trained: `mav run {recipe} --until clip{on_runs(store)}` trains it.")
+    return artifact.folder
 
 
 def print_result(result: dict[str, Any]) -> None:
@@ -247,18 +248,17 @@ def print_result(result: dict[str, Any]) -> None:
     label = f"{protocol['name']} v{protocol['version']}"
 
     # The table.
-    titles = [f"{title} {'↓' if better == 'lower' else '↑'}" for title, better, _ in map(shown, metrics)]
+    arrows = {"lower": " ↓", "higher": " ↑", "": ""}
+    titles = [f"{title}{arrows[better]}" for title, better, _ in map(shown, metrics)]
     table = PlainTable("system", *titles, "protocol", right=titles)
     table.add_row("these videos", *(_cell(name, metric) for name, metric in metrics.items()), label, style="bold")
     for key, title in YARDSTICKS.items():
-        cells = [
-            f"{metric[key]:.{shown(name).digits}f}" if metric.get(key) is not None else ""
-            for name, metric in metrics.items()
-        ]
+        known = {name: {"value": metric[key]} for name, metric in metrics.items() if metric.get(key) is not None}
+        cells = [_cell(name, known[name]) if name in known else "" for name in metrics]
         if any(cells):
             table.add_row(title, *cells, label, style="dim")
     for row in published().get(result["benchmark"], []):
-        cells = [str(row.get(name, "")) if "_" not in name else "" for name in metrics]
+        cells = [_cell(name, {"value": row[name]}, is_published=True) if name in row else "" for name in metrics]
         if any(cells):
             table.add_row(row["system"], *cells, row["protocol"])
     show(table)
@@ -289,11 +289,12 @@ def _reasons(failed: dict[str, int]) -> str:
     return f" ({reasons})" if reasons else ""
 
 
-def _cell(name: str, metric: dict[str, Any]) -> str:
-    from mav.evaluation.protocols.titles import shown
+def _cell(name: str, metric: dict[str, Any], is_published: bool = False) -> str:
+    """Returns a value with the interval that it may have, in the digits of the report."""
+    from mav.evaluation.protocols.titles import digits_of
 
     if metric["value"] is None:
         return "-"
-    digits = max(shown(name).digits, 4 if abs(metric["value"]) < 1 else 0)
-    value, low, high = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    digits = digits_of(name, metric["value"], is_published)
+    value, *ends = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high") if metric.get(key) is not None)
+    return f"{value} [{', '.join(ends)}]" if ends else value

@@ -1,7 +1,9 @@
 """The `mav` command: its families of commands in one application, and the exit codes of its errors."""
 
+import importlib.metadata
 import io
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -13,7 +15,7 @@ from flows.cli import clean, demo_world, describe, diff, evaluate, generate, pla
 from flows.services.environment import configure_environment
 from flows.services.help_pages import Command, Group
 from flows.services.printing import say
-from mav.errors import UserError, refuse_secret
+from mav.errors import UserError, nearest, refuse_secret
 from mav.secrets import redacted
 
 BROKEN_PIPE = 141  # the shell's exit code of a command whose output nobody reads any more
@@ -90,9 +92,19 @@ def _add_commands() -> None:
 _add_commands()
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"mav {importlib.metadata.version('make-a-video-system')}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unforeseen error.")] = False,
+    version: Annotated[bool, _VERSION] = False,
 ) -> None:
     """Takes the options that stand before a command; `main` reads them."""
 
@@ -124,12 +136,11 @@ def main() -> None:
         say(f"mav: stopped{goes_on}.", sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if wrong := getattr(error, "format_message", None):  # an argument or an option
-            page = type(error).__name__ == "NoArgsIsHelpError"
-            if page:
-                print(wrong(), file=sys.stderr)
+        if hasattr(error, "format_message"):  # an argument or an option
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.format_message(), file=sys.stderr)
             else:
-                say(f"mav: {_usage(wrong(), getattr(error, 'ctx', None))}", sys.stderr)
+                say(f"mav: {_usage(error)}", sys.stderr)
             sys.exit(2)
         if isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,12 +156,18 @@ def _unforeseen(error: BaseException, debug: bool) -> NoReturn:
     sys.exit(2)
 
 
-def _usage(message: str, context: typer.Context | None) -> str:
-    """Returns one sentence on an argument or option that is wrong, with where to look."""
-    told, _, guess = " ".join(message.split()).partition(" Did you mean ")
-    meant = f" (did you mean {guess.rstrip('?')}?)" if guess else ""
-    command = context.command_path if context else " ".join(["mav", *sys.argv[1:2]])  # the parser of options has none
-    return f"{told.rstrip('.')}{meant}: see `{command} --help`."
+def _usage(error: Any) -> str:
+    """Returns one sentence on an argument, option or command that is wrong, with where to look."""
+    context = getattr(error, "ctx", None)  # the parser of options has none
+    command = context.command_path if context else " ".join(["mav", *sys.argv[1:2]])
+    if option := getattr(error, "option_name", ""):
+        told, meant = error.message, nearest(option, getattr(error, "possibilities", None) or ())
+    else:
+        told, _, guesses = " ".join(error.format_message().split()).partition(" Did you mean ")
+        word, *known = re.findall("'([^']*)'", f"{told.partition(' command ')[2]} {guesses}") if guesses else [""]
+        meant = nearest(word, known)
+    guess = f" (did you mean {meant}?)" if meant else ""
+    return f"{told.rstrip('.')}{guess}: see `{command} --help`."
 
 
 def _sentence(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """The arguments that several commands of `mav` share, and how they are resolved."""
 
 import glob
+import shlex
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from flows.services.environment import can_be_folder
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe, shipped_recipes
+from mav.storage import Folder
 
 
 def starting_with(begun: str, words: Iterable[str]) -> list[str]:
@@ -63,14 +65,22 @@ def require_folder(option: str, url: str, written: bool = False) -> None:
         raise UserError(f"{option} {url} {what}; name another folder.")
 
 
+def on_runs(store: Store) -> str:
+    """Returns what follows a command in a message, so that it works on these runs; '' for the runs of this folder."""
+    return "" if store.root.url == Folder("runs").url else f" --runs {shlex.quote(store.root.url)}"
+
+
 def nothing_built(recipe: str, store: Store) -> UserError:
     """Returns the error of commands that need something to be built."""
-    return UserError(f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}` builds it.")
+    return UserError(
+        f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}{on_runs(store)}` builds it."
+    )
 
 
-def damaged(recipe: str, stage: str, damage: str) -> UserError:
+def damaged(recipe: str, stage: str, damage: str, store: Store) -> UserError:
     """Returns the error of commands that meet a stage whose files are not what they were."""
-    return UserError(f"{stage} of {recipe} is damaged: {damage}; `mav rerun {recipe} {stage}` builds it anew.")
+    remedy = f"`mav rerun {recipe} {stage}{on_runs(store)}` builds it anew"
+    return UserError(f"{stage} of {recipe} is damaged: {damage}; {remedy}.")
 
 
 def device() -> str:

@@ -165,6 +165,6 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     except (ValueError, LookupError, TypeError, OSError):
         for view in views:
             if view.artifact and (damage := next(view.artifact.damage("all"), None)):
-                raise damaged(recipe, view.name, damage) from None
+                raise damaged(recipe, view.name, damage, store) from None
         raise
     say(folder.path("index.html"))

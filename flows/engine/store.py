@@ -107,8 +107,8 @@ class Store:
         named = {name: m for name, m in manifests.items() if isinstance(m, dict) and m.get("recipe") == recipe}
         if not named:
             return None
-        records, mine = Records.read(self), owner_key(owner or recipe)
-        owners = {name: records.owners((node.name, name)) for name in named}
+        mine = owner_key(owner or recipe)
+        owners = {name: self.owners_now((node.name, name)) for name in named}
         own = [
             m for name, m in named.items() if name != self.place(node)[1] and (not owners[name] or mine in owners[name])
         ]

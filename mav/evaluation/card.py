@@ -196,6 +196,7 @@ def blind_to(corruption: str, card: dict[str, Any]) -> list[str]:
 
 def in_words(metric: str, card: dict[str, Any]) -> str:
     """Returns one or two sentences: what the metric sees and, last, what it does not see at this number of clips."""
+    title = shown(metric).title
     seen, partly, unseen = [], [], []
     for row in card["rows"]:
         if row["metric"] == metric:
@@ -207,9 +208,9 @@ def in_words(metric: str, card: dict[str, Any]) -> str:
             else:
                 unseen.append(kind)
     counts = f"with {card['judged']} clips against {card['reference']}"
-    sentences = [f"{metric} sees {'; '.join([*seen, *partly])} ({counts})." if seen or partly else ""]
+    sentences = [f"{title} sees {'; '.join([*seen, *partly])} ({counts})." if seen or partly else ""]
     if unseen:
-        sentences.append(f"{metric} does not see {_listed(unseen)} at any strength tried ({counts}).")
+        sentences.append(f"{title} does not see {_listed(unseen)} at any strength tried ({counts}).")
     return " ".join(filter(None, sentences))
 
 

@@ -1,5 +1,8 @@
 """The configurations of the networks: U-Net, prior and CLIP."""
 
+import importlib.util
+import json
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
@@ -61,3 +64,29 @@ class ClipConfig:
     text_heads: Small = 4
     text_layers: Small = 2
     text_context: Small = 16
+
+
+def clip_sizes(architecture: str, network: ClipConfig) -> dict[str, int] | None:
+    """Returns embedding_dim, text_context and vocabulary of a CLIP; None for an architecture that open_clip lacks.
+
+    architecture: its name in open_clip; '' for the small CLIP of these sizes.
+    """
+    if not architecture:
+        return {"embedding_dim": network.embedding_dim, "text_context": network.text_context, "vocabulary": 49_408}
+    file = open_clip_architectures().get(architecture)
+    if file is None:
+        return None
+    known = json.loads(file.read_text())
+    text = known["text_cfg"]
+    return {
+        "embedding_dim": known["embed_dim"],
+        "text_context": text.get("context_length", 77),
+        "vocabulary": text.get("vocab_size", 49_408),
+    }
+
+
+def open_clip_architectures() -> dict[str, Path]:
+    """Returns the files that describe open_clip's models, by name. The library itself takes seconds to import."""
+    found = importlib.util.find_spec("open_clip")
+    folders = found.submodule_search_locations or [] if found else []
+    return {file.stem: file for folder in folders for file in Path(folder, "model_configs").glob("*.json")}

@@ -14,8 +14,9 @@ from importlib import resources
 from typing import Any
 
 from mav.errors import UserError, nearest, refuse_secret
+from mav.recipes.identity import values
 from mav.recipes.recipe import Recipe
-from mav.recipes.rules import Problem, problems_of
+from mav.recipes.rules import GIVEN, MISSING, Problem, problems_of
 from mav.recipes.schema import comment_of
 from mav.recipes.sections import to_plain
 from mav.recipes.yaml_file import parse_yaml
@@ -23,6 +24,7 @@ from mav.recipes.yaml_file import parse_yaml
 Place = Sequence[int | str]
 ABSENT = ("missing", "missing_argument")
 UNKNOWN = "unexpected_keyword_argument"
+MOST_ELSEWHERE = 4  # keys of the same name that a message lists
 
 
 class RecipeError(UserError):
@@ -166,14 +168,15 @@ def _meet(one: str, other: str) -> bool:
 def _problem(error: Any) -> Problem:
     """Turns one of pydantic's errors into a sentence with the field's own comment."""
     key, kind, context = ".".join(map(str, error["loc"])), error["type"], error.get("ctx", {})
-    given = "set" if isinstance(error["input"], dict) and kind != "dataclass_type" else error["input"]
+    given = GIVEN if isinstance(error["input"], dict) and kind != "dataclass_type" else error["input"]
     if kind == UNKNOWN:
-        meant = nearest(str(error["loc"][-1]), _siblings(error["loc"]))
-        return Problem(
-            key, given, "this section has no such key", f"did you mean {meant}" if meant else "check its spelling"
-        )
+        siblings = _siblings(error["loc"])
+        meant, same = nearest(str(error["loc"][-1]), siblings), _elsewhere(key)
+        why = "this section has no such key" if "." in key else "a recipe has no such key"
+        there = f"it has {', '.join(siblings)}" + (f"; elsewhere there is {', '.join(same)}" if same else "")
+        return Problem(key, given, why, f"did you mean {meant}" if meant else there)
     if kind in ABSENT:
-        return Problem(key, None, "it has no default", "give its value")
+        return Problem(key, MISSING, "it has no default", "give its value")
     bounds = {
         "greater_than_equal": ("must be at least {ge}", "raise it"), "greater_than": ("must be above {gt}", "raise it"),
         "less_than_equal": ("must be at most {le}", "lower it"), "less_than": ("must be below {lt}", "lower it"),
@@ -185,7 +188,8 @@ def _problem(error: Any) -> Problem:
         "string_type": ("must be text", "write it in quotes"), "bool_parsing": ("must be true or false", "say one"),
     }  # fmt: skip
     numbers = ("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "int_parsing_size")
-    bounds |= dict.fromkeys(numbers, (f"must be a {'whole ' if kind.startswith('int') else ''}number", "write one"))
+    whole, how = ("whole ", "write it in digits alone") if kind.startswith("int") else ("", "write one")
+    bounds |= dict.fromkeys(numbers, (f"must be a {whole}number", how))
     why, remedy = bounds.get(kind, (f"{error['msg'][0].lower()}{error['msg'][1:]}", "correct it"))
     why, remedy = (text.format(**context, input=error["input"]) for text in (why, remedy))
     about = comment_of(_demo(), key)
@@ -198,6 +202,14 @@ def _siblings(place: Place) -> list[str]:
     for part in place[:-1]:
         section = section[0] if isinstance(section, tuple) and section else getattr(section, str(part), None)
     return [field.name for field in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
+
+
+def _elsewhere(key: str) -> list[str]:
+    """Returns the keys of the same name: those in this key's section, else in the recipe; none if they are many."""
+    above, _, name = key.rpartition(".")
+    same = [value.key for value in values(_demo()) if value.key.rpartition(".")[2] == name]
+    found = [each for each in same if each.startswith(f"{above}.")] or same
+    return found if len(found) <= MOST_ELSEWHERE else []
 
 
 def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -216,7 +228,8 @@ def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise UserError(f"Recipe {name_or_path} is not text in UTF-8 ({error.reason}): save it as UTF-8.") from None
         except (OSError, ValueError) as error:
-            meant, reason = nearest(name_or_path, known), getattr(error, "strerror", None) or error
+            meant = nearest(os.path.basename(name_or_path).removesuffix(".yaml"), known)
+            reason = getattr(error, "strerror", None) or error
             remedy = f"did you mean {meant}?" if meant else f"give a YAML file or one of {', '.join(known)}."
             said = f", which {seen[-1]} extends" if seen else ""
             raise UserError(f"No recipe {name_or_path!r}{said} ({reason}): {remedy}") from None
@@ -244,8 +257,9 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
     """Sets one value of the tree in place and makes the sections on the way."""
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], 1):
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
-            raise UserError(f"--set {override}: {key!r} is a value, not a section.")
+            what = "a list: give all of it in brackets" if isinstance(tree, list) else "no section: give its value"
+            raise UserError(f"--set {override}: `{'.'.join(keys[:depth])}` is {what}.")
     tree[keys[-1]] = value

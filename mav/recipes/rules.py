@@ -1,23 +1,28 @@
 """What a type cannot say of a recipe: how values of different sections must fit together."""
 
-import importlib.util
 import json
 import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mav.errors import nearest
 from mav.recipes.data import World
-from mav.recipes.networks import UNetConfig
+from mav.recipes.networks import UNetConfig, clip_sizes, open_clip_architectures
 from mav.recipes.recipe import Recipe
-from mav.recipes.training import ClipSection, TrainImage, TrainVideo, crop_side
+from mav.recipes.training import TrainImage, TrainVideo, crop_side
 
 KEY = re.compile(r"`([\w.]+)`")
 PROXY = re.compile(r"(http://([^\s/@:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})/?)?")
 Need = Callable[[bool, str, str, str], None]  # whether it holds, the key, what its value must be, the remedy
+
+
+class Word(str):
+    """What stands in a sentence in place of a value."""
+
+
+GIVEN, MISSING = Word("given"), Word("missing")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Problem:
 
 def shown(value: Any) -> str:
     """Returns a value as a recipe would write it."""
+    if isinstance(value, Word):
+        return value
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     text = repr(value) if isinstance(value, (str, int, float)) else json.dumps(value, default=str)
@@ -54,7 +61,7 @@ def problems_of(recipe: Recipe) -> list[Problem]:
     def need(holds: bool, key: str, why: str, remedy: str) -> None:
         if not holds:
             value = operator.attrgetter(key)(recipe)
-            found.append(Problem(key, value if isinstance(value, (str, int, float, tuple)) else "set", why, remedy))
+            found.append(Problem(key, value if isinstance(value, (str, int, float, tuple)) else GIVEN, why, remedy))
 
     for rules in (_sources, _world, _sizes, _clip, _networks, _videos, _objectives, _lengths, _sampling):
         rules(recipe, need)
@@ -105,30 +112,6 @@ def _sizes(recipe: Recipe, need: Need) -> None:
         need(high > low and high % low == 0, f"cascade.{large}", why, f"say {whole}, for example")
 
 
-def clip_sizes(section: ClipSection) -> dict[str, int] | None:
-    """Returns embedding_dim, text_context and vocabulary of the CLIP of a section; None for an unknown architecture."""
-    if not section.architecture:
-        network = section.network
-        return {"embedding_dim": network.embedding_dim, "text_context": network.text_context, "vocabulary": 49_408}
-    file = _architectures().get(section.architecture)
-    if file is None:
-        return None
-    known = json.loads(file.read_text())
-    text = known["text_cfg"]
-    return {
-        "embedding_dim": known["embed_dim"],
-        "text_context": text.get("context_length", 77),
-        "vocabulary": text.get("vocab_size", 49_408),
-    }
-
-
-def _architectures() -> dict[str, Path]:
-    """Returns the files that describe open_clip's models, by name. The library itself takes seconds to import."""
-    found = importlib.util.find_spec("open_clip")
-    folders = found.submodule_search_locations or [] if found else []
-    return {file.stem: file for folder in folders for file in Path(folder, "model_configs").glob("*.json")}
-
-
 def _clip(recipe: Recipe, need: Need) -> None:
     section, network, o = recipe.clip, recipe.clip.network, recipe.clip.optimisation
     why = "its weights are not named in `clip.pretrained`, and an untrained CLIP would screen and embed everything"
@@ -145,9 +128,9 @@ def _clip(recipe: Recipe, need: Need) -> None:
     why = f"must be a multiple of `clip.network.text_heads` ({network.text_heads})"
     need(network.text_width % network.text_heads == 0, "clip.network.text_width", why, "give such a width")
 
-    sizes, prior = clip_sizes(section), recipe.train_prior.network
+    sizes, prior = clip_sizes(section.architecture, network), recipe.train_prior.network
     if sizes is None:
-        known = _architectures()
+        known = open_clip_architectures()
         meant = nearest(section.architecture, known)
         remedy = f"did you mean {meant}" if meant else "say one of `open_clip.list_models()`"
         need(not known, "clip.architecture", "open_clip has no such model", remedy)

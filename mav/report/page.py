@@ -1,5 +1,6 @@
 """Writes the report: `index.html`, one file with everything in it, for any screen and without a server."""
 
+import importlib.metadata
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mav.evaluation.protocols import published
-from mav.evaluation.protocols.titles import METRICS
+from mav.evaluation.protocols.titles import METRICS, digits_of
 from mav.recipes import Recipe, Screening
 from mav.report import collect, figures, motion, selection
 from mav.report.card import card_context
@@ -96,6 +97,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "tables": [_table(benchmark, result) for benchmark, result in collect.results(artifacts).items()],
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},
         "software": _software(artifacts.values()),
+        "version": importlib.metadata.version("make-a-video-system"),
     }
     environment = templates()
     environment.filters |= {"duration": figures.duration, "number": lambda n: f"{n:,}".replace(",", "\u202f")}
@@ -190,7 +192,7 @@ def _table(benchmark: str, result: dict[str, Any]) -> dict[str, Any]:
             rows.append({"system": label, "cells": cells, **ours, "yardstick": True})
     for row in theirs:
         if "preferred" not in row:
-            cells = [_cell(name, {"value": row.get(name)}, published_digits=True) for name in names]
+            cells = [_cell(name, {"value": row.get(name)}, is_published=True) for name in names]
             rows.append({"system": row["system"], "cells": cells, "protocol": row["protocol"], "ours": False})
     return {
         "title": TITLES[benchmark],
@@ -202,15 +204,11 @@ def _table(benchmark: str, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cell(name: str, metric: dict[str, Any] | None, published_digits: bool = False) -> dict[str, str]:
-    """Returns value and interval as text. A published value keeps all of its digits."""
+def _cell(name: str, metric: dict[str, Any] | None, is_published: bool = False) -> dict[str, str]:
+    """Returns value and interval as text."""
     if not metric or metric.get("value") is None:
         return {"value": "", "interval": ""}
-    value, digits = metric["value"], METRICS[name].digits
-    if published_digits:
-        digits = max(digits, len(str(value).partition(".")[2]))
-    elif abs(value) < 1:  # demo features give small numbers
-        digits = max(digits, 3)
+    value, digits = metric["value"], digits_of(name, metric["value"], is_published)
     interval = f"{metric['low']:.{digits}f} to {metric['high']:.{digits}f}" if metric.get("low") is not None else ""
     return {"value": f"{value:.{digits}f}", "interval": interval}
 

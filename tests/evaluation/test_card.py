@@ -106,7 +106,7 @@ def test_a_metric_that_sees_everything_and_one_that_sees_nothing(tmp_path, clips
         if blind:
             assert all(row["seen_from"] is None and row["spearman"] is None for row in card["rows"])
             assert not any(row["rises"] for row in card["rows"])
-            assert "fvd does not see noise, blur, frame shuffle" in card["words"][0]
+            assert "FVD does not see noise, blur, frame shuffle" in card["words"][0]
             assert "Strobing of every second frame is not seen by FVD, Coverage." in card_page(card).decode()
         else:
             assert all(row["seen_from"] is not None for row in rows.values()), rows
@@ -205,7 +205,7 @@ def test_the_command_writes_the_card_and_its_page(mav, monkeypatch, tmp_path, cl
     monkeypatch.chdir(tmp_path)
     code, out, error = mav("evaluate", "card", "--videos", "clips", "--recipe", "tiny", "--metric", "fvd")
     assert code == 0, error
-    assert "fvd" in out
+    assert "FVD" in out
     assert "strobing" in out
     page = (tmp_path / "evaluation" / "card.html").read_text()
     assert "4 real clips were damaged in known ways and measured against 4 others" in page

@@ -15,6 +15,7 @@ from mav.evaluation.feature_store import compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import Settings, measure
 from mav.evaluation.protocols import Preparation, load_protocol
+from mav.evaluation.protocols.titles import digits_of
 from mav.evaluation.reading import find_videos
 from mav.evaluation.sets import BenchmarkSet
 from mav.storage import Folder
@@ -271,3 +272,8 @@ def test_the_table_carries_protocol_count_interval_and_weights(mav, monkeypatch,
     code, out, _ = mav(*arguments, "--json")
     assert json.loads(out)["metrics"]["fid"]["low"] <= json.loads(out)["metrics"]["fid"]["value"]
     assert os.path.exists(tmp_path / "evaluation" / "result.json")
+
+
+def test_a_published_value_keeps_its_digits_and_small_ones_have_three():
+    assert [digits_of("is", 33.0, published=True), digits_of("fvd", 260.125, published=True)] == [2, 3]
+    assert [digits_of("fid", -0.17), digits_of("fid", 17.0), digits_of("clipsim", 0.3)] == [3, 2, 4]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,23 @@ def test_a_wrong_setting_is_refused_by_key(override: str, key: str) -> None:
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("train_prior.optimisation.steps", ": it has samples, batch_size, "),  # and not: did you mean eps?
+        ("train_prior.optimisation.warmup", ": did you mean warmup_samples?"),
+        ("train_prior.samples", "; elsewhere there is train_prior.optimisation.samples."),
+        ("Train-Prior.optimisation.samples", "a recipe has no such key: did you mean train_prior?"),
+        ("generate.frames", "; elsewhere there is cascade.frames, train_decoder_video.frames, "),
+        ("prior.optimisation.samples", "a recipe has no such key: it has name, "),
+        ("train_decoder.network.levels.0.channels", "`train_decoder.network.levels` is a list: give all of it"),
+    ],
+)
+def test_a_wrong_key_is_met_with_a_near_one_or_with_all(key: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=re.escape(remedy)):
+        load_recipe("demo", [f"{key}=5"])
 
 
 def test_levels_divide_a_crop() -> None:

@@ -92,7 +92,7 @@ def test_every_part_is_there(views, tmp_path):
     assert text.count("24 fps · 0.5 s") == 1
     assert text.count("24 fps on average · 0.5 s") == 7
     assert page.count('class="rate"') + page.count('class="rate held"') == 600
-    assert "of the draws were for longer clips" in text
+    assert "of the rates drawn need longer clips" in text
     assert all({"muted", "loop", "playsinline"} <= set(a) for a in videos)
     decoded = base64.b64decode(videos[0]["src"].partition(",")[2])
     assert decoded == named(views, "generate").folder.read_bytes("videos/00000.mp4")

@@ -25,10 +25,11 @@ METRICS = {
     "density": Shown("Density", "higher", 3),
     "coverage": Shown("Coverage", "higher", 3),
     "psnr": Shown("PSNR", "higher", 2),
-    "psnr_blend": Shown("Blending", "", 2),
-    "psnr_gain": Shown("Gain", "higher", 2),
-    "psnr_flow": Shown("Optical flow", "", 2),
+    "psnr_blend": Shown("PSNR of blending", "", 2),
+    "psnr_gain": Shown("PSNR over blending", "higher", 2),
+    "psnr_flow": Shown("PSNR of optical flow", "", 2),
     "ssim": Shown("SSIM", "higher", 4),
+    "ssim_blend": Shown("SSIM of blending", "", 4),
     "subject_consistency": Shown("Subject consistency", "higher", 4),
     "background_consistency": Shown("Background consistency", "higher", 4),
     "temporal_flickering": Shown("Temporal flickering", "higher", 4),
@@ -52,3 +53,12 @@ def shown(name: str) -> Shown:
     of_kind = METRICS.get(kind, Shown(kind.upper(), "higher", 4))
     second = name.removeprefix(kind).lstrip("_").replace("_", " ")
     return of_kind._replace(title=f"{of_kind.title} {second}".strip())
+
+
+def digits_of(name: str, value: float, published: bool = False) -> int:
+    """Returns the digits behind the point with which a value of a metric and the ends of its interval are shown.
+
+    A value below 1, as the demo's features give, has three at least. A published one keeps all that it has.
+    """
+    own = len(str(value).partition(".")[2]) if published else 3 if abs(value) < 1 else 0
+    return max(shown(name).digits, own)

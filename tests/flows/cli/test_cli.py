@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ Mav = Callable[..., tuple[int, str, str]]
     [
         (["run", "nowhere.yaml"], ["nowhere.yaml", "demo"]),
         (["run", "demoo"], ["demoo", "did you mean demo?"]),
-        (["run", "demo", "--set", "generate.steps=3"], ["generate.steps", "spelling"]),
+        (["run", "demo", "--set", "generate.steps=3"], ["generate.steps", "it has prompts, count, "]),
         (
             ["run", "demo", "--set", "train_decoder.network.levels=[{chanels: 8}]"],
             ["levels.0.chanels", "did you mean channels?"],
@@ -37,7 +38,9 @@ Mav = Callable[..., tuple[int, str, str]]
         (["run"], ["Missing argument 'RECIPE': see `mav run --help`"]),
         (["run", "demo", "--nope"], ["No such option: --nope", "mav run --help"]),
         (["sample", "demo", "a cat", "--count", "0"], ["--count", "equal to 1", "mav sample --help"]),
-        (["statsu", "demo"], ["did you mean 'status'?", "mav --help"]),
+        (["statsu", "demo"], ["did you mean status?", "mav --help"]),
+        (["version"], ["No such command 'version': see `mav --help`"]),
+        (["run", "demo", "--run", "here"], ["No such option: --run (did you mean --runs?)"]),
         (["verify", "demo"], ["Nothing of demo is built", "mav run demo"]),
         (["report", "demo"], ["Nothing of demo is built"]),
         (["serve-demo-world", "demo"], ["--until demo-world"]),
@@ -115,6 +118,13 @@ def test_status_before_anything_ran(tmp_path: Path, mav: Mav) -> None:
     assert {facts["state"] for facts in status["stages"].values()} == {"missing"}
     assert all(len(facts["fingerprint"]) == 64 for facts in status["stages"].values())
     assert list(tmp_path.iterdir()) == [], "asking changes nothing"
+
+
+def test_the_version_is_that_of_the_project_and_of_the_latest_changes(mav: Mav) -> None:
+    root = Path(__file__).parents[3]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert mav("--version") == (0, f"mav {version}\n", "")
+    assert re.findall("^## (.*)", (root / "CHANGELOG.md").read_text(), re.MULTILINE)[0].split(", ")[0] == version
 
 
 def test_help_shows_every_command_in_its_group(mav: Mav) -> None:

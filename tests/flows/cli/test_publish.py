@@ -174,7 +174,7 @@ def test_the_card_has_a_licence_and_the_poor_numbers_too(runs: Path) -> None:
     publish(runs, "--to", "a/b")
     card = (runs / "publish/a--b/README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
-    assert "| Gain | -3.50 | -4.00 to -3.00 | higher | 16 | interpolation-demo v1 |" in card
+    assert "| PSNR over blending | -3.50 | -4.00 to -3.00 | higher | 16 | interpolation-demo v1 |" in card
     assert "no better here than blending" in card
     publish(runs, "--to", "a/b", "--license", "cc-by-4.0")
     card = (runs / "publish/a--b/README.md").read_text()

@@ -194,4 +194,4 @@ def test_what_cannot_be_reported_names_the_damaged_stage(
     code, _, err = mav(*line)
     assert (code, err.count("\n")) == (2, 1)
     assert "image-metadata of tiny is damaged" in err
-    assert "`mav rerun tiny image-metadata` builds it anew" in err
+    assert f"`mav rerun tiny image-metadata --runs {built.root.root}` builds it anew" in err
