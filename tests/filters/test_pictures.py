@@ -159,6 +159,25 @@ def test_hashes_that_differ_in_fewer_bits_are_near_within_and_across_shards(bits
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("hash_of_all", [0, 7])
+def test_shards_of_which_no_picture_or_every_picture_is_the_same(hash_of_all: int, tmp_path: Path, monkeypatch) -> None:
+    """The hashes of flat pictures say nothing. Of copies of one picture, most slices of the bands have no row."""
+    monkeypatch.setattr("filters.near_hashes.SLICE_SHARDS", 1)
+    place, names = Folder(str(tmp_path)), tuple("abc")
+    for name in names:
+        write_array(place, f"{name}.npy", np.full(4, hash_of_all, np.uint64))
+    work = HashPairWork(names, place, 3, place.child("pairs"))
+    found = np.concatenate([read_array(place.child("pairs"), work(name).files[0]) for name in work.names()])
+    assert len(np.unique(found, axis=0)) == (11 if hash_of_all else 0)
+
+
+def test_copies_of_one_picture_in_several_shards_are_near_duplicates_at_a_threshold_of_one(tmp_path: Path) -> None:
+    image = np.tile(unit(np.random.default_rng(0).normal(size=(20, DIM))), (3, 1))
+    place, embeds = Folder(str(tmp_path)), Folder(str(tmp_path / "embeds"))
+    names = embeddings(embeds, image, 3)
+    assert near(place, embeds, names, 1.0) == list(range(20, 60))
+
+
 def test_hashes_are_found_by_key_and_older_shards_are_named(tmp_path: Path) -> None:
     images, embeds = (Folder(str(tmp_path / name)) for name in ("images", "embeds"))
     pictures = Pictures(images, embeds, ImageSelect())
