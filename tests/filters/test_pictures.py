@@ -1,5 +1,6 @@
 """The choice of pictures: near duplicates by embeddings and by hashes, which of them is kept, and the accounting."""
 
+import base64
 import itertools
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from mav.data.loading.loaders import ImageSource
 from mav.data.shards import TarWriter, read_array, read_table, write_array, write_table
 from mav.errors import UserError
 from mav.recipes import ImageSelect
+from mav.report.selection import contact_sheets
 from mav.storage import Folder
 from mav.storage.counts import add_counts
 
@@ -284,3 +286,17 @@ def test_agreement_counts_all_but_one_of_a_family() -> None:
     assert agreement(kept, family)["near_duplicate"] == {
         "planted": 3, "dropped": 3, "found": 2, "precision": 0.6667, "recall": 0.6667, "f1": 0.6667
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(16, 40_000), (40_000, 16), (64, 64)])
+def test_a_banner_does_not_make_a_contact_sheet_larger_than_a_picture_can_be(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
+    shards = Folder(str(tmp_path))
+    picture = cv2.imencode(".jpg", np.full((*shape, 3), 90, np.uint8))[1].tobytes()
+    with shards.create("a.tar") as file, TarWriter(file) as tar:
+        tar.add("1", {"jpg": picture, "json": b"{}", "txt": b"a banner"})
+    (found,) = contact_sheets(shards, {"kept": [(("a", "1"), ("a", "1"))]}, {"kept": 1})
+    sheet = cv2.imdecode(np.frombuffer(base64.b64decode(found["sheet"].partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
+    assert sheet.shape[0] <= 100
+    assert sheet.shape[1] <= 2000
