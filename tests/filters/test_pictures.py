@@ -289,9 +289,7 @@ def test_agreement_counts_all_but_one_of_a_family() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 40_000), (40_000, 16), (64, 64)])
-def test_a_banner_does_not_make_a_contact_sheet_larger_than_a_picture_can_be(
-    shape: tuple[int, int], tmp_path: Path
-) -> None:
+def test_a_banner_does_not_make_too_large_a_sheet(shape: tuple[int, int], tmp_path: Path) -> None:
     shards = Folder(str(tmp_path))
     picture = cv2.imencode(".jpg", np.full((*shape, 3), 90, np.uint8))[1].tobytes()
     with shards.create("a.tar") as file, TarWriter(file) as tar:
