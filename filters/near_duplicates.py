@@ -22,6 +22,7 @@ SAMPLED_SHARDS = 256
 ROUNDS = 8  # of k-means
 BORDERS = 4  # cells beside its own that a row may enter; without any, half of the pairs of random directions are missed
 BUCKET_CELLS = 12  # whose rows are in memory together: 120 MB for 512 numbers a row
+ROUNDING = 1e-6  # of a cosine, so that equal rows are near duplicates at a threshold of 1 too
 BLOCK, ACROSS = 1024, 4096  # rows compared with rows at once
 
 
@@ -177,7 +178,7 @@ def _groups(vectors: np.ndarray, own: int, threshold: float) -> np.ndarray:
     for across in range(0, len(vectors), ACROSS):
         others = unit_rows(vectors[across : across + ACROSS])
         for at in range(0, min(own, across + ACROSS), BLOCK):
-            near = unit_rows(vectors[at : min(at + BLOCK, own)]) @ others.T >= threshold
+            near = unit_rows(vectors[at : min(at + BLOCK, own)]) @ others.T >= threshold - ROUNDING
             row, other = np.nonzero(near)
             row, other = row + at, other + across
             join(group, row[row < other], other[row < other])

@@ -4,6 +4,7 @@ Hashes that differ in fewer than n of their 64 bits agree in one of n bands of b
 band are compared.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class HashPairWork:
         rows, hashes = rows[order], hashes[order]
         _, firsts = np.unique(_band(hashes, band, self.bits), return_index=True)
         found = [np.zeros((0, 2), np.uint64)]
-        for first, end in zip(firsts, [*firsts[1:], len(rows)], strict=True):
+        for first, end in itertools.pairwise([*firsts, len(rows)]):
             if end - first > 1:
                 # Equal hashes are compared once: a placeholder has the same a hundred thousand times.
                 values, once, same = np.unique(hashes[first:end], return_index=True, return_inverse=True)

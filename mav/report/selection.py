@@ -22,6 +22,7 @@ Row = tuple[str, str]  # the shard and the key of a clip or a picture
 SHARDS = 32  # looked through for examples
 EXAMPLES = 6  # of each reason
 FRAMES, HEIGHT = 4, 64  # of a clip on its sheet; of all that is on a sheet, pixels
+WIDEST = 8  # times the height; of what is wider, such as a banner, the middle is shown
 WIDTH = 400  # of a sheet, where it holds several in a line
 GAP = 2
 
@@ -99,7 +100,9 @@ def _shown(shards: Folder, rows: Iterable[Row]) -> dict[Row, np.ndarray]:
 
 def _strip(frames: np.ndarray) -> np.ndarray:
     height, width = frames.shape[1:3]
-    size = max(round(width * HEIGHT / height), 1), HEIGHT
+    cut = max(width - WIDEST * height, 0) // 2
+    size = max(round((width - 2 * cut) * HEIGHT / height), 1), HEIGHT
+    frames = frames[:, :, cut : width - cut]
     return np.concatenate([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames], axis=1)
 
 

@@ -17,6 +17,7 @@ from mav.report.templates import templates
 from mav.storage import Folder
 
 SIDE, FRAMES = 112, 8  # of an animated picture: pixels of the shorter side, and the most frames
+LONGEST = 8 * SIDE  # pixels of its longer side
 SECONDS = 1.6  # that a picture takes, whatever its video takes
 
 
@@ -99,7 +100,8 @@ def animated(videos: Folder, file: str) -> str:
     frames = read_views(videos, file, Preparation(1), prepared=False, whole=True).whole
     assert frames is not None
     chosen = frames[np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)]
-    scale = SIDE / min(chosen.shape[1:3])
+    shorter, longer = sorted(chosen.shape[1:3])
+    scale = min(SIDE / shorter, LONGEST / longer)  # a strip grows long when its shorter side becomes SIDE
     size = (max(round(chosen.shape[2] * scale), 1), max(round(chosen.shape[1] * scale), 1))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     first, *others = (Image.fromarray(cv2.resize(frame, size, interpolation=way)) for frame in chosen)

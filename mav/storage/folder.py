@@ -281,11 +281,19 @@ def _flushed(path: str, flush: Callable[[int], None]) -> None:
         os.close(handle)
 
 
-def _scan(path: str, prefix: str) -> Iterator[tuple[str, int]]:
+def _scan(path: str, prefix: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, int]]:
+    """Yields name and size of the files below a path. above: the folders that are being listed, by device and inode."""
+    above |= {_place(os.stat(path))}
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from _scan(entry.path, f"{prefix}{entry.name}/")
+                # A link to a folder that holds it has no end.
+                if not entry.is_symlink() or _place(entry.stat()) not in above:
+                    yield from _scan(entry.path, f"{prefix}{entry.name}/", above)
             else:
                 with suppress(FileNotFoundError):  # the file was renamed after it was listed
                     yield f"{prefix}{entry.name}", entry.stat().st_size
+
+
+def _place(about: os.stat_result) -> tuple[int, int]:
+    return about.st_dev, about.st_ino

@@ -77,9 +77,15 @@ def add_cover(out) -> None:
 def turned(degrees: int) -> bytes:
     """An MP4 whose track header asks the player for a clockwise rotation."""
     cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    return placed(cos, sin, -sin, cos)
+
+
+def placed(across: int, down: int, right: int, below: int) -> bytes:
+    """An MP4 whose track header asks the player to show the pixel x, y at across x + right y, down x + below y."""
     data = bytearray(video())
     at = data.index(b"tkhd") + 4 + 4 + 36  # version and flags; times, track, duration, layer and volume
-    data[at : at + 36] = struct.pack(">9i", cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    entries = (across << 16, down << 16, 0, right << 16, below << 16, 0, 0, 0, 1 << 30)
+    data[at : at + 36] = struct.pack(">9i", *entries)
     return bytes(data)
 
 

@@ -1,6 +1,8 @@
 """A folder of any system's videos gets every metric that the weights allow, and says what the others need."""
 
+import base64
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -22,7 +24,7 @@ from mav.evaluation.suite.convergence import convergence
 from mav.evaluation.suite.listing import listed
 from mav.evaluation.suite.run import SUITE, VBENCH, extremes, run_suite
 from mav.report import figures
-from mav.report.suite import suite_page
+from mav.report.suite import animated, suite_page
 from mav.storage import Folder
 
 TEXTS = ("a red circle", "a blue cross")
@@ -130,6 +132,16 @@ def test_all_that_can_be_said_is_said(tmp_path, folder, monkeypatch):
     assert "a red circle-7.webm" in page
     assert "pt_inception-2015-12-05-6726825d.pth" in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_strip_is_shown_as_small_as_other_videos(tmp_path):
+    draws = np.random.default_rng(0)
+    for name, shape in (("wide", (18, 1, 300, 3)), ("tall", (18, 300, 2, 3)), ("plain", (18, 64, 96, 3))):
+        save(draws.integers(0, 255, shape, np.uint8), tmp_path / f"{name}.npy", "npy")
+    for name, size in (("wide", (896, 3)), ("tall", (6, 896)), ("plain", (168, 112))):
+        shown = animated(Folder(str(tmp_path)), f"{name}.npy")
+        picture = Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2])))
+        assert (picture.size, picture.n_frames) == (size, 8)
 
 
 def test_without_weights_or_references_the_list_names_every_need_once(mav, tmp_path, folder):

@@ -1,5 +1,6 @@
 """The choice of pictures: near duplicates by embeddings and by hashes, which of them is kept, and the accounting."""
 
+import base64
 import itertools
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from mav.data.loading.loaders import ImageSource
 from mav.data.shards import TarWriter, read_array, read_table, write_array, write_table
 from mav.errors import UserError
 from mav.recipes import ImageSelect
+from mav.report.selection import contact_sheets
 from mav.storage import Folder
 from mav.storage.counts import add_counts
 
@@ -159,6 +161,25 @@ def test_hashes_that_differ_in_fewer_bits_are_near_within_and_across_shards(bits
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("hash_of_all", [0, 7])
+def test_shards_of_which_no_picture_or_every_picture_is_the_same(hash_of_all: int, tmp_path: Path, monkeypatch) -> None:
+    """The hashes of flat pictures say nothing. Of copies of one picture, most slices of the bands have no row."""
+    monkeypatch.setattr("filters.near_hashes.SLICE_SHARDS", 1)
+    place, names = Folder(str(tmp_path)), tuple("abc")
+    for name in names:
+        write_array(place, f"{name}.npy", np.full(4, hash_of_all, np.uint64))
+    work = HashPairWork(names, place, 3, place.child("pairs"))
+    found = np.concatenate([read_array(place.child("pairs"), work(name).files[0]) for name in work.names()])
+    assert len(np.unique(found, axis=0)) == (11 if hash_of_all else 0)
+
+
+def test_copies_of_one_picture_in_several_shards_are_near_duplicates_at_a_threshold_of_one(tmp_path: Path) -> None:
+    image = np.tile(unit(np.random.default_rng(0).normal(size=(20, DIM))), (3, 1))
+    place, embeds = Folder(str(tmp_path)), Folder(str(tmp_path / "embeds"))
+    names = embeddings(embeds, image, 3)
+    assert near(place, embeds, names, 1.0) == list(range(20, 60))
+
+
 def test_hashes_are_found_by_key_and_older_shards_are_named(tmp_path: Path) -> None:
     images, embeds = (Folder(str(tmp_path / name)) for name in ("images", "embeds"))
     pictures = Pictures(images, embeds, ImageSelect())
@@ -265,3 +286,15 @@ def test_agreement_counts_all_but_one_of_a_family() -> None:
     assert agreement(kept, family)["near_duplicate"] == {
         "planted": 3, "dropped": 3, "found": 2, "precision": 0.6667, "recall": 0.6667, "f1": 0.6667
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(16, 40_000), (40_000, 16), (64, 64)])
+def test_a_banner_does_not_make_too_large_a_sheet(shape: tuple[int, int], tmp_path: Path) -> None:
+    shards = Folder(str(tmp_path))
+    picture = cv2.imencode(".jpg", np.full((*shape, 3), 90, np.uint8))[1].tobytes()
+    with shards.create("a.tar") as file, TarWriter(file) as tar:
+        tar.add("1", {"jpg": picture, "json": b"{}", "txt": b"a banner"})
+    (found,) = contact_sheets(shards, {"kept": [(("a", "1"), ("a", "1"))]}, {"kept": 1})
+    sheet = cv2.imdecode(np.frombuffer(base64.b64decode(found["sheet"].partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
+    assert sheet.shape[0] <= 100
+    assert sheet.shape[1] <= 2000

@@ -217,3 +217,14 @@ def test_storage_that_does_not_answer_says_nothing_about_a_ledger(
     monkeypatch.setattr(Folder, "open", away)
     with pytest.raises(OSError, match="storage is away"):
         list(read_ledger(Folder(str(tmp_path))))
+
+
+def test_links_to_folders_that_hold_them_are_not_followed_without_end(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"x")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "a/other").symlink_to(tmp_path / "b")
+    (tmp_path / "b/other").symlink_to(tmp_path / "a")
+    (tmp_path / "b/gone").symlink_to("nowhere")
+    assert Folder(str(tmp_path)).names() == ["a/file", "a/other/file", "b/file", "b/other/file"]

@@ -54,6 +54,8 @@ def numbers(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray | N
         return column
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         return None
+    if kind in (pa.uint64(), pa.float16()):  # Arrow compares these with no signed whole number
+        column, kind = column.cast(pa.float64(), safe=False), pa.float64()
     if pa.types.is_floating(kind):
         column = _known(column)
     if pa.types.is_integer(target) and not pa.types.is_null(kind):

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-# Pillow warns about large pictures, whose limit is ours to set, and about odd metadata.
+# Pillow warns about large pictures, whose limit is ours to set, and about odd metadata; OpenCV prints of broken ones.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # of pictures from the web
 # Of a user's own pictures too. Pillow's other readers are for rare forms, and that of EPS starts Ghostscript.
@@ -29,6 +30,7 @@ ORIENTATION = 0x0112  # EXIF's tag
 MAX_PIXELS = 178_000_000  # of a user's own picture: what Pillow takes
 REDUCTIONS = (8, 4, 2)  # scales at which a JPEG can be decoded
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # among entropy-coded data: what ends it
+GREY = {1: 255, 2: 85, 4: 17}  # bits of a PNG's grey -> what its levels are multiplied by
 BARE = frozenset(range(0xD0, 0xD8)) | {0x01, 0xD8}  # JPEG markers without a length
 
 
@@ -43,7 +45,7 @@ class Look:
     height: int = 0
     orientation: int = 1  # EXIF's: from 5 on the picture lies on its side
     profile: bytes = b""  # the ICC profile
-    keyed: bool = False  # a PNG in which one level of grey is transparent
+    clear: int = -1  # of a grey PNG, the level that is transparent, as it is decoded: of 8 bits or 16
 
 
 def look(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Look:
@@ -84,12 +86,12 @@ def _look_at_png(data: bytes) -> tuple[Look, bool]:
     """Walks the chunks of a PNG; also says whether its last one is there."""
     size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     mode = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}.get(data[25], "") if data[24] <= 8 else "I;16"
-    at, orientation, profile, keyed = 8, 1, b"", False
+    at, orientation, profile, clear = 8, 1, b"", -1
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         body = data[at + 8 : at + 8 + min(length, 1 << 24)]
         if kind == b"IEND":
-            return Look("", "PNG", mode, *size, orientation, profile, keyed), True
+            return Look("", "PNG", mode, *size, orientation, profile, clear), True
         with suppress(Exception):  # an odd note does not make an odd picture
             if kind == b"eXIf":
                 exif = Image.Exif()
@@ -98,9 +100,9 @@ def _look_at_png(data: bytes) -> tuple[Look, bool]:
             elif kind == b"iCCP":
                 profile = zlib.decompressobj().decompress(body.partition(b"\0")[2][1:], 1 << 24)
             elif kind == b"tRNS":
-                keyed = mode == "L"
+                clear = int.from_bytes(body[:2], "big") * GREY.get(data[24], 1) if data[25] == 0 else -1
         at += 12 + length
-    return Look("", "PNG", mode, *size, orientation, profile, keyed), False
+    return Look("", "PNG", mode, *size, orientation, profile, clear), False
 
 
 def _jpeg_ends(data: bytes) -> bool:
@@ -153,7 +155,10 @@ def unpack(data: bytes, seen: Look, side: int = 1 << 30) -> np.ndarray | None:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if pixels is None:
             return None
+        clear = pixels == seen.clear if seen.clear >= 0 and pixels.ndim == 2 else None
         pixels = _eight_bits(pixels)
+        if clear is not None:
+            pixels[clear] = 255
         if seen.form in ("PNG", "WEBP"):  # OpenCV turns the others itself
             pixels = _turned(pixels, seen.orientation)
     if pixels.ndim == 3 and pixels.shape[2] == 4:  # transparent pictures are laid over white
@@ -188,7 +193,8 @@ def over_white(picture: Image.Image) -> np.ndarray:
 
 def _is_for_pillow(seen: Look) -> bool:
     """Says whether OpenCV reads such a picture wrongly, or not at all."""
-    return seen.keyed or seen.form not in FORMATS + JPEGS or (seen.form == "TIFF" and "a" in seen.mode.lower())
+    # Of GIFs it wants an end, and every frame within the screen, which many have not.
+    return seen.form == "GIF" or seen.form not in FORMATS + JPEGS or (seen.form == "TIFF" and "a" in seen.mode.lower())
 
 
 def _by_pillow(data: bytes) -> np.ndarray | None:

@@ -37,7 +37,6 @@ def guarded_resizer(rule: ImageDownload) -> Any:
     from img2dataset.resizer import Resizer
 
     cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would print a page for each broken picture
 
     class GuardedResizer(Resizer):
         def __init__(self) -> None:

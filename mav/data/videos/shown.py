@@ -8,7 +8,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -85,7 +85,7 @@ class ShownVideo:
                 if first is None:
                     return
                 self._size = target_size(first[1], source.pixel_aspect)
-                yield from _progressive(itertools.chain([first], timed), first[1].interlaced_frame)
+                yield from _progressive(itertools.chain([first], timed))
         except ClipError as error:
             raise ValueError(f"not a decodable video: {str(error).replace('_', ' ')}") from None
         except Image.DecompressionBombError:
@@ -124,18 +124,23 @@ def _animation(data: bytes) -> Iterator[tuple[float, np.ndarray]]:
             time += seconds if seconds >= SHORTEST else USUAL
 
 
-def _progressive(timed: Iterable[tuple[float, av.VideoFrame]], interlaced: bool) -> Iterator[tuple[float, Any]]:
-    if not interlaced:
-        yield from timed
-        return
+def _progressive(timed: Iterable[tuple[float, av.VideoFrame]]) -> Iterator[tuple[float, Any]]:
     times, frames = itertools.tee(timed)
     yield from zip((time for time, _ in times), deinterlaced(frame for _, frame in frames), strict=False)
 
 
 def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """Yields as many frames, each of one moment: the filter bwdif interpolates the lines of the other field."""
+    """Yields as many frames, each of one moment: the filter bwdif interpolates the lines of the other field.
+
+    Broadcasts change between both kinds: frames are filtered from the first interlaced one on, progressive ones stay.
+    """
     frames = iter(frames)
-    first = next(frames)
+    for first in frames:
+        if first.interlaced_frame:
+            break
+        yield first
+    else:
+        return
     graph = av.filter.Graph()
     graph.threads = 1
     base = Fraction(1, 1000)
@@ -153,10 +158,33 @@ def deinterlaced(frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
                 break
 
 
+class Placing(NamedTuple):
+    """What is done with a frame, in this order, to show it."""
+
+    exchanged: bool  # rows become columns
+    mirrored: bool  # left becomes right
+    upside_down: bool
+
+
+def placing(frame: av.VideoFrame) -> Placing:
+    """Returns what a frame's display matrix says. One that is no turn by right angles does nothing, as in browsers."""
+    if not (data := frame.side_data.get("DISPLAYMATRIX")):
+        return Placing(False, False, False)
+    entries = np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]]
+    across, down, right, below = np.rint(entries / max(np.abs(entries).max(), 1)).tolist()
+    if across and below and not down and not right:
+        return Placing(False, across < 0, below < 0)
+    if down and right and not across and not below:
+        return Placing(True, right < 0, down < 0)
+    return Placing(False, False, False)
+
+
 def upright(frame: av.VideoFrame, background: int) -> av.VideoFrame:
-    """Returns a frame turned as its display matrix says, or laid over a background (a level of grey), or itself."""
-    if turn := frame.rotation % 360:
-        turned: Any = np.rot90(frame.to_ndarray(format="rgb24"), turn // 90)
+    """Returns a frame turned and mirrored as its `placing` says, or over a background (a level of grey), or itself."""
+    if any(placed := placing(frame)):
+        turned: Any = frame.to_ndarray(format="rgb24")
+        turned = turned.swapaxes(0, 1) if placed.exchanged else turned
+        turned = turned[:: -1 if placed.upside_down else 1, :: -1 if placed.mirrored else 1]
         return av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
     if not is_transparent(frame):
         return frame
@@ -177,7 +205,7 @@ def target_size(frame: av.VideoFrame, aspect: Fraction, short_side: int = 0) -> 
     With a `short_side` they are even, and the shorter is at most this: enlarging adds nothing.
     """
     width, height = frame.width * float(aspect), float(frame.height)
-    if frame.rotation % 180:
+    if placing(frame).exchanged:
         width, height = height, width
     if not short_side:
         return max(round(width), 1), max(round(height), 1)

@@ -19,7 +19,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpola
 
 from mav.data.videos.probe import CONTAINERS, ClipError, TimedFrames, clip_metadata, opened, refuse_early, video_stream
 from mav.data.videos.scores import ClipScorer
-from mav.data.videos.shown import HDR, deinterlaced, is_transparent, target_size, upright
+from mav.data.videos.shown import HDR, deinterlaced, is_transparent, placing, target_size, upright
 from mav.data.videos.video_io import open_video, read_squares
 from mav.recipes import VideoShards
 
@@ -85,9 +85,7 @@ def _encode(frames: Iterable[tuple[float, av.VideoFrame]], source: TimedFrames, 
     pictures = _record_times(frames, times)
     first = next(pictures)
     width, height = target_size(first, source.pixel_aspect, rule.short_side)
-    pictures = itertools.chain([first], pictures)
-    if first.interlaced_frame:
-        pictures = deinterlaced(pictures)
+    pictures = deinterlaced(itertools.chain([first], pictures))
     buffer, scorer = io.BytesIO(), ClipScorer(rule.shot_weights)
     with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=source.rate)
@@ -125,7 +123,7 @@ def _kept(
     odd = source.pixel_aspect != 1 or source.hidden
     scorer, reformatter = ClipScorer(rule.shot_weights), VideoReformatter()
     for frame in _record_times(frames, times):
-        odd |= bool(frame.rotation or frame.interlaced_frame or frame.color_trc in HDR or is_transparent(frame))
+        odd |= any(placing(frame)) or frame.interlaced_frame or frame.color_trc in HDR or is_transparent(frame)
         sizes.add((frame.width, frame.height))
         if len(sizes) == 1:
             scorer.add(_planes(reformatter, frame, *target_size(frame, source.pixel_aspect, rule.short_side)))

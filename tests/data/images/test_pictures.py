@@ -124,6 +124,47 @@ def test_colours_of_a_profile_are_shown_in_srgb(form, tmp_path):
             assert np.abs(seen.astype(int) - expected).mean() < 6, entrance
 
 
+def grey_png(bits, levels, clear):
+    """A PNG of one channel, in which one level is transparent; levels: (H, W) of so many bits."""
+    kinds = {b"IHDR": struct.pack(">IIBBBBB", *levels.shape[::-1], bits, 0, 0, 0, 0), b"tRNS": struct.pack(">H", clear)}
+    rows = np.packbits(
+        (levels[..., None] >> np.arange(bits)[::-1] & 1).reshape(len(levels), -1).astype(np.uint8), axis=1
+    )
+    kinds |= {b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)), b"IEND": b""}
+    chunks = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+              for kind, body in kinds.items())  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_clear_level_of_a_grey_png_is_white_whatever_its_depth(bits, tmp_path):
+    most = 2**bits - 1
+    levels = np.linspace(0, most, WIDTH, dtype=np.int64)[None].repeat(HEIGHT, axis=0)
+    clear = int(levels[0, WIDTH // 3])
+    expected = np.where(levels == clear, 255, levels * 255 // most)
+    for entrance, seen in entrances(grey_png(bits, levels, clear), tmp_path):
+        if entrance in ("reader", "evaluate"):
+            assert np.abs(seen.astype(int) - expected[..., None]).max() <= 1, entrance
+
+
+def gif_on_a_screen(width, height):
+    """A GIF whose picture of 80 x 64 is on a screen of another size, without an end."""
+    data = bytearray(saved(scene().quantize(64), "GIF").rstrip(b"\x3b"))
+    data[6:10] = struct.pack("<HH", width, height)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("screen", [(WIDTH, HEIGHT), (WIDTH // 2, HEIGHT // 2), (0, 0)])
+def test_a_gif_without_an_end_or_larger_than_its_screen_is_shown(screen, tmp_path, capfd):
+    expected = np.asarray(scene().quantize(64).convert("RGB"))
+    for entrance, seen in entrances(gif_on_a_screen(*screen), tmp_path):
+        if entrance in ("reader", "evaluate"):
+            assert np.array_equal(seen, expected), entrance
+    with pytest.raises(ValueError, match="undecodable"):
+        read_picture(gif_on_a_screen(*screen)[:-500])
+    assert capfd.readouterr() == ("", "")  # OpenCV would print a page of it
+
+
 def segment(kind, body):
     return b"\xff" + bytes([kind]) + struct.pack(">H", len(body) + 2) + body
 

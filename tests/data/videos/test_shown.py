@@ -1,13 +1,14 @@
 """What a player shows of a video is what is sharded, evaluated, rated and varied."""
 
 import io
+import itertools
 import struct
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
-from odd_videos import HANDLED, picture, turned, video
+from odd_videos import HANDLED, picture, placed, video
 from PIL import Image
 
 from mav.data.videos.probe import ClipError
@@ -157,9 +158,52 @@ def test_evaluation_and_shards_see_the_same_frames(name):
     assert np.abs(shard.astype(int) - np.array(small)).mean() < 12
 
 
-def test_turned_videos_are_upright_for_evaluation():
-    for degrees in (90, 270):
-        assert whole_video(turned(degrees)).shape[1:3] == (64, 48)
+@pytest.mark.parametrize(
+    "matrix",
+    [(1, 0, 0, 1), (-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1), (0, 1, 1, 0), (0, 1, -1, 0), (0, -1, 1, 0),
+     (0, -1, -1, 0), (2, 0, 0, 2), (0, 0, 0, 0), (1, 1, -1, 1)],
+)  # fmt: skip
+def test_turned_and_mirrored_videos_are_seen_as_players_show_them(matrix):
+    """A phone's camera towards its user mirrors. A matrix that is no turn by right angles does nothing."""
+    stored = picture(0)
+    across, down, right, below = np.sign(matrix)
+    if matrix in ((0, 0, 0, 0), (1, 1, -1, 1)):
+        across, down, right, below = 1, 0, 0, 1
+    y, x = np.indices(stored.shape[:2])
+    to_x, to_y = across * x + right * y, down * x + below * y
+    to_x, to_y = to_x - to_x.min(), to_y - to_y.min()
+    expected = np.empty((to_y.max() + 1, to_x.max() + 1, 3), np.uint8)
+    expected[to_y, to_x] = stored
+    data = placed(*matrix)
+    clip = read_frames(convert(data, VideoShards()).data)
+    for seen in (whole_video(data)[0], clip[0]):
+        assert seen.shape == expected.shape
+        assert np.abs(seen.astype(int) - expected).mean() < 12
+
+
+def test_frames_are_deinterlaced_from_where_a_broadcast_begins_to_be_interlaced():
+    """The bar moves sideways; of an interlaced frame, every second line is of a later moment."""
+
+    def broadcast(interlaced):
+        numbers = itertools.count()
+
+        def moving(_):
+            pixels, number = np.full((48, 64), 40, np.uint8), next(numbers)
+            for field in (0, 1):
+                at = (6 * number + 3 * field * interlaced) % 52
+                pixels[field::2, at : at + 12] = 240
+            return av.VideoFrame.from_ndarray(np.dstack([pixels] * 3), format="rgb24").reformat(format="yuv420p")
+
+        options = {"x264-params": "tff=1", "flags": "+ildct+ilme"} if interlaced else {}
+        return video("mpegts", rate=25, frames=25, options=options, each=moving)
+
+    data = broadcast(False) + broadcast(True)
+    clip = read_frames(convert(data, VideoShards()).data)
+    for frames in (whole_video(data), clip):
+        assert len(frames) == 50
+        lines = frames[:, 8:40, :, 1].astype(int)
+        combs = np.abs(lines[:, 1:-1] - (lines[:, :-2] + lines[:, 2:]) / 2).mean(axis=(1, 2))
+        assert combs.max() < 6, combs
 
 
 def test_an_uneven_rate_is_sampled_by_time():
