@@ -168,7 +168,8 @@ class Placing(NamedTuple):
 
 def placing(frame: av.VideoFrame) -> Placing:
     """Returns what a frame's display matrix says. One that is no turn by right angles does nothing, as in browsers."""
-    if not (data := frame.side_data.get("DISPLAYMATRIX")):
+    data: Any = frame.side_data.get("DISPLAYMATRIX")  # its bytes by the protocol of buffers, which its type does not tell
+    if not data:
         return Placing(False, False, False)
     entries = np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]]
     across, down, right, below = np.rint(entries / max(np.abs(entries).max(), 1)).tolist()
