@@ -168,7 +168,7 @@ class Placing(NamedTuple):
 
 def placing(frame: av.VideoFrame) -> Placing:
     """Returns what a frame's display matrix says. One that is no turn by right angles does nothing, as in browsers."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")  # its bytes by the protocol of buffers, which its type does not tell
+    data: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer, which its type does not tell
     if not data:
         return Placing(False, False, False)
     entries = np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]]
