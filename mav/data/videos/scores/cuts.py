@@ -9,7 +9,6 @@ move through a dissolve, the rest of the picture does.
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -104,22 +103,21 @@ def _gradual(frames: np.ndarray) -> list[Cut]:
     for span in SPANS:
         starts = np.arange(0, len(frames) - span, max(span // 8, 1))
         apart = _difference(pictures[starts], pictures[starts + span])
-        far = apart * (1 - LINEAR) >= LEAST * FAR
-        starts, ends, apart = starts[far], starts[far] + span, apart[far]
+        starts = starts[apart * (1 - LINEAR) >= LEAST * FAR]
+        common = (luma[starts] * luma[starts + span]).mean(axis=1) / np.maximum(power[starts], power[starts + span])
+        starts = starts[common <= ALIKE]
         if len(starts):
-            bent = np.zeros((len(starts), pictures[0, ..., 0].size))
+            first, last = pictures[starts], pictures[starts + span]
+            between, bent = _apart(first, last), np.zeros((len(starts), luma.shape[1]), np.float32)
             for part in (1, 2, 3):
-                straight = pictures[starts] + (pictures[ends] - pictures[starts]) * (part / 4)
-                bent += _apart(pictures[starts + span * part // 4], straight)
-            between = _apart(pictures[starts], pictures[ends])
+                bent += _apart(pictures[starts + span * part // 4], first + (last - first) * np.float32(part / 4))
             # What moves through the change is off the line; the rest of the picture must then keep closer to it.
-            last = int(bent.shape[1] * (1 - MOVING))
-            still = bent <= np.partition(bent, last, axis=1)[:, last : last + 1]
-            common = (luma[starts] * luma[ends]).mean(axis=1) / np.maximum(power[starts], power[ends])
-            strength = np.maximum(_linear(bent, between, LINEAR), _linear(bent, between, STRAIGHT, still))
-            score = np.where(common <= ALIKE, strength / FAR * min(span / LONG, 1.0), 0.0)
+            rest = int(bent.shape[1] * (1 - MOVING))
+            still = bent <= np.partition(bent, rest, axis=1)[:, rest : rest + 1]
+            behind = _linear(bent * still, between * still, STRAIGHT) / still.mean(axis=1)
+            score = np.maximum(_linear(bent, between, LINEAR), behind) / FAR * min(span / LONG, 1.0)
             strong = score >= LEAST
-            spans += zip(starts[strong].tolist(), ends[strong].tolist(), score[strong].tolist(), strict=True)
+            spans += zip(starts[strong].tolist(), (starts[strong] + span).tolist(), score[strong].tolist(), strict=True)
     black = (pictures[..., 0].max(axis=(1, 2)) <= BLACK).tolist()
     found: list[Cut] = []
     for start, end, strength in _joined(spans):
@@ -129,16 +127,16 @@ def _gradual(frames: np.ndarray) -> list[Cut]:
 
 def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Returns the difference of frames at each place of the picture, summed over Y, U and V: (N, places)."""
-    return np.asarray(np.abs(a - b).sum(axis=-1).reshape(len(a), -1), np.float64)
+    apart = np.abs(a - b)
+    return np.asarray((apart[..., 0] + apart[..., 1] + apart[..., 2]).reshape(len(a), -1))
 
 
-def _linear(bent: np.ndarray, apart: np.ndarray, chance: float, counted: Any = True) -> np.ndarray:
+def _linear(bent: np.ndarray, apart: np.ndarray, chance: float) -> np.ndarray:
     """Returns by how many levels the ends differ, times the agreement of what is between them with a straight line.
 
-    bent, apart: (N, places) of three frames in between, and of the ends. chance: agreement that counts for nothing.
-    counted: (N, places) bool, the places that are looked at.
+    bent, apart: (N, places) of three frames in between, and of the ends.
     """
-    return np.asarray(apart.mean(axis=1, where=counted) * (1 - chance) - bent.mean(axis=1, where=counted) / 1.25)
+    return np.asarray(apart.mean(axis=1, dtype=np.float64) * (1 - chance) - bent.mean(axis=1, dtype=np.float64) / 1.25)
 
 
 def _joined(spans: list[tuple[int, int, float]]) -> Iterator[tuple[int, int, float]]:
