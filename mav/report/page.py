@@ -64,6 +64,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
     clips, made = collect.clips(generated, oracle)
     curriculum, frames = recipe.train_decoder_video.fps, recipe.train_decoder_video.frames or recipe.cascade.frames
     rates = motion.simulate_rates(shards, curriculum, frames, recipe.seed)
+    first, last = (a / (a + b) for a, b in (curriculum.start, curriculum.end))  # means, of the range
     columns = [{v.name: getattr(v, column) for v in stages} for column in ("inputs", "state", "seconds")]
     context = {
         "recipe": recipe,
@@ -78,6 +79,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "screened": _screened(artifacts.get("image-metadata"), recipe.screening),
         "pictures": collect.pictures(artifacts.get("image-download"), artifacts.get("image-screen")),
         "training": [_training(views[name], about) for name, about in NETWORKS.items() if name in artifacts],
+        "motion_first": "little motion first" if first > last else "much motion first" if first < last else "alike",
         "curriculum": Markup(figures.fps_curriculum(curriculum.low, curriculum.high, curriculum.start, curriculum.end)),
         "rates": Markup(figures.shown_rates(rates, curriculum.low, curriculum.high)),
         "clamped": motion.clamped(rates),

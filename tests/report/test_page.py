@@ -171,6 +171,16 @@ def test_shots_and_crops_are_told_where_clips_are_split_or_cropped(views, tmp_pa
     assert not reader.wrong
 
 
+@pytest.mark.parametrize(
+    ("end", "words"), [((1.5, 4.0), "little motion first"), ((6.0, 1.0), "much motion first"), ((4.0, 1.5), "alike")]
+)
+def test_how_the_frame_rates_change_over_a_training_is_told_as_the_recipe_has_it(views, tmp_path, end, words):
+    video = RECIPE.train_decoder_video
+    video = dataclasses.replace(video, fps=dataclasses.replace(video.fps, start=(4.0, 1.5), end=end))
+    write_report(dataclasses.replace(RECIPE, train_decoder_video=video), views, Folder(str(tmp_path)))
+    assert f"from the first sample to the last: {words}<" in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
 def test_a_run_that_has_only_begun_has_a_page_too(views, tmp_path):
     begun = [StageView(v.name, v.fingerprint, v.inputs, None, "missing", 0.0) for v in views]
     begun[0] = views[0]
