@@ -287,8 +287,8 @@ def _scan(path: str, prefix: str, above: frozenset[tuple[int, int]] = frozenset(
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir():
-                # A link to a folder that holds it has no end.
-                if not entry.is_symlink() or _place(entry.stat()) not in above:
+                # A link to a folder that holds it has no end, and one above it leads here again.
+                if _place(os.stat(entry.path)) not in above:
                     yield from _scan(entry.path, f"{prefix}{entry.name}/", above)
             else:
                 with suppress(FileNotFoundError):  # the file was renamed after it was listed

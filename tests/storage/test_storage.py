@@ -228,3 +228,4 @@ def test_links_to_folders_that_hold_them_are_not_followed_without_end(tmp_path: 
     (tmp_path / "b/other").symlink_to(tmp_path / "a")
     (tmp_path / "b/gone").symlink_to("nowhere")
     assert Folder(str(tmp_path)).names() == ["a/file", "a/other/file", "b/file", "b/other/file"]
+    assert Folder(str(tmp_path / "a")).names() == ["file", "other/file", "up/b/file"]
