@@ -186,14 +186,9 @@ def test_nothing_is_dropped():
 @pytest.mark.parametrize("size", [32, 128])
 def test_two_objects_that_meet_are_read_through_and_never_as_a_third(size):
     """In clips of two seconds, in about one frame of six one object covers a part of the other."""
-    drawn = scenes(8, 11, objects=2)
+    drawn = scenes(8, 12, objects=2)
     readings = [read_video(draw_clip(scene, size, 16, 8), truth_of(scene.kinds), SHAPES, 2) for scene in drawn]
-    assert all(reading.right("colour") for reading in readings)
-    wrong = [(scene, reading) for scene, reading in zip(drawn, readings, strict=True) if not reading.right("shape")]
-    assert len(wrong) <= 1
-    for scene, reading in wrong:  # of an object that lies behind the other one nearly all the time
-        assert min(sum(colour in frame and not frame[colour].covered for frame in reading.frames)
-                   for colour, _ in scene.kinds) < 4  # fmt: skip
+    assert all(reading.right("colour") and reading.right("shape") for reading in readings)
     frames = [(scene, number / 8, frame) for scene, reading in zip(drawn, readings, strict=True)
               for number, frame in enumerate(reading.frames)]  # fmt: skip
     assert all(set(frame) <= {colour for colour, _ in scene.kinds} for scene, _, frame in frames)
@@ -203,7 +198,7 @@ def test_two_objects_that_meet_are_read_through_and_never_as_a_third(size):
               if thing.colour in frame and not frame[thing.colour].covered]  # fmt: skip
     assert len(errors) > 0.75 * 2 * len(frames)
     assert np.median(errors) < 0.005
-    assert max(errors) < 0.1, "where an object lies on another, neither is placed wrongly"
+    assert max(errors) < 0.08, "where an object lies on another, neither is placed wrongly"
 
 
 def test_what_is_not_as_asked_is_found_in_videos_of_two_objects():
