@@ -283,17 +283,14 @@ def _flushed(path: str, flush: Callable[[int], None]) -> None:
 
 def _scan(path: str, prefix: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, int]]:
     """Yields name and size of the files below a path. above: the folders that are being listed, by device and inode."""
-    above |= {_place(os.stat(path))}
+    about = os.stat(path)
+    here = about.st_dev, about.st_ino
+    if here in above:  # a link to a folder that holds it has no end, and one above it leads here again
+        return
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir():
-                # A link to a folder that holds it has no end, and one above it leads here again.
-                if _place(os.stat(entry.path)) not in above:
-                    yield from _scan(entry.path, f"{prefix}{entry.name}/", above)
+                yield from _scan(entry.path, f"{prefix}{entry.name}/", above | {here})
             else:
                 with suppress(FileNotFoundError):  # the file was renamed after it was listed
                     yield f"{prefix}{entry.name}", entry.stat().st_size
-
-
-def _place(about: os.stat_result) -> tuple[int, int]:
-    return about.st_dev, about.st_ino
