@@ -4,7 +4,7 @@ import time
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, on_runs, open_graph
+from flows.cli.options import RecipeName, Runs, Set, open_graph, run_until
 from flows.services.printing import say
 from mav.errors import UserError
 
@@ -21,9 +21,7 @@ def serve_demo_world(recipe: RecipeName = "demo", runs: Runs = "runs", set_: Set
         raise UserError(f"Recipe {recipe} has no demo world to serve: `mav serve-demo-world demo` serves the demo's.")
     artifact = store.find(graph.node("demo-world"))
     if artifact is None:
-        raise UserError(
-            f"The demo world is not drawn yet: `mav run {recipe} --until demo-world{on_runs(store)}` draws it."
-        )
+        raise UserError(f"The demo world is not drawn yet: {run_until(recipe, 'demo-world', store)} draws it.")
     with WorldServer(artifact.folder.child("site"), loaded.world.port):
         say(f"http://127.0.0.1:{loaded.world.port}/ (Ctrl-C ends it)")
         while True:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.describe import short
-from flows.cli.options import Json, RecipeName, Runs, Set, complete_recipe, on_runs, open_graph
+from flows.cli.options import Json, RecipeName, Runs, Set, complete_recipe, open_graph, run_until
 from flows.engine.stage import Graph
 from flows.engine.store import Store
 from flows.services.printing import PlainTable, say, say_written, show
@@ -240,8 +240,7 @@ def _stored(recipe: str, section: str, graph: Graph, store: Store) -> Clips | Pi
         found = store.find(graph.node(name))
         if found is None:
             raise UserError(
-                f"{name} of {recipe} is not built in {store.root.url}: "
-                f"`mav run {recipe} --until {name}{on_runs(store)}` builds it."
+                f"{name} of {recipe} is not built in {store.root.url}: {run_until(recipe, name, store)} builds it."
             )
         return found.folder
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import Json, Runs, complete_recipe, device, on_runs, open_graph, require_folder, starting_with
+from flows.cli.options import Json, Runs, complete_recipe, device, open_graph, require_folder, run_until, starting_with
 from flows.evaluation import features_on_ray
 from flows.services.printing import PlainTable, say, say_written, show
 from flows.services.terminal import ProgressLine
@@ -235,7 +235,7 @@ def _clip(recipe: str, runs: str) -> Folder:
     _, graph, store = open_graph(recipe, None, runs)
     artifact = store.find(graph.node("clip"))
     if artifact is None:
-        raise UserError(f"{recipe}'s CLIP is not trained: `mav run {recipe} --until clip{on_runs(store)}` trains it.")
+        raise UserError(f"{recipe}'s CLIP is not trained: {run_until(recipe, 'clip', store)} trains it.")
     return artifact.folder
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, damaged, device, on_runs, open_graph, require_folder
+from flows.cli.options import RecipeName, Runs, Set, damaged, device, open_graph, require_folder, run_until
 from flows.services.printing import say
 from flows.services.terminal import ProgressLine
 from mav.errors import UserError
@@ -150,7 +150,7 @@ def load_cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[R
     for name in ("clip", *cascade.NETWORKS.values()):
         artifact = store.find(graph.node(name))
         if artifact is None:
-            remedy = f"`mav run {recipe} --until generate{on_runs(store)}` trains what sampling needs"
+            remedy = f"{run_until(recipe, 'generate', store)} trains what sampling needs"
             raise UserError(f"{name} of {recipe} is not trained yet: {remedy}.")
         if damage := next(artifact.damage("own", USED), None):
             raise damaged(recipe, name, damage, store)

@@ -70,6 +70,11 @@ def on_runs(store: Store) -> str:
     return "" if store.root.url == Folder("runs").url else f" --runs {shlex.quote(store.root.url)}"
 
 
+def run_until(recipe: str, stage: str, store: Store) -> str:
+    """Returns the command, as a message names it, that builds a stage of these runs and all before it."""
+    return f"`mav run {recipe} --until {stage}{on_runs(store)}`"
+
+
 def nothing_built(recipe: str, store: Store) -> UserError:
     """Returns the error of commands that need something to be built."""
     return UserError(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import RecipeName, Runs, Set, complete_stage, on_runs, open_graph
+from flows.cli.options import RecipeName, Runs, Set, complete_stage, open_graph, run_until
 from flows.services.printing import PlainTable, say, show
 from mav.errors import UserError
 
@@ -49,8 +49,7 @@ def publish(
     networks = {name: artifact for name, artifact in found.items() if artifact is not None}
     missing = [name for name, artifact in found.items() if artifact is None]
     if not networks or (stages and missing):
-        remedy = f"`mav run {recipe} --until {missing[0]}{on_runs(store)}` trains it"
-        raise UserError(f"{missing[0]} is not trained yet: {remedy}.")
+        raise UserError(f"{missing[0]} is not trained yet: {run_until(recipe, missing[0], store)} trains it.")
     before = {up.name: up for node in nodes if node.name in networks for up in node.upstream()}
     data = {
         name: artifact

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, on_runs, open_graph, require_folder
+from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, open_graph, require_folder, run_until
 from flows.cli.plan import show_dry_run
 from flows.engine.retry import retry_failed
 from flows.engine.run import Run
@@ -73,7 +73,7 @@ def rerun(
     node = graph.node(stage)
     for needed in node.inputs:
         if store.find(needed) is None:
-            remedy = f"`mav run {recipe} --until {needed.name}{on_runs(store)}` builds it"
+            remedy = f"{run_until(recipe, needed.name, store)} builds it"
             raise UserError(f"{stage} needs {needed.name}, which is not done: {remedy}.")
     later = [other.name for other in graph.downstream(stage)]
     if not failed:
