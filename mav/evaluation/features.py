@@ -14,10 +14,11 @@ one world, but not with published ones. `i3d`, `c3d`, `inception` and `clip NAME
 | `dino`, `dinov2` | class tokens of each frame (F, 768) or (F, 1024) | FD |
 | `aesthetic` | LAION's score of each frame, of 1 (F, 1) | aesthetic quality |
 | `musiq` | MUSIQ's score of each frame, of 1 (F, 1) | imaging quality |
+| `raft` | whether it moves (1,) (`networks.raft`) | dynamic degree |
 | `pixels` | what is measured without a network (4,) (`networks.pixels`) | those four |
 
 `whole NAME` is the network NAME on every frame of a video, in its own shape. Its array is one row, of the same length
-for videos of every length: how consistent the frames' features are, then their mean; of `pixels`, the same four.
+for videos of every length: how consistent the frames' features are, then their mean; of `raft` and `pixels`, the same.
 """
 
 import functools
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from mav.errors import UserError
-from mav.evaluation.networks import c3d, i3d, inception, musiq, pixels, vit, vjepa
+from mav.evaluation.networks import c3d, i3d, inception, musiq, pixels, raft, vit, vjepa
 from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state
 from mav.models.clip import WEIGHTS, ClipModel
 from mav.storage import Folder
@@ -40,6 +41,7 @@ DEMO_NOTE = "demo encoder: not comparable with published numbers"
 WHOLE = "whole "  # before the name of a network that reads every frame
 AESTHETIC_CLIP = "clip ViT-L-14"  # of whose embeddings the aesthetic score is made
 BY_FRAME = ("inception", "dino", "dinov2", "musiq")  # give a row of each frame
+MEASURES = ("pixels", "raft")  # give numbers of a video and its rate
 FRAMES_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
 
@@ -110,7 +112,8 @@ class Networks:
         found = {}
         for name in (name for name in self.names if name.startswith(WHOLE)):
             inner = name.removeprefix(WHOLE)
-            row = pixels.measure(frames, fps) if inner == "pixels" else _row(_encoder(self, inner)([frames])[0])
+            measured = inner in MEASURES
+            row = _measure(self, inner)(frames, fps) if measured else _row(_encoder(self, inner)([frames])[0])
             (found[name],) = _finite(inner, [row])
         return found
 
@@ -173,12 +176,20 @@ def _clip(networks: Networks, name: str) -> ClipModel:
 
 
 @functools.cache
+def _measure(networks: Networks, name: str) -> Callable[..., np.ndarray]:
+    """Returns the function from frames and their rate to numbers, of a network that measures a video as a whole."""
+    if name == "pixels":
+        return pixels.measure
+    return functools.partial(raft.measure, load_network(name, networks.weights_dir, networks.device)[0])
+
+
+@functools.cache
 def _encoder(networks: Networks, name: str) -> Encoder:
     """Loads a network and returns the function from videos to arrays. Raises UserError for an unknown name."""
     if name == "demo" or name.startswith("clip "):
         return functools.partial(_clip_frames, _clip(networks, name))
-    if name == "pixels":
-        return lambda videos: [pixels.measure(video) for video in videos]
+    if name in MEASURES:
+        return lambda videos: [_measure(networks, name)(video) for video in videos]
     if name not in PUBLISHED:
         known = f"demo, pixels, {', '.join(PUBLISHED)} or clip and an open_clip name"
         raise UserError(f"There is no network {name!r}: protocols may name {known}.")

@@ -38,7 +38,7 @@ NEIGHBOURS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], str]
 # Means of a number of each video, which stands at this place of the row that its network makes of one.
 BY_VIDEO = {name: place for place, name in enumerate(pixels.NAMES)} | {
     "subject_consistency": 0, "background_consistency": 0, "aesthetic_quality": 1, "imaging_quality": 1,
-    "overall_consistency": 1,
+    "overall_consistency": 1, "dynamic_degree_raft": 0,
 }  # fmt: skip
 
 

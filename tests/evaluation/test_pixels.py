@@ -46,7 +46,8 @@ def test_flickering_is_the_mean_change_and_smoothness_the_mean_error_of_every_se
 
 @pytest.mark.parametrize(
     ("speed", "fps", "moves"),
-    [(1.0, 0, 0), (5.0, 0, 1), (1.5, 8, 0), (1.5, 24, 1)],  # at 24 frames a second, every third one is taken
+    # At 24 frames a second, every third one is taken; at 4, twice the speed a frame is asked for.
+    [(1.0, 0, 0), (5.0, 0, 1), (1.5, 8, 0), (1.5, 24, 1), (4.0, 8, 1), (4.0, 4, 0), (7.0, 4, 1)],
 )
 def test_dynamic_degree_asks_for_speed_at_eight_frames_a_second(speed, fps, moves):
     assert numbers(scene(speed, frames=24), fps)["dynamic_degree"] == moves

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from small_training import parents
 
 from mav.data.shards import TarWriter
 from mav.evaluation.networks import weights
+from mav.evaluation.networks.vit import DINO, DINOV2, VIDEOMAE, VideoMae, VisionTransformer
+from mav.evaluation.networks.vjepa import VJEPA, VJepa
 from mav.generation.cascade import NETWORKS
 from mav.models.prior import Prior
 from mav.models.unet import UNet, add_masked_frames, inflate
@@ -61,6 +64,14 @@ def one_shard(images: Folder) -> None:
 
 
 def made_up_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the evaluation find weights for each of its networks: those that a new one has."""
+    """Lets the evaluation find the weights that a new network has; the deep ones have 2 blocks."""
+    shallow = {
+        name: partial(kind, dataclasses.replace(sizes, blocks=2))
+        for name, kind, sizes in (
+            ("dino", VisionTransformer, DINO), ("dinov2", VisionTransformer, DINOV2),
+            ("videomae", VideoMae, VIDEOMAE), ("vjepa", VJepa, VJEPA),
+        )
+    }  # fmt: skip
+    monkeypatch.setattr(weights, "NETWORKS", weights.NETWORKS | shallow)
     monkeypatch.setattr(weights, "find", lambda network, folder: (network, ""))
     monkeypatch.setattr(weights, "read_state", lambda network: weights.NETWORKS[network]().state_dict())

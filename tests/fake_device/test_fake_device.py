@@ -11,7 +11,9 @@ from small_training import parents, run, small_recipe, source_of
 
 from mav.data.images.embed import EmbedWork, ScreenWork, load_clip
 from mav.data.shards import read_array
-from mav.evaluation.features import Networks
+from mav.evaluation.features import WHOLE, Networks
+from mav.evaluation.networks import raft
+from mav.evaluation.networks.weights import NETWORKS
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.generation.replay import KEPT, Pool, Replayed
 from mav.models.clip import ClipModel
@@ -144,13 +146,21 @@ def test_products_of_sampling_are_bfloat16_on_a_gpu_and_samples_float32(root, de
 def test_the_networks_of_the_evaluation_see_videos(root, monkeypatch):
     clip = parents(root, "train-decoder-video", small_recipe())["clip"]
     made_up_weights(monkeypatch)
+    monkeypatch.setattr(raft, "UPDATES", 2)
     video = np.random.default_rng(0).integers(256, size=(16, 40, 40, 3), dtype=np.uint8)
-    networks = Networks(("demo", "i3d", "c3d", "inception"), "", clip, "cuda")
+    one_row = {"demo": 16, "i3d": 400, "c3d": 101, "videomae": 1408, "vjepa": 1280}
+    each_frame = ("inception", "dino", "dinov2", "musiq")
+    networks = Networks((*one_row, *each_frame, "whole raft"), "", clip, "cuda")
+    assert {name.removeprefix(WHOLE) for name in networks.names} == {"demo", *NETWORKS}
     with fake_cuda():
         found = networks([video])
+        with torch.backends.cudnn.flags(enabled=False):  # its sampler of grids has no fake kernel; PyTorch's own has
+            found |= networks.rows(video[:3], 8.0)
         assert networks.texts("demo", PROMPTS).shape[0] == 2
         assert networks.temperature("demo") >= 0
-    assert [len(found[name][0]) for name in networks.names] == [16, 400, 101, 16]
+    assert {name: len(found[name][0]) for name in one_row} == one_row
+    assert [len(found[name][0]) for name in each_frame] == [16] * len(each_frame)
+    assert found["whole raft"].shape == (1,)
 
 
 # ---------------------------------------------------------------------------------------------------- the device itself

@@ -125,7 +125,7 @@ def test_features_are_the_same_on_both_devices(root, monkeypatch):
     made_up_weights(monkeypatch)
     clip = parents(root, "train-decoder-video", small_recipe())["clip"]
     video = np.random.default_rng(0).integers(256, size=(16, 64, 64, 3), dtype=np.uint8)
-    names = ("demo", "i3d", "c3d", "inception")
+    names = ("demo", "i3d", "c3d", "inception", "dino", "dinov2", "videomae", "vjepa", "musiq")
     found = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)  # the weights are drawn when they are first used

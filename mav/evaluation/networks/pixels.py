@@ -10,14 +10,15 @@
 Changes and errors are shares of the range of a byte. Where VBench makes the odd frames with AMT and measures motion
 with RAFT, here both come from DIS optical flow (Kroeger et al. 2016), which needs no weights: it follows large motion
 and thin objects less well, so that smoothness is lower for them, and motion in flat areas is missed. The thresholds of
-`dynamic_degree` are VBench's. A steady picture flickers and strobes least and is smoothest, so that these numbers are
-read beside the dynamic degree.
+`dynamic_degree` are VBench's; `networks.raft` measures it with RAFT. A steady picture flickers and strobes least and is
+smoothest, so that these numbers are read beside the dynamic degree.
 
 Strobing compares every frame with the mean of its two neighbours, on a coarse grid of brightness, and keeps what has
 the same sign in all even frames and the other one in all odd frames: motion at a steady pace and noise cancel out, and
 so do the changes that temporal flickering sees. It is blind to brightness that returns every third frame or later.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import cv2
@@ -26,7 +27,7 @@ import numpy as np
 from mav.generation.between import optical_flow, warp
 
 NAMES = ("temporal_flickering", "motion_smoothness", "dynamic_degree", "strobing")
-VERSION = 1  # is part of the digest under which the numbers are kept
+VERSION = 2  # is part of the digest under which the numbers are kept
 LEAST_FRAMES = 3
 USUAL_RATE = 8.0  # frames a second at which motion is measured, and of a video that does not say its own
 MOVING = 6.0  # pixels of the fastest twentieth, on a shorter side of 256, above which a pair of frames moves
@@ -44,7 +45,7 @@ def measure(frames: np.ndarray, fps: float = 0.0) -> np.ndarray:
     if len(frames) < LEAST_FRAMES:
         raise ValueError(f"{LEAST_FRAMES} frames are needed, not {len(frames)}")
     small = _at_flow_size(frames)
-    found = steadiness(frames), smoothness(small), float(moves(small, fps)), strobing(frames)
+    found = steadiness(frames), smoothness(small), moves(small, fps), strobing(frames)
     return np.asarray(found, np.float32)
 
 
@@ -63,13 +64,26 @@ def smoothness(frames: np.ndarray) -> float:
     return float(1 - np.mean(errors) / 255)
 
 
-def moves(frames: np.ndarray, fps: float = 0.0) -> bool:
-    """Says whether enough pairs of frames move, about eight of them a second."""
-    taken = frames[:: max(1, round((fps or USUAL_RATE) / USUAL_RATE))]
-    threshold = MOVING * min(taken.shape[1:3]) / 256
+def moves(frames: np.ndarray, fps: float = 0.0, flow: Callable[..., np.ndarray] = optical_flow) -> float:
+    """Says whether enough pairs of uint8 frames (F, H, W, 3) move, about eight of them a second: 1, 0, or nan where a
+    flow is not finite.
+
+    flow: from a pair of frames to (H, W, 2) in pixels. Slower videos must move by as much more from frame to frame. No
+    pair is measured that cannot change the answer.
+    """
+    rate = fps or USUAL_RATE
+    taken = frames[:: max(1, round(rate / USUAL_RATE))]
+    threshold = MOVING * max(1.0, USUAL_RATE / rate) * min(taken.shape[1:3]) / 256
     needed = max(round(MOVING_PAIRS * len(taken)), 1)
-    speeds = (_speed(optical_flow(a, b)) for a, b in pairwise(taken))
-    return sum(speed > threshold for speed in speeds) >= needed
+    left, moved = len(taken) - 1, 0
+    for first, second in pairwise(taken):
+        speed = _speed(flow(first, second))
+        if np.isnan(speed):
+            return float("nan")
+        left, moved = left - 1, moved + (speed > threshold)
+        if not needed - left <= moved < needed:
+            break
+    return float(moved >= needed)
 
 
 def strobing(frames: np.ndarray) -> float:

@@ -16,6 +16,8 @@ stored with every number that it makes. A file with the name but not the digest 
 | VideoMAE | `blocks.0.attn.q_bias`, `.v_bias` (OpenGVLab) | `blocks.0.attn.qkv.bias`, 0 for the keys |
 | V-JEPA | `module.backbone.blocks.0...`, and `module.pooler...` of the probe (facebookresearch) | without the prefix |
 | MUSIQ | `transformer_encoder.transformer.encoderblock_0.attention.query.weight`, ... (pyiqa) | the same |
+| RAFT | `module.fnet.layer1.0.conv1.weight`, ..., `module.update_block.mask.0.weight`, ... (its authors) | as below |
+| RAFT | `feature_encoder.layer1.0.convnormrelu1.0.weight`, ... (torchvision) | the same |
 | aesthetic | `weight`, `bias` (LAION) | read by `mav.evaluation.features` |
 """
 
@@ -31,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from mav.errors import UserError
-from mav.evaluation.networks import fold
+from mav.evaluation.networks import fold, raft
 from mav.evaluation.networks.c3d import C3D, COLUMNS, RESIZED, ROWS
 from mav.evaluation.networks.c3d import FRAMES as C3D_FRAMES
 from mav.evaluation.networks.i3d import I3D
@@ -109,6 +111,15 @@ PUBLISHED = {
         "Apache-2.0 (Google's MUSIQ, of which the file is a conversion; the converter's repository is noncommercial)",
         "releases of the IQA-PyTorch repository on GitHub, v0.1-weights",
     ),
+    "raft": Published(
+        "RAFT, FlyingChairs and FlyingThings3D",
+        {
+            "raft-things.pth": "fcfa4125d6418f4de95d84aec20a3c5f4e205101715a79f193243c186ac9a7e1",
+            "raft_large_C_T_V1-22a6c225.pth": "",
+        },
+        "BSD-3-Clause",
+        "models.zip of the RAFT repository of princeton-vl, which VBench takes too, or torchvision's model zoo",
+    ),
     "aesthetic": Published(
         "LAION's aesthetic head on CLIP ViT-L/14",
         {"sa_0_4_vit_l_14_linear.pth": "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba"},
@@ -132,6 +143,7 @@ PUBLISHED = {
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "i3d": I3D, "c3d": C3D, "inception": Inception, "dino": partial(VisionTransformer, DINO),
     "dinov2": partial(VisionTransformer, DINOV2), "videomae": VideoMae, "vjepa": VJepa, "musiq": Musiq,
+    "raft": raft.network,
 }  # fmt: skip
 I3D_BRANCHES = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "branch_2.0": "b2a", "branch_2.1": "b2b",
                 "branch_3.1": "b3b"}  # fmt: skip
@@ -197,7 +209,8 @@ def rename(network: str, state: Mapping[str, Tensor], extra: Mapping[str, Tensor
     if network == "videomae":
         return _videomae_state(state)
     named = {**state, **(extra or {})}
-    return {name.removeprefix("module.").removeprefix("backbone."): value for name, value in named.items()}
+    plain = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in named.items()}
+    return {raft.torchvision_name(name): value for name, value in plain.items()} if network == "raft" else plain
 
 
 def _i3d_name(name: str) -> str:

@@ -35,6 +35,7 @@ METRICS = {
     "temporal_flickering": Shown("Temporal flickering", "higher", 4),
     "motion_smoothness": Shown("Motion smoothness", "higher", 4),
     "dynamic_degree": Shown("Dynamic degree", "higher", 3),
+    "dynamic_degree_raft": Shown("Dynamic degree by RAFT", "higher", 3),
     "aesthetic_quality": Shown("Aesthetic quality", "higher", 4),
     "imaging_quality": Shown("Imaging quality", "higher", 4),
     "overall_consistency": Shown("Overall consistency", "higher", 4),
