@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from mav.evaluation.corruptions import Corruption
 from mav.evaluation.features import Networks
@@ -27,7 +28,7 @@ from mav.recipes import digest
 from mav.storage import Folder
 
 CHUNK = 32  # videos of one file
-BATCH = 4  # videos of one forward pass; this is enough for a CPU
+BATCH = {"cpu": 4, "cuda": 16}  # videos of one forward pass, by the kind of device
 LAYOUT = 1  # version of the files; another one leads to another folder
 PROVENANCE = "provenance.json"
 Chunk = tuple[int, tuple[Entry, ...]]
@@ -50,7 +51,7 @@ class FeatureWork:
         failed: dict[str, str] = {}
         kept: list[int] = []
         videos = ((index, views.prepared, self._rows(views)) for index, views in self._read(entries, failed))
-        while batch := list(itertools.islice(videos, BATCH)):
+        while batch := list(itertools.islice(videos, self.batch)):
             prepared = [video for _, video, _ in batch if video is not None]
             found = self.networks(prepared) if prepared else {}
             for name in arrays:
@@ -63,6 +64,11 @@ class FeatureWork:
         self.out.write_bytes(f"{number:06d}.npz", buffer.getvalue())
         return number
 
+    @property
+    def batch(self) -> int:
+        """The videos of one forward pass."""
+        return BATCH[torch.device(self.networks.device).type]
+
     def _rows(self, views: Views) -> dict[str, np.ndarray]:
         return {} if views.whole is None else self.networks.rows(views.whole, views.fps)
 
@@ -73,7 +79,7 @@ class FeatureWork:
         """
         with ThreadPoolExecutor(1) as pool:
             submitted = ((entry.index, pool.submit(self._read_one, entry)) for entry in entries)
-            waiting = list(itertools.islice(submitted, 2 if self.networks.whole else 2 * BATCH))
+            waiting = list(itertools.islice(submitted, 2 if self.networks.whole else 2 * self.batch))
             while waiting:
                 index, future = waiting.pop(0)
                 waiting += itertools.islice(submitted, 1)
