@@ -47,7 +47,7 @@ class Capacity:
         self._reported = True
         free, all_ = ray.available_resources(), ray.cluster_resources()
         shares = " and ".join(f"{free.get(name, 0.0):g} of {all_.get(name, 0.0):g} {name}" for name in self.need)
-        to_come = "" if fitting(_nodes(), self.need) >= self.workers else ", a node that has them is to come"
+        to_come = "" if fitting(_nodes(), self.need) >= self.workers else ", no node has them yet, one may be started"
         waits = f"for {words(self.need, self.workers)}: {shares} free in the cluster{to_come}"
         self.job.report(0, 0, waits=waits)
         self.job.say(f"waits {waits}")

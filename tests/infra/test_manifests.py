@@ -208,10 +208,13 @@ def test_the_sky_task_is_such_as_skypilot_takes() -> None:
 
 
 def test_every_series_of_the_dashboard_is_one_we_export() -> None:
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
     dashboard = json.loads((INFRA / "grafana" / "make-a-video.json").read_text())
     told = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     series = set(re.findall(r"ray_mav_\w+", told))
     assert series == metrics.exported()
+    assert {name.removeprefix("ray_") for name in re.findall(r"ray_node_\w+", told)} <= set(METRICS_GAUGES), "Ray's own"
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     for panel in dashboard["panels"]:
         over_time = panel["type"] == "timeseries"
