@@ -19,7 +19,8 @@ $(READY): requirements-dev.lock pyproject.toml
 	@cp requirements-dev.lock .venv/requirements.lock
 	@test "$(TORCH)" = lock || awk '/^[a-z]/ {keep = !/^(torch|torchvision|triton|nvidia-[^=]*|cuda-[^=]*)==/} keep' \
 	  requirements-dev.lock > .venv/requirements.lock
-	@if [ -d wheels ]; then from="--no-index wheels/*.whl"; else from="--require-hashes -r .venv/requirements.lock"; fi; \
+	@sed -E '/^ *--hash/d; s/ *\\$$//' .venv/requirements.lock > .venv/names.txt
+	@if [ -d wheels ]; then from="--no-index --find-links wheels -r .venv/names.txt"; else from="--require-hashes -r .venv/requirements.lock"; fi; \
 	  echo "pip install $$from"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $$from  # wheels/ is of a bundle
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from flows.cli.options import Json, RecipeName, Set
-from flows.engine.capacity import Resources, change_to_fit, fitting, words
+from flows.engine.capacity import Resources, change_to_fit, fitting, remedy, words
 from flows.services.cluster_file import node_groups
 from flows.services.printing import PlainTable, say, show
 from mav.recipes import Recipe
@@ -62,7 +62,7 @@ def demands(recipe: Recipe) -> list[tuple[str, Resources, int, str]]:
     found = [("a shard", shard, 1, "cpus_per_shard")]
     if gpus:
         found.append(("a shard of embeddings", shard | gpus, 1, "cpus_per_shard"))
-    return [*found, ("a training", worker, cluster.workers, "cpus_per_worker")]
+    return [*found, ("a training", worker, cluster.min_workers or cluster.workers, "cpus_per_worker")]
 
 
 def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
@@ -71,12 +71,14 @@ def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
     Raises typer.Exit with code 1 in that case.
     """
     groups = node_groups(path)
-    nodes = [{"CPU": group.cpus, "GPU": group.gpus} for group in groups for _ in range(group.most)]
-    asked: list[dict[str, Any]] = [
-        {"what": what, "workers": workers, "each": need, "at_once": fitting(nodes, need) // workers,
-         "change": change_to_fit(nodes, need, workers, setting)}
-        for what, need, workers, setting in demands(recipe)
-    ]  # fmt: skip
+    kinds = [(group.most, {"CPU": group.cpus, "GPU": group.gpus}) for group in groups]
+    number = "min_workers" if recipe.cluster.min_workers else "workers"
+    asked: list[dict[str, Any]] = []
+    for what, need, workers, setting in demands(recipe):
+        at_once = sum(most * fitting([node], need) for most, node in kinds) // workers
+        nodes = [node for most, node in kinds for _ in range(min(most, workers))]  # more would change nothing
+        change = "" if at_once else change_to_fit(nodes, need, workers, setting, number)
+        asked.append({"what": what, "workers": workers, "each": need, "at_once": at_once, "change": change})
     if as_json:
         print(
             json.dumps({"recipe": recipe.name, "nodes": [asdict(group) for group in groups], "work": asked}, indent=1)
@@ -91,11 +93,11 @@ def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
         show(table)
         say("")
         show(work)
-    wrong = [each for each in asked if each["change"]]
+    wrong = [each for each in asked if not each["at_once"]]
     for each in () if as_json else wrong:
         say(
             f"The nodes of {path} cannot hold {each['what']} of {recipe.name}, which asks for "
-            f"{words(each['each'], each['workers'])}: give `--set {each['change']}`, or larger or more nodes."
+            f"{words(each['each'], each['workers'])}: {remedy(each['change'], 'give larger or more nodes')}."
         )
     if wrong:
         raise typer.Exit(1)

@@ -29,13 +29,14 @@ class Capacity:
         self.need = {name: number for name, number in (("CPU", float(cpus)), ("GPU", float(gpus))) if number}
         self._began, self._reported = time.monotonic(), False
         nodes = _nodes()
-        if change := change_to_fit(nodes, self.need, workers, setting):
-            if grows():
-                return
-            raise UserError(
-                f"{job.name} asks for {words(self.need, workers)} and the nodes of the cluster have at most "
-                f"{words(largest(nodes, self.need))} each: give `--set {change}`, or start a node that has them."
-            )
+        if fitting(nodes, self.need) >= workers or grows():
+            return
+        number = "min_workers" if job.recipe.cluster.min_workers else "workers"
+        change = change_to_fit(nodes, self.need, workers, setting, number)
+        raise UserError(
+            f"{job.name} asks for {words(self.need, workers)} and the nodes of the cluster have at most "
+            f"{words(largest(nodes, self.need))} each: {remedy(change, 'start a node that has them')}."
+        )
 
     def report_waiting(self) -> None:
         """Reports once what the stage waits for, when that takes long. It is called again until the stage begins."""
@@ -46,7 +47,7 @@ class Capacity:
         self._reported = True
         free, all_ = ray.available_resources(), ray.cluster_resources()
         shares = " and ".join(f"{free.get(name, 0.0):g} of {all_.get(name, 0.0):g} {name}" for name in self.need)
-        to_come = "" if fitting(_nodes(), self.need) >= self.workers else ", a node that has them is to come"
+        to_come = "" if fitting(_nodes(), self.need) >= self.workers else ", no node has them yet, one may be started"
         waits = f"for {words(self.need, self.workers)}: {shares} free in the cluster{to_come}"
         self.job.report(0, 0, waits=waits)
         self.job.say(f"waits {waits}")
@@ -75,24 +76,35 @@ def largest(nodes: Sequence[Resources], need: Resources) -> Resources:
     return {name: gpus if name == "GPU" else cpus for name in need}
 
 
-def change_to_fit(nodes: Sequence[Resources], need: Resources, workers: int, setting: str) -> str:
-    """Returns the setting of the recipe's cluster, as KEY=VALUE, that makes the workers fit the nodes; '' if they do.
+def change_to_fit(
+    nodes: Sequence[Resources], need: Resources, workers: int, setting: str, number: str = "workers"
+) -> str:
+    """Returns the settings of the recipe's cluster that make the workers fit the nodes, as an argument of `--set`.
 
-    `setting` is the key that the number of CPUs comes from.
+    Further ones follow with a `--set` of their own. It is '' where they fit already, and where no setting helps.
+    `setting` is the key that the number of CPUs comes from, `number` the key of that of the workers.
     """
-    fit, most, cpus = fitting(nodes, need), largest(nodes, need), need.get("CPU", 0.0)
-    if fit >= workers:
+    need, changes = dict(need), dict[str, float]()
+    if (most := largest(nodes, need).get("GPU", 0.0)) < need.get("GPU", 0.0):
+        changes["gpus_per_worker"] = need["GPU"] = most
+    need = {name: number for name, number in need.items() if number}
+    # GPUs are what a training is for, so CPUs are saved before them. Without GPUs, workers are.
+    fit = fitting(nodes, need)
+    wanted = min(workers, fitting(nodes, need | {"CPU": 1.0})) if "GPU" in need else min(workers, max(fit, 1))
+    fewer = (float(cpus) for cpus in range(math.ceil(need["CPU"]) - 1, 0, -1))
+    enough = [need["CPU"]] if fit >= wanted else [n for n in fewer if fitting(nodes, need | {"CPU": n}) >= wanted]
+    if not wanted or not enough:
         return ""
-    if most.get("GPU", 0.0) < need.get("GPU", 0.0):
-        return f"cluster.gpus_per_worker={most['GPU']:g}"
-    if "GPU" in need:  # GPUs are what a training is for, so CPUs are saved first
-        fewer = (number for number in range(math.ceil(cpus) - 1, 0, -1))
-        enough = next((number for number in fewer if fitting(nodes, need | {"CPU": float(number)}) >= workers), 0)
-        if enough:
-            return f"cluster.{setting}={enough}"
-    if workers > 1 and fit:
-        return f"cluster.workers={fit}"
-    return f"cluster.{setting}={max(most['CPU'], 1.0):g}"
+    if enough[0] != need["CPU"]:
+        changes[setting] = need["CPU"] = enough[0]
+    if wanted < workers:
+        changes[number] = wanted
+    return " --set ".join(f"cluster.{key}={value:g}" for key, value in changes.items())
+
+
+def remedy(change: str, other: str) -> str:
+    """Says what to do about nodes that hold too little: to change the recipe, where that helps, or something other."""
+    return f"give `--set {change}`, or {other}" if change else other
 
 
 def grows() -> bool:

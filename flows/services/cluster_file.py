@@ -1,7 +1,12 @@
 """The nodes that a cluster's file describes: of KubeRay, of Ray's launcher, of SkyPilot, of Slurm."""
 
+import argparse
+import math
 import re
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ import yaml
 from mav.errors import UserError
 
 KINDS = "a RayCluster or RayJob, a file of Ray's launcher or of SkyPilot, or a Slurm script"
+UNBOUNDED = 2**31 - 1  # KubeRay's own `maxReplicas` of a group that names none
 
 
 @dataclass(frozen=True)
@@ -23,82 +29,126 @@ class NodeGroup:
 
 
 def node_groups(path: str) -> list[NodeGroup]:
-    """Reads the groups of nodes from a file. Raises UserError when it is none of the known kinds, or says no sizes."""
+    """Reads the groups of nodes of the cluster that a file describes.
+
+    Raises UserError when it describes no cluster of a known kind, or several, or does not say the sizes of its nodes.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        slurm = "#SBATCH" in text
+        slurm = text.startswith("#!") and re.search(r"^#SBATCH\s", text, re.MULTILINE)
         documents = [] if slurm else [found for found in yaml.safe_load_all(text) if isinstance(found, dict)]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"--cluster {path} cannot be read ({reason}): give {KINDS}.") from None
     try:
-        if slurm:
-            return [_slurm(text)]
-        for document in documents:
-            if document.get("kind") in ("RayCluster", "RayJob"):
-                spec = document["spec"]
-                return _kuberay(spec.get("rayClusterSpec", spec))
-            if "available_node_types" in document:
-                return _launcher(document)
-            if "run" in document and "resources" in document:
-                return [_skypilot(document)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"--cluster {path} does not say how large its nodes are ({error!r}): give their sizes."
-        ) from None
-    raise UserError(f"--cluster {path} describes no cluster that is known here: give {KINDS}.")
+        clusters = [[_slurm(text)]] if slurm else list(_clusters(documents))
+    except (LookupError, TypeError, ValueError, AttributeError, argparse.ArgumentError) as error:
+        told = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
+        reason = "its form is another" if isinstance(error, TypeError | AttributeError | IndexError) else told
+        sentence = f"--cluster {path} does not say how large its nodes are ({reason}): give their sizes."
+        raise UserError(sentence) from None
+    if len(clusters) > 1:
+        raise UserError(f"--cluster {path} describes {len(clusters)} clusters: give one of them in a file of its own.")
+    if not clusters:
+        raise UserError(f"--cluster {path} describes no cluster that is known here: give {KINDS}.")
+    return clusters[0]
+
+
+def _clusters(documents: list[dict[str, Any]]) -> Iterator[list[NodeGroup]]:
+    for document in documents:
+        if document.get("kind") == "List":  # as `kubectl get --output yaml` prints
+            yield from _clusters(document["items"])
+        elif document.get("kind") in ("RayCluster", "RayJob"):
+            spec = document["spec"]
+            yield _kuberay(spec.get("rayClusterSpec", spec))
+        elif "available_node_types" in document:
+            yield _launcher(document)
+        elif "run" in document and "resources" in document:
+            yield [_skypilot(document)]
+
+
+def _number(value: Any, name: str) -> float:
+    """Raises ValueError unless the value is a finite number, or the text of one, that is not negative."""
+    number = float(value) if re.fullmatch(r"[0-9.]+(e[0-9]+)?", str(value)) and value is not True else math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"`{name}` is {value!r}")
+    return number
 
 
 def _kuberay(spec: dict[str, Any]) -> list[NodeGroup]:
     scaled = spec.get("enableInTreeAutoscaling", False)
-    groups = [("head", 1, spec["headGroupSpec"])]
-    for group in spec.get("workerGroupSpecs", []):
-        most = group.get("maxReplicas", group.get("replicas", 1)) if scaled else group.get("replicas", 1)
-        groups.append((group["groupName"], int(most) * int(group.get("numOfHosts", 1)), group))
-    return [_pods(*group) for group in groups]
+    groups = [_pods("head", 1, spec["headGroupSpec"])]
+    for group in spec.get("workerGroupSpecs") or ():
+        key, default = ("maxReplicas", UNBOUNDED) if scaled else ("replicas", 1)
+        hosts = 0 if group.get("suspend") else _number(group.get("numOfHosts", 1), "numOfHosts")
+        groups.append(_pods(group["groupName"], int(_number(group.get(key, default), key) * hosts), group))
+    return groups
 
 
 def _pods(name: str, most: int, group: dict[str, Any]) -> NodeGroup:
-    resources = group["template"]["spec"]["containers"][0]["resources"]
-    limits = resources.get("requests", {}) | resources.get("limits", {})
-    told = group.get("rayStartParams") or {}
-    cpus = float(told["num-cpus"]) if "num-cpus" in told else _cores(limits["cpu"])
-    return NodeGroup(name, most, cpus, float(told.get("num-gpus", limits.get("nvidia.com/gpu", 0))))
+    """Reads what KubeRay tells Ray: the group's own resources, then `rayStartParams`, then those of the container."""
+    resources = group["template"]["spec"]["containers"][0].get("resources") or {}
+    limits = (resources.get("requests") or {}) | (resources.get("limits") or {})
+    told = {"CPU": "num-cpus", "GPU": "num-gpus"}
+    started, own = group.get("rayStartParams") or {}, group.get("resources") or {}
+    given = {kind: started[key] for kind, key in told.items() if key in started} | own
+    cpus = given["CPU"] if "CPU" in given else limits["cpu"]
+    gpus = given.get("GPU", next((limits[key] for key in limits if key.endswith("gpu")), 0))  # of any maker
+    return NodeGroup(name, most, _cores(cpus), _number(gpus, "gpu"))
 
 
-def _cores(quantity: str | float) -> float:
+def _cores(quantity: Any) -> float:
     """Reads Kubernetes' quantity of CPUs; Ray counts a part of one as one."""
     text = str(quantity)
-    return float(-(-int(text[:-1]) // 1000)) if text.endswith("m") else float(-(-float(text) // 1))
+    return float(math.ceil(_number(text[:-1], "cpu") / 1000 if text.endswith("m") else _number(quantity, "cpu")))
 
 
 def _launcher(document: dict[str, Any]) -> list[NodeGroup]:
-    head = document.get("head_node_type")
+    """As Ray does: a type without `max_workers` may have as many as the cluster, the head's none but the head."""
+    head, all_ = document.get("head_node_type"), _number(document.get("max_workers", 2), "max_workers")
     groups = []
     for name, kind in document["available_node_types"].items():
-        most = 1 if name == head else min(kind.get("max_workers", 0), document.get("max_workers", 2))
-        groups.append(NodeGroup(name, most, float(kind["resources"]["CPU"]), float(kind["resources"].get("GPU", 0))))
+        workers = min(_number(kind.get("max_workers", 0 if name == head else all_), "max_workers"), all_)
+        sizes = kind["resources"]
+        cpus, gpus = _number(sizes["CPU"], "CPU"), _number(sizes.get("GPU", 0), "GPU")
+        groups.append(NodeGroup(name, int(workers) + (name == head), cpus, gpus))
     return groups
 
 
 def _skypilot(document: dict[str, Any]) -> NodeGroup:
-    resources = document["resources"]
-    told = resources.get("accelerators") or {}
-    if isinstance(told, str):
-        name, _, number = told.partition(":")
-        told = {name: number or 1}
-    cpus = float(str(resources["cpus"]).rstrip("+"))
-    return NodeGroup("node", int(document.get("num_nodes", 1)), cpus, float(sum(map(float, told.values()))))
+    """Where SkyPilot may choose between several kinds of nodes, those count that have least."""
+    told = document["resources"]
+    cpus, gpus = [], []
+    for choice in told.get("any_of") or told.get("ordered") or [{}]:
+        resources = told | choice
+        cpus.append(_number(str(resources["cpus"]).rstrip("+"), "cpus"))
+        kinds = resources.get("accelerators") or {}
+        for kind in [kinds] if isinstance(kinds, str | dict) else kinds:
+            numbers = kind.values() if isinstance(kind, dict) else [str(kind).partition(":")[2] or 1]
+            gpus.append(sum(_number(number, "accelerators") for number in numbers))
+    return NodeGroup("node", int(_number(document.get("num_nodes") or 1, "num_nodes")), min(cpus), float(min(gpus)))
 
 
 def _slurm(text: str) -> NodeGroup:
-    told: dict[str, str] = dict(re.findall(r"^#SBATCH\s+--([a-z-]+)[= ](\S+)", text, re.MULTILINE))
-    resources = told["gpus-per-node"] if "gpus-per-node" in told else _gpus_of(told.get("gres", ""))
-    number = resources.rpartition(":")[2]
-    gpus = float(number) if number.isdecimal() else float(bool(number))  # a kind alone is one of it
-    return NodeGroup("node", int(told.get("nodes", "1").rpartition("-")[2]), float(told.get("cpus-per-task", 1)), gpus)
+    """Reads the options before the first command, as `sbatch` does."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-N", "--nodes", default="1")
+    parser.add_argument("-c", "--cpus-per-task", default="1")
+    parser.add_argument("-G", "--gpus", default="")
+    for name in ("--gpus-per-node", "--gpus-per-task", "--gres"):
+        parser.add_argument(name, default="")
+    head = takewhile(lambda line: not line.strip() or line.startswith("#"), text.splitlines())
+    told = [line.removeprefix("#SBATCH") for line in head if re.match(r"#SBATCH\s", line)]
+    options, _ = parser.parse_known_args([part for line in told for part in shlex.split(line, comments=True)])
+    nodes = _number(options.nodes.rpartition("-")[2], "--nodes")
+    kinds = [kind.partition(":") for kind in options.gres.split(",")]  # `gpu`, `gpu:8` or `gpu:a100:8`, and others
+    a_node = options.gpus_per_node or options.gpus_per_task
+    gpus = _gpus(a_node) if a_node else sum(_gpus(rest or "1") for name, _, rest in kinds if name == "gpu")
+    gpus = gpus or _gpus(options.gpus) // max(nodes, 1)
+    return NodeGroup("node", int(nodes), _number(options.cpus_per_task, "--cpus-per-task"), float(gpus))
 
 
-def _gpus_of(resources: str) -> str:
-    """Returns what a list of generic resources says of GPUs: `gpu`, `gpu:8` or `gpu:a100:8`; '' for none."""
-    return next((each for each in resources.split(",") if each.partition(":")[0] == "gpu"), "")
+def _gpus(told: str) -> float:
+    """Reads `8`, `a100:8`, `a100` (one of it), or several of these with commas between them; '' is none."""
+    numbers = [part.rpartition(":")[2] for part in told.split(",") if part]
+    return sum(_number(number, "gpus") if number[:1].isdigit() else 1.0 for number in numbers)

@@ -64,10 +64,32 @@ def test_kuberay_manifests_are_valid_with_a_token_and_one_version_of_ray(name: s
         check(as_deployment(group["template"]))
         pod = group["template"]["spec"]
         assert {"name": "metrics", "containerPort": 8080} in pod["containers"][0]["ports"], "for pod-monitor.yaml"
-        if "lifecycle" in pod["containers"][0]:
+        # Where trainings are, and where what they end with is.
+        ends_late = group is spec["headGroupSpec"] or group["groupName"] == "gpu"
+        assert ends_late == ("lifecycle" in pod["containers"][0])
+        if ends_late:
             command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
             assert (INFRA.parent / command[-1].removeprefix("/opt/make-a-video/")).exists(), "what the image has"
             assert pod["terminationGracePeriodSeconds"] > SAVES_WITHIN
+
+
+def test_a_run_of_its_own_cluster_is_begun_again_when_it_fails() -> None:
+    """A RayJob that is applied again does nothing, so a lost head would end it for good."""
+    (document,) = documents("ray-job.yaml")
+    assert document["spec"]["backoffLimit"] >= 1
+    submitter = document["spec"]["submitterPodTemplate"]
+    check(as_deployment({"spec": submitter["spec"] | {"restartPolicy": "Always"}}))
+    assert submitter["spec"]["restartPolicy"] == "Never"
+    head = document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert submitter["spec"]["containers"][0]["image"] == head["image"], "one version of Ray"
+
+
+def test_the_commands_for_kubernetes_replace_the_workers_own_pool() -> None:
+    """A worker makes its pool when there is none, without our job template, before an operator can."""
+    (create,) = re.findall(r"prefect work-pool create .* kubernetes (?:.*\\\n)?.*", (INFRA / "README.md").read_text())
+    assert "--overwrite" in create
+    worker = (INFRA / "kubernetes" / "prefect.yaml").read_text()
+    assert "--no-create-pool-if-not-found" not in worker
 
 
 def test_prefects_server_and_worker_are_valid_resources() -> None:
@@ -126,7 +148,12 @@ def test_every_pod_is_an_ordinary_user_without_rights() -> None:
             spec = spec.get("rayClusterSpec", spec)
             groups = [spec[key] for key in ("headGroupSpec",) if key in spec] + spec.get("workerGroupSpecs", [])
             pods += [group["template"]["spec"] for group in groups or [spec] if "template" in group]
-    assert len(pods) == 9
+            if "autoscalerOptions" in spec:  # for a container that KubeRay puts beside the head's
+                pods[-len(groups)]["containers"].append(spec["autoscalerOptions"])
+            if "submitterPodTemplate" in document.get("spec", {}):
+                pods.append(document["spec"]["submitterPodTemplate"]["spec"])
+    assert len(pods) == 10
+    assert sum(len(pod["containers"]) for pod in pods) == 12
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
@@ -181,10 +208,13 @@ def test_the_sky_task_is_such_as_skypilot_takes() -> None:
 
 
 def test_every_series_of_the_dashboard_is_one_we_export() -> None:
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
     dashboard = json.loads((INFRA / "grafana" / "make-a-video.json").read_text())
     told = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     series = set(re.findall(r"ray_mav_\w+", told))
     assert series == metrics.exported()
+    assert {name.removeprefix("ray_") for name in re.findall(r"ray_node_\w+", told)} <= set(METRICS_GAUGES), "Ray's own"
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     for panel in dashboard["panels"]:
         over_time = panel["type"] == "timeseries"

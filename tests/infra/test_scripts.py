@@ -89,15 +89,21 @@ def test_the_slurm_script_says_how_it_is_used() -> None:
 
 
 def test_a_node_that_ends_waits_for_its_trainings(tmp_path: Path) -> None:
-    """Those of Ray Train too; other processes of the node are left alone."""
+    """Those of Ray Train too, and on the head for its runs and jobs; other processes of the node are left alone."""
     code = "import signal, time; signal.signal(15, lambda *_: (time.sleep(0.5), open('{0}', 'w'), exit())); print()"
     names = ["ray::RayTrainWorker.poll_status", "ray::train-decoder", "ray::video-shards 00001"]
-    files = [tmp_path / str(number) for number in range(len(names))]
+    files = [tmp_path / str(number) for number in range(5)]
+    codes = [code.format(file) + "\ntime.sleep(60)" for file in files]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mav").write_text(codes[3])  # by its path, as its first line starts it
+    (tmp_path / "flows" / "engine").mkdir(parents=True)
+    (tmp_path / "flows" / "__init__.py").touch()
+    (tmp_path / "flows" / "engine" / "jobs.py").write_text(codes[4])
+    commands = [[name, "-c", text] for name, text in zip(names, codes, strict=False)]
+    commands += [["python", f"{tmp_path}/bin/mav", "run", "paper"], ["/bin/python3.11", "-m", "flows.engine.jobs"]]
     processes = [
-        subprocess.Popen(
-            [name, "-c", code.format(file) + "\ntime.sleep(60)"], executable=sys.executable, stdout=subprocess.PIPE
-        )
-        for name, file in zip(names, files, strict=True)
+        subprocess.Popen(command, executable=sys.executable, cwd=tmp_path, stdout=subprocess.PIPE)
+        for command in commands
     ]
     for process in processes:
         assert process.stdout is not None
@@ -107,7 +113,7 @@ def test_a_node_that_ends_waits_for_its_trainings(tmp_path: Path) -> None:
     finder.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["sh", str(INFRA / "ray" / "save-trainings.sh")], check=True, env=os.environ | path)
-    assert [file.exists() for file in files] == [True, True, False]
+    assert [file.exists() for file in files] == [True, True, False, True, True]
     for process in processes:
         process.kill()
         process.communicate()

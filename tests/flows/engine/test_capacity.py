@@ -127,5 +127,5 @@ def test_a_cluster_that_grows_is_waited_for(
     with pytest.raises(UserError, match="being stopped"):
         shard_map(job, _shard, ["0"], gpus=1.0, actors=True)
     assert screen.waits == [
-        "for 1 CPU and 1 GPU: 2 of 2 CPU and 0 of 0 GPU free in the cluster, a node that has them is to come"
+        "for 1 CPU and 1 GPU: 2 of 2 CPU and 0 of 0 GPU free in the cluster, no node has them yet, one may be started"
     ]
