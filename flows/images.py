@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mav.data.images.download import DownloadWork
 
 
-@stage("image-metadata", reads=("screening", "image_metadata"), version=3)
+@stage("image-metadata", reads=("screening", "image_metadata"), version=4)
 def image_metadata(job: Job) -> Outcome:
     """Screens LAION-style tables: NSFW, toxic words, watermarks, sizes; every dropped row with its reason."""
     from filters.screen import MetadataWork
