@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mav.data.images.download import DownloadWork
 
 
-@stage("image-metadata", reads=("screening", "image_metadata"), version=3)
+@stage("image-metadata", reads=("screening", "image_metadata"), version=4)
 def image_metadata(job: Job) -> Outcome:
     """Screens LAION-style tables: NSFW, toxic words, watermarks, sizes; every dropped row with its reason."""
     from filters.screen import MetadataWork
@@ -60,7 +60,7 @@ def download_work(job: Job) -> DownloadWork:
     return DownloadWork(job.inputs["image-metadata"], rules, job.out)
 
 
-@stage("image-download", reads=("image_download",), version=4, retry=Retry(is_transient, download_work, RetryWork))
+@stage("image-download", reads=("image_download",), version=5, retry=Retry(is_transient, download_work, RetryWork))
 def image_download(job: Job) -> Outcome:
     """Fetches, checks and resizes the images of the screened rows into WebDataset tars."""
     work = download_work(job)

@@ -20,13 +20,8 @@ from mav.storage.urls import storage_of
 
 Row = dict[str, Any]
 NULLS = ("", "none", "null", "nan", "nat", "<na>", "n/a")
-PACKED = (
-    "\x1f\udc8b",
-    "PK\x03\x04",
-    "BZh9",
-    "\udcfd7zXZ",
-    "(\udcb5/\udcfd",
-)  # how gz, zip, bz2, xz and zst files begin
+PACKED_BYTES = (b"\x1f\x8b", b"PK\x03\x04", b"BZh9", b"\xfd7zXZ", b"(\xb5/\xfd")  # how gz, zip, bz2, xz, zst begin
+PACKED = tuple(packed.decode("utf-8", "surrogateescape") for packed in PACKED_BYTES)
 WHOLE = re.compile(r"^([0-9]+)\.0+$")  # a whole number that was once a float
 
 

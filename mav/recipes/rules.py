@@ -74,6 +74,7 @@ def _sources(recipe: Recipe, need: Need) -> None:
     need(given, "image_metadata.sources", why, "name your parquet files or your video lists")
     for key, path in recipe.paths():
         why = f"names {path!r}, and neither variables nor ~ are expanded"
+        need(bool(path.strip()), key, f"names {path!r}, which is blank", "name a file, or leave it out")
         need("$" not in path and not path.startswith("~"), key, why, "write the path out")
     for key, proxy in (("image_download", recipe.image_download.proxy), ("video_shards", recipe.video_shards.proxy)):
         fits = (address := PROXY.fullmatch(proxy)) is not None and int(address["port"] or 0) < 1 << 16

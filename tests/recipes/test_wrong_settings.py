@@ -95,6 +95,22 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("key", ["image_metadata.sources", "video_shards.sources", "screening.word_lists"])
+def test_a_source_that_is_missing_is_one_sentence_that_does_not_ask_for_quotes_or_brackets(key: str) -> None:
+    for value, said in (
+        ("['']", f"`{key}.0` is '', but must be text and not empty: give it, or leave it out."),
+        ("[null]", f"`{key}.0` is null, but must be text and not empty: give it, or leave it out."),
+        ("[parts.csv, '']", f"`{key}.1` is '', but must be text and not empty: give it, or leave it out."),
+        ("null", ": leave the key out, or write []."),
+        ("''", ": leave the key out, or write []."),
+        ("[' ']", "names ' ', which is blank: name a file, or leave it out."),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe("demo", [f"{key}={value}"])
+        assert str(caught.value).endswith(said)
+        assert len(caught.value.problems) == 1
+
+
 @pytest.mark.parametrize(("override", "key"), WRONG)
 def test_a_wrong_setting_is_refused_by_key(override: str, key: str) -> None:
     with pytest.raises(RecipeError) as caught:

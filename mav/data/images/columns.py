@@ -13,6 +13,8 @@ from mav.data.fetching.rules import percent_encoded
 
 NUMBER = r"^[+-]?(?:[0-9]+[.]?[0-9]*|[.][0-9]+)(?:[eE][+-]?[0-9]+)?$"
 
+DECIMAL_COMMA = r"^([+-]?[0-9]*),([0-9]+)$"
+
 
 def is_textual(kind: pa.DataType) -> bool:
     """Says whether a column of this type holds text, as categories included."""
@@ -45,6 +47,8 @@ def numbers(column: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray | N
     column = _plain(column)
     if is_textual(column.type):
         text = pc.utf8_trim_whitespace(texts(column))
+        if pa.types.is_floating(target):  # of whole numbers a comma sets thousands apart
+            text = pc.replace_substring_regex(text, DECIMAL_COMMA, r"\1.\2")
         text = pc.if_else(pc.match_substring_regex(text, NUMBER), text, pa.scalar(None, pa.string()))
         column = text.cast(pa.float64())
     elif pa.types.is_decimal(column.type):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from mav.data.images.columns import is_textual, numbers, texts
-from mav.data.list_files import matching, refuse_twins
+from mav.data.list_files import PACKED_BYTES, matching, refuse_twins
 from mav.data.parquet import open_parquet
 from mav.errors import UserError
 from mav.storage.urls import storage_of
@@ -32,6 +32,7 @@ TYPES = {
 DIGESTS = ("sha256", "sha512", "md5", "hash")  # columns, in any case, that may hold digests; the first counts
 HEX = r"^(?:[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{128})$"
 UNSAFE = ("NSFW", "TRUE")  # tags, in capitals
+SCORES = ("punsafe", "pwatermark")  # probabilities
 BATCH_ROWS = 65_536
 LARGE_GROUP = 256 << 20  # bytes; larger row groups are read in pages, smaller ones whole, which is faster
 PAGE_BYTES = 4 << 20
@@ -140,9 +141,21 @@ def _opened(path: str) -> Iterator[Any]:
         raise UserError(f"There is no file {path}: correct `image_metadata.sources`.") from None
     except (pa.ArrowException, OSError) as error:
         what = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} cannot be read as parquet ({what}): bring the file again.") from None
+        raise UserError(f"{path} cannot be read as parquet ({what}): {_remedy(path)}.") from None
     except ImportError as error:
         raise UserError(f"{path} needs a storage package that is not installed ({error}).") from None
+
+
+def _remedy(path: str) -> str:
+    """Returns what to do about a file that is no whole parquet file, by how it begins."""
+    fs, name = storage_of(path)
+    if fs.isdir(name):
+        return f"it is a folder, whose tables are {path.rstrip('/')}/*.parquet"
+    with fs.open(name, "rb") as file:
+        head = file.read(8)
+    if head.startswith(PACKED_BYTES):
+        return "unpack it"
+    return "bring the file again" if head[:4] in (b"PAR1", b"") else "write the table as parquet"
 
 
 def _digest_column(schema: pa.Schema) -> str:
@@ -175,6 +188,10 @@ def _canonical(table: pa.Table, schema: Schema, path: str, sizes: bool) -> pa.Ta
             columns[name] = table.column(theirs).cast(pa.int64(), safe=False)
         else:
             columns[name] = read(theirs, kind)
+            if name in SCORES:  # -1 stands for unknown, and must not pass for a low score
+                negative = pc.fill_null(pc.less(columns[name], 0), False)
+                columns[name] = pc.if_else(negative, pa.scalar(None, pa.float32()), columns[name])
+    columns["url"] = pc.utf8_trim_whitespace(columns["url"])  # as browsers do
     if schema.digest:
         text = pc.ascii_lower(pc.utf8_trim_whitespace(columns["digest"]))
         columns["digest"] = pc.if_else(pc.match_substring_regex(text, HEX), text, pa.scalar(None, pa.string()))

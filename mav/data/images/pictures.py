@@ -1,7 +1,7 @@
 """The one reader of pictures, for shards, evaluation, studies and the commands: upright, opaque, 8 bits, sRGB.
 
 A picture's header is read before it is decoded, so that a decompression bomb is refused. OpenCV decodes what it decodes
-rightly, and Pillow the rest.
+rightly, JPEG, PNG and WEBP, and Pillow the rest.
 """
 
 import io
@@ -15,6 +15,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from mav.data.images.bitmaps import masked_bitmap, masked_pixels
+from mav.data.images.frames import eight_bits, frames_over_white
+
 # Pillow warns about large pictures, whose limit is ours to set, and about odd metadata; OpenCV prints of broken ones.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -26,10 +29,13 @@ JPEGS = ("JPEG", "MPO")
 MOST_SEGMENTS = 10_000  # of a JPEG, which Pillow reads one by one
 MOST_SCANS = 64  # of a progressive JPEG: some need a dozen, and each takes as long as the picture is large
 PNG = b"\x89PNG\r\n\x1a\n"
+TIFFS = (b"II*\0", b"MM\0*")  # how they begin
 ORIENTATION = 0x0112  # EXIF's tag
+USUAL_GAMMA = 0.45455  # of a PNG: what sRGB is about
 MAX_PIXELS = 178_000_000  # of a user's own picture: what Pillow takes
 REDUCTIONS = (8, 4, 2)  # scales at which a JPEG can be decoded
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # among entropy-coded data: what ends it
+GREYS = ("1", "L", "LA", "I;16", "I;16B", "I", "F")  # Pillow's modes
 GREY = {1: 255, 2: 85, 4: 17}  # bits of a PNG's grey -> what its levels are multiplied by
 BARE = frozenset(range(0xD0, 0xD8)) | {0x01, 0xD8}  # JPEG markers without a length
 
@@ -46,6 +52,7 @@ class Look:
     orientation: int = 1  # EXIF's: from 5 on the picture lies on its side
     profile: bytes = b""  # the ICC profile
     clear: int = -1  # of a grey PNG, the level that is transparent, as it is decoded: of 8 bits or 16
+    gamma: float = 0.0  # of a PNG: the power of light that its levels are; 0: they are in sRGB, or have a profile
 
 
 def look(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Look:
@@ -57,6 +64,9 @@ def look(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Lo
         # PNG headers are read here, because Pillow refuses real PNGs for long texts among their chunks.
         if data[:8] == PNG and data[12:16] == b"IHDR":
             seen, whole = _look_at_png(data)
+        elif bitmap := masked_bitmap(data):  # Pillow knows a few masks alone
+            seen = Look("", "BMP", "RGBA", bitmap.width, abs(bitmap.height))
+            whole = bitmap.is_whole(data)
         else:
             ends = data[:2] != b"\xff\xd8" or _jpeg_ends(data)
             image = Image.open(io.BytesIO(data), formats=formats)
@@ -67,7 +77,7 @@ def look(data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Lo
     except Image.DecompressionBombError:
         return Look("too_many_pixels")
     except UnidentifiedImageError:
-        return Look("not_an_image")
+        return Look("undecodable" if data[:4] in TIFFS and "TIFF" in formats else "not_an_image")
     except Exception:  # parsers of hostile bytes raise anything, struct.error and RecursionError included
         return Look("undecodable")
     if seen.width * seen.height > max_pixels:
@@ -86,12 +96,13 @@ def _look_at_png(data: bytes) -> tuple[Look, bool]:
     """Walks the chunks of a PNG; also says whether its last one is there."""
     size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     mode = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}.get(data[25], "") if data[24] <= 8 else "I;16"
-    at, orientation, profile, clear = 8, 1, b"", -1
+    at, orientation, profile, clear, gamma, is_srgb = 8, 1, b"", -1, 0.0, False
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         body = data[at + 8 : at + 8 + min(length, 1 << 24)]
         if kind == b"IEND":
-            return Look("", "PNG", mode, *size, orientation, profile, clear), True
+            told = 0.0 if is_srgb or profile or abs(gamma / USUAL_GAMMA - 1) < 0.05 or not 0.1 < gamma < 10 else gamma
+            return Look("", "PNG", mode, *size, orientation, profile, clear, told), True
         with suppress(Exception):  # an odd note does not make an odd picture
             if kind == b"eXIf":
                 exif = Image.Exif()
@@ -101,6 +112,9 @@ def _look_at_png(data: bytes) -> tuple[Look, bool]:
                 profile = zlib.decompressobj().decompress(body.partition(b"\0")[2][1:], 1 << 24)
             elif kind == b"tRNS":
                 clear = int.from_bytes(body[:2], "big") * GREY.get(data[24], 1) if data[25] == 0 else -1
+            elif kind == b"gAMA":
+                gamma = int.from_bytes(body[:4], "big") / 100_000
+            is_srgb |= kind in (b"sRGB", b"cICP")
         at += 12 + length
     return Look("", "PNG", mode, *size, orientation, profile, clear), False
 
@@ -143,29 +157,36 @@ def unpack(data: bytes, seen: Look, side: int = 1 << 30) -> np.ndarray | None:
 
     A JPEG whose shorter side is at least twice `side` is decoded at a reduced size that is not smaller than `side`.
     """
-    pixels = _by_pillow(data) if _is_for_pillow(seen) else None
+    pixels: np.ndarray | None
+    if seen.form == "BMP" and (bitmap := masked_bitmap(data)):
+        pixels = masked_pixels(data, bitmap)
+    elif _is_for_pillow(seen):
+        pixels = _by_pillow(data)
+    else:
+        pixels = _by_opencv(data, seen, side)
     if pixels is None:
-        if seen.form not in FORMATS + JPEGS:
-            return None
-        flags = cv2.IMREAD_COLOR if seen.form in JPEGS and seen.orientation > 1 else cv2.IMREAD_UNCHANGED
-        reduction = next((r for r in REDUCTIONS if min(seen.width, seen.height) >= r * side), 1)
-        if reduction > 1 and seen.form in JPEGS and seen.mode in ("RGB", "L"):
-            flags = getattr(cv2, f"IMREAD_REDUCED_{'COLOR' if seen.mode == 'RGB' else 'GRAYSCALE'}_{reduction}")
-            flags |= 0 if seen.orientation > 1 else cv2.IMREAD_IGNORE_ORIENTATION
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        if pixels is None:
-            return None
-        clear = pixels == seen.clear if seen.clear >= 0 and pixels.ndim == 2 else None
-        pixels = _eight_bits(pixels)
-        if clear is not None:
-            pixels[clear] = 255
-        if seen.form in ("PNG", "WEBP"):  # OpenCV turns the others itself
-            pixels = _turned(pixels, seen.orientation)
+        return None
     if pixels.ndim == 3 and pixels.shape[2] == 4:  # transparent pictures are laid over white
         alpha = pixels[:, :, 3, np.newaxis]
         flat = alpha / 255 * pixels[..., :3] + 255 - alpha
         pixels = np.rint(flat.clip(min=0, max=255)).astype(np.uint8)
     return _in_srgb(data, pixels, seen)
+
+
+def _by_opencv(data: bytes, seen: Look, side: int) -> np.ndarray | None:
+    flags = cv2.IMREAD_COLOR if seen.form in JPEGS and seen.orientation > 1 else cv2.IMREAD_UNCHANGED
+    reduction = next((r for r in REDUCTIONS if min(seen.width, seen.height) >= r * side), 1)
+    if reduction > 1 and seen.form in JPEGS and seen.mode in ("RGB", "L"):
+        flags = getattr(cv2, f"IMREAD_REDUCED_{'COLOR' if seen.mode == 'RGB' else 'GRAYSCALE'}_{reduction}")
+        flags |= 0 if seen.orientation > 1 else cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None:
+        return None
+    clear = pixels == seen.clear if seen.clear >= 0 and pixels.ndim == 2 else None
+    pixels = eight_bits(pixels)
+    if clear is not None:
+        pixels[clear] = 255
+    return _turned(pixels, seen.orientation) if seen.form not in JPEGS else pixels  # JPEGS it turns itself
 
 
 def read_picture(data: bytes) -> np.ndarray:
@@ -182,36 +203,22 @@ def read_picture(data: bytes) -> np.ndarray:
     return np.ascontiguousarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if pixels.ndim == 2 else pixels[..., ::-1])
 
 
-def over_white(picture: Image.Image) -> np.ndarray:
-    """Returns uint8 (H, W, 3) RGB of what Pillow has decoded; transparent parts are white."""
-    if not picture.has_transparency_data:
-        return np.asarray(picture.convert("RGB"))
-    layered = picture.convert("RGBA")
-    white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-    return np.asarray(Image.alpha_composite(white, layered).convert("RGB"))
-
-
 def _is_for_pillow(seen: Look) -> bool:
-    """Says whether OpenCV reads such a picture wrongly, or not at all."""
-    # Of GIFs it wants an end, and every frame within the screen, which many have not.
-    return seen.form == "GIF" or seen.form not in FORMATS + JPEGS or (seen.form == "TIFF" and "a" in seen.mode.lower())
+    """Says whether OpenCV reads some pictures of such a form wrongly, or not at all.
+
+    Of GIFs it wants an end, and every frame within the screen; it exchanges black and white of deep TIFFs, takes their
+    planes for lines and any fourth channel for alpha; it turns bitmaps of OS/2 upside down.
+    """
+    return seen.form in ("GIF", "TIFF", "BMP") or seen.form not in FORMATS + JPEGS
 
 
 def _by_pillow(data: bytes) -> np.ndarray | None:
     try:
         with Image.open(io.BytesIO(data), formats=OWN_FORMATS) as picture:
-            return _turned(over_white(picture), _orientation(picture.getexif()))[..., ::-1]
+            pixels = next(frames_over_white(picture))
+            return _turned(pixels, _orientation(picture.getexif()))[..., ::-1]
     except (OSError, ValueError, SyntaxError):
         return None
-
-
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scales deep pixels: 16 bits by their range, others by the brightest."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    pixels = np.nan_to_num(pixels, posinf=0.0, neginf=0.0)
-    white = 65535.0 if pixels.dtype == np.uint16 else max(float(pixels.max()), 1.0)
-    return np.clip(pixels * (255.0 / white), 0, 255).astype(np.uint8)
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -227,12 +234,19 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 def _in_srgb(data: bytes, pixels: np.ndarray, seen: Look) -> np.ndarray:
     """Returns colours in sRGB, as browsers show them. A profile that cannot be applied is left out, as they do."""
-    if not seen.profile or pixels.ndim == 2 or b"sRGB" in seen.profile or b"s\0R\0G\0B" in seen.profile:
+    if seen.gamma:
+        light = (np.arange(256) / 255) ** (1 / seen.gamma)
+        levels = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+        return np.rint(255 * levels).astype(np.uint8)[pixels]
+    if not seen.profile or b"sRGB" in seen.profile or b"s\0R\0G\0B" in seen.profile:
         return pixels
     with suppress(ImageCms.PyCMSError, OSError, ValueError):
         profile = ImageCms.ImageCmsProfile(io.BytesIO(seen.profile))
         space, to = profile.profile.xcolor_space.strip(), ImageCms.createProfile("sRGB")
-        if space == "RGB":
+        if space == "GRAY" and seen.mode in GREYS:
+            grey = Image.fromarray(pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., 0]))
+            return np.asarray(ImageCms.profileToProfile(grey, profile, to, outputMode="RGB"))[..., ::-1]
+        if space == "RGB" and pixels.ndim == 3:
             rgb = Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
             return np.asarray(ImageCms.profileToProfile(rgb, profile, to))[..., ::-1]
         if space == "CMYK" and seen.mode == "CMYK":

@@ -35,10 +35,9 @@ NO_SIZE = (0, 0xFFFFFFFF)  # of a RIFF file whose writer could not go back to fi
 NUMBERED = "avi"  # a container without times of its own
 BOXES = (b"moov", b"moof", b"mdat")  # of an MP4: without the whole of each, frames are missing
 ANIMATED = ("gif", "apng", "webp")  # animated pictures: like pictures, they lie over white
-SHORTEST, USUAL = (
-    0.011,
-    0.1,
-)  # seconds: a frame of an animated picture that is shown for less is shown for the usual time
+# Seconds: a frame of an animated picture that is shown for less is shown for the usual time.
+SHORTEST, USUAL = 0.011, 0.1
+PICTURED = Disposition.attached_pic | Disposition.timed_thumbnails  # streams that are no video
 SEEK = 4.0  # seconds: spans that begin later are sought, earlier ones are reached by decoding
 
 
@@ -89,20 +88,34 @@ def _is_cut(data: bytes) -> bool:
     return not {b"moov", b"moof"} & found
 
 
+def video_streams(container: Any) -> list[av.VideoStream]:
+    """Returns the video streams without cover pictures and thumbnails; first the one that is shown.
+
+    It is the one that the container marks as default, of several the one of the most pixels, as previews are smaller,
+    and of equal ones the first. A stream of one frame comes last: it is a cover picture that is not marked as such.
+    """
+
+    def rank(stream: av.VideoStream) -> tuple[bool, bool, int]:
+        codec = stream.codec_context
+        marked = bool(stream.disposition & Disposition.default)
+        return stream.frames != 1, marked, codec.width * codec.height if codec else 0
+
+    streams = (stream for stream in container.streams.video if not stream.disposition & PICTURED)
+    return sorted(streams, key=rank, reverse=True)
+
+
 def video_stream(container: Any) -> av.VideoStream:
-    """Returns the first video stream, set to decode in one thread.
+    """Returns the first of the `video_streams`, set to decode in one thread.
 
     Raises ClipError: no_video_stream, too_many_pixels.
     """
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover picture of a song is no video
-            if stream.codec_context is not None:
-                if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-                    raise ClipError("too_many_pixels")
-                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # sizes may change on the way
-                stream.thread_type = "NONE"  # the machine's other cores have shards of their own
-            found: av.VideoStream = stream
-            return found
+    for stream in video_streams(container):
+        if stream.codec_context is not None:
+            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+                raise ClipError("too_many_pixels")
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # sizes may change on the way
+            stream.thread_type = "NONE"  # the machine's other cores have shards of their own
+        return stream
     raise ClipError("no_video_stream")
 
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorTrc, VideoReformatter
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from mav.data.images.pictures import over_white
+from mav.data.images.frames import frames_over_white
 from mav.data.videos import probe
 from mav.data.videos.probe import SHORTEST, USUAL, ClipError, TimedFrames, frame_rate, opened, video_stream
 
@@ -107,20 +107,20 @@ class ShownVideo:
 def _animation(data: bytes) -> Iterator[tuple[float, np.ndarray]]:
     """Yields the seconds and pixels of each frame of a GIF, WEBP or PNG, over white, timed as browsers do.
 
-    Raises ClipError, before a frame is decoded that is one too many.
+    Raises ClipError as soon as there is a frame too many.
     """
     time = 0.0
     with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         pixels = picture.width * picture.height
         if pixels > probe.MAX_PIXELS:
             raise ClipError("too_many_pixels")
-        for number, frame in enumerate(ImageSequence.Iterator(picture), 1):
+        for number, frame in enumerate(frames_over_white(picture), 1):
             if number * max(pixels, probe.LEAST_PIXELS) > MOST_SHOWN:
                 raise ClipError("too_many_frames")
             if number == 1 and picture.info.get("default_image"):  # of a PNG: for readers that show a still picture
                 continue
-            yield time, over_white(frame)
-            seconds = float(frame.info.get("duration") or 0) / 1000
+            yield time, frame
+            seconds = float(picture.info.get("duration") or 0) / 1000
             time += seconds if seconds >= SHORTEST else USUAL
 
 

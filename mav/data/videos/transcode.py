@@ -17,7 +17,16 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation, VideoReformatter
 
-from mav.data.videos.probe import CONTAINERS, ClipError, TimedFrames, clip_metadata, opened, refuse_early, video_stream
+from mav.data.videos.probe import (
+    CONTAINERS,
+    ClipError,
+    TimedFrames,
+    clip_metadata,
+    opened,
+    refuse_early,
+    video_stream,
+    video_streams,
+)
 from mav.data.videos.scores import ClipScorer
 from mav.data.videos.shown import HDR, deinterlaced, is_transparent, placing, target_size, upright
 from mav.data.videos.video_io import open_video, read_squares
@@ -60,6 +69,8 @@ def convert(data: bytes, rule: VideoShards, start: float = 0.0, end: float = 0.0
             every = itertools.chain([first], frames)
             if rule.reencode:
                 return _encode(every, source, rule)
+            if len(video_streams(container)) > 1:
+                raise ClipError("needs_reencoding")  # training's decoder may choose another stream
             return _kept(data, CONTAINERS[container.format.name], every, source, rule)
     except (av.error.FFmpegError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError):
         raise ClipError("undecodable") from None

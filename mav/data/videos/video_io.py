@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from mav.data.videos.probe import video_streams
+
 
 def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 12) -> bytes:
     """Encodes H.264 in MP4, playable by browsers, with the same bytes for the same input.
@@ -97,7 +99,7 @@ def read_frames(
     wanted = None if indices is None else [int(i) for i in indices]
     try:
         with av.open(_source(data)) as container:
-            stream = next(iter(container.streams.video), None)
+            stream = next(iter(video_streams(container)), None)
             if stream is not None and _made_for_access(container, stream):
                 wanted = list(range(stream.frames)) if wanted is None else wanted
                 found = {number: each(frame) for number, frame in _by_index(container, stream, sorted(set(wanted)))}

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import gzip
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +99,43 @@ def test_a_score_that_is_none_is_unknown(tmp_path, null):
     kept = screened(tmp_path / "a.parquet", punsafe=[null, "0.01", "0.9", "0.03"], WIDTH=[null, "1", "2", "3"])
     assert kept["punsafe"].to_pylist()[0] is None
     assert kept["width"].to_pylist() == [None, 1, 3]
+
+
+def test_a_negative_score_is_unknown_and_a_decimal_comma_a_point(tmp_path):
+    kept = screened(tmp_path / "a.parquet", punsafe=[-1.0, -0.5, 0.9, 0.0], pwatermark=["0,01", "0,25", "0.3", "-1"])
+    assert kept["punsafe"].to_pylist() == [None, None, 0.0]
+    assert kept["pwatermark"].to_pylist() == [pytest.approx(0.01), 0.25, None]
+
+
+def test_an_address_between_blanks_is_the_address(tmp_path):
+    url = PLAIN["URL"][0]
+    kept = screened(tmp_path / "a.parquet", URL=[f" {url}", f"{url}\n", url, " \t"], TEXT=["same"] * ROWS)
+    assert kept["url"].to_pylist() == [url]
+
+
+TABLE = "URL,TEXT\nhttp://h/1,a lake\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "remedy"),
+    [
+        ("a.csv", TABLE.encode(), ": write the table as parquet."),
+        ("a.parquet", TABLE.encode(), ": write the table as parquet."),
+        ("a.parquet", gzip.compress(TABLE.encode(), mtime=0), ": unpack it."),
+        ("a.parquet", b"PAR1" + bytes(99), ": bring the file again."),
+        ("a.parquet", b"", ": bring the file again."),
+    ],
+)
+def test_what_is_no_parquet_is_told_with_what_to_do(tmp_path, name, data, remedy):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read_part(str(tmp_path / name))
+    assert str(caught.value).endswith(remedy)
+
+
+def test_a_folder_of_tables_is_told_with_its_glob(tmp_path):
+    with pytest.raises(UserError, match=r"it is a folder, whose tables are .*/\*\.parquet\.$"):
+        read_part(f"{tmp_path}/")
 
 
 @pytest.mark.slow
