@@ -1,7 +1,7 @@
 """Lists of clips: WebVid, HD-VILA, or any table with a path or an address. Names and captions of clips are never read.
 
 One pass over a list, of ten million rows for example, records where each shard's rows begin and which rows repeat an
-earlier id. WebVid's CSV has a 10M form (videoid, contentUrl, duration, page_dir, name) and a 2M form (another order,
+earlier one. WebVid's CSV has a 10M form (videoid, contentUrl, duration, page_dir, name) and a 2M form (another order,
 with page_idx). HD-VILA-100M has one {video_id, url, clip: [{clip_id, span: [start, end]}]} a line: three spans of each
 video, drawn by seed, are the paper's 10M clips (section 4.1).
 """
@@ -9,6 +9,7 @@ video, drawn by seed, are the paper's 10M clips (section 4.1).
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from array import array
@@ -67,7 +68,7 @@ class Part:
 
 
 def split_lists(sources: Sequence[str], clips_per_part: int, tell: Callable[[str], None] | None = None) -> list[Part]:
-    """Reads every list once and splits it into parts. An id that an earlier row of any list has is a repeated one.
+    """Reads every list once and splits it into parts. A row is repeated when an earlier one of any list says the same.
 
     Raises UserError for a list that is absent, empty or of unknown form.
     """
@@ -87,7 +88,7 @@ def split_lists(sources: Sequence[str], clips_per_part: int, tell: Callable[[str
                 raise UserError(
                     f"{path} is no HD-VILA list: expected is one {{video_id, url, clip: [{{clip_id, span}}]}} a line."
                 )
-            identity = _identity(_fields(row, roles)) if columns else text(row.get("video_id")) or f"{path}\n{place}"
+            identity = _identity(_fields(row, roles)) if columns else _video_identity(row) or f"{path}\n{place}"
             ids.append(int.from_bytes(_digest(identity), "little", signed=True))
         if len(ids) == before:
             raise UserError(f"{path} lists no clips: bring a list with rows, or take it out of `video_shards.sources`.")
@@ -135,6 +136,12 @@ def _fields(row: Row, roles: dict[str, str]) -> dict[str, str]:
 def _identity(fields: dict[str, str]) -> str:
     """Returns what makes two entries the same: the id, or the place, and the span."""
     return "\n".join([fields["videoid"] or fields["path"] or fields["url"], fields["start"], fields["end"]])
+
+
+def _video_identity(row: Row) -> str:
+    """Returns what makes two lines of HD-VILA the same: the video and its clips, which several lines may share out."""
+    name = text(row.get("video_id"))
+    return f"{name}\n{json.dumps(row.get('clip'), sort_keys=True)}" if name else ""
 
 
 def _digest(identity: str) -> bytes:

@@ -93,6 +93,20 @@ def test_repeated_ids_are_marked_across_parts(tmp_path):
     assert [bool(c.problem) for part in clips(path) for c in part] == [False, False, True, False, True, True]
 
 
+def test_lines_that_share_out_a_video_of_hd_vila_are_no_duplicates(tmp_path):
+    def line(*spans):
+        return json.dumps(
+            {"video_id": "v", "url": "u", "clip": [{"clip_id": f"v.{s}", "span": [s, s + 2]} for s in spans]}
+        )
+
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([line(0, 4), line(8), line(0, 4).replace(": ", ":"), line(8, 12)]))
+    found = [clip for part in clips(path, rows=6) for clip in part]
+    assert [(c.start, c.problem) for c in found] == [
+        (0, ""), (4, ""), (8, ""), (0, "duplicate"), (4, "duplicate"), (8, ""), (12, ""),
+    ]  # fmt: skip
+
+
 def test_byte_order_mark_crlf_and_blank_lines(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbf" + TEN_M.replace("\n", "\r\n").encode() + "7,ü,d,p,n\r\n\r\n8,u,d,p,n\r\n".encode())
