@@ -90,8 +90,8 @@ class Scorer:
         # Large sets: moments of groups, and a jackknife.
         if min(rows, length) > LONGEST or max(n, real.readable) * first.size > IN_MEMORY:
             reference = functools.reduce(Moments.merge, _moments(real, network, metric))
-            interval = jackknife(_moments(self.ours, network, metric), reference, biased)
-            return estimate(*interval, interval=f"jackknife over {GROUPS} groups")
+            groups = _moments(self.ours, network, metric)
+            return estimate(*jackknife(groups, reference, biased), interval=f"jackknife over {len(groups)} groups")
         # Others: all features in memory, and a bootstrap.
         ours, theirs = self._rows(self.ours, metric), self._rows(real, metric)
         quick = FrechetTo(ours, Moments.of(flat(theirs)), biased)
@@ -222,8 +222,11 @@ def flat(rows: np.ndarray) -> np.ndarray:
 
 
 def _moments(features: Features, network: str, metric: str) -> list[Moments]:
-    """Returns the moments of groups of chunks."""
-    return grouped(Moments.of(flat(by_clip(array, metric))) for _, array in features.stream(network))
+    """Returns the moments of GROUPS groups of videos: of chunks or, where there are few videos, of parts of them."""
+    size = max(features.readable // GROUPS, 1)
+    arrays = (array for _, array in features.stream(network))
+    parts = (array[first : first + size] for array in arrays for first in range(0, len(array), size))
+    return grouped(Moments.of(flat(by_clip(part, metric))) for part in parts)
 
 
 def spread(features: Features, network: str, metric: str) -> np.ndarray:

@@ -1,0 +1,262 @@
+"""What users' folders, lists, weights and ratings hold that nobody planned for: told in a sentence, or measured."""
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_videos import frames, save
+from test_suite import weights
+
+from mav.errors import UserError
+from mav.evaluation.feature_store import Features, compute
+from mav.evaluation.features import Networks
+from mav.evaluation.networks.weights import load_network
+from mav.evaluation.protocols import Preparation, load_protocol
+from mav.evaluation.reading import Entry, videos_below
+from mav.evaluation.score import Scorer
+from mav.evaluation.sets import BenchmarkSet
+from mav.evaluation.suite.listing import listed
+from mav.evaluation.suite.ratings import COLUMNS, read_ratings
+from mav.evaluation.suite.run import run_suite
+from mav.storage import Folder
+
+PIXELS = Networks(("whole pixels",))
+
+
+def pictures(folder, seed=0, count=5):
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames(seed, count)):
+        cv2.imwrite(str(folder / f"{number}.png"), frame)
+
+
+def measured(tmp_path, entries):
+    return compute(entries, Folder(str(tmp_path / "videos")), Preparation(1), PIXELS, Folder(str(tmp_path / "kept")))
+
+
+def test_a_folder_of_frames_may_be_named_as_a_file(tmp_path):
+    for name in ("a boat-0.mp4", "a boat-1.gif", "a boat-2.npy"):
+        pictures(tmp_path / "videos" / name)
+    entries = listed(Folder(str(tmp_path / "videos")), None, 0)
+    assert [entry.prompt for entry in entries] == ["a boat"] * 3
+    assert measured(tmp_path, entries).failed == {}
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_frame_that_changes_within_its_folder_is_measured_again(tmp_path, linked):
+    pictures(tmp_path / "videos" / "x")
+    frame = tmp_path / "videos" / "x" / "2.png"
+    if linked:
+        frame = frame.rename(tmp_path / "elsewhere.png")
+        (tmp_path / "videos" / "x" / "2.png").symlink_to(frame)
+    entries = [Entry(0, "x")]
+    before = measured(tmp_path, entries)
+    assert measured(tmp_path, entries).folder.url == before.folder.url
+    data = frame.read_bytes()
+    cv2.imwrite(str(frame), np.zeros((32, 32, 3), np.uint8))
+    os.truncate(frame, 0)
+    frame.write_bytes(data)  # as long as before
+    os.utime(frame, ns=(1, 1))
+    assert measured(tmp_path, entries).folder.url != before.folder.url
+
+
+def test_a_name_that_is_no_text_is_told_and_a_link_to_itself_is_none(tmp_path):
+    save(frames(0), tmp_path / "ok.npy", "npy")
+    (tmp_path / "self.mp4").symlink_to("self.mp4")
+    (tmp_path / "gone.mp4").symlink_to("nothing.mp4")
+    assert videos_below(Folder(str(tmp_path))) == ["ok.npy"]
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb"):
+        pass
+    with pytest.raises(UserError, match=r"'caf\\udce9\.mp4', whose name is no text in UTF-8: rename it"):
+        videos_below(Folder(str(tmp_path)))
+
+
+def test_a_video_that_may_not_be_read_is_told_and_not_kept_as_unreadable(tmp_path, monkeypatch):
+    save(frames(0), tmp_path / "videos" / "x.npy", "npy")
+    read = Folder.read_bytes
+
+    def refused(self, name):
+        if name == "x.npy":
+            raise PermissionError(13, "Permission denied", name)
+        return read(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read_bytes", refused)
+        with pytest.raises(UserError, match=r"x\.npy may not be read: change its permissions"):
+            measured(tmp_path, [Entry(0, "x.npy")])
+    assert measured(tmp_path, [Entry(0, "x.npy")]).readable == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"[]", "lists no video"),
+        (b"{}", "lists no video"),
+        (b"{", "is not a list of"),
+        (b"null", "is not a list of"),
+        (b'{"ok.npy": "a cat"}', "is not a list of"),
+        (b"\xff\xfe\xff", "is not a list of"),
+        (b"[" * 100_000, "is not a list of"),
+    ],
+)
+def test_a_list_of_videos_that_is_none_is_told(tmp_path, content, problem):
+    save(frames(0), tmp_path / "ok.npy", "npy")
+    (tmp_path / "videos.json").write_bytes(content)
+    with pytest.raises(UserError, match=f"{problem}.*correct or remove it"):
+        listed(Folder(str(tmp_path)), None, 0)
+
+
+def test_a_reference_without_videos_is_told_before_anything_is_measured(tmp_path):
+    save(frames(0), tmp_path / "videos" / "ok.npy", "npy")
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "videos/ok.npy"):
+        out, reference = Folder(str(tmp_path / "out")), Folder(str(tmp_path / name))
+        with pytest.raises(UserError, match=f"{name} holds no video: give "):
+            run_suite(Folder(str(tmp_path / "videos")), weights(tmp_path, ()), out, reference)
+        assert not out.exists()
+
+
+def test_folders_that_are_not_there_are_told(mav, tmp_path):
+    save(frames(0), tmp_path / "ok.npy", "npy")
+    asked = ("evaluate", "suite", "--videos", tmp_path, "--out", tmp_path / "out")
+    code, _, told = mav(*asked, "--weights-dir", tmp_path / "typo")
+    assert code == 2
+    assert "typo is not there: name what is there with --weights-dir" in told
+
+
+def test_one_video_has_no_interval(tmp_path):
+    save(frames(0), tmp_path / "videos" / "x.npy", "npy")
+    result = run_suite(Folder(str(tmp_path / "videos")), weights(tmp_path, ()), Folder(str(tmp_path / "out")))
+    strobing = result["metrics"]["strobing"]
+    assert strobing["value"] >= 0
+    assert (strobing["low"], strobing["high"]) == (None, None)
+
+
+def test_few_videos_have_an_interval_even_where_the_real_ones_are_many(monkeypatch):
+    rng = np.random.default_rng(0)
+    sides = [rng.standard_normal((n, 6)) for n in (20, 400)]
+
+    class Held(Features):
+        def stream(self, name):
+            yield from ((np.arange(32), self.entries[i : i + 32]) for i in range(0, len(self.entries), 32))
+
+        readable = property(lambda self: len(self.entries))
+
+    ours, real = (Held(None, side, ("i3d",)) for side in sides)
+    monkeypatch.setattr("mav.evaluation.score.IN_MEMORY", 400)
+    found = Scorer(load_protocol("suite").only(["fvd"]), None, BenchmarkSet(()), ours, real).metrics()["fvd"]
+    assert found["interval"] == "jackknife over 20 groups"
+    assert found["low"] < found["value"] < found["high"]
+
+
+HEAD = {"weight": torch.ones(1, 768), "bias": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        b"",
+        b"nothing that is known",
+        {"weight": HEAD["weight"]},
+        HEAD | {"more": torch.zeros(1)},
+        HEAD | {"weight": torch.ones(1, 512)},
+        HEAD | {"weight": torch.full((1, 768), torch.nan)},
+        HEAD | {"weight": torch.ones(1, 768, dtype=torch.int8)},
+    ],
+)
+def test_a_suite_goes_on_without_a_network_whose_file_is_broken(tmp_path, monkeypatch, held):
+    save(frames(0), tmp_path / "videos" / "x.npy", "npy")
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights" / "aesthetic.safetensors"
+    file.write_bytes(held) if isinstance(held, bytes) else save_file(held, file)
+    networks = Networks((), str(tmp_path / "weights"))
+    result = run_suite(Folder(str(tmp_path / "videos")), networks, Folder(str(tmp_path / "out")))
+    assert set(result["metrics"]) == {"temporal_flickering", "motion_smoothness", "dynamic_degree", "strobing"}
+    (needs,) = [need["needs"] for need in result["missing"] if "aesthetic.safetensors" in need["needs"]]
+    assert needs.startswith(str(file))
+    assert "get the file again" in needs
+    save_file(HEAD, file)
+    result = run_suite(Folder(str(tmp_path / "videos")), networks, Folder(str(tmp_path / "out")))
+    assert not [need for need in result["missing"] if "aesthetic.safetensors" in need["needs"]]
+
+
+@pytest.mark.parametrize("wrap", ["module.", "model.", "module.backbone."])
+def test_what_wrappers_put_before_names_is_left_out(tmp_path, wrap):
+    torch.save({"state_dict": {f"{wrap}{k}": v for k, v in HEAD.items()}, "model": "ViT"}, tmp_path / "x.pt")
+    os.rename(tmp_path / "x.pt", tmp_path / "aesthetic.pth")
+    from mav.evaluation.networks.weights import read_state
+
+    assert read_state(tmp_path / "aesthetic.pth").keys() == HEAD.keys()
+
+
+@pytest.mark.parametrize(
+    ("network", "state"),
+    [
+        ("c3d", {"mean": torch.zeros(3)}),
+        ("c3d", {"mean": torch.zeros(5, 2)}),
+        ("musiq", {"head.weight": torch.zeros(2, 2)}),
+    ],
+)
+def test_weights_of_other_forms_are_one_sentence(tmp_path, network, state):
+    save_file(state, tmp_path / f"{network}.safetensors")
+    with pytest.raises(UserError, match=rf"{network}\.safetensors.*: give "):
+        load_network(network, str(tmp_path))
+
+
+def test_videomae_without_a_part_of_its_biases_is_one_sentence(tmp_path, monkeypatch):
+    from mav.evaluation.networks import weights as published
+
+    monkeypatch.setitem(published.NETWORKS, "videomae", lambda: torch.nn.Linear(2, 2))
+    for state in (
+        {"blocks.0.attn.q_bias": torch.zeros(4)},
+        {"blocks.0.attn.q_bias": torch.zeros(4), "blocks.0.attn.v_bias": torch.zeros(2, 2)},
+    ):
+        save_file(state, tmp_path / "videomae.safetensors")
+        with pytest.raises(UserError, match=r"holds no weights of VideoMAE.*: give vit_g"):
+            load_network("videomae", str(tmp_path))
+
+
+def votes(tmp_path, rows, delimiter=",", encoding="utf-8", true="True"):
+    """Writes the table of a study: (rater, answer, left, right) of two systems' videos."""
+    lines = [delimiter.join(COLUMNS)]
+    for rater, answer, left, right in rows:
+        cells = (rater, "quality", answer, "ours", "theirs", "a cat", left, right, true)
+        lines.append(delimiter.join(cells))
+    (tmp_path / "votes.csv").write_bytes("\r\n".join(lines).encode(encoding))
+    return Folder(str(tmp_path / "votes.csv"))
+
+
+@pytest.mark.parametrize("form", [{}, {"delimiter": ";"}, {"encoding": "utf-8-sig"}, {"true": "TRUE"}])
+def test_votes_that_a_spreadsheet_has_stored_are_read(tmp_path, form):
+    told = read_ratings(votes(tmp_path, [("r", "left", "v/a.mp4", "v/b.mp4")], **form), ["v/a.mp4", "v/b.mp4"])
+    assert [pair.votes for pair in told.pairs] == [{"r": 1}]
+
+
+def test_votes_are_of_the_files_they_name_or_it_is_told(tmp_path):
+    here = ["ours/0.mp4", "theirs/0.mp4"]
+    told = read_ratings(votes(tmp_path, [("r", "right", *here)]), here)
+    assert told.files == {"ours/0.mp4": "ours", "theirs/0.mp4": "theirs"}
+    with pytest.raises(UserError, match=r"row 2: study/0\.mp4 may be ours/0\.mp4 or theirs/0\.mp4"):
+        read_ratings(votes(tmp_path, [("r", "right", "study/0.mp4", "study/1.mp4")]), here)
+
+
+def test_a_rater_has_one_vote_on_a_pair(tmp_path):
+    here = ["a.mp4", "b.mp4"]
+    same = [("r", "left", "a.mp4", "b.mp4")] * 2
+    assert read_ratings(votes(tmp_path, same), here).pairs[0].votes == {"r": 1}
+    with pytest.raises(UserError, match="row 3: r preferred the other video before; leave one"):
+        read_ratings(votes(tmp_path, [same[0], ("r", "right", "a.mp4", "b.mp4")]), here)
+    with pytest.raises(UserError, match="row 2: counts is 'WAHR'; it must be True or False"):
+        read_ratings(votes(tmp_path, same, true="WAHR"), here)
+
+
+def test_marks_with_a_byte_order_mark_and_numbers_with_zeros(tmp_path):
+    (tmp_path / "human0_a.jsonl").write_text('\ufeff{"0007": {"look": 3, "text": null}}\r\n')
+    (tmp_path / "human0_b.jsonl").write_text('\n{"7": {"look": 1}}\n')
+    (pair,) = read_ratings(Folder(str(tmp_path)), ["a/7.mp4", "b/00007.mp4"]).pairs
+    assert (pair.sides, pair.votes) == (("a/7.mp4", "b/00007.mp4"), {"0": 1})
+    (tmp_path / "human0_b.jsonl").write_text('{"7": {"look": "1"}}')
+    with pytest.raises(UserError, match=r"line 1: no marks of a video \(look is '1', which is no number\); a line is"):
+        read_ratings(Folder(str(tmp_path)), ["a/7.mp4", "b/00007.mp4"])
