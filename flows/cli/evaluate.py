@@ -108,7 +108,7 @@ def evaluate(
     ):
         if option and benchmark not in takers:
             raise UserError(f"{benchmark} takes no {name}: leave it away, or ask for {' or '.join(takers)}.")
-    named = {"--videos": videos, "--real": real, "--ratings": ratings, "--weights-dir": weights_dir}
+    named = {"--videos": videos, "--real or --reference": real, "--ratings": ratings, "--weights-dir": weights_dir}
     for name, folder in named.items():
         if folder and not Folder(folder).exists():
             raise UserError(f"{folder} is not there: name what is there with {name}.")

@@ -63,7 +63,7 @@ def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple
     """
     names = require_videos(folder)
     if folder.exists(LIST):
-        rows = read_list(folder, set(names))[:samples]
+        rows = [(file if file in names else "", prompt) for file, prompt in read_list(folder)[:samples]]
         rows += [("", "")] * (samples - len(rows))
         return [Entry(i, *row) for i, row in enumerate(rows)], len({*names} - {file for file, _ in rows})
     stems = {name: posixpath.splitext(posixpath.basename(name))[0] for name in names}
@@ -105,8 +105,8 @@ def left_aside(folder: Folder, entries: list[Entry]) -> list[str]:
     return [n for n in folder.names() if n != LIST and n not in used and posixpath.dirname(n) not in used - {""}]
 
 
-def read_list(folder: Folder, names: set[str]) -> list[tuple[str, str]]:
-    """Returns (file, prompt) of the videos that `videos.json` lists; a file that is not among the names is ''.
+def read_list(folder: Folder) -> list[tuple[str, str]]:
+    """Returns (file, prompt) of the videos that `videos.json` lists, which need not be there.
 
     Raises UserError when it is no such list, or an empty one, or names files outside of its folder.
     """
@@ -121,7 +121,7 @@ def read_list(folder: Folder, names: set[str]) -> list[tuple[str, str]]:
     for file, _ in rows:
         if file.startswith("/") or ".." in file.split("/") or "\\" in file or "\0" in file:
             raise UserError(f"{path} names {file!r}, which lies outside of its folder: name files below it.")
-    return [(file if file in names else "", prompt) for file, prompt in rows]
+    return rows
 
 
 def require_videos(folder: Folder) -> list[str]:

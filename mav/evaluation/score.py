@@ -16,7 +16,7 @@ import numpy as np
 from mav.evaluation import neighbours
 from mav.evaluation.feature_store import Features
 from mav.evaluation.features import WHOLE, Networks, describe_clips, zero_shot
-from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife
+from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife, wilson
 from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, jedi, kernel_distance
 from mav.evaluation.networks import pixels
 from mav.evaluation.protocols import Protocol
@@ -153,7 +153,10 @@ class Scorer:
         _, each = self.each(metric)
         if not len(each):
             raise ValueError("no video can be read")
-        found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed)
+        if kind_of(metric).startswith("dynamic_degree"):  # yes or no: draws of equal answers would all be the same
+            found = estimate(each.mean(), *wilson(each.sum(), len(each)), interval="Wilson's")
+        else:
+            found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed)
         if self.real is not None and self.real.readable and kind_of(metric) != "overall_consistency":
             found["real"] = float(self.each(metric, self.real)[1].mean())
         return found

@@ -126,6 +126,32 @@ def test_folders_that_are_not_there_are_told(mav, tmp_path):
     assert "typo is not there: name what is there with --weights-dir" in told
 
 
+def test_a_listed_video_that_is_not_there_is_named(tmp_path):
+    save(frames(0), tmp_path / "videos" / "ok.npy", "npy")
+    videos = Folder(str(tmp_path / "videos"))
+    videos.write_json("videos.json", [{"file": "ok.npy"}, {"file": "gone.mp4"}])
+    result = run_suite(videos, weights(tmp_path, ()), Folder(str(tmp_path / "out")))
+    assert result["unreadable"] == [{"file": "gone.mp4", "reason": "missing"}]
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 3), (15, 16)])
+def test_what_is_too_short_is_told_with_the_frames_that_are_needed(tmp_path, count, least):
+    save(frames(0, count), tmp_path / "videos" / "short.npy", "npy")
+    videos = Folder(str(tmp_path / "videos"))
+    given = (videos, weights(tmp_path, ("i3d.safetensors",)), Folder(str(tmp_path / "out")))
+    with pytest.raises(UserError, match=rf"short\.npy: too few frames\): give videos of {least} frames or more"):
+        run_suite(*given, reference=videos if least == 16 else None)
+
+
+def test_two_videos_that_move_do_not_say_that_all_do(tmp_path):
+    for number in range(2):
+        save(frames(number, 18, 64), tmp_path / "videos" / f"{number}.npy", "npy")
+    result = run_suite(Folder(str(tmp_path / "videos")), weights(tmp_path, ()), Folder(str(tmp_path / "out")))
+    dynamic = result["metrics"]["dynamic_degree"]
+    assert dynamic["value"] in (0, 1)
+    assert dynamic["high"] - dynamic["low"] == pytest.approx(0.6576, abs=1e-4), "as Wilson has it of two of two"
+
+
 def test_one_video_has_no_interval(tmp_path):
     save(frames(0), tmp_path / "videos" / "x.npy", "npy")
     result = run_suite(Folder(str(tmp_path / "videos")), weights(tmp_path, ()), Folder(str(tmp_path / "out")))

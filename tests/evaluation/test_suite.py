@@ -188,7 +188,7 @@ def test_prompts_come_from_a_list_of_videos_a_list_of_prompts_or_the_names(tmp_p
     )
     assert [(entry.file, entry.prompt) for entry in listed(numbered, texts, 0)] == [
         ("flame.mp4", "fire"),
-        ("", "smoke"),
+        ("gone.mp4", "smoke"),
     ]
     with pytest.raises(UserError, match="holds no video"):
         listed(Folder(str(tmp_path / "nothing")), None, 0)

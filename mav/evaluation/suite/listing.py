@@ -18,7 +18,7 @@ def listed(folder: Folder, prompts: Folder | None, samples: int) -> list[Entry]:
     """
     names = require_videos(folder)
     if folder.exists(LIST):
-        found = [Entry(0, *row) for row in read_list(folder, set(names))]
+        found = [Entry(0, *row) for row in read_list(folder)]
     else:
         known = [text for text, _ in read_prompts(prompts)] if prompts else None
         named = {composed(text.replace("/", "_")): text for text in known or ()}

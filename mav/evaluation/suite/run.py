@@ -14,6 +14,7 @@ from mav.errors import UserError
 from mav.evaluation.feature_store import Features, Runner, compute, in_process
 from mav.evaluation.features import AESTHETIC_CLIP, Networks
 from mav.evaluation.measure import Report
+from mav.evaluation.networks.pixels import LEAST_FRAMES
 from mav.evaluation.protocols import Protocol, load_protocol
 from mav.evaluation.protocols.titles import kind_of, shown
 from mav.evaluation.reading import Entry, require_videos
@@ -79,10 +80,9 @@ def run_suite(
     ours = features(entries, videos)
     unreadable = [{"file": entries[i].file, "reason": reason} for i, reason in sorted(ours.unusable.items())]
     if not ours.readable:
-        raise UserError(
-            f"None of {len(entries)} videos of {videos.url} can be read ({unreadable[0]['file']}: "
-            f"{unreadable[0]['reason']}): give videos of {protocol.frames} frames or more."
-        )
+        first, least = unreadable[0], protocol.frames if networks.prepared else LEAST_FRAMES
+        problem = f"None of {len(entries)} videos of {videos.url} can be read ({first['file']}: {first['reason']})"
+        raise UserError(f"{problem}: give videos of {least} frames or more.")
     theirs = features(real, reference) if reference else None
     scorer = Scorer(protocol, networks, BenchmarkSet(()), ours, theirs, draws, seed)
     metrics = scorer.metrics()
