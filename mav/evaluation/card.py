@@ -47,8 +47,8 @@ def make_card(
     """Writes `card.json` about the metrics of a protocol whose weights are there and which clips alone can judge.
 
     `entries` are the clips of the folder that are taken. Where every one has a prompt, metrics that compare with texts
-    are judged too, and wrong prompts are one of the damages. Features are stored under `out`, so that a killed card
-    goes on where it was. Raises UserError when no metric can be judged.
+    are judged too, and wrong prompts are one of the damages, unless all are equal. Features are stored under `out`, so
+    that a killed card goes on where it was. Raises UserError when no metric can be judged.
     """
     prompted = all(entry.prompt for entry in entries)
     metrics, left_out = _runnable(protocol, networks, prompted)
@@ -85,7 +85,7 @@ def make_card(
     assert clean is not None
     tried = [(damage.kind, damage.strength, found) for damage, found in zip(damages, measured, strict=True) if damage]
     kinds = {name: kind.about for name, kind in KINDS.items()}
-    if prompted:  # the frames stay, so that their features do
+    if prompted and len({entry.prompt for entry in judged}) > 1:  # the frames stay, so that their features do
         kinds[WRONG_PROMPT] = WRONG_PROMPT_ABOUT
         for strength in WRONG_PROMPT_STRENGTHS:
             texts = wrong_prompts([entry.prompt for entry in judged], strength, seed)

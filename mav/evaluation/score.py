@@ -95,8 +95,8 @@ class Scorer:
         # Others: all features in memory, and a bootstrap.
         ours, theirs = self._rows(self.ours, metric), self._rows(real, metric)
         quick = FrechetTo(ours, Moments.of(flat(theirs)), biased)
-        interval = quick.interval(self.draws, self.seed)
-        found = estimate(*interval, interval=f"bootstrap of videos, {self.draws} draws")
+        value, low, high = quick.interval(self.draws, self.seed)
+        found = estimate(value, max(low, 0.0), high, interval=f"bootstrap of videos, {self.draws} draws")
         if len(theirs) >= 4:  # the distance of two halves of the real clips is what a perfect generator would reach
             found["real_halves"] = frechet_features(flat(theirs[::2]), flat(theirs[1::2]))
         if self.endless:

@@ -1,4 +1,4 @@
-"""What users' folders, lists, weights and ratings hold that nobody planned for: told in a sentence, or measured."""
+"""What users' folders, lists and weights hold that nobody planned for: told in a sentence, or measured."""
 
 import os
 
@@ -11,6 +11,8 @@ from small_videos import frames, save
 from test_suite import weights
 
 from mav.errors import UserError
+from mav.evaluation import card as cards
+from mav.evaluation.corruptions import Corruption
 from mav.evaluation.feature_store import Features, compute
 from mav.evaluation.features import Networks
 from mav.evaluation.networks.weights import load_network
@@ -19,8 +21,8 @@ from mav.evaluation.reading import Entry, videos_below
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.suite.listing import listed
-from mav.evaluation.suite.ratings import COLUMNS, read_ratings
 from mav.evaluation.suite.run import run_suite
+from mav.report.suite import cells
 from mav.storage import Folder
 
 PIXELS = Networks(("whole pixels",))
@@ -244,45 +246,16 @@ def test_videomae_without_a_part_of_its_biases_is_one_sentence(tmp_path, monkeyp
             load_network("videomae", str(tmp_path))
 
 
-def votes(tmp_path, rows, delimiter=",", encoding="utf-8", true="True"):
-    """Writes the table of a study: (rater, answer, left, right) of two systems' videos."""
-    lines = [delimiter.join(COLUMNS)]
-    for rater, answer, left, right in rows:
-        cells = (rater, "quality", answer, "ours", "theirs", "a cat", left, right, true)
-        lines.append(delimiter.join(cells))
-    (tmp_path / "votes.csv").write_bytes("\r\n".join(lines).encode(encoding))
-    return Folder(str(tmp_path / "votes.csv"))
+@pytest.mark.parametrize("texts", [("a cat", "a cat"), ("a cat", "a dog")])
+def test_a_card_of_equal_prompts_says_nothing_of_wrong_ones(tmp_path, monkeypatch, texts):
+    for number in range(8):
+        save(frames(number, 3), tmp_path / "clips" / f"{texts[number // 2 % 2]}-{number}.npy", "npy")
+    monkeypatch.setattr(cards, "every", lambda seed: [Corruption("strobing", 0.4, seed)])
+    clips, protocol = Folder(str(tmp_path / "clips")), load_protocol("suite").only(["strobing"])
+    card = cards.make_card(protocol, Preparation(3), clips, listed(clips, None, 0), PIXELS, Folder(str(tmp_path / "o")))
+    assert ("wrong prompt" in card["words"][0]) == ("wrong prompt" in card["corruptions"]) == ("a dog" in texts)
 
 
-@pytest.mark.parametrize("form", [{}, {"delimiter": ";"}, {"encoding": "utf-8-sig"}, {"true": "TRUE"}])
-def test_votes_that_a_spreadsheet_has_stored_are_read(tmp_path, form):
-    told = read_ratings(votes(tmp_path, [("r", "left", "v/a.mp4", "v/b.mp4")], **form), ["v/a.mp4", "v/b.mp4"])
-    assert [pair.votes for pair in told.pairs] == [{"r": 1}]
-
-
-def test_votes_are_of_the_files_they_name_or_it_is_told(tmp_path):
-    here = ["ours/0.mp4", "theirs/0.mp4"]
-    told = read_ratings(votes(tmp_path, [("r", "right", *here)]), here)
-    assert told.files == {"ours/0.mp4": "ours", "theirs/0.mp4": "theirs"}
-    with pytest.raises(UserError, match=r"row 2: study/0\.mp4 may be ours/0\.mp4 or theirs/0\.mp4"):
-        read_ratings(votes(tmp_path, [("r", "right", "study/0.mp4", "study/1.mp4")]), here)
-
-
-def test_a_rater_has_one_vote_on_a_pair(tmp_path):
-    here = ["a.mp4", "b.mp4"]
-    same = [("r", "left", "a.mp4", "b.mp4")] * 2
-    assert read_ratings(votes(tmp_path, same), here).pairs[0].votes == {"r": 1}
-    with pytest.raises(UserError, match="row 3: r preferred the other video before; leave one"):
-        read_ratings(votes(tmp_path, [same[0], ("r", "right", "a.mp4", "b.mp4")]), here)
-    with pytest.raises(UserError, match="row 2: counts is 'WAHR'; it must be True or False"):
-        read_ratings(votes(tmp_path, same, true="WAHR"), here)
-
-
-def test_marks_with_a_byte_order_mark_and_numbers_with_zeros(tmp_path):
-    (tmp_path / "human0_a.jsonl").write_text('\ufeff{"0007": {"look": 3, "text": null}}\r\n')
-    (tmp_path / "human0_b.jsonl").write_text('\n{"7": {"look": 1}}\n')
-    (pair,) = read_ratings(Folder(str(tmp_path)), ["a/7.mp4", "b/00007.mp4"]).pairs
-    assert (pair.sides, pair.votes) == (("a/7.mp4", "b/00007.mp4"), {"0": 1})
-    (tmp_path / "human0_b.jsonl").write_text('{"7": {"look": "1"}}')
-    with pytest.raises(UserError, match=r"line 1: no marks of a video \(look is '1', which is no number\); a line is"):
-        read_ratings(Folder(str(tmp_path)), ["a/7.mp4", "b/00007.mp4"])
+@pytest.mark.parametrize(("value", "shown"), [(-1e-9, "0.0000"), (-0.1, "-0.1000")])
+def test_a_distance_of_nothing_has_no_sign(value, shown):
+    assert cells("kvd", {"value": value, "low": value, "high": value})["value"] == shown

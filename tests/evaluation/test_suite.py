@@ -282,7 +282,7 @@ def test_distances_fall_over_the_number_of_videos_and_lead_to_the_endless_one():
         assert curve == convergence(scorer, name, found)
         drawing = figures.convergence(points, curve["endless"], name)
         assert drawing.count("<circle") == 4
-        assert ">endless<" in drawing
+        assert ">∞<" in drawing
         assert "320" in drawing
     assert convergence(scorer, "precision", {"value": 1.0}) is None
     few = dataclasses.replace(scorer, ours=Held(ours[:31]))
