@@ -13,7 +13,9 @@ classes pack their state by code of their own is refused.
 
 import math
 import os
+import pickle
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +77,11 @@ def read_torch(file: IO[bytes]) -> Any:
             with zipfile.ZipFile(file) as archive:
                 return _Archive(archive, file.seek(0, os.SEEK_END)).read()
         file.seek(0)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of what it will not read anyway
+            warnings.simplefilter("ignore")
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch would have its reader run the file's code
+        raise ValueError("it is damaged, or holds more than tensors, whose code is never run") from None
     except Exception as error:  # as above
         raise ValueError(_first_line(error)) from None
     for value in found.values() if isinstance(found, dict) else [found]:
