@@ -15,7 +15,6 @@ import math
 import os
 import pickle
 import pickletools
-import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,9 +76,7 @@ def read_torch(file: IO[bytes]) -> Any:
             with zipfile.ZipFile(file) as archive:
                 return _Archive(archive, file.seek(0, os.SEEK_END)).read()
         file.seek(0)
-        with warnings.catch_warnings():  # of what it will not read anyway
-            warnings.simplefilter("ignore")
-            found = torch.load(file, map_location="cpu", weights_only=True)
+        found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch would have its reader run the file's code
         raise ValueError("it is damaged, or holds more than tensors, whose code is never run") from None
     except Exception as error:  # as above
@@ -148,9 +145,7 @@ class _Archive:
         return self._zip.read(name)
 
     def _follow(self, data: bytes) -> Any:
-        stack: list[Any] = []
-        marks: list[int] = []
-        memo: dict[Any, Any] = {}
+        stack, marks, memo = list[Any](), list[int](), dict[Any, Any]()
 
         def since_mark() -> list[Any]:
             at = marks.pop()
