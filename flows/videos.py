@@ -42,7 +42,7 @@ def video_reads(recipe: Recipe) -> tuple[str, ...]:
     return ("video_shards", "seed") if drawn else ("video_shards",)
 
 
-@stage("video-shards", reads=video_reads, version=8, retry=Retry(is_transient, video_work, RetryWork))
+@stage("video-shards", reads=video_reads, version=9, retry=Retry(is_transient, video_work, RetryWork))
 def video_shards(job: Job) -> Outcome:
     """Validates, cuts and re-encodes WebVid and HD-VILA clips into WebDataset tars; captions are left behind."""
     work = video_work(job)

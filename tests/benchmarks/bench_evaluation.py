@@ -1,7 +1,8 @@
-"""Video metrics at work: files to features to moments with I3D, and the price of an interval.
+"""Video metrics at work: files to features to moments, and the price of an interval.
 
-Ours takes the videos in chunks, a process of one thread for each core, as `mav evaluate` does on Ray. Peer of the
-first: what people do, as the scripts that people copy do it (the whole set decoded into memory, one video at a time
+The networks are I3D, and VideoMAE and DINOv2 of their published widths with a few of their blocks, so that this ends in
+minutes. Ours takes the videos in chunks, a process of one thread for each core, as `mav evaluate` does on Ray. Peer of
+the first: what people do, as the scripts that people copy do it (the whole set decoded into memory, one video at a time
 through the network as published, a torch thread for each core, features in a list, covariance at the end), on the same
 random weights. Peer of the second: a bootstrap whose every draw takes covariances and a `scipy.linalg.sqrtm` of their
 product.
@@ -9,6 +10,8 @@ product.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -20,15 +23,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import cost, in_turn, rate, report
+from harness import Row, cost, in_turn, rate, report
+from torch import nn
 
-from mav.evaluation.feature_store import CHUNK
+from mav.evaluation import feature_store
+from mav.evaluation.features import Networks
+from mav.evaluation.networks.vit import MEAN, STD
 
 FRAMES, SIZE, FPS = 16, 256, 25
 DIMENSIONS, VIDEOS, DRAWS = 400, 2048, 200
 PEER_DRAWS = 4  # sqrtm takes about a second: some draws tell the price of each
 MEMORY = {"few": 100, "many": 1000}
 CORES = min(2, os.cpu_count() or 1)
+BLOCKS = {"videomae": 8, "dinov2": 6}  # of 40 and 24
+CHUNKS = {"i3d": feature_store.CHUNK, "videomae": 4, "dinov2": 4}  # videos of a process
 
 
 def make_videos(folder: Path, count: int, size: int = SIZE) -> None:
@@ -43,55 +51,65 @@ def make_videos(folder: Path, count: int, size: int = SIZE) -> None:
         (folder / f"{index:05d}.mp4").write_bytes(encode_mp4(np.ascontiguousarray(np.stack(frames)), FPS, crf=18))
 
 
-def weights(folder: Path) -> None:
-    from safetensors.torch import save_file
-
+def make_network(name: str) -> nn.Module:
+    """A network with random weights, a video's feature of which is 400, 1,408 or 16 times 1,024 numbers."""
     from mav.evaluation.networks.i3d import I3D
+    from mav.evaluation.networks.vit import DINOV2, VIDEOMAE, VideoMae, VisionTransformer
 
     torch.manual_seed(0)
-    save_file(I3D().state_dict(), folder / "i3d.safetensors")
+    if name == "i3d":
+        return I3D()
+    kind, sizes = (VideoMae, VIDEOMAE) if name == "videomae" else (VisionTransformer, DINOV2)
+    return kind(dataclasses.replace(sizes, blocks=BLOCKS[name]))
 
 
-def load(folder: str) -> None:
+def weights(folder: Path, name: str = "i3d") -> None:
+    from safetensors.torch import save_file
+
+    save_file(make_network(name).state_dict(), folder / f"{name}.safetensors")
+
+
+def load(folder: str, name: str = "i3d") -> None:
     """In a worker, before any clock runs: the peer's loading is outside its clock too."""
     from mav.evaluation.features import Networks
+    from mav.evaluation.networks import weights as published
 
     torch.set_num_threads(1)
-    Networks(("i3d",), folder)([np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)])
+    published.NETWORKS[name] = functools.partial(make_network, name)
+    Networks((name,), folder)([np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8)])
 
 
-def ours(videos: Path, folder: Path, pool: ProcessPoolExecutor) -> float:
-    """Seconds from files to moments, through the same code as `mav evaluate`."""
-    from mav.evaluation.feature_store import compute
-    from mav.evaluation.features import Networks
+def ours(name: str, videos: Path, folder: Path, pool: ProcessPoolExecutor) -> float:
+    """Videos a second from files to moments, through the same code as `mav evaluate`."""
     from mav.evaluation.metrics import Moments
     from mav.evaluation.protocols import Preparation
     from mav.evaluation.reading import find_videos
+    from mav.evaluation.score import flat
     from mav.storage import Folder
 
-    networks = Networks(("i3d",), str(folder))
+    networks = Networks((name,), str(folder))
     names = sorted(videos.iterdir())
     entries, _ = find_videos(Folder(str(videos)), (), len(names))
     with tempfile.TemporaryDirectory() as keep:
         began = time.perf_counter()
         where = Folder(str(videos)), Preparation(FRAMES), networks, Folder(keep)
-        features = compute(entries, *where, run=lambda work, chunks: pool.map(work, chunks))
-        moments = Moments.of(np.zeros((0, DIMENSIONS)))
-        for _, array in features.stream("i3d"):
-            moments = moments.merge(Moments.of(array))
-        assert moments.count == len(names)
-        return time.perf_counter() - began
+        features = feature_store.compute(entries, *where, run=lambda work, chunks: pool.map(work, chunks))
+        parts = [Moments.of(flat(array)) for _, array in features.stream(name)]
+        assert functools.reduce(Moments.merge, parts).count >= len(names)
+        return len(names) / (time.perf_counter() - began)
 
 
-def common_practice(videos: Path, folder: Path) -> float:
+def common_practice(name: str, videos: Path, folder: Path) -> float:
     """The same numbers the usual way."""
     import decord
     import torch.nn.functional as F
     from safetensors.torch import load_file
 
-    network = UsualI3D()
-    network.load_state_dict(load_file(folder / "i3d.safetensors"))
+    network = usual(make_network(name))
+    network.load_state_dict(load_file(folder / f"{name}.safetensors"))
     network.eval()
+    mode = "bicubic" if name == "dinov2" else "bilinear"
+    mean, deviation = (torch.tensor(three).view(3, 1, 1) for three in (MEAN, STD))
     began = time.perf_counter()
     loaded = [
         decord.VideoReader(str(path)).get_batch(list(range(FRAMES))).asnumpy() for path in sorted(videos.iterdir())
@@ -100,19 +118,22 @@ def common_practice(videos: Path, folder: Path) -> float:
     with torch.no_grad():
         for video in loaded:
             x = torch.from_numpy(video).float().permute(0, 3, 1, 2)
-            x = F.interpolate(x, (224, 224), mode="bilinear", align_corners=False)
-            features.append(network((2 * x / 255 - 1).permute(1, 0, 2, 3)[None])[0].numpy())
-    array = np.stack(features)
-    assert np.cov(array.T).shape == (DIMENSIONS, DIMENSIONS)
-    return time.perf_counter() - began
+            x = F.interpolate(x, (224, 224), mode=mode, align_corners=False, antialias=name == "dinov2") / 255
+            if name == "dinov2":  # a picture of its own is each frame
+                features.append(network((x - mean) / deviation).numpy())
+            else:
+                features.append(network((2 * x - 1 if name == "i3d" else x).transpose(0, 1)[None]).numpy())
+    array = np.concatenate(features)
+    assert len(np.cov(array.T)) == array.shape[1]
+    return len(loaded) / (time.perf_counter() - began)
 
 
-def UsualI3D() -> torch.nn.Module:  # noqa: N802 - reads as a class
+def usual(network: nn.Module) -> nn.Module:
     """The network as its ports are written: padding, convolution, batch norm and ReLU one after the other, pools over
-    three axes."""
+    three axes; attention by two products with a softmax between them."""
     import torch.nn.functional as F
 
-    from mav.evaluation.networks import i3d
+    from mav.evaluation.networks import i3d, vit
 
     class Unit(i3d.Unit):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -122,13 +143,35 @@ def UsualI3D() -> torch.nn.Module:  # noqa: N802 - reads as a class
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.max_pool3d(i3d._same(x, self.kernel, self.stride), self.kernel, self.stride)
 
-    network = i3d.I3D()
+    class Attention(vit.Attention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            found = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+            return self.proj(found.transpose(1, 2).flatten(2))
+
     for module in network.modules():
-        if isinstance(module, i3d.Unit):
-            module.__class__ = Unit
-        elif isinstance(module, i3d.Pool):
-            module.__class__ = Pool
+        if type(module) in (i3d.Unit, i3d.Pool, vit.Attention):
+            module.__class__ = {i3d.Unit: Unit, i3d.Pool: Pool, vit.Attention: Attention}[type(module)]
     return network
+
+
+def speed(name: str) -> Row:
+    """Measures the way from files to moments with one network."""
+    feature_store.CHUNK = CHUNKS[name]
+    count = CHUNKS[name] * CORES
+    with tempfile.TemporaryDirectory() as root:
+        videos, folder = Path(root) / "videos", Path(root) / "weights"
+        videos.mkdir()
+        folder.mkdir()
+        make_videos(videos, count)
+        weights(folder, name)
+        with ProcessPoolExecutor(CORES, get_context("spawn"), initializer=load, initargs=(str(folder), name)) as pool:
+            list(pool.map(time.sleep, [1.0] * CORES))
+            print(f"{name}, {count} videos:", file=sys.stderr)
+            found = in_turn({"ours": functools.partial(ours, name, videos, folder, pool),
+                             "peer": functools.partial(common_practice, name, videos, folder)})  # fmt: skip
+    title = f"decode, {name}, moments" if name == "i3d" else f"decode, {name} of {BLOCKS[name]} blocks, moments"
+    return rate(title, found["ours"], found["peer"], "whole set in memory, one video at a time", "videos/s")
 
 
 def peak_memory(count: int) -> float:
@@ -141,8 +184,6 @@ def peak_memory(count: int) -> float:
 def memory_child(count: int) -> None:
     """Decode, C-order features of a small fake network and moments; prints the peak. I3D's own memory does not depend
     on the count."""
-    import mav.evaluation.feature_store as store
-    from mav.evaluation.features import Networks
     from mav.evaluation.metrics import Moments
     from mav.evaluation.protocols import Preparation
     from mav.evaluation.reading import find_videos
@@ -150,9 +191,6 @@ def memory_child(count: int) -> None:
 
     class Projection(Networks):
         """Keeps 400 pixels of each video: what is measured is everything around the network."""
-
-        def facts(self) -> dict[str, dict[str, str]]:
-            return {"pixels": {"sha256": "0"}}
 
         def __call__(self, videos):  # type: ignore[no-untyped-def]
             return {
@@ -169,7 +207,7 @@ def memory_child(count: int) -> None:
         for index in range(20, count):
             os.link(originals[index % 20], videos / f"{index:05d}.mp4")
         entries, _ = find_videos(Folder(str(videos)), (), count)
-        features = store.compute(
+        features = feature_store.compute(
             entries, Folder(str(videos)), Preparation(FRAMES), Projection(("pixels",)), Folder(str(keep))
         )
         moments = Moments.of(np.zeros((0, DIMENSIONS)))
@@ -206,21 +244,7 @@ def interval_sqrtm(x: np.ndarray, y: np.ndarray) -> float:
 
 def main() -> None:
     torch.set_num_threads(CORES)
-    count = CHUNK * CORES
-    with tempfile.TemporaryDirectory() as root:
-        videos, folder = Path(root) / "videos", Path(root) / "weights"
-        videos.mkdir()
-        folder.mkdir()
-        make_videos(videos, count)
-        weights(folder)
-        with ProcessPoolExecutor(CORES, get_context("spawn"), initializer=load, initargs=(str(folder),)) as pool:
-            list(pool.map(time.sleep, [1.0] * CORES))
-            speed = in_turn(
-                {
-                    "ours": lambda: count / ours(videos, folder, pool),
-                    "peer": lambda: count / common_practice(videos, folder),
-                }
-            )
+    speeds = [speed(name) for name in CHUNKS]
     rng = np.random.default_rng(0)
     x, y = (
         rng.normal(shift, 1, (VIDEOS, DIMENSIONS)) @ rng.normal(0, 0.1, (DIMENSIONS, DIMENSIONS)) for shift in (0, 0.1)
@@ -230,13 +254,7 @@ def main() -> None:
     report(
         "evaluation",
         [
-            rate(
-                "decode, I3D, moments",
-                speed["ours"],
-                speed["peer"],
-                "whole set in memory, one video at a time",
-                "videos/s",
-            ),
+            *speeds,
             cost(
                 f"Frechet and {DRAWS} draws, d {DIMENSIONS}, n {VIDEOS}",
                 interval["ours"],

@@ -13,6 +13,7 @@ import io
 import json
 import multiprocessing
 import os
+import tarfile
 import tempfile
 import threading
 import time
@@ -47,7 +48,6 @@ class Bucket(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.videos, self.lock = folder, videos(), threading.Lock()
         self.metadata = json.dumps({"fps": 24.0, "frames": 24}).encode()
-        self.tars: dict[str, bytes] = {}
         self.sent: dict[str, int] = {}  # kind of request -> bytes
         self.requests: dict[str, int] = {}
 
@@ -55,39 +55,51 @@ class Bucket(ThreadingHTTPServer):
         """Returns which videos a tar has."""
         return np.random.default_rng(int(name)).integers(0, len(self.videos), CLIPS)
 
-    def tar(self, name: str) -> bytes:
-        """Returns a tar."""
-        from mav.data.shards import TarWriter
-
-        file = io.BytesIO()
-        with TarWriter(file) as tar:
-            for row, video in enumerate(self.drawn(name)):
-                tar.add(f"{name}{row:05d}", {"mp4": self.videos[video], "json": self.metadata})
-        return file.getvalue()
-
-    def places(self, name: str) -> bytes:
-        """Returns the places in a tar without making it: each file is padded, and has a header of 512 bytes."""
-        from mav.data.loading.places import PLACE
-
+    def starts(self, name: str) -> np.ndarray:
+        """Returns where each clip of a tar begins, and where the last one ends. Files are padded, behind 512 bytes."""
         size = np.array([len(video) for video in self.videos])[self.drawn(name)]
         video, metadata = 512 + -(-size // 512) * 512, 512 + -(-len(self.metadata) // 512) * 512
-        found = np.zeros(CLIPS, PLACE)
-        found["json"] = np.cumsum(video + metadata) - video - metadata + 512
-        found["video"], found["size"] = found["json"] + metadata, size
+        return np.concatenate([[0], np.cumsum(video + metadata)])
+
+    def size(self, name: str) -> int:
+        """Returns the bytes of a tar, which ends in zeros."""
+        return -(-(int(self.starts(name)[-1]) + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+    def piece(self, name: str, first: int, last: int) -> bytes:
+        """Returns bytes of a tar, of which only the clips are made that have some of them."""
+        from mav.data.shards import TarWriter
+
+        starts, drawn, file = self.starts(name), self.drawn(name), io.BytesIO()
+        begin = min(int(np.searchsorted(starts, first, "right")) - 1, CLIPS)
+        with TarWriter(file) as tar:
+            for row in range(begin, int(np.searchsorted(starts[:CLIPS], last, "right"))):
+                tar.add(f"{name}{row:05d}", {"mp4": self.videos[drawn[row]], "json": self.metadata})
+        at = int(starts[begin])
+        return file.getvalue()[first - at : last + 1 - at].ljust(last + 1 - first, b"\0")
+
+    def places(self, name: str) -> bytes:
+        """Returns the places in a tar without making it."""
+        from mav.data.loading.places import PLACE
+
+        starts, found = self.starts(name), np.zeros(CLIPS, PLACE)
+        found["json"] = starts[:-1] + 512
+        found["size"] = np.array([len(video) for video in self.videos])[self.drawn(name)]
+        found["video"] = found["json"] + 512 + -(-len(self.metadata) // 512) * 512
         found["json_size"] = len(self.metadata)
         return found.tobytes()
 
-    def body(self, name: str) -> bytes | None:
-        """Returns a file of the bucket."""
-        if not name.endswith(".tar"):
-            path = self.folder / name
-            return path.read_bytes() if path.is_file() else None
-        with self.lock:
-            if name not in self.tars:
-                if len(self.tars) > 100:
-                    self.tars.clear()
-                self.tars[name] = self.tar(name.removesuffix(".tar"))
-            return self.tars[name]
+    def ends(self, name: str) -> int | None:
+        """Returns the bytes of a file of the bucket, None when there is none."""
+        if name.endswith(".tar"):
+            return self.size(name.removesuffix(".tar"))
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else None
+
+    def body(self, name: str, first: int, last: int) -> bytes:
+        """Returns bytes of a file of the bucket."""
+        if name.endswith(".tar"):
+            return self.piece(name.removesuffix(".tar"), first, last)
+        return (self.folder / name).read_bytes()[first : last + 1]
 
     def count(self, kind: str, size: int) -> None:
         with self.lock:
@@ -105,18 +117,18 @@ class Handler(BaseHTTPRequestHandler):
         bucket: Any = self.server
         time.sleep(LATENCY)
         name = self.path.partition("?")[0].removeprefix("/mav/clips/")
-        body = bucket.body(name)
+        size = bucket.ends(name)
         kind = "tars" if name.endswith(".tar") else "ledger" if name.endswith(".parquet") else "other"
-        if body is None:
+        if size is None:
             self.answer(404, b"", {})
             return
-        first, last = 0, len(body) - 1
+        first, last = 0, size - 1
         if asked := self.headers.get("Range"):
             begin, _, end = asked.removeprefix("bytes=").partition("-")
             first, last = int(begin), min(int(end or last), last)
-        part = body[first : last + 1]
+        part = bucket.body(name, first, last) if self.command == "GET" else bytes(last + 1 - first)
         bucket.count(kind, len(part) if self.command == "GET" else 0)
-        more = {"Content-Range": f"bytes {first}-{last}/{len(body)}"} if asked else {}
+        more = {"Content-Range": f"bytes {first}-{last}/{size}"} if asked else {}
         self.answer(206 if asked else 200, part, more)
 
     def answer(self, status: int, body: bytes, more: dict[str, str]) -> None:

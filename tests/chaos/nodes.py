@@ -1,10 +1,12 @@
-"""`make chaos-nodes`: a recipe up to D^t, from a bucket, on three Ray nodes, in trainings of three workers. One node is
+"""`make chaos-nodes`: a whole recipe, from a bucket, on three Ray nodes, in trainings of three workers. One node is
 killed and another one added while D^t is trained. The recipe is `tiny`, or `demo` with `--recipe demo`; its data are
 whole, and its trainings shorter.
 
 The training goes on with the two workers that are left and takes a third one in. An undisturbed run on the same nodes
-is beside it. All that was made before D^t must have its bytes, and every training must have seen the same samples, with
-the same noise, in the same order. D^t may differ by the order of its sums; by how much is told.
+is beside it. Every training must have seen the same samples, with the same noise, in the same order. A training by
+other numbers of workers may differ by the order of its sums, as D^t does and any that begins while a node is short of
+cores, and with it what descends from it; by how much the weights do is told. All else must have the undisturbed run's
+bytes.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ class Trial:
         self.name, self.base, self.rng, self.began = name, base, random.Random(seed), time.monotonic()
         self.settings = settings(name)
         self.recipe = load_recipe(name, self.settings)
-        self.graph = make_a_video(self.recipe).until(STRUCK)
+        self.graph = make_a_video(self.recipe)
         self.problems: list[str] = []
 
     def say(self, sentence: str) -> None:
@@ -156,7 +158,7 @@ class Trial:
             store = Store(f"s3://mav/{name}")
             flow = Flow(self.base / "prefect", store.root.url, self.base / f"{name}.log", self.settings)
             flow.environment = {"RAY_ADDRESS": nodes.address, "PREFECT_API_URL": prefect.api}
-            flow.start("run", self.name, "--until", STRUCK)
+            flow.start("run", self.name)
             if disturb:
                 disturb(flow, nodes)
                 (place / "struck").touch()
@@ -187,29 +189,29 @@ class Trial:
 
     def compare(self, calm: Store, disturbed: Store) -> dict[str, Any]:
         """What the two runs made and saw."""
-        same, weights = [], 0.0
-        for node in self.graph:
+        same, weights = list[str](), dict[str, float]()
+        trainings = {node.name: self._seen_alike(node) for node in self.graph.nodes.values() if node.name in TRAININGS}
+        resized = {
+            name for name, found in trainings.items() if found.get("workers") != found.get("workers_undisturbed")
+        }
+        for node in self.graph.nodes.values():
             one, two = calm.find(node), disturbed.find(node)
             if one is None or two is None:
                 self.expect(False, f"{node.name} is not there")
-            elif node.name == STRUCK:
-                there = load_network(two.folder).network.state_dict()
-                here = load_network(one.folder).network.state_dict()
-                weights = max(float((here[key] - there[key]).abs().max()) for key in here)
-            else:
+            elif not resized & {node.name, *(above.name for above in node.upstream())}:
                 equal = (one.manifest.content, one.manifest.counts) == (two.manifest.content, two.manifest.counts)
                 self.expect(equal, f"{node.name} has other bytes than in the calm run")
                 same += [node.name] * equal
-        trainings = {}
-        for node in self.graph:
-            if node.name in TRAININGS:
-                trainings[node.name] = self._seen_alike(node)
+            elif node.name in TRAININGS:
+                there = load_network(two.folder).network.state_dict()
+                here = load_network(one.folder).network.state_dict()
+                weights[node.name] = max(float((here[key] - there[key]).abs().max()) for key in here)
         return {"equal_artifacts": same, "weights_differ_by": weights, "trainings": trainings}
 
     def _seen_alike(self, node: Node) -> dict[str, Any]:
+        undisturbed, lived = (self.seen(name, node.name) for name in ("calm", "disturbed"))
         try:
-            before, _ = in_order(node.name, self.seen("calm", node.name))
-            lived = self.seen("disturbed", node.name)
+            before, _ = in_order(node.name, undisturbed)
             after, again = in_order(node.name, lived)
         except ValueError as error:
             self.expect(False, str(error))
@@ -217,7 +219,9 @@ class Trial:
         self.expect(before == after, f"{node.name} saw other samples than in the calm run, or in another order")
         total = self.recipe.section_of(node.name).optimisation.samples
         self.expect(len(after) == total, f"{node.name} saw {len(after)} of {total} samples")
-        return {"samples": len(after), "workers": [life.workers for life in lived], "made_again": again}
+        workers = {"workers": lived, "workers_undisturbed": undisturbed}  # and the sample from which there were so many
+        numbers = {name: [(life.workers, life.first) for life in each] for name, each in workers.items()}
+        return {"samples": len(after), **numbers, "made_again": again}
 
 
 def main() -> int:

@@ -133,7 +133,12 @@ def _reduced(plane: np.ndarray, side: int) -> np.ndarray:
     height, width = (length // factor for length in plane.shape)
     top, left = ((length % factor) // 2 for length in plane.shape)
     part = plane[top : top + height * factor, left : left + width * factor]
-    return part.copy() if factor == 1 else cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
+    if factor == 1:
+        return part.copy()
+    while factor % 2 == 0:  # OpenCV is several times as fast in halves, each of which rounds
+        factor //= 2
+        part = cv2.resize(part, (width * factor, height * factor), interpolation=cv2.INTER_AREA)
+    return part if factor == 1 else cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _factor(shape: tuple[int, ...], side: int) -> int:
