@@ -108,7 +108,8 @@ def evaluate(
     ):
         if option and benchmark not in takers:
             raise UserError(f"{benchmark} takes no {name}: leave it away, or ask for {' or '.join(takers)}.")
-    for name, folder in (("--videos", videos), ("--real", real), ("--ratings", ratings)):
+    named = {"--videos": videos, "--real or --reference": real, "--ratings": ratings, "--weights-dir": weights_dir}
+    for name, folder in named.items():
         if folder and not Folder(folder).exists():
             raise UserError(f"{folder} is not there: name what is there with {name}.")
     for name, folder in (("--out", str(out)), ("--cache", cache)):
@@ -142,10 +143,9 @@ def evaluate(
                     judged = (chosen, chosen.preparation(loaded), clips, entries, networks, target)
                     result = make_card(*judged, report=shown, run=run)
             elif benchmark == SUITE:
+                given = (Folder(videos), networks, target, filmed, said, samples)
                 with features_on_ray(on) as run:
-                    rated = Folder(ratings) if ratings else None
-                    given = (Folder(videos), networks, target, filmed, said, samples)
-                    result = run_suite(*given, report=shown, run=run, ratings=rated)
+                    result = run_suite(*given, report=shown, run=run, ratings=Folder(ratings) if ratings else None)
             else:
                 wanted = samples or chosen.samples
                 asked = read_set(chosen, filmed, wanted, said)

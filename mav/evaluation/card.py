@@ -25,7 +25,7 @@ from mav.evaluation.corruptions import (
     wrong_prompts,
 )
 from mav.evaluation.feature_store import Runner, compute, in_process
-from mav.evaluation.features import Networks
+from mav.evaluation.features import AESTHETIC_CLIP, Networks
 from mav.evaluation.measure import Report
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.protocols.titles import kind_of, shown
@@ -35,6 +35,7 @@ from mav.evaluation.sets import BenchmarkSet
 from mav.storage import Folder
 
 CARD = "card.json"
+LEAST_CLIPS = 4  # of each half: even if every number of one of fewer is worse, that is chance once in twenty times
 EQUAL = 1e-6  # of the largest value: smaller differences are rounding
 Point = dict[str, Any]
 
@@ -46,8 +47,8 @@ def make_card(
     """Writes `card.json` about the metrics of a protocol whose weights are there and which clips alone can judge.
 
     `entries` are the clips of the folder that are taken. Where every one has a prompt, metrics that compare with texts
-    are judged too, and wrong prompts are one of the damages. Features are stored under `out`, so that a killed card
-    goes on where it was. Raises UserError when no metric can be judged.
+    are judged too, and wrong prompts are one of the damages, unless all are equal. Features are stored under `out`, so
+    that a killed card goes on where it was. Raises UserError when no metric can be judged.
     """
     prompted = all(entry.prompt for entry in entries)
     metrics, left_out = _runnable(protocol, networks, prompted)
@@ -76,13 +77,15 @@ def make_card(
         ours = features(judged, damage)
         clean = clean or ours
         measured.append(Scorer(protocol, networks, BenchmarkSet(()), ours, real, draws, seed).metrics())
-        if damage is None and all(metric["value"] is None for metric in measured[0].values()):
+        few = min(ours.readable, real.readable) < LEAST_CLIPS
+        if damage is None and (few or all(metric["value"] is None for metric in measured[0].values())):
             counts = f"{ours.readable} and {real.readable} readable clips in the two halves"
-            raise UserError(f"No metric can be judged on {clips.url} with {counts}: name a folder with more.")
+            remedy = f"name a folder with more, {2 * LEAST_CLIPS} at least"
+            raise UserError(f"No metric can be judged on {clips.url} with {counts}: {remedy}.")
     assert clean is not None
     tried = [(damage.kind, damage.strength, found) for damage, found in zip(damages, measured, strict=True) if damage]
     kinds = {name: kind.about for name, kind in KINDS.items()}
-    if prompted:  # the frames stay, so that their features do
+    if prompted and len({entry.prompt for entry in judged}) > 1:  # the frames stay, so that their features do
         kinds[WRONG_PROMPT] = WRONG_PROMPT_ABOUT
         for strength in WRONG_PROMPT_STRENGTHS:
             texts = wrong_prompts([entry.prompt for entry in judged], strength, seed)
@@ -128,7 +131,8 @@ def _runnable(protocol: Protocol, networks: Networks, prompted: bool) -> tuple[l
     missing = {}
     for network in protocol.networks:
         try:
-            dataclasses.replace(networks, names=(network,)).describe()
+            for part in (network, AESTHETIC_CLIP) if network.endswith("aesthetic") else (network,):
+                networks.require(part)
         except UserError as error:
             missing[network] = str(error).rstrip(".")
     metrics, left_out = [], {}

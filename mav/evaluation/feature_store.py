@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mav.errors import UserError
 from mav.evaluation.corruptions import Corruption
 from mav.evaluation.features import Networks
 from mav.evaluation.protocols import Preparation
@@ -97,6 +98,9 @@ class FeatureWork:
             views = read_views(self.source, entry.file, self.preparation, self.networks.prepared, self.networks.whole)
         except FileNotFoundError:
             return "missing"
+        except PermissionError:  # no property of the video, so that it is not kept as one
+            remedy = "change its permissions, or take it out of the folder"
+            raise UserError(f"{self.source.path(entry.file)} may not be read: {remedy}.") from None
         except ValueError as error:
             return str(error) if str(error) in COUNTED else "unreadable"
         if self.change is None:
@@ -215,9 +219,21 @@ def _whole(out: Folder, name: str) -> bool:
 
 
 def _identity(source: Folder, file: str) -> list[Any]:
-    """Returns what distinguishes a file from one that replaced it: its size and time; [] when it does not exist."""
+    """Returns what distinguishes a video from one that replaced it: its size and time; [] when it does not exist.
+
+    Of a folder of frames it is that of every frame, since a folder's time does not change with what is in its files.
+    """
     try:
         info = source.fs.info(source.path(file)) if file else {}
     except FileNotFoundError:
         info = {}
-    return [info.get("size"), info.get("mtime") or str(info.get("ETag") or "")] if info else []
+    if info.get("type") != "directory":
+        return _version(info) if info else []
+    inside = source.child(file)
+    if inside.local:  # a listing would say of links when they were made, not what they lead to
+        return [[name, *_version(inside.fs.info(inside.path(name)))] for name in inside.names()]
+    return [[name, *_version(each)] for name, each in sorted(inside.fs.find(inside.root, detail=True).items())]
+
+
+def _version(info: dict[str, Any]) -> list[Any]:
+    return [info.get("size"), info.get("mtime") or str(info.get("ETag") or "")]

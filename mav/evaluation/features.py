@@ -25,6 +25,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from mav.errors import UserError
 from mav.evaluation.networks import c3d, i3d, inception, musiq, pixels, raft, vit, vjepa
-from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state
+from mav.evaluation.networks.weights import PUBLISHED, find, load_network, read_state, unlike
 from mav.models.clip import WEIGHTS, ClipModel
 from mav.storage import Folder
 
@@ -79,12 +80,30 @@ class Networks:
         path, sha256 = find(name, self.weights_dir)
         known = PUBLISHED.get(name)
         title, licence = (known.title, known.licence) if known else (name, "its authors'")
-        vouched = "" if known and sha256 in known.files.values() else "; its digest is not one that is published"
-        note = f"{path.name}; licence: {licence}{vouched}"
+        doubt = "" if _vouched(name, sha256) else "; its digest is not one that is published"
+        note = f"{path.name}; licence: {licence}{doubt}"
         if name == "aesthetic":  # the score is a function of the CLIP too
             of_clip = self._describe(AESTHETIC_CLIP)
             sha256, note = _digest(f"{sha256} {of_clip['sha256']}"), f"{note}; with {of_clip['note']}"
         return {"name": title, "sha256": sha256, "note": note, "comparable": True}
+
+    def require(self, name: str, loaded: bool = True) -> None:
+        """Raises UserError when the weights of one network are missing or, if `loaded`, when they are not its own.
+
+        A file with a published digest is what it says. Any other is read for this, and let go.
+        """
+        network = name.removeprefix(WHOLE)
+        if network in ("demo", "pixels"):
+            return
+        path, sha256 = find(network, self.weights_dir)
+        if _vouched(network, sha256) or not loaded:
+            return
+        if network.startswith("clip "):
+            _clip.__wrapped__(self, network)
+        elif network == "aesthetic":
+            _head(path)
+        else:
+            load_network(network, self.weights_dir)
 
     @property
     def prepared(self) -> bool:
@@ -137,9 +156,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _vouched(network: str, sha256: str) -> bool:
+    """Says whether a digest is that of the network's published file."""
+    return network in PUBLISHED and sha256 in PUBLISHED[network].files.values()
+
+
 def _finite(name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
     if not all(np.isfinite(array).all() for array in arrays):
-        remedy = "check its weights, then remove the folder of kept features"
+        remedy = "get its weights again, or take them away and run without"
         raise UserError(f"The features of {name} are not finite: {remedy}.")
     return arrays
 
@@ -167,11 +191,14 @@ def _clip(networks: Networks, name: str) -> ClipModel:
     if name in PUBLISHED and path.name in PUBLISHED[name].files:
         architecture += "-quickgelu"  # OpenAI's own weights were trained with it
     clip, sizes = ClipModel(architecture=architecture), ("input_resolution", "context_length", "vocab_size")
-    try:
-        clip.model.load_state_dict({n: v.float() for n, v in read_state(path).items() if n not in sizes})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} does not hold the weights of {architecture}: {reason}...") from None
+    state = {name: value for name, value in read_state(path).items() if name not in sizes}
+    own = clip.model.state_dict()
+    wrong = [f"{name!r} {why}" for name in own if name in state and (why := unlike(state[name], own[name]))]
+    wrong += [f"{name!r} is missing" for name in own if name not in state]
+    wrong += [f"{name!r} is none of its names" for name in state if name not in own]
+    if wrong:
+        raise UserError(f"{path} does not hold the weights of {architecture} ({wrong[0]}): get the file again.")
+    clip.model.load_state_dict({name: value.float() for name, value in state.items()})
     return clip.eval().to(networks.device)
 
 
@@ -194,10 +221,7 @@ def _encoder(networks: Networks, name: str) -> Encoder:
         known = f"demo, pixels, {', '.join(PUBLISHED)} or clip and an open_clip name"
         raise UserError(f"There is no network {name!r}: protocols may name {known}.")
     if name == "aesthetic":
-        path, _ = find(name, networks.weights_dir)
-        head = {key: value.float().numpy() for key, value in read_state(path).items()}
-        if {key: value.shape for key, value in head.items()} != {"weight": (1, 768), "bias": (1,)}:
-            raise UserError(f"{path} is no linear head on CLIP ViT-L/14: get the file again.")
+        head = _head(find(name, networks.weights_dir)[0])
         return functools.partial(_aesthetic, _clip(networks, AESTHETIC_CLIP), head)
     module, _ = load_network(name, networks.weights_dir, networks.device)
     prepare = {
@@ -206,6 +230,14 @@ def _encoder(networks: Networks, name: str) -> Encoder:
         "musiq": musiq.prepare,
     }[name]  # fmt: skip
     return functools.partial(_batched, module, prepare, networks.device, name in BY_FRAME)
+
+
+def _head(path: Path) -> dict[str, np.ndarray]:
+    """Reads the aesthetic head. Raises UserError when the file holds another one."""
+    state, own = read_state(path), {"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}
+    if state.keys() != own.keys() or any(unlike(state[name], own[name]) for name in own):
+        raise UserError(f"{path} is no linear head on CLIP ViT-L/14: get the file again.")
+    return {name: value.float().numpy() for name, value in state.items()}
 
 
 @torch.inference_mode()

@@ -129,7 +129,12 @@ def jackknife(parts: Iterable[Moments], reference: Moments, biased: bool = False
 
 
 def bootstrapped(statistic: Statistic, count: int, draws: int, seed: int, of: str = "videos") -> dict[str, Any]:
-    """Returns `statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results store it."""
+    """Returns `statistic(rows)` of all `count` videos with its interval (`metrics.bootstrap`), as results store it.
+
+    One video has none: nothing says how much another one would differ.
+    """
+    if count == 1:
+        return {"value": float(statistic(np.zeros(1, np.int64))), "low": None, "high": None}
     low, high = bootstrap(statistic, count, draws, seed)
     return estimate(statistic(np.arange(count)), low, high, interval=f"bootstrap of {of}, {draws} draws")
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mav.data.list_files import storable
 from mav.errors import UserError
 from mav.evaluation.feature_store import Runner, compute, in_process
 from mav.evaluation.features import Networks
@@ -60,7 +61,7 @@ def measure(
         remarks.append(f"nothing is extrapolated, which takes {LEAST_EXTRAPOLATED} readable videos")
     if aside := left_aside(videos, entries):
         more = f" and {len(aside) - 5:,} more" if aside[5:] else ""
-        remarks.append(f"left aside: {', '.join(aside[:5])}{more}")
+        remarks.append(f"left aside: {', '.join(map(storable, aside[:5]))}{more}")
     if all(metric["value"] is None for metric in metrics.values()):
         reason = next(iter(metrics.values()))["reason"]
         counts = ", ".join(f"{count} {why}" for why, count in failed.items())
@@ -97,5 +98,6 @@ def flat(result: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"protocol": f"{protocol['name']} v{protocol['version']}", "samples": result["samples"]}
     for name, metric in result["metrics"].items():
         if metric["value"] is not None:
-            found |= {name: metric["value"], f"{name}_low": metric["low"], f"{name}_high": metric["high"]}
+            ends = {f"{name}_{end}": metric[end] for end in ("low", "high") if metric[end] is not None}
+            found |= {name: metric["value"], **ends}
     return found

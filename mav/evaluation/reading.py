@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mav.data.images.pictures import read_picture
+from mav.data.list_files import storable
 from mav.data.videos.shown import ShownVideo
 from mav.errors import UserError
 from mav.evaluation import tensors
@@ -60,12 +61,11 @@ def find_videos(folder: Folder, prompts: tuple[str, ...], samples: int) -> tuple
 
     Raises UserError when the folder holds no video, or its list names files outside of it.
     """
-    names = videos_below(folder)
-    if not names:
-        remedy = "give a folder of mp4, GIF, npy or pt files, or of folders of frames"
-        raise UserError(f"{folder.url} holds no video: {remedy}.")
+    names = require_videos(folder)
     if folder.exists(LIST):
-        return _listed(folder, set(names), samples)
+        rows = [(file if file in names else "", prompt) for file, prompt in read_list(folder)[:samples]]
+        rows += [("", "")] * (samples - len(rows))
+        return [Entry(i, *row) for i, row in enumerate(rows)], len({*names} - {file for file, _ in rows})
     stems = {name: posixpath.splitext(posixpath.basename(name))[0] for name in names}
     numbered = {name: int(stem) for name, stem in stems.items() if stem.isdecimal() and stem.isascii()}
     numbers = {number: name for name, number in numbered.items()}
@@ -105,24 +105,34 @@ def left_aside(folder: Folder, entries: list[Entry]) -> list[str]:
     return [n for n in folder.names() if n != LIST and n not in used and posixpath.dirname(n) not in used - {""}]
 
 
-def _listed(folder: Folder, names: set[str], samples: int) -> tuple[list[Entry], int]:
-    """Does the work of `find_videos` for a folder with `videos.json`."""
+def read_list(folder: Folder) -> list[tuple[str, str]]:
+    """Returns (file, prompt) of the videos that `videos.json` lists, which need not be there.
+
+    Raises UserError when it is no such list, or an empty one, or names files outside of its folder.
+    """
     path = folder.path(LIST)
     try:
         listed = folder.read_json(LIST)
-        rows = [(posixpath.normpath(str(row["file"])), str(row.get("prompt") or "")) for row in listed]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is not a list of {{"file", "prompt"}} ({error!r}).') from None
+        rows = [(posixpath.normpath(str(row["file"])), storable(str(row.get("prompt") or ""))) for row in listed]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f'{path} is not a list of {{"file", "prompt"}} ({error!r}): correct or remove it.') from None
+    if not rows:
+        raise UserError(f"{path} lists no video: correct or remove it.")
     for file, _ in rows:
         if file.startswith("/") or ".." in file.split("/") or "\\" in file or "\0" in file:
             raise UserError(f"{path} names {file!r}, which lies outside of its folder: name files below it.")
-    kept = [(file if file in names else "", prompt) for file, prompt in rows[:samples]]
-    kept += [("", "")] * (samples - len(kept))
-    return [Entry(i, *pair) for i, pair in enumerate(kept)], len(names - {file for file, _ in kept})
+    return rows
+
+
+def require_videos(folder: Folder) -> list[str]:
+    """Returns the videos below a folder, as `videos_below`. Raises UserError when there is none."""
+    if names := videos_below(folder):
+        return names
+    raise UserError(f"{folder.url} holds no video: give mp4, WebM, GIF, npy or pt files, or folders of frames.")
 
 
 def videos_below(folder: Folder) -> list[str]:
-    """Returns the videos below a folder, sorted; a folder of pictures is one video."""
+    """Returns the videos below a folder, sorted, also folders of pictures. Raises UserError for a name not in UTF-8."""
     found = set()
     for name in visible(folder.names()):
         ending = posixpath.splitext(name)[1].lower()
@@ -130,6 +140,9 @@ def videos_below(folder: Folder) -> list[str]:
             found.add(name)
         elif ending in PICTURES and "/" in name:
             found.add(posixpath.dirname(name))
+    for name in found:
+        if storable(name) != name:
+            raise UserError(f"{folder.url} holds {name!a}, whose name is no text in UTF-8: rename it.")
     return sorted(found)
 
 
@@ -158,9 +171,8 @@ def read_views(folder: Folder, name: str, preparation: Preparation, prepared: bo
     video = _opened(folder, name)
     if whole and len(video) < LEAST_FRAMES:
         raise ValueError(TOO_FEW)
-    frames = (
-        video.frames(central_indices(len(video), 0.0, min(len(video), MOST_FRAMES), 0.0), _shrunk) if whole else None
-    )
+    middle = central_indices(len(video), 0.0, min(len(video), MOST_FRAMES), 0.0)
+    frames = video.frames(middle, _shrunk) if whole else None
     return Views(_central(video, preparation) if prepared else None, frames, video.fps)
 
 
@@ -199,17 +211,18 @@ class _Stills:
 def _opened(folder: Folder, name: str) -> ShownVideo | _Stills:
     """Opens a video of any form. Raises FileNotFoundError, or ValueError with a reason."""
     ending = posixpath.splitext(name)[1].lower()
+    try:
+        data = folder.read_bytes(name) if ending in ENDINGS else None
+    except (FileNotFoundError, IsADirectoryError):  # a folder of frames may have the name of a file
+        data = None
+    if data is None:
+        return _frame_folder(folder, name)
     if ending in TENSORS:
-        return _Stills(list(tensors.read_tensor(folder.read_bytes(name), ending)))
-    if ending in ANIMATIONS:
-        data = folder.read_bytes(name)
-        try:
-            return ShownVideo(data)
-        except ValueError:
-            raise ValueError(BAD_GIF) from None
-    if ending in VIDEO_ENDINGS:
-        return ShownVideo(folder.read_bytes(name))
-    return _frame_folder(folder, name)
+        return _Stills(list(tensors.read_tensor(data, ending)))
+    try:
+        return ShownVideo(data)
+    except ValueError as error:
+        raise ValueError(BAD_GIF if ending in ANIMATIONS else str(error)) from None
 
 
 def _central(video: ShownVideo | _Stills, preparation: Preparation) -> np.ndarray:

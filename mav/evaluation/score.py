@@ -16,7 +16,7 @@ import numpy as np
 from mav.evaluation import neighbours
 from mav.evaluation.feature_store import Features
 from mav.evaluation.features import WHOLE, Networks, describe_clips, zero_shot
-from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife
+from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife, wilson
 from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, jedi, kernel_distance
 from mav.evaluation.networks import pixels
 from mav.evaluation.protocols import Protocol
@@ -90,13 +90,13 @@ class Scorer:
         # Large sets: moments of groups, and a jackknife.
         if min(rows, length) > LONGEST or max(n, real.readable) * first.size > IN_MEMORY:
             reference = functools.reduce(Moments.merge, _moments(real, network, metric))
-            interval = jackknife(_moments(self.ours, network, metric), reference, biased)
-            return estimate(*interval, interval=f"jackknife over {GROUPS} groups")
+            groups = _moments(self.ours, network, metric)
+            return estimate(*jackknife(groups, reference, biased), interval=f"jackknife over {len(groups)} groups")
         # Others: all features in memory, and a bootstrap.
         ours, theirs = self._rows(self.ours, metric), self._rows(real, metric)
         quick = FrechetTo(ours, Moments.of(flat(theirs)), biased)
-        interval = quick.interval(self.draws, self.seed)
-        found = estimate(*interval, interval=f"bootstrap of videos, {self.draws} draws")
+        value, low, high = quick.interval(self.draws, self.seed)
+        found = estimate(value, max(low, 0.0), high, interval=f"bootstrap of videos, {self.draws} draws")
         if len(theirs) >= 4:  # the distance of two halves of the real clips is what a perfect generator would reach
             found["real_halves"] = frechet_features(flat(theirs[::2]), flat(theirs[1::2]))
         if self.endless:
@@ -153,7 +153,10 @@ class Scorer:
         _, each = self.each(metric)
         if not len(each):
             raise ValueError("no video can be read")
-        found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed)
+        if kind_of(metric).startswith("dynamic_degree"):  # yes or no: draws of equal answers would all be the same
+            found = estimate(each.mean(), *wilson(each.sum(), len(each)), interval="Wilson's")
+        else:
+            found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed)
         if self.real is not None and self.real.readable and kind_of(metric) != "overall_consistency":
             found["real"] = float(self.each(metric, self.real)[1].mean())
         return found
@@ -222,8 +225,11 @@ def flat(rows: np.ndarray) -> np.ndarray:
 
 
 def _moments(features: Features, network: str, metric: str) -> list[Moments]:
-    """Returns the moments of groups of chunks."""
-    return grouped(Moments.of(flat(by_clip(array, metric))) for _, array in features.stream(network))
+    """Returns the moments of GROUPS groups of videos: of chunks or, where there are few videos, of parts of them."""
+    size = max(features.readable // GROUPS, 1)
+    arrays = (array for _, array in features.stream(network))
+    parts = (array[first : first + size] for array in arrays for first in range(0, len(array), size))
+    return grouped(Moments.of(flat(by_clip(part, metric))) for part in parts)
 
 
 def spread(features: Features, network: str, metric: str) -> np.ndarray:

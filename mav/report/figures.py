@@ -171,7 +171,7 @@ def convergence(points: Sequence[Mapping[str, float]], endless: float, label: st
         title = f"{point['value']:.4g} ({point['low']:.4g} to {point['high']:.4g}) with {point['n']:,.0f} videos"
         marks += f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top[1]:.1f}" y2="{bottom[1]:.1f}"/>'
         marks += f'<circle class="held-out" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{title}</title></circle>'
-    x_marks = [(LEFT, "endless"), *((place(1 / p["n"], 0)[0], f"{p['n']:,.0f}") for p in reversed(points))]
+    x_marks = [(LEFT, "∞"), *((place(1 / p["n"], 0)[0], f"{p['n']:,.0f}") for p in reversed(points))]
     return _chart(label, _frame([(TOP + 4.0, _short(high)), (TOP + PLOT_HEIGHT, _short(low))], x_marks), marks)
 
 

@@ -48,7 +48,7 @@ def cells(name: str, metric: dict[str, Any]) -> dict[str, str]:
     digits = shown(name).digits
 
     def text(key: str) -> str:
-        return "" if metric.get(key) is None else f"{metric[key]:.{digits}f}"
+        return "" if metric.get(key) is None else f"{metric[key]:z.{digits}f}"
 
     interval = f"{text('low')} to {text('high')}" if text("low") else ""
     return {"value": text("value"), "interval": interval, "real": text("real") or text("real_halves")}

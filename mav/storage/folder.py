@@ -289,6 +289,8 @@ def _scan(path: str, prefix: str, above: frozenset[tuple[int, int]] = frozenset(
         return
     with os.scandir(path) as entries:
         for entry in entries:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                continue  # it leads to nothing, or to itself
             if entry.is_dir():
                 yield from _scan(entry.path, f"{prefix}{entry.name}/", above | {here})
             else:

@@ -172,3 +172,47 @@ def test_ratings_that_cannot_be_used_say_where(tmp_path):
     source.write_bytes("votes.csv", f"{','.join(COLUMNS)}\n1,q,neither\n".encode())
     with pytest.raises(UserError, match="row 2: no vote"):
         read_ratings(votes, [])
+
+
+def votes(tmp_path, rows, delimiter=",", encoding="utf-8", true="True"):
+    """Writes the table of a study: (rater, answer, left, right) of two systems' videos."""
+    lines = [delimiter.join(COLUMNS)]
+    for rater, answer, left, right in rows:
+        cells = (rater, "quality", answer, "ours", "theirs", "a cat", left, right, true)
+        lines.append(delimiter.join(cells))
+    (tmp_path / "votes.csv").write_bytes("\r\n".join(lines).encode(encoding))
+    return Folder(str(tmp_path / "votes.csv"))
+
+
+@pytest.mark.parametrize("form", [{}, {"delimiter": ";"}, {"encoding": "utf-8-sig"}, {"true": "TRUE"}])
+def test_votes_that_a_spreadsheet_has_stored_are_read(tmp_path, form):
+    told = read_ratings(votes(tmp_path, [("r", "left", "v/a.mp4", "v/b.mp4")], **form), ["v/a.mp4", "v/b.mp4"])
+    assert [pair.votes for pair in told.pairs] == [{"r": 1}]
+
+
+def test_votes_are_of_the_files_they_name_or_it_is_told(tmp_path):
+    here = ["ours/0.mp4", "theirs/0.mp4"]
+    told = read_ratings(votes(tmp_path, [("r", "right", *here)]), here)
+    assert told.files == {"ours/0.mp4": "ours", "theirs/0.mp4": "theirs"}
+    with pytest.raises(UserError, match=r"row 2: study/0\.mp4 may be ours/0\.mp4 or theirs/0\.mp4"):
+        read_ratings(votes(tmp_path, [("r", "right", "study/0.mp4", "study/1.mp4")]), here)
+
+
+def test_a_rater_has_one_vote_on_a_pair(tmp_path):
+    here = ["a.mp4", "b.mp4"]
+    same = [("r", "left", "a.mp4", "b.mp4")] * 2
+    assert read_ratings(votes(tmp_path, same), here).pairs[0].votes == {"r": 1}
+    with pytest.raises(UserError, match="row 3: r preferred the other video before; leave one"):
+        read_ratings(votes(tmp_path, [same[0], ("r", "right", "a.mp4", "b.mp4")]), here)
+    with pytest.raises(UserError, match="row 2: counts is 'WAHR'; it must be True or False"):
+        read_ratings(votes(tmp_path, same, true="WAHR"), here)
+
+
+def test_marks_with_a_byte_order_mark_and_numbers_with_zeros(tmp_path):
+    (tmp_path / "human0_a.jsonl").write_text('\ufeff{"0007": {"look": 3, "text": null}}\r\n')
+    (tmp_path / "human0_b.jsonl").write_text('\n{"7": {"look": 1}}\n')
+    (pair,) = read_ratings(Folder(str(tmp_path)), ["a/7.mp4", "b/00007.mp4"]).pairs
+    assert (pair.sides, pair.votes) == (("a/7.mp4", "b/00007.mp4"), {"0": 1})
+    (tmp_path / "human0_b.jsonl").write_text('{"7": {"look": "1"}}')
+    with pytest.raises(UserError, match=r"line 1: no marks of a video \(look is '1', which is no number\); a line is"):
+        read_ratings(Folder(str(tmp_path)), ["a/7.mp4", "b/00007.mp4"])

@@ -2,7 +2,8 @@
 
 Nothing is downloaded. A file is read without running code in it (`mav.models.checkpoints.weight_files`). Its sha256 is
 stored with every number that it makes. A file with the name but not the digest of a published one is refused.
-`NAME.safetensors`, a conversion with our names, is always accepted.
+`NAME.safetensors`, a conversion with our names, is always accepted. What wrappers put before names (`module.`,
+`model.`, `backbone.`) is left out.
 
 | network | names in the file | our names |
 |---|---|---|
@@ -14,7 +15,7 @@ stored with every number that it makes. A file with the name but not the digest 
 | CLIP | those of OpenAI and open_clip | the same |
 | DINO, DINOv2 | `blocks.0.attn.qkv.weight`, ... (facebookresearch) | the same |
 | VideoMAE | `blocks.0.attn.q_bias`, `.v_bias` (OpenGVLab) | `blocks.0.attn.qkv.bias`, 0 for the keys |
-| V-JEPA | `module.backbone.blocks.0...`, and `module.pooler...` of the probe (facebookresearch) | without the prefix |
+| V-JEPA | `module.backbone.blocks.0...`, and `module.pooler...` of the probe (facebookresearch) | `blocks.0...` |
 | MUSIQ | `transformer_encoder.transformer.encoderblock_0.attention.query.weight`, ... (pyiqa) | the same |
 | RAFT | `module.fnet.layer1.0.conv1.weight`, ..., `module.update_block.mask.0.weight`, ... (its authors) | as below |
 | RAFT | `feature_encoder.layer1.0.convnormrelu1.0.weight`, ... (torchvision) | the same |
@@ -145,6 +146,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dinov2": partial(VisionTransformer, DINOV2), "videomae": VideoMae, "vjepa": VJepa, "musiq": Musiq,
     "raft": raft.network,
 }  # fmt: skip
+WRAPPERS = re.compile(r"^((module|model|backbone|_orig_mod)\.)+")
 I3D_BRANCHES = {"branch_0": "b0", "branch_1.0": "b1a", "branch_1.1": "b1b", "branch_2.0": "b2a", "branch_2.1": "b2b",
                 "branch_3.1": "b3b"}  # fmt: skip
 
@@ -196,8 +198,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         reason = " ".join(str(error).split())[:240]
         raise UserError(f"{path} cannot be read as weights ({reason}): get the file again, or convert it.") from None
     keys = ("state_dict", "model", "module", "target_encoder", "classifier")
-    state = next((state[key] for key in keys if key in state), state)
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    state = next((state[key] for key in keys if isinstance(state.get(key), dict)), state)
+    return {WRAPPERS.sub("", str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def rename(network: str, state: Mapping[str, Tensor], extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -209,8 +211,7 @@ def rename(network: str, state: Mapping[str, Tensor], extra: Mapping[str, Tensor
     if network == "videomae":
         return _videomae_state(state)
     named = {**state, **(extra or {})}
-    plain = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in named.items()}
-    return {raft.torchvision_name(name): value for name, value in plain.items()} if network == "raft" else plain
+    return {raft.torchvision_name(name): value for name, value in named.items()} if network == "raft" else named
 
 
 def _i3d_name(name: str) -> str:
@@ -243,6 +244,15 @@ def _c3d_state(state: Mapping[str, Tensor], mean: np.ndarray | None) -> dict[str
     return renamed
 
 
+def unlike(given: Tensor, own: Tensor) -> str:
+    """Says why a tensor of a file cannot stand in the place of a network's own; '' when it can."""
+    if given.shape != own.shape:
+        return f"has the shape {tuple(given.shape)}, not {tuple(own.shape)}"
+    if given.layout != torch.strided or (own.is_floating_point() and not given.is_floating_point()):
+        return f"is of the type {str(given.dtype).removeprefix('torch.')}, not of floats"
+    return "" if given.isfinite().all() else "is not finite"
+
+
 def load_network(network: str, folder: str, device: str = "cpu") -> tuple[nn.Module, str]:
     """Returns a network with its weights, batch norms folded, and their sha256. Raises UserError for a wrong file."""
     # The file, under our names.
@@ -253,17 +263,19 @@ def load_network(network: str, folder: str, device: str = "cpu") -> tuple[nn.Mod
         extra = read_state(second)
     module = NETWORKS[network]()
     own = module.state_dict()
-    given = rename(network, read_state(path), extra)
+    wanted = f"{' or '.join(known.files)}{f' with {known.extra}' if known.extra else ''}"
+    try:
+        given = rename(network, read_state(path), extra)
+    except (KeyError, RuntimeError, ValueError) as error:  # a part of one of ours is missing, or of another shape
+        raise UserError(f"{path} holds no weights of {known.title} ({error}): give {wanted}.") from None
     # Every name must be there, in the right shape.
     missing = [name for name in own if name not in given and not name.endswith(("num_batches_tracked", ".bn.weight"))]
     if missing:
-        wanted = f"{' or '.join(known.files)}{f' with {known.extra}' if known.extra else ''}"
         counts = f"{len(missing)} of {len(own)} names are missing"
         raise UserError(f"{path} holds no {missing[0]!r} for {known.title} ({counts}): give {wanted}.")
     for name, value in own.items():
-        if name in given and given[name].shape != value.shape:
-            shapes = f"{tuple(given[name].shape)}, not {tuple(value.shape)}"
-            raise UserError(f"{path}: {name!r} has the shape {shapes}.")
+        if name in given and (wrong := unlike(given[name], value)):
+            raise UserError(f"{path}: {name!r} of {known.title} {wrong}: give {wanted}.")
     # Batch norms without a learned scale, as in TensorFlow, keep our scale of one.
     module.load_state_dict({name: given.get(name, value).to(value.dtype) for name, value in own.items()})
     fold(module)

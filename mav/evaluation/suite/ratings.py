@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mav.data.text_rows import delimiter_of
 from mav.errors import UserError
 from mav.storage import Folder
 
@@ -65,7 +66,7 @@ def read_ratings(source: Folder, videos: Sequence[str]) -> Ratings:
     names = [name for name in source.names() if MARKS.fullmatch(name)]
     if names:
         found = _marks(source, sorted(names), videos)
-    elif source.url.endswith(".csv") and source.exists():
+    elif source.url.lower().endswith(".csv") and source.exists():
         found = _votes(source, videos)
     else:
         forms = "the votes.csv of `mav study report`, or a folder with human0_SYSTEM.jsonl"
@@ -77,11 +78,17 @@ def read_ratings(source: Folder, videos: Sequence[str]) -> Ratings:
 
 
 def _votes(source: Folder, videos: Sequence[str]) -> Ratings:
-    """Reads the votes that count in a study's report."""
-    here, prompts, missing = {posixpath.basename(name): name for name in videos}, dict[str, str](), 0
+    """Reads the votes that count in a study's report, also after a spreadsheet has stored them in its own way."""
+    prompts, missing = dict[str, str](), 0
+    named: dict[str, list[str]] = defaultdict(list)  # files by their path, and by the last part of it
+    for name in videos:
+        for written in {name, posixpath.basename(name)}:
+            named[written].append(name)
     votes: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
     try:
-        table = csv.DictReader(io.StringIO(source.read_bytes("").decode("utf-8-sig"), newline=""))
+        text = source.read_bytes("").decode("utf-8-sig")
+        delimiter = delimiter_of(text.partition("\n")[0], COLUMNS, source.url)
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         rows = list(table)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{source.url} is no table of votes ({error}): make it again by `mav study report`.") from None
@@ -90,10 +97,18 @@ def _votes(source: Folder, videos: Sequence[str]) -> Ratings:
     for number, row in enumerate(rows, 2):
         if row["answer"] not in ("left", "right") or any(row[name] is None for name in COLUMNS):
             raise UserError(f"{source.url}, row {number}: no vote for left or right; make it by `mav study report`.")
-        if row["counts"] != "True":
+        if row["counts"].lower() not in ("true", "false"):
+            raise UserError(f"{source.url}, row {number}: counts is {row['counts']!r}; it must be True or False.")
+        if row["counts"].lower() == "false":
             continue
-        sides = [here.get(posixpath.basename(row[f"{side}_video"])) for side in ("left", "right")]
-        if sides[0] is None or sides[1] is None:
+        sides = []
+        for written in (row["left_video"], row["right_video"]):
+            found = named.get(written) or named.get(posixpath.basename(written), [])
+            if len(found) > 1 and written not in found:
+                remedy = "name the folder of the study with --videos"
+                raise UserError(f"{source.url}, row {number}: {written} may be {' or '.join(found[:2])}; {remedy}.")
+            sides.append(written if written in found else found[0] if found else "")
+        if not all(sides):
             missing += 1
             continue
         # One order of the sides, whichever was left.
@@ -101,7 +116,10 @@ def _votes(source: Folder, videos: Sequence[str]) -> Ratings:
         one, other = (sides[0], _as_written(row["left"])), (sides[1], _as_written(row["right"]))
         if one[1] > other[1]:
             one, other, vote = other, one, -vote
-        votes[row["question"], prompt, one[0], other[0], one[1], other[1]][row["rater"]] = vote
+        told = votes[row["question"], prompt, one[0], other[0], one[1], other[1]]
+        if told.setdefault(row["rater"], vote) != vote:
+            problem = f"{row['rater']} preferred the other video before"
+            raise UserError(f"{source.url}, row {number}: {problem}; leave one of both votes.")
         prompts |= dict.fromkeys((one[0], other[0]), prompt)
     pairs = tuple(Pair(q, text, (a, b), (s, t), told) for (q, text, a, b, s, t), told in sorted(votes.items()))
     return Ratings(source.url, pairs, prompts, missing)
@@ -120,18 +138,20 @@ def _marks(source: Folder, names: Sequence[str], videos: Sequence[str]) -> Ratin
     missing = 0
     for name in names:
         rater, system = MARKS.fullmatch(name).groups()  # type: ignore[union-attr]
-        for number, line in enumerate(source.read_bytes(name).decode("utf-8", "replace").splitlines(), 1):
+        text = source.read_bytes(name).decode("utf-8-sig", "replace")
+        for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
             if not line.strip():
                 continue
             try:
                 told = {
-                    item: {key: _mark(key, value) for key, value in row.items()}
+                    _number(item): {key: _mark(key, value) for key, value in row.items()}
                     for item, row in json.loads(line).items()
                 }
             except (ValueError, AttributeError, TypeError, RecursionError) as error:
-                raise UserError(f"{source.path(name)}, line {number}: no marks of a video ({error}).") from None
+                what = f"{source.path(name)}, line {number}: no marks of a video ({error})"
+                raise UserError(f'{what}; a line is {{"17": {{"QUESTION": 3}}}}.') from None
             for item, row in told.items():
-                keys = [item.lstrip("0") or "0", str(row.pop("video_id", ""))]
+                keys = [item, str(row.pop("video_id", ""))]
                 file = next((here[system, key] for key in keys if (system, key) in here), None)
                 values = {question: mark for question, mark in row.items() if isinstance(mark, float)}
                 if file is None:
@@ -169,13 +189,17 @@ def _mark(key: str, value: Any) -> Any:
     return float(value)
 
 
+def _number(name: str) -> str:
+    """Returns a number without the zeros before it, and any other name as it is."""
+    return (name.lstrip("0") or "0") if name.isdecimal() and name.isascii() else name
+
+
 def _by_system(videos: Sequence[str]) -> dict[tuple[str, str], str]:
     """Returns (system, number or name) -> file, of files SYSTEM/NUMBER.mp4. Raises UserError when two are the same."""
     found: dict[tuple[str, str], str] = {}
     for name in videos:
         system, _, rest = name.partition("/")
-        stem = posixpath.splitext(posixpath.basename(rest))[0]
-        key = system, str(int(stem)) if stem.isdecimal() and stem.isascii() else stem
+        key = system, _number(posixpath.splitext(posixpath.basename(rest))[0])
         if rest and key in found:
             raise UserError(f"{name} and {found[key]} are both video {key[1]} of {system}: leave one of them.")
         if rest:

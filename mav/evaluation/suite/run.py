@@ -6,17 +6,18 @@ suite goes on where it was and memory does not grow with the number of videos.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from mav.errors import UserError
 from mav.evaluation.feature_store import Features, Runner, compute, in_process
-from mav.evaluation.features import AESTHETIC_CLIP, WHOLE, Networks
+from mav.evaluation.features import AESTHETIC_CLIP, Networks
 from mav.evaluation.measure import Report
-from mav.evaluation.networks.weights import find
+from mav.evaluation.networks.pixels import LEAST_FRAMES
 from mav.evaluation.protocols import Protocol, load_protocol
 from mav.evaluation.protocols.titles import kind_of, shown
-from mav.evaluation.reading import Entry, videos_below
+from mav.evaluation.reading import Entry, require_videos
 from mav.evaluation.score import BY_VIDEO, Scorer
 from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.suite.agreement import agreement
@@ -54,16 +55,16 @@ def run_suite(
     networks: says where weights are, and the device; its names are not used. reference: any folder of real videos, for
     distances. samples: so many of the videos, evenly; 0 = all. ratings: what people said of the videos
     (`suite.ratings`); only rated ones are then measured, and each metric is compared with the raters. Returns what
-    `suite.json` holds. Raises UserError when there is no video, none can be read, or the ratings cannot be used.
+    `suite.json` holds. Raises UserError when a folder has no video, none can be read, or the ratings cannot be used.
     """
-    entries = listed(videos, prompts, samples)
+    entries, filmed = listed(videos, prompts, samples), require_videos(reference) if reference else []
     rated = read_ratings(ratings, [entry.file for entry in entries]) if ratings else None
     if rated:
         prompted = [(entry.file, entry.prompt or rated.prompts.get(entry.file, "")) for entry in entries]
         entries = [Entry(i, *each) for i, each in enumerate(each for each in prompted if each[0] in rated.files)]
     protocol, missing = allowed(load_protocol("suite"), networks, reference, any(entry.prompt for entry in entries))
     networks = dataclasses.replace(networks, names=protocol.networks)
-    real = [Entry(index, name) for index, name in enumerate(videos_below(reference))] if reference else []
+    real = [Entry(index, name) for index, name in enumerate(filmed)]
     total, done = len(entries) + len(real), 0
 
     def features(of: list[Entry], folder: Folder) -> Features:
@@ -79,10 +80,9 @@ def run_suite(
     ours = features(entries, videos)
     unreadable = [{"file": entries[i].file, "reason": reason} for i, reason in sorted(ours.unusable.items())]
     if not ours.readable:
-        raise UserError(
-            f"None of {len(entries)} videos of {videos.url} can be read ({unreadable[0]['file']}: "
-            f"{unreadable[0]['reason']}): give videos of {protocol.frames} frames or more."
-        )
+        first, least = unreadable[0], protocol.frames if networks.prepared else LEAST_FRAMES
+        problem = f"None of {len(entries)} videos of {videos.url} can be read ({first['file']}: {first['reason']})"
+        raise UserError(f"{problem}: give videos of {least} frames or more.")
     theirs = features(real, reference) if reference else None
     scorer = Scorer(protocol, networks, BenchmarkSet(()), ours, theirs, draws, seed)
     metrics = scorer.metrics()
@@ -121,6 +121,15 @@ def allowed(
 ) -> tuple[Protocol, list[dict[str, Any]]]:
     """Returns the protocol with the metrics that can be computed, and what the others need, each need once."""
     needs: dict[str, list[str]] = {}
+
+    @functools.cache
+    def unusable(network: str, loaded: bool) -> str:
+        try:
+            networks.require(network, loaded)
+        except UserError as error:
+            return str(error)
+        return ""
+
     for name, network in protocol.features.items():
         kind = kind_of(name)
         if kind not in BY_VIDEO and reference is None:
@@ -128,13 +137,10 @@ def allowed(
         if kind == "overall_consistency" and not prompted:
             remedy = "name the videos as their prompts, or a list of prompts with --prompts"
             needs.setdefault(f"Nothing says the prompts: {remedy}.", []).append(name)
+        measured = not any(name in names for names in needs.values())
         for part in (network, AESTHETIC_CLIP) if kind == "aesthetic_quality" else (network,):
-            if part == "whole pixels":  # no file
-                continue
-            try:
-                find(part.removeprefix(WHOLE), networks.weights_dir)
-            except UserError as error:
-                needs.setdefault(str(error), []).append(name)
+            if why := unusable(part, measured):
+                needs.setdefault(why, []).append(name)
     left_out = {name for names in needs.values() for name in names}
     kept = {name: network for name, network in protocol.features.items() if name not in left_out}
     missing = [{"metrics": names, "needs": need} for need, names in needs.items()]

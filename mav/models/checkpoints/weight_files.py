@@ -13,6 +13,7 @@ classes pack their state by code of their own is refused.
 
 import math
 import os
+import pickle
 import pickletools
 import zipfile
 from collections.abc import Iterator
@@ -76,6 +77,8 @@ def read_torch(file: IO[bytes]) -> Any:
                 return _Archive(archive, file.seek(0, os.SEEK_END)).read()
         file.seek(0)
         found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch would have its reader run the file's code
+        raise ValueError("it is damaged, or holds more than tensors, whose code is never run") from None
     except Exception as error:  # as above
         raise ValueError(_first_line(error)) from None
     for value in found.values() if isinstance(found, dict) else [found]:
@@ -142,9 +145,7 @@ class _Archive:
         return self._zip.read(name)
 
     def _follow(self, data: bytes) -> Any:
-        stack: list[Any] = []
-        marks: list[int] = []
-        memo: dict[Any, Any] = {}
+        stack, marks, memo = list[Any](), list[int](), dict[Any, Any]()
 
         def since_mark() -> list[Any]:
             at = marks.pop()

@@ -201,3 +201,12 @@ def test_modules_within_each_other_end(tmp_path):
         archive.writestr("archive/constants.pkl", b"\x80\x02).")
     with pytest.raises(ValueError, match="more than 100,000 attributes"):
         read_torch(out)
+
+
+def test_nobody_is_told_to_run_what_is_in_a_file(tmp_path):
+    """torch's own sentence has its reader set weights_only to False, which runs the file's code."""
+    torch.save({"evil": Evil()}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    for name in ("old.pt", "raw.pt"):
+        with pytest.raises(ValueError, match="holds more than tensors, whose code is never run"):
+            read_tensors(tmp_path / name)
