@@ -32,10 +32,10 @@ from mav.evaluation.protocols.titles import kind_of, shown
 from mav.evaluation.reading import Entry
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
+from mav.recipes.evaluation import LEAST_CARD_CLIPS
 from mav.storage import Folder
 
 CARD = "card.json"
-LEAST_CLIPS = 4  # of each half: even if every number of one of fewer is worse, that is chance once in twenty times
 EQUAL = 1e-6  # of the largest value: smaller differences are rounding
 Point = dict[str, Any]
 
@@ -77,10 +77,10 @@ def make_card(
         ours = features(judged, damage)
         clean = clean or ours
         measured.append(Scorer(protocol, networks, BenchmarkSet(()), ours, real, draws, seed).metrics())
-        few = min(ours.readable, real.readable) < LEAST_CLIPS
+        few = min(ours.readable, real.readable) < LEAST_CARD_CLIPS // 2
         if damage is None and (few or all(metric["value"] is None for metric in measured[0].values())):
             counts = f"{ours.readable} and {real.readable} readable clips in the two halves"
-            remedy = f"name a folder with more, {2 * LEAST_CLIPS} at least"
+            remedy = f"name a folder with more, {LEAST_CARD_CLIPS} at least"
             raise UserError(f"No metric can be judged on {clips.url} with {counts}: {remedy}.")
     assert clean is not None
     tried = [(damage.kind, damage.strength, found) for damage, found in zip(damages, measured, strict=True) if damage]

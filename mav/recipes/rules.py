@@ -9,6 +9,7 @@ from typing import Any
 
 from mav.errors import nearest
 from mav.recipes.data import World
+from mav.recipes.evaluation import LEAST_CARD_CLIPS
 from mav.recipes.networks import UNetConfig, clip_sizes, open_clip_architectures
 from mav.recipes.recipe import Recipe
 from mav.recipes.training import TrainImage, TrainVideo, crop_side
@@ -88,6 +89,12 @@ def _sources(recipe: Recipe, need: Need) -> None:
     need(not select.aesthetic or bool(select.aesthetic_head), "image_select.aesthetic", why, "name its file")
     why = "cuts by `video_shards.shot_weights` have probabilities, none of which is above 1"
     need(not recipe.video_shards.shot_weights or recipe.video_select.cut < 1, "video_select.cut", why, "give 0.5")
+    why = f"is {evaluate.card_clips}, and a validity card takes {LEAST_CARD_CLIPS} at least"
+    need(not 0 < evaluate.card_clips < LEAST_CARD_CLIPS, "evaluate.card_clips", why, "give so many, or 0 for no card")
+    drawn = recipe.world.evaluation_clips if recipe.world and not (evaluate.ucf101 and evaluate.msrvtt) else None
+    why = f"is {drawn}, and a validity card takes {LEAST_CARD_CLIPS} at least"
+    enough = drawn is None or not evaluate.card_clips or drawn >= LEAST_CARD_CLIPS
+    need(enough, "world.evaluation_clips", why, "give so many, or `evaluate.card_clips: 0`")
     why = "published features are computed by weights in `evaluate.weights_dir`, which is empty"
     need(evaluate.features == "demo" or bool(evaluate.weights_dir), "evaluate.features", why, "name their folder")
 

@@ -23,7 +23,7 @@ from mav.storage import MANIFEST, Folder
 pytestmark = pytest.mark.slow
 
 SMALL = (
-    "world.images=60", "world.clips=8", "world.evaluation_clips=4", "evaluate.bootstrap=2", "generate.count=2",
+    "world.images=60", "world.clips=8", "world.evaluation_clips=8", "evaluate.bootstrap=2", "generate.count=2",
     "generate.frame_rates=[4.0]",
 )  # fmt: skip
 # Records of the making, not what is made: their lines follow the intervals.

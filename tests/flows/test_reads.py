@@ -12,7 +12,7 @@ from mav.recipes.identity import covers, values
 from mav.recipes.reader import load_recipe
 
 SMALL = (
-    "world.images=40", "world.clips=8", "world.evaluation_clips=4", "evaluate.bootstrap=2", "generate.count=2",
+    "world.images=40", "world.clips=8", "world.evaluation_clips=8", "evaluate.bootstrap=2", "generate.count=2",
     "image_download.timeout_seconds=1", "image_download.deadline_seconds=1", "video_shards.timeout_seconds=1",
 )  # fmt: skip
 # What belongs to the section of a stage and has no effect on it. `mav.recipes.rules` refuses any other value than the

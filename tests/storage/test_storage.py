@@ -91,7 +91,7 @@ def test_two_stages_on_s3(s3: str, tmp_path: Path) -> None:
         "--runs",
         runs,
         "--set",
-        f"world={{images: 60, clips: 1, clip_frames: 8, evaluation_clips: 1, port: {reserve_port()}}}",
+        f"world={{images: 60, clips: 1, clip_frames: 8, evaluation_clips: 8, port: {reserve_port()}}}",
     ]
 
     def mav(*arguments: str, expect: int = 0) -> str:
