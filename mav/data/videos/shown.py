@@ -37,6 +37,7 @@ class ShownVideo:
         self._animated = data[:4] in PICTURES and (data[:4] != b"RIFF" or data[8:12] == b"WEBP")
         self.times: list[float] = []
         self._claimed, self._size = 0.0, (0, 0)
+        self._placings = Placings()
         self._reformatter = VideoReformatter()  # one, since its tables for high dynamic range take seconds to make
         for time, frame in self._decoded():
             self.times.append(time)
@@ -94,7 +95,7 @@ class ShownVideo:
             raise ValueError(f"not a decodable video: {getattr(error, 'strerror', None) or error}") from None
 
     def _pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        frame = upright(frame, self._background)
+        frame = upright(frame, self._background, self._placings)
         if (frame.width, frame.height) != self._size or frame.color_trc in HDR:
             target: dict[str, Any] = {"width": self._size[0], "height": self._size[1], "format": "rgb24", "threads": 1}
             if frame.color_trc in HDR:
@@ -180,9 +181,27 @@ def placing(frame: av.VideoFrame) -> Placing:
     return Placing(False, False, False)
 
 
-def upright(frame: av.VideoFrame, background: int) -> av.VideoFrame:
-    """Returns a frame turned and mirrored as its `placing` says, or over a background (a level of grey), or itself."""
-    if any(placed := placing(frame)):
+class Placings:
+    """The placings of a stream's frames, each read where the rotation is another than that of the frame before.
+
+    To read it of every frame would keep them all until Python's collector comes: PyAV's side data and their frame refer
+    to each other.
+    """
+
+    def __init__(self) -> None:
+        self._rotation: int | None = None
+        self._placing = Placing(False, False, False)
+
+    def of(self, frame: av.VideoFrame) -> Placing:
+        """Returns the placing of a frame."""
+        if frame.rotation != self._rotation:
+            self._rotation, self._placing = frame.rotation, placing(frame)
+        return self._placing
+
+
+def upright(frame: av.VideoFrame, background: int, placings: Placings) -> av.VideoFrame:
+    """Returns a frame turned and mirrored as its placing says, or over a background (a level of grey), or itself."""
+    if any(placed := placings.of(frame)):
         turned: Any = frame.to_ndarray(format="rgb24")
         turned = turned.swapaxes(0, 1) if placed.exchanged else turned
         turned = turned[:: -1 if placed.upside_down else 1, :: -1 if placed.mirrored else 1]

@@ -28,7 +28,7 @@ from mav.data.videos.probe import (
     video_streams,
 )
 from mav.data.videos.scores import ClipScorer
-from mav.data.videos.shown import HDR, deinterlaced, is_transparent, placing, target_size, upright
+from mav.data.videos.shown import HDR, Placings, deinterlaced, is_transparent, target_size, upright
 from mav.data.videos.video_io import open_video, read_squares
 from mav.recipes import VideoShards
 
@@ -132,12 +132,14 @@ def _kept(
     times: list[float] = []
     sizes: set[tuple[int, int]] = set()
     odd = source.pixel_aspect != 1 or source.hidden
-    scorer, reformatter = ClipScorer(rule.shot_weights), VideoReformatter()
+    scorer, reformatter, placings = ClipScorer(rule.shot_weights), VideoReformatter(), Placings()
     for frame in _record_times(frames, times):
-        odd |= any(placing(frame)) or frame.interlaced_frame or frame.color_trc in HDR or is_transparent(frame)
+        odd |= any(placings.of(frame)) or frame.interlaced_frame or frame.color_trc in HDR or is_transparent(frame)
+        if not sizes:
+            width, height = target_size(frame, source.pixel_aspect, rule.short_side)
         sizes.add((frame.width, frame.height))
         if len(sizes) == 1:
-            scorer.add(_planes(reformatter, frame, *target_size(frame, source.pixel_aspect, rule.short_side)))
+            scorer.add(_planes(reformatter, frame, width, height))
     metadata = clip_metadata(times, *min(sizes), float(source.rate))
     if odd or len(sizes) > 1:
         raise ClipError("needs_reencoding")
@@ -156,9 +158,9 @@ def _record_times(frames: Iterable[tuple[float, av.VideoFrame]], times: list[flo
 
 def _fitted(frames: Iterable[av.VideoFrame], width: int, height: int, background: int) -> Iterator[np.ndarray]:
     """Yields the planes of each frame: upright, opaque, of the size, 8-bit 4:2:0 of limited range, the usual matrix."""
-    reformatter = VideoReformatter()
+    reformatter, placings = VideoReformatter(), Placings()
     for frame in frames:
-        yield _planes(reformatter, upright(frame, background), width, height)
+        yield _planes(reformatter, upright(frame, background, placings), width, height)
 
 
 def _planes(reformatter: VideoReformatter, frame: av.VideoFrame, width: int, height: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a player shows of a video is what is sharded, evaluated, rated and varied."""
 
+import gc
 import io
 import itertools
 import struct
@@ -19,6 +20,7 @@ from mav.evaluation.reading import central_places, whole_video
 from mav.recipes import VideoShards
 
 RULE = VideoShards(short_side=48)
+KEPT = VideoShards(short_side=48, reencode=False)
 SECONDS, RATE = 4, 25
 
 
@@ -271,3 +273,22 @@ def test_the_still_picture_of_an_animated_png_is_no_frame():
     shown = ShownVideo(buffer.getvalue())
     assert shown.times == [0, 0.1]
     assert np.array_equal(shown.frames(), np.stack([picture(0), picture(1)]))
+
+
+@pytest.mark.parametrize("read", [whole_video, lambda data: convert(data, RULE), lambda data: convert(data, KEPT)])
+def test_the_frames_of_a_video_do_not_wait_for_the_collector(read):
+    """A frame that refers to itself would stay, megabytes each, until Python's collector comes."""
+    data = brighter()
+    read(data)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        read(data)
+        gc.collect()
+        left = [found for found in gc.garbage if isinstance(found, av.VideoFrame)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert len(left) <= 2, "the first one is asked how it is placed"
