@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -40,10 +41,13 @@ def shard(work: VideoWork, name: str) -> int:
 class Unscored:
     """Stands in for the scorer: takes frames and knows nothing of them."""
 
+    def __init__(self, shot_weights: str) -> None:
+        pass
+
     def add(self, planes: np.ndarray) -> None:
         pass
 
-    def scores(self, fps: float) -> dict[str, float]:
+    def scores(self, fps: float, times: Sequence[float]) -> dict[str, float]:
         return {}
 
 
@@ -51,8 +55,10 @@ def processor_time(work: VideoWork, name: str, scored: bool) -> float:
     """Seconds of processor time that a shard takes, with the scores of its clips or without."""
     with mock.patch.object(transcode, "ClipScorer", ClipScorer if scored else Unscored):
         began = time.process_time()
-        work(name)
-        return time.process_time() - began
+        through = shard(work, name)
+        seconds = time.process_time() - began
+    assert through == CLIPS_A_SHARD, f"{through} of {CLIPS_A_SHARD} clips came through"
+    return seconds
 
 
 def command(source: Path, target: Path) -> list[str]:
