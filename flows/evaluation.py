@@ -137,7 +137,9 @@ def features_on_ray(device: str) -> Iterator[Runner]:
 
             from flows.engine.pool import ActorPool, Pool, TaskPool, results
             from flows.services.ray_cluster import ray_cluster
+            from mav.evaluation.features import let_go
 
+            let_go()
             if not ray.is_initialized():
                 services.enter_context(ray_cluster(Cluster(dashboard=False)))
             gpus = int(ray.cluster_resources().get("GPU", 0)) if device == "cuda" else 0

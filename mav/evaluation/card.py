@@ -25,7 +25,7 @@ from mav.evaluation.corruptions import (
     wrong_prompts,
 )
 from mav.evaluation.feature_store import Runner, compute, in_process
-from mav.evaluation.features import AESTHETIC_CLIP, Networks
+from mav.evaluation.features import Networks
 from mav.evaluation.measure import Report
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.protocols.titles import kind_of, shown
@@ -128,13 +128,7 @@ def make_card(
 
 def _runnable(protocol: Protocol, networks: Networks, prompted: bool) -> tuple[list[str], dict[str, str]]:
     """Returns the metrics that the card can judge, and why it cannot judge the others."""
-    missing = {}
-    for network in protocol.networks:
-        try:
-            for part in (network, AESTHETIC_CLIP) if network.endswith("aesthetic") else (network,):
-                networks.require(part)
-        except UserError as error:
-            missing[network] = str(error).rstrip(".")
+    missing = {network: " ".join(networks.lacks(network)).rstrip(".") for network in protocol.networks}
     metrics, left_out = [], {}
     for name, network in protocol.features.items():
         kind = kind_of(name)
@@ -144,7 +138,7 @@ def _runnable(protocol: Protocol, networks: Networks, prompted: bool) -> tuple[l
             left_out[name] = "it compares with the sentences of classes, which a folder of clips has not"
         elif network == "none":
             left_out[name] = "it compares frames with the filmed ones"
-        elif network in missing:
+        elif missing[network]:
             left_out[name] = missing[network]
         else:
             metrics.append(name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mav.errors import UserError
 from mav.evaluation.feature_store import Features, Runner, compute, in_process
-from mav.evaluation.features import AESTHETIC_CLIP, Networks
+from mav.evaluation.features import Networks
 from mav.evaluation.measure import Report
 from mav.evaluation.networks.pixels import LEAST_FRAMES
 from mav.evaluation.protocols import Protocol, load_protocol
@@ -121,15 +121,7 @@ def allowed(
 ) -> tuple[Protocol, list[dict[str, Any]]]:
     """Returns the protocol with the metrics that can be computed, and what the others need, each need once."""
     needs: dict[str, list[str]] = {}
-
-    @functools.cache
-    def unusable(network: str, loaded: bool) -> str:
-        try:
-            networks.require(network, loaded)
-        except UserError as error:
-            return str(error)
-        return ""
-
+    lacks = functools.cache(networks.lacks)
     for name, network in protocol.features.items():
         kind = kind_of(name)
         if kind not in BY_VIDEO and reference is None:
@@ -138,9 +130,8 @@ def allowed(
             remedy = "name the videos as their prompts, or a list of prompts with --prompts"
             needs.setdefault(f"Nothing says the prompts: {remedy}.", []).append(name)
         measured = not any(name in names for names in needs.values())
-        for part in (network, AESTHETIC_CLIP) if kind == "aesthetic_quality" else (network,):
-            if why := unusable(part, measured):
-                needs.setdefault(why, []).append(name)
+        for why in lacks(network, measured):
+            needs.setdefault(why, []).append(name)
     left_out = {name for names in needs.values() for name in names}
     kept = {name: network for name, network in protocol.features.items() if name not in left_out}
     missing = [{"metrics": names, "needs": need} for need, names in needs.items()]
