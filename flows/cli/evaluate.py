@@ -13,7 +13,6 @@ from flows.evaluation import features_on_ray
 from flows.services.printing import PlainTable, say, say_written, show
 from flows.services.terminal import ProgressLine
 from mav.errors import UserError
-from mav.recipes import Evaluate
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 
@@ -129,7 +128,7 @@ def evaluate(
                     "The filmed clips are needed to measure the frames between: name their folder with --real."
                 )
             skip = loaded.cascade.frame_skip if loaded else 4  # 1 fps given, 4 fps made
-            result = measure_interpolation(chosen, Folder(videos), Folder(real), skip, Evaluate(), target, shown)
+            result = measure_interpolation(chosen, Folder(videos), Folder(real), skip, target, shown)
         else:
             chosen, on = chosen.only(list(metric or ())), device()
             filmed = Folder(real) if real else None

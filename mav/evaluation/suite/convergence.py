@@ -49,7 +49,8 @@ def convergence(scorer: Scorer, metric: str, found: dict[str, Any]) -> dict[str,
         mean = float(values.mean())
         count = float(np.mean([sizes[groups].sum() for groups in drawn]))
         points.append({"n": count, "value": mean, "low": max(mean - half, 0.0), "high": mean + half})
-    points.append({"n": float(n), **{key: found[key] for key in ("value", "low", "high")}})
+    ends = {end: found["value"] if found[end] is None else found[end] for end in ("low", "high")}
+    points.append({"n": float(n), "value": found["value"], **ends})
     inverse, values = np.array([1 / point["n"] for point in points]), np.array([point["value"] for point in points])
     return {"points": points, "endless": float(np.polyfit(inverse, values, 1)[1])}
 
