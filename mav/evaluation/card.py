@@ -40,6 +40,10 @@ EQUAL = 1e-6  # of the largest value: smaller differences are rounding
 Point = dict[str, Any]
 
 
+class NoCardError(UserError):
+    """No metric can be judged on these clips."""
+
+
 def make_card(
     protocol: Protocol, preparation: Preparation, clips: Folder, entries: Sequence[Entry], networks: Networks,
     out: Folder, draws: int = 200, seed: int = 0, report: Report = lambda _: None, run: Runner = in_process,
@@ -48,12 +52,12 @@ def make_card(
 
     `entries` are the clips of the folder that are taken. Where every one has a prompt, metrics that compare with texts
     are judged too, and wrong prompts are one of the damages, unless all are equal. Features are stored under `out`, so
-    that a killed card goes on where it was. Raises UserError when no metric can be judged.
+    that a killed card goes on where it was. Raises NoCardError when no metric can be judged.
     """
     prompted = all(entry.prompt for entry in entries)
     metrics, left_out = _runnable(protocol, networks, prompted)
     if not metrics:
-        raise UserError(f"No metric of {protocol.name} can be judged: {'; '.join(left_out.values())}.")
+        raise NoCardError(f"No metric of {protocol.name} can be judged: {'; '.join(left_out.values())}.")
     protocol = protocol.only(metrics)
     networks = dataclasses.replace(networks, names=protocol.networks)
     # The two halves, of clips from the whole list.
@@ -81,7 +85,7 @@ def make_card(
         if damage is None and (few or all(metric["value"] is None for metric in measured[0].values())):
             counts = f"{ours.readable} and {real.readable} readable clips in the two halves"
             remedy = f"name a folder with more, {LEAST_CARD_CLIPS} at least"
-            raise UserError(f"No metric can be judged on {clips.url} with {counts}: {remedy}.")
+            raise NoCardError(f"No metric can be judged on {clips.url} with {counts}: {remedy}.")
     assert clean is not None
     tried = [(damage.kind, damage.strength, found) for damage, found in zip(damages, measured, strict=True) if damage]
     kinds = {name: kind.about for name, kind in KINDS.items()}
