@@ -207,8 +207,9 @@ def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool
         for words in agreed["words"]:
             say(words)
     say(f"\nVideos: {result['readable']:,} of {result['videos']:,} readable.")
-    for row in result["unreadable"]:
-        say(f"  {row['file']}: {row['reason']}")
+    unreadable = (f"  {row['file']}: {row['reason']}" for row in result["unreadable"])
+    for words in (*unreadable, *(f"Note: {note}." for note in result["notes"])):
+        say(words)
     for name, metric in result["metrics"].items():
         if metric["value"] is None:
             say(f"{shown(name).title} is not computed: {metric['reason']}.")

@@ -92,7 +92,8 @@ class Scorer:
         return self.real
 
     def _frechet(self, metric: str) -> dict[str, Any]:
-        network, biased = self.protocol.features[metric], self.protocol.covariance == "biased"
+        network, covariance = self.protocol.features[metric], self.protocol.covariance_of(metric)
+        biased = covariance == "biased"
         real, n = self._reference(), self.ours.readable
         if min(n, real.readable) < 2:
             raise ValueError(f"a Frechet distance needs at least 2 videos on each side, not {n} and {real.readable}")
@@ -102,14 +103,16 @@ class Scorer:
         if min(rows, length) > LONGEST or max(n, real.readable) * first.size > IN_MEMORY:
             reference = functools.reduce(Moments.merge, _moments(real, network, metric))
             groups = _moments(self.ours, network, metric)
-            return estimate(*jackknife(groups, reference, biased), interval=f"jackknife over {len(groups)} groups")
+            interval = f"jackknife over {len(groups)} groups"
+            return estimate(*jackknife(groups, reference, biased), interval=interval, covariance=covariance)
         # Others: all features in memory, and a bootstrap.
         ours, theirs = self._rows(self.ours, metric), self._rows(real, metric)
         quick = FrechetTo(ours, Moments.of(flat(theirs)), biased)
         value, low, high = quick.interval(self.draws, self.seed)
-        found = estimate(value, max(low, 0.0), high, interval=f"bootstrap of videos, {self.draws} draws")
+        interval = f"bootstrap of videos, {self.draws} draws"
+        found = estimate(value, max(low, 0.0), high, interval=interval, covariance=covariance)
         if len(theirs) >= 4:  # the distance of two halves of the real clips is what a perfect generator would reach
-            found["real_halves"] = frechet_features(flat(theirs[::2]), flat(theirs[1::2]))
+            found["real_halves"] = frechet_features(flat(theirs[::2]), flat(theirs[1::2]), biased)
         if self.endless:
             found["endless"] = quick.endless(seed=self.seed)
         return found

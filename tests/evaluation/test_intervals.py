@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 from scipy.stats import t
 
 from mav.evaluation.card import judge
@@ -18,8 +19,11 @@ class Held:
     def __init__(self, rows):
         self.rows, self.readable = rows, len(rows)
 
+    def load(self, name):
+        return np.arange(len(self.rows)), self.rows
+
     def stream(self, name):
-        yield np.arange(len(self.rows)), self.rows
+        yield self.load(name)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -67,3 +71,24 @@ def test_a_card_takes_a_value_without_interval_as_it_is():
     clean, gone = {"value": 1.0, "low": 0.8, "high": 1.2}, {"strength": 1, "value": 0.0, "low": None, "high": None}
     assert judge(clean, [gone], lower=False)["seen_from"] == 1
     assert judge(clean, [gone | {"value": 0.9}], lower=False)["seen_from"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "covariance"), [("fvd", "unbiased"), ("fd_dinov2", "unbiased"), ("fvd_videomae", "biased")]
+)
+@pytest.mark.parametrize("count", [20, 6])
+def test_each_frechet_distance_divides_as_its_own_code_does_and_says_so(name, covariance, count):
+    """cd-fvd's, on VideoMAE, has n; the code of FVD, FID and FD on DINOv2 has n - 1."""
+    draws = np.random.default_rng(0)
+    ours, real = draws.standard_normal((count, 8)), draws.standard_normal((24, 8)) + 0.5
+    protocol = load_protocol("suite").only([name])
+    found = Scorer(protocol, None, BenchmarkSet(()), Held(ours), Held(real)).metrics()[name]
+
+    def distance(x, y):
+        a, b = (np.cov(side, rowvar=False, bias=covariance == "biased") for side in (x, y))
+        gap = x.mean(axis=0) - y.mean(axis=0)
+        return gap @ gap + np.trace(a) + np.trace(b) - 2 * np.trace(sqrtm(a @ b)).real
+
+    assert found["value"] == pytest.approx(distance(ours, real), rel=1e-6)
+    assert found["real_halves"] == pytest.approx(distance(real[::2], real[1::2]), rel=1e-6)
+    assert found["covariance"] == covariance

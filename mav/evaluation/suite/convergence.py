@@ -57,7 +57,7 @@ def convergence(scorer: Scorer, metric: str, found: dict[str, Any]) -> dict[str,
 
 def _frechet(scorer: Scorer, metric: str, group_of: np.ndarray) -> tuple[Distance, int]:
     """Returns the distance of groups, from their moments, and how many draws it is quick enough for."""
-    network, biased = scorer.protocol.features[metric], scorer.protocol.covariance == "biased"
+    network, biased = scorer.protocol.features[metric], scorer.protocol.covariance_of(metric) == "biased"
     assert scorer.real is not None
     reference = reduce(Moments.merge, (Moments.of(flat(by_clip(a, metric))) for _, a in scorer.real.stream(network)))
     parts: list[Moments | None] = [None] * GROUPS

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mav.errors import UserError
+from mav.evaluation.aside import left_aside, remark
 from mav.evaluation.feature_store import Features, Runner, compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import Report
@@ -36,7 +37,9 @@ VBENCH_DIMENSIONS = (
 DIFFERENCES = {  # from VBench's own networks, for who compares with its numbers
     "motion_smoothness": "frames between are made by DIS flow, not by AMT",
     "dynamic_degree": "motion is measured by DIS flow, not by RAFT",
-    "dynamic_degree_raft": "frames above 512 pixels on the shorter side are first made smaller with antialiasing",
+    "dynamic_degree_raft": "frames above 512 pixels on the shorter side are first made smaller with antialiasing; a "
+    "video with two frames at 8 a second moves if they differ, there always; one with a single such frame is still in "
+    "both",
     "overall_consistency": "the mean cosine of frames and text by CLIP ViT-B/32, not by ViCLIP",
     "subject_consistency": "frames are made smaller with antialiasing",
     "background_consistency": "frames are made smaller with antialiasing",
@@ -58,6 +61,7 @@ def run_suite(
     `suite.json` holds. Raises UserError when a folder has no video, none can be read, or the ratings cannot be used.
     """
     entries, filmed = listed(videos, prompts, samples), require_videos(reference) if reference else []
+    notes = [] if samples else remark(left_aside(videos, entries))
     rated = read_ratings(ratings, [entry.file for entry in entries]) if ratings else None
     if rated:
         prompted = [(entry.file, entry.prompt or rated.prompts.get(entry.file, "")) for entry in entries]
@@ -96,6 +100,7 @@ def run_suite(
         "videos": len(entries),
         "readable": ours.readable,
         "unreadable": unreadable,
+        "notes": notes,
         "reference": {"videos": len(real), "readable": theirs.readable, "failed": theirs.failed} if theirs else None,
         "metrics": {name: metric | {"better": shown(name).better} for name, metric in metrics.items()},
         "extremes": {name: extremes(values, shown(name).better) for name, values in each.items()},
