@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mav.errors import UserError
-from mav.evaluation.aside import left_aside, remark
 from mav.evaluation.feature_store import Runner, compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.intervals import LEAST_EXTRAPOLATED
@@ -14,6 +13,7 @@ from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import Entry, find_videos
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
+from mav.evaluation.suite.aside import left_aside, remark
 from mav.storage import Folder
 
 RESULT = "result.json"

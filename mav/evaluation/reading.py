@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mav.data.images.pictures import read_picture
+from mav.data.images.stills import is_still
 from mav.data.list_files import storable
 from mav.data.videos.shown import ShownVideo
 from mav.errors import UserError
@@ -24,7 +25,6 @@ from mav.evaluation import tensors
 from mav.evaluation.networks.pixels import LEAST_FRAMES
 from mav.evaluation.protocols import Preparation
 from mav.evaluation.sets import VIDEO_ENDINGS
-from mav.evaluation.stills import is_still
 from mav.storage import Folder
 from mav.storage.patterns import visible
 

@@ -9,10 +9,10 @@ from small_videos import FRAMES, frames, save, write
 
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
-from mav.evaluation.aside import left_aside
 from mav.evaluation.protocols import Preparation, load_protocol
 from mav.evaluation.reading import find_videos, read_video
 from mav.evaluation.sets import read_msrvtt, read_prompts, read_set, read_ucf101
+from mav.evaluation.suite.aside import left_aside
 from mav.storage import Folder
 
 PREPARATION = Preparation(FRAMES)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from mav.errors import UserError
-from mav.evaluation.aside import left_aside, remark
 from mav.evaluation.feature_store import Features, Runner, compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import Report
@@ -22,6 +21,7 @@ from mav.evaluation.reading import Entry, require_videos
 from mav.evaluation.score import BY_VIDEO, Scorer
 from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.suite.agreement import agreement
+from mav.evaluation.suite.aside import left_aside, remark
 from mav.evaluation.suite.convergence import convergence
 from mav.evaluation.suite.listing import listed
 from mav.evaluation.suite.ratings import Ratings, read_ratings
