@@ -253,8 +253,7 @@ def test_real_videos(real_data):
     for path in [*sorted((real_data / "cuts").iterdir()), *sorted((real_data / "videos").iterdir())]:
         data = path.read_bytes()
         with av.open(io.BytesIO(data)) as container:
-            shown = sum(1 for _ in container.decode(video=0))
-        assert len(ShownVideo(data)) == shown
+            assert len(ShownVideo(data)) == sum(1 for _ in container.decode(video=0))
 
 
 @pytest.mark.parametrize("delay", [10, 20, 50])
