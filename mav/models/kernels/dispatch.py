@@ -28,6 +28,18 @@ def add(terms: list[Tensor], bias: Tensor | None) -> Tensor:
     return terms[0] + terms[1] if bias is None else _gpu("sums").rows_add(terms, bias)
 
 
+def gated_sum(x: Tensor, y: Tensor, gate: Tensor, *, replace: bool = False) -> Tensor:
+    """x + gate * y, or with `replace` x + gate * (y - x), of clips.
+
+    x, y: (B, C, T, P) channels-last, with P pixels of a frame; gate: (B, C).
+    """
+    if _on_gpu(y):
+        total: Tensor = _gpu("sums").rows_gate(x, y, gate, replace)
+        return total
+    gate = gate[:, :, None, None].to(y.dtype)
+    return torch.lerp(x.to(y.dtype), y, gate) if replace else x + y * gate
+
+
 def frame_norm(
     parts: list[Tensor], size: int, eps: float, scale: Tensor, shift: Tensor, silu: bool, bias: Tensor | None = None
 ) -> list[Tensor]:
