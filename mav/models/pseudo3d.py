@@ -19,6 +19,7 @@ from mav.models.kernels.dispatch import (
     attention_over_frames,
     frame_norm,
     gated_sum,
+    gated_temporal_convolution,
     temporal_convolution,
 )  # fmt: skip
 from mav.models.kernels.layout import as_clips, as_images, as_rows
@@ -145,9 +146,11 @@ class TemporalConv(nn.Module):
         if gate is not None and len(gate) == 1:  # one rate's can be in the weights, which saves a pass over the clips
             weight, bias = self._gated(gate[0])
             gate = None
-        y = temporal_convolution(clip, weight, bias if with_bias else None)
-        if gate is not None:
-            y = gated_sum(clip, y, gate, replace=True)
+        added = bias if with_bias else None
+        if gate is None:
+            y = temporal_convolution(clip, weight, added)
+        else:
+            y = gated_temporal_convolution(clip, weight, added, gate)
         return as_images(y.permute(0, 2, 3, 1), x)
 
     def _gated(self, gate: Tensor) -> tuple[Tensor, Tensor]:

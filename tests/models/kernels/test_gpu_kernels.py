@@ -81,13 +81,12 @@ def test_sums_with_a_bias(terms: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("shape", [(2, 70, 3, 35), (1, 4, 19, 31), (3, 8, 1, 1)])  # blocks, chunks, one pixel
-def test_gated_sums(dtype: torch.dtype, replace: bool, shape: tuple[int, ...]) -> None:
+def test_gated_sums(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     inputs = [_leaf(*shape, dtype=dtype), _leaf(*shape, dtype=dtype), _leaf(*shape[:2], mean=1.0)]
     x, y, gate = exact = _double(inputs)
-    reference = x + gate[:, :, None, None] * (y - x if replace else y)
-    _equal([rows_gate(*inputs, replace)], inputs, [reference], exact)
+    reference = x + gate[:, :, None, None] * y
+    _equal([rows_gate(*inputs)], inputs, [reference], exact)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)

@@ -55,9 +55,7 @@ def _column_sum_kernel(x, partial, pixels, channels, chunk, BLOCK_P: tl.constexp
 
 
 @triton.jit
-def _gate_kernel(
-    x, y, gate, out, pixels, channels, chunk, REPLACE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def _gate_kernel(x, y, gate, out, pixels, channels, chunk, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     n, _, start, stop, c, inside = tile_of(pixels, channels, chunk, BLOCK_C)
     share = tl.load(gate + n * channels + c, mask=inside, other=0).to(tl.float32)[None, :]
     image = n.to(tl.int64) * pixels * channels + c[None, :]
@@ -65,29 +63,16 @@ def _gate_kernel(
         row = p + tl.arange(0, BLOCK_P)
         mask = (row < stop)[:, None] & inside[None, :]
         place = image + row[:, None].to(tl.int64) * channels
-        before = tl.load(x + place, mask=mask, other=0).to(tl.float32)
-        after = tl.load(y + place, mask=mask, other=0).to(tl.float32)
-        total = before + share * (after - before) if REPLACE else before + share * after
+        total = tl.load(x + place, mask=mask, other=0).to(tl.float32)
+        total += share * tl.load(y + place, mask=mask, other=0).to(tl.float32)
         tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _gate_gradient_kernel(
-    gradient,
-    x,
-    y,
-    gate,
-    to_x,
-    to_y,
-    partial,
-    pixels,
-    channels,
-    chunk,
-    REPLACE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    gradient, y, gate, to_y, partial, pixels, channels, chunk, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """partial[n, part]: of each channel, sums over pixels of the gate's gradient. Without REPLACE x is not read."""
+    """partial[n, part]: of each channel, sums over pixels of the gate's gradient."""
     n, part, start, stop, c, inside = tile_of(pixels, channels, chunk, BLOCK_C)
     share = tl.load(gate + n * channels + c, mask=inside, other=0).to(tl.float32)[None, :]
     image = n.to(tl.int64) * pixels * channels + c[None, :]
@@ -97,12 +82,8 @@ def _gate_gradient_kernel(
         mask = (row < stop)[:, None] & inside[None, :]
         place = image + row[:, None].to(tl.int64) * channels
         g = tl.load(gradient + place, mask=mask, other=0).to(tl.float32)
-        added = tl.load(y + place, mask=mask, other=0).to(tl.float32)
-        if REPLACE:
-            added -= tl.load(x + place, mask=mask, other=0).to(tl.float32)
-            tl.store(to_x + place, (g * (1 - share)).to(to_x.dtype.element_ty), mask=mask)
         tl.store(to_y + place, (g * share).to(to_y.dtype.element_ty), mask=mask)
-        total += g * added
+        total += g * tl.load(y + place, mask=mask, other=0).to(tl.float32)
     to = partial + (n * tl.num_programs(1) + part).to(tl.int64) * channels + c
     tl.store(to, tl.sum(total, axis=0), mask=inside)
 
@@ -131,31 +112,28 @@ def column_sums(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("mav::rows_gate", mutates_args=())
-def rows_gate(x: Tensor, y: Tensor, gate: Tensor, replace: bool) -> Tensor:
-    """x + gate * y, or with `replace` x + gate * (y - x); x, y: (N, C, H, W) channels-last, gate: (N, C)."""
+def rows_gate(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + gate * y, for x and y of (N, C, H, W) channels-last and a gate (N, C)."""
     x, y = _plain_rows(x), _plain_rows(y)
     (_, c, h, w), (grid, chunk) = y.shape, grid_of(y)
-    out = torch.empty_like(y, dtype=_gated_dtype(x, y, replace), memory_format=torch.channels_last)
-    _gate_kernel[grid](x, y, gate.contiguous(), out, h * w, c, chunk, REPLACE=replace, **TILE)
+    out = _gated(x, y)
+    _gate_kernel[grid](x, y, gate.contiguous(), out, h * w, c, chunk, **TILE)
     return out
 
 
 @torch.library.custom_op("mav::rows_gate_gradient", mutates_args=())
-def rows_gate_gradient(gradient: Tensor, x: Tensor | None, y: Tensor, gate: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The gradients of y and, where it is given because y replaces it, of x; and the gate's, (N, C) in float32."""
-    gradient, y, x = _plain_rows(gradient), _plain_rows(y), None if x is None else _plain_rows(x)
+def rows_gate_gradient(gradient: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of y, and of the gate (N, C) in float32."""
+    gradient, y = _plain_rows(gradient), _plain_rows(y)
     (n, c, h, w), (grid, chunk) = y.shape, grid_of(y)
-    found = [torch.empty_like(one) for one in (y, x) if one is not None]
-    partial = y.new_empty(n, grid[1], c, dtype=torch.float32)
-    _gate_gradient_kernel[grid](
-        gradient, y if x is None else x, y, gate.contiguous(), found[-1], found[0], partial, h * w, c, chunk,
-        REPLACE=x is not None, **TILE,
-    )  # fmt: skip
-    return found, partial.sum(dim=1)
+    to_y, partial = torch.empty_like(y), y.new_empty(n, grid[1], c, dtype=torch.float32)
+    _gate_gradient_kernel[grid](gradient, y, gate.contiguous(), to_y, partial, h * w, c, chunk, **TILE)
+    return to_y, partial.sum(dim=1)
 
 
-def _gated_dtype(x: Tensor, y: Tensor, replace: bool) -> torch.dtype:
-    return y.dtype if replace else torch.promote_types(x.dtype, y.dtype)
+def _gated(x: Tensor, y: Tensor) -> Tensor:
+    """An empty tensor for a gated sum."""
+    return torch.empty_like(y, dtype=torch.promote_types(x.dtype, y.dtype), memory_format=torch.channels_last)
 
 
 def _plain_rows(x: Tensor) -> Tensor:
@@ -186,26 +164,26 @@ rows_add.register_autograd(_add_backward, setup_context=_save_bias)
 
 
 @rows_gate.register_fake
-def _(x: Tensor, y: Tensor, gate: Tensor, replace: bool) -> Tensor:
-    return torch.empty_like(y, dtype=_gated_dtype(x, y, replace), memory_format=torch.channels_last)
+def _(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    return _gated(x, y)
 
 
 @rows_gate_gradient.register_fake
-def _(gradient: Tensor, x: Tensor | None, y: Tensor, gate: Tensor) -> tuple[list[Tensor], Tensor]:
-    found = [torch.empty_like(one, memory_format=torch.channels_last) for one in (y, x) if one is not None]
-    return found, y.new_empty(y.shape[:2], dtype=torch.float32)
+def _(gradient: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    to_y = torch.empty_like(y, memory_format=torch.channels_last)
+    return to_y, y.new_empty(y.shape[:2], dtype=torch.float32)
 
 
 def _save_gate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, y, gate, ctx.replace = inputs
+    x, y, gate = inputs
     ctx.dtype = x.dtype
-    ctx.save_for_backward(x if ctx.replace else None, y, gate)
+    ctx.save_for_backward(y, gate)
 
 
 def _gate_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    x, y, gate = ctx.saved_tensors
-    (to_y, *to_x), to_gate = rows_gate_gradient(gradient, x, y, gate)
-    return to_x[0] if to_x else gradient.to(ctx.dtype), to_y, to_gate.to(gate.dtype), None
+    y, gate = ctx.saved_tensors
+    to_y, to_gate = rows_gate_gradient(gradient, y, gate)
+    return gradient.to(ctx.dtype), to_y, to_gate.to(gate.dtype)
 
 
 rows_gate.register_autograd(_gate_backward, setup_context=_save_gate)
