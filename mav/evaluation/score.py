@@ -139,7 +139,7 @@ class Scorer:
         """The interval is that of the rows over which the metric is a share or, of the density, a mean.
 
         The balls around the neighbours stay, so that it is narrow: of 200 pairs of sets of 12 to 48 rows of 16 normal
-        features, 84 to 96 % of the intervals held the value expected of so many, and 78 to 83 % those of the density.
+        features, 84 to 96 % of the intervals held the value expected of so many, and 76 to 82 % those of the density.
         """
         network, (measure, side) = self.protocol.features[metric], NEIGHBOURS[kind_of(metric)]
         real, ours = spread(self._reference(), network, metric), spread(self.ours, network, metric)
