@@ -20,7 +20,7 @@ from flows.engine.function import CHECKPOINTS, ProgressFile, following, keep_ker
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
 from flows.worker_group import torch_config
-from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told
+from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told, storage_may_fail
 from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
 
@@ -152,7 +152,7 @@ def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:
         while not wait([fitted], timeout=1.0).done:
             require_running()
     except BaseException:
-        with suppress(OSError, TakenOverError):  # who was taken over stops by the fence of its folders
+        with suppress(TakenOverError), storage_may_fail():  # who was taken over stops by the fence of its folders
             job.work.write_json(STOP, {})
         wait([fitted], timeout=save_seconds(job.work))
         raise

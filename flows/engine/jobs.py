@@ -21,6 +21,7 @@ from flows.engine.run import Run
 from flows.engine.stage import Node
 from flows.engine.store import Store
 from flows.services.environment import configure_environment
+from flows.services.heartbeat import read_heartbeat
 from flows.services.ray_cluster import job_server
 from flows.services.terminal import PROGRESS, Terminal
 from mav.errors import UserError
@@ -135,7 +136,7 @@ def _follow(client: Any, job: str, node: Node, run: Run) -> Any:
             if time.monotonic() - answered > PATIENCE_SECONDS:
                 reason = str(error).splitlines()[0]
                 raise RuntimeError(f"{node.name}: the Ray cluster at {job_server()} is gone ({reason})") from None
-        beat = work.read_json_or_none("heartbeat.json") or {}
+        beat = read_heartbeat(work)
         if "done" in beat and not run.stopping.is_set():
             run.terminal.progress(node.name, beat["done"], beat["total"], **{key: beat.get(key) for key in PROGRESS})
         time.sleep(POLL_SECONDS)
