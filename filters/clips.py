@@ -3,7 +3,8 @@
 A clip is dropped for the first reason of `REASONS` that it has, or else as a near duplicate of a better one, and may
 have other reasons: `filters.selection.reasons_of` says all of them. With `shot_seconds` a clip is split at its cuts
 rather than dropped, and each long shot is a sample; with `crop_borders` it is cropped to the picture within. Only
-ledgers are read, and nothing is decoded or encoded again: another threshold costs seconds and makes no shard anew.
+tables of rows are read, and nothing is decoded or encoded again: another threshold costs seconds and makes no shard
+anew.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ COLUMNS = tuple(name for name, kind in SCORES.items() if kind == "double")  # on
 
 @dataclass(frozen=True)
 class Clips:
-    """The `filters.groups.Rows` of `video-select`: what the ledgers of `video-shards` know of each clip."""
+    """The `filters.groups.Rows` of `video-select`: what the rows of `video-shards` say of each clip."""
 
     shards: Folder
     rule: VideoSelect

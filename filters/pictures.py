@@ -81,16 +81,16 @@ class Pictures:
         return (image * text).sum(axis=1) + NATIVE * _native(scores).astype(np.float32)
 
     def hashes(self, name: str) -> np.ndarray:
-        """Those of the ledger of `image-download`. Raises UserError where it has none."""
+        """Those in the rows of `image-download`. Raises UserError where they have none."""
         keys = read_table(self.embeds, f"{name}.parquet", ["key"]).column("key")
         try:
-            ledger = read_table(self.images, f"{name}.parquet", ["key", "hash"])
+            rows = read_table(self.images, f"{name}.parquet", ["key", "hash"])
         except pa.ArrowInvalid:
             raise UserError(
                 f"{self.images.path(name)}.parquet has no hashes: rerun image-download, or set "
                 "`image_select.hash_bits` to 0."
             ) from None
-        found = ledger.column("hash").take(pc.index_in(keys, ledger.column("key")))
+        found = rows.column("hash").take(pc.index_in(keys, rows.column("key")))
         return pc.fill_null(found, 0).to_numpy().astype(np.uint64)  # exact only without nulls
 
     def groups(self, walk: Walk) -> Folder | None:
