@@ -7,6 +7,7 @@ one worker takes 30 s to start on two cores). The loop keeps exact checkpoints i
 a driver or a machine that dies costs only the samples since the last one.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from flows.engine.capacity import Capacity
 from flows.engine.function import CHECKPOINTS, ProgressFile, following, keep_kernels, run_on_ray, save_seconds
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
-from flows.worker_group import torch_config
+from flows.services.worker_group import torch_config
 from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told, storage_may_fail
 from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
@@ -124,7 +125,7 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
             _worker,
             train_loop_config={"orders": orders},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
-            torch_config=torch_config("nccl" if gpu else "gloo", seconds, job.work),
+            torch_config=torch_config("nccl" if gpu else "gloo", seconds, functools.partial(save_seconds, job.work)),
             run_config=RunConfig(name=f"{job.name}-{job.node.fingerprint[:8]}", storage_path=job.work.child("ray").url),
         )
         with following(job, capacity) as require_running:
