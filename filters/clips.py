@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filters.selection import Walk, counts_of, measured, near_duplicates, reasons_of, write_choice
+from filters.selection import Pass, counts_of, measured, near_duplicates, reasons_of, write_choice
 from mav.data.loading.places import BOX, PART
 from mav.data.shards import ShardOutput, read_table, shard_names
 from mav.data.videos.scores import SCORES
@@ -107,9 +107,9 @@ class Clips:
     def hashes(self, name: str) -> np.ndarray:
         return self.read(name).column("hash").to_numpy()
 
-    def groups(self, walk: Walk) -> Folder | None:
+    def groups(self, one_pass: Pass) -> Folder | None:
         """Returns the near duplicates that the rule asks for, as `filters.selection.near_duplicates` does."""
-        return near_duplicates(self, walk, self.rule.hash_bits)
+        return near_duplicates(self, one_pass, self.rule.hash_bits)
 
 
 @dataclass(frozen=True)

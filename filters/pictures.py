@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from filters.groups import unit_rows
-from filters.selection import NEAR_DUPLICATE, Walk, counts_of, measured, near_duplicates, reasons_of, write_choice
+from filters.selection import NEAR_DUPLICATE, Pass, counts_of, measured, near_duplicates, reasons_of, write_choice
 from mav.data.shards import ShardOutput, read_array, read_table, shard_names
 from mav.errors import UserError
 from mav.recipes import ImageSelect
@@ -93,9 +93,9 @@ class Pictures:
         found = rows.column("hash").take(pc.index_in(keys, rows.column("key")))
         return pc.fill_null(found, 0).to_numpy().astype(np.uint64)  # exact only without nulls
 
-    def groups(self, walk: Walk) -> Folder | None:
+    def groups(self, one_pass: Pass) -> Folder | None:
         """Returns the near duplicates that the rule asks for, as `filters.selection.near_duplicates` does."""
-        return near_duplicates(self, walk, self.rule.hash_bits, self.embeds, self.rule.near_duplicate)
+        return near_duplicates(self, one_pass, self.rule.hash_bits, self.embeds, self.rule.near_duplicate)
 
 
 def _native(scores: pa.Table) -> np.ndarray:

@@ -82,14 +82,14 @@ def test_sweep_says_what_the_stage_would_keep_and_drop(key: str, values: tuple[s
     kept = set()
     for value in values:
         section = getattr(load_recipe("tiny", [f"{key}={value}"]), key.partition(".")[0])
-        walk, chosen = in_threads(Folder(str(tmp_path / value)), 1), Folder(str(tmp_path / "chosen"))
+        one_pass, chosen = in_threads(Folder(str(tmp_path / value)), 1), Folder(str(tmp_path / "chosen"))
         rows: Any
         if key.startswith("video"):
             rows = Clips(folders["video-shards"], section)
-            work: Any = ClipWork(rows, rows.groups(walk), chosen)
+            work: Any = ClipWork(rows, rows.groups(one_pass), chosen)
         else:
             rows = Pictures(folders["image-download"], folders["image-embed"], section)
-            work = PictureWork(rows, rows.groups(walk), chosen)
+            work = PictureWork(rows, rows.groups(one_pass), chosen)
         made = add_counts([work(name).counts for name in rows.names()])
         told = found["values"][value]
         assert told["kept"] == made["rows_out"]
