@@ -236,6 +236,7 @@ class _ShardPass:
             self.overtaken.remove(name)
             if self.markers.intact(name):
                 return False
+            self.markers.forget([name])  # a resumed pass would believe it by the files' sizes
             self.done -= 1
             return True
 
