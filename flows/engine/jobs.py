@@ -106,7 +106,8 @@ def _submit(client: Any, node: Node, run: Run, fresh: bool) -> str:
         "folder": os.getcwd(),
     }
     python = shlex.quote(sys.executable)
-    job = f"{_prefix(node, run)}{len(_jobs(client, node, run)) + 1}"
+    prefix, before = _prefix(node, run), [job.submission_id for job in _jobs(client, node, run)]
+    job = f"{prefix}{1 + int(before[-1].removeprefix(prefix)) if before else 1}"  # earlier ones may have been deleted
     environment = {ORDER: json.dumps(order), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     try:
         client.submit_job(

@@ -53,11 +53,11 @@ class Store:
 
     def artifact(self, node: Node) -> Folder:
         """Returns the folder of a stage's artifact, whether or not it exists."""
-        return self.root.child(f"artifacts/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
+        return self.root.child(f"artifacts/{'/'.join(self.place(node))}")
 
     def work(self, node: Node) -> Folder:
         """Returns the folder of a stage's unfinished work."""
-        return self.root.child(f"work/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
+        return self.root.child(f"work/{'/'.join(self.place(node))}")
 
     def board(self, node: Node) -> Folder:
         """Returns the folder in which a stage is watched while it works; nothing of an artifact is in it."""

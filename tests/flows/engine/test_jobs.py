@@ -126,6 +126,9 @@ def test_a_stage_is_one_job_and_its_artifact_is_found(cluster: FakeCluster, aske
     jobs.build_on_cluster(node, run, fresh=True)
     assert [order["fresh"] for order in cluster.orders] == [False, True]
     assert [name.rpartition("-")[2] for name in cluster.jobs] == ["1", "2"]
+    del cluster.jobs[min(cluster.jobs)]  # as `ray job delete` does
+    jobs.build_on_cluster(node, run, fresh=True)
+    assert [name.rpartition("-")[2] for name in cluster.jobs] == ["2", "3"]
     assert not cluster.stopped
 
 
