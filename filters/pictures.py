@@ -41,7 +41,7 @@ class Pictures:
             return cls(images, embeds, rule)
         from mav.models.heads import read_linear_head
 
-        return cls(images, embeds, rule, read_linear_head(rule.aesthetic_head, "image_select.aesthetic_head"))
+        return cls(images, embeds, rule, read_linear_head(rule.aesthetic_head))
 
     @property
     def scores(self) -> tuple[str, ...]:
