@@ -30,6 +30,7 @@ RESULT, STOP = "result.json", "stop.json"
 NEVER_STALLED_SECONDS = 86_400.0  # that workers wait for each other where no stall is recognised
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between and no preemptions, before the stage fails
 DRAIN_SECONDS = 5.0  # between two looks at whether this node is drained: a cloud gives 30 s or more
+PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's last report, kept with its metrics
 TERMINATED = 143  # the shell's exit code of a process that SIGTERM ended
 
 
@@ -46,9 +47,6 @@ class Orders:
     board: Folder  # for TensorBoard's files
     kernels: Folder  # for what Triton compiles
     wandb: str  # a Weights & Biases project; '' = none
-
-
-PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's last report, kept with its metrics
 
 
 def train(job: Job) -> Outcome:
