@@ -24,16 +24,8 @@ from mav.errors import UserError
 from mav.recipes import VideoSelect
 from mav.storage import Folder
 
-REASONS = (
-    "blank",
-    "border",
-    "cut",
-    "still",
-    "repeated",
-    "too_fast",
-    "shaky",
-    "overlay",
-)  # in the order of their checks
+# In the order of their checks.
+REASONS = ("blank", "border", "cut", "still", "repeated", "too_fast", "shaky", "overlay")
 SHORT_SHOT = "short_shot"  # of a clip that has longer ones
 SHOT = np.dtype([("clip", "<u4"), ("first", "<u4"), ("last", "<u4"), ("long", "?")])  # a clip's row, frames of it
 COLUMNS = tuple(name for name, kind in SCORES.items() if kind == "double")  # one number a clip
