@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mav.errors import TakenOverError, UserError, from_storage, storage_may_fail
+from mav.errors import TakenOverError, UserError, from_storage, no_space
 from mav.storage import Folder
 from mav.storage.fence import Fence, lease_file, lease_numbers
 
@@ -278,5 +278,8 @@ def exclusive(
     try:
         yield lease
     finally:
-        with storage_may_fail():  # the reason of the block counts for more, and others see that the holder is gone
+        try:
             lease.release()
+        except Exception as error:  # what the block met counts for more, and others see that the holder is gone
+            if no_space(error) or not from_storage(error):
+                raise
