@@ -3,7 +3,8 @@
 A clip is dropped for the first reason of `REASONS` that it has, or else as a near duplicate of a better one, and may
 have other reasons: `filters.selection.reasons_of` says all of them. With `shot_seconds` a clip is split at its cuts
 rather than dropped, and each long shot is a sample; with `crop_borders` it is cropped to the picture within. Only
-ledgers are read, and nothing is decoded or encoded again: another threshold costs seconds and makes no shard anew.
+tables of rows are read, and nothing is decoded or encoded again: another threshold costs seconds and makes no shard
+anew.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filters.selection import Walk, counts_of, measured, near_duplicates, reasons_of, write_choice
+from filters.selection import Pass, counts_of, measured, near_duplicates, reasons_of, write_choice
 from mav.data.loading.places import BOX, PART
 from mav.data.shards import ShardOutput, read_table, shard_names
 from mav.data.videos.scores import SCORES
@@ -23,16 +24,8 @@ from mav.errors import UserError
 from mav.recipes import VideoSelect
 from mav.storage import Folder
 
-REASONS = (
-    "blank",
-    "border",
-    "cut",
-    "still",
-    "repeated",
-    "too_fast",
-    "shaky",
-    "overlay",
-)  # in the order of their checks
+# In the order of their checks.
+REASONS = ("blank", "border", "cut", "still", "repeated", "too_fast", "shaky", "overlay")
 SHORT_SHOT = "short_shot"  # of a clip that has longer ones
 SHOT = np.dtype([("clip", "<u4"), ("first", "<u4"), ("last", "<u4"), ("long", "?")])  # a clip's row, frames of it
 COLUMNS = tuple(name for name, kind in SCORES.items() if kind == "double")  # one number a clip
@@ -40,7 +33,7 @@ COLUMNS = tuple(name for name, kind in SCORES.items() if kind == "double")  # on
 
 @dataclass(frozen=True)
 class Clips:
-    """The `filters.groups.Rows` of `video-select`: what the ledgers of `video-shards` know of each clip."""
+    """The `filters.groups.Rows` of `video-select`: what the rows of `video-shards` say of each clip."""
 
     shards: Folder
     rule: VideoSelect
@@ -106,9 +99,9 @@ class Clips:
     def hashes(self, name: str) -> np.ndarray:
         return self.read(name).column("hash").to_numpy()
 
-    def groups(self, walk: Walk) -> Folder | None:
+    def groups(self, one_pass: Pass) -> Folder | None:
         """Returns the near duplicates that the rule asks for, as `filters.selection.near_duplicates` does."""
-        return near_duplicates(self, walk, self.rule.hash_bits)
+        return near_duplicates(self, one_pass, self.rule.hash_bits)
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,9 @@ class RepeatWork:
     hashes: Folder
     out: Folder
 
-    def names(self) -> list[str]:
+    @staticmethod
+    def names() -> list[str]:
+        """Returns the names of the buckets."""
         return [f"{bucket:02x}" for bucket in range(1 << BUCKET_BITS)]
 
     def __call__(self, name: str) -> ShardOutput:

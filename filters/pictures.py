@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from filters.groups import unit_rows
-from filters.selection import NEAR_DUPLICATE, Walk, counts_of, measured, near_duplicates, reasons_of, write_choice
+from filters.selection import NEAR_DUPLICATE, Pass, counts_of, measured, near_duplicates, reasons_of, write_choice
 from mav.data.shards import ShardOutput, read_array, read_table, shard_names
 from mav.errors import UserError
 from mav.recipes import ImageSelect
@@ -41,7 +41,7 @@ class Pictures:
             return cls(images, embeds, rule)
         from mav.models.heads import read_linear_head
 
-        return cls(images, embeds, rule, read_linear_head(rule.aesthetic_head, "image_select.aesthetic_head"))
+        return cls(images, embeds, rule, read_linear_head(rule.aesthetic_head))
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -81,21 +81,21 @@ class Pictures:
         return (image * text).sum(axis=1) + NATIVE * _native(scores).astype(np.float32)
 
     def hashes(self, name: str) -> np.ndarray:
-        """Those of the ledger of `image-download`. Raises UserError where it has none."""
+        """Those in the rows of `image-download`. Raises UserError where they have none."""
         keys = read_table(self.embeds, f"{name}.parquet", ["key"]).column("key")
         try:
-            ledger = read_table(self.images, f"{name}.parquet", ["key", "hash"])
+            rows = read_table(self.images, f"{name}.parquet", ["key", "hash"])
         except pa.ArrowInvalid:
             raise UserError(
                 f"{self.images.path(name)}.parquet has no hashes: rerun image-download, or set "
                 "`image_select.hash_bits` to 0."
             ) from None
-        found = ledger.column("hash").take(pc.index_in(keys, ledger.column("key")))
+        found = rows.column("hash").take(pc.index_in(keys, rows.column("key")))
         return pc.fill_null(found, 0).to_numpy().astype(np.uint64)  # exact only without nulls
 
-    def groups(self, walk: Walk) -> Folder | None:
+    def groups(self, one_pass: Pass) -> Folder | None:
         """Returns the near duplicates that the rule asks for, as `filters.selection.near_duplicates` does."""
-        return near_duplicates(self, walk, self.rule.hash_bits, self.embeds, self.rule.near_duplicate)
+        return near_duplicates(self, one_pass, self.rule.hash_bits, self.embeds, self.rule.near_duplicate)
 
 
 def _native(scores: pa.Table) -> np.ndarray:

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 
 from filters.duplicates import NO_HASHES, Repeats, SeenRows, WrongHashError, pair_hashes, repeats_of
 from filters.toxicity import toxic_words
-from mav.data.images.laion import BATCH_ROWS, Schema, hash_column, read_part
+from mav.data.images.laion import BATCH_ROWS, SCORES, Schema, hash_column, read_part
 from mav.data.shards import ShardOutput
-from mav.errors import UserError
 from mav.recipes import Screening
 from mav.storage import Folder
 
@@ -26,10 +25,8 @@ REASONS = (
     "no_url", "no_caption", "nsfw", "watermark", "unknown_score", "too_small", "aspect", "caption_length",
     "toxic", "duplicate",
 )  # fmt: skip
-SCORES = ("punsafe", "pwatermark")
 BINS = 20  # of a score's histogram
 PAGE_BYTES = 256 << 10  # of a shard: a page stays in the processor's cache
-LARGEST_SHARD = 100_000  # five digits of the key count the rows of a shard
 
 
 def reaches(score: pa.ChunkedArray, threshold: float) -> pa.ChunkedArray:
@@ -175,8 +172,6 @@ class MetadataWork:
         return [f"{number:05d}" for number in range(len(self.parts))]
 
     def __call__(self, name: str) -> ShardOutput:
-        if not 1 <= (size := self.rows_per_shard) <= LARGEST_SHARD:
-            raise UserError(f"`image_metadata.rows_per_shard` is {size}: it must be 1 to {LARGEST_SHARD}.")
         if self.repeats is not None:
             return self._screened(name, Screen(self.screening, repeats_of(self.repeats, name)))
         hashes = hash_column(self.parts[int(name)])

@@ -20,11 +20,11 @@ NEAR_DUPLICATE = "near_duplicate"
 Work = Callable[[str], ShardOutput]
 # Does a pass over shards, and returns the folder it wrote into. It is given the pass's name, and a function from that
 # folder to the work and the names of its shards.
-Walk = Callable[[str, Callable[[Folder], tuple[Work, Sequence[str]]]], Folder]
+Pass = Callable[[str, Callable[[Folder], tuple[Work, Sequence[str]]]], Folder]
 
 
 def near_duplicates(
-    rows: Rows, walk: Walk, bits: int, embeds: Folder | None = None, cosine: float = 0.0
+    rows: Rows, one_pass: Pass, bits: int, embeds: Folder | None = None, cosine: float = 0.0
 ) -> Folder | None:
     """Returns what `filters.groups.GroupWork` makes of the near duplicates, None where neither kind is asked for.
 
@@ -33,36 +33,36 @@ def near_duplicates(
     """
     names, found = tuple(rows.names()), list[tuple[Folder, str]]()
     if bits:
-        hashes = walk("hashes", lambda out: (HashWork(rows, out), names))
+        hashes = one_pass("hashes", lambda out: (HashWork(rows, out), names))
 
         def hash_pairs(out: Folder) -> tuple[Work, Sequence[str]]:
             work = HashPairWork(names, hashes, bits, out)
             return work, work.names()
 
-        found.append((walk("hash-pairs", hash_pairs), ".npy"))
+        found.append((one_pass("hash-pairs", hash_pairs), ".npy"))
     if cosine and embeds is not None:
         here = embeds
-        centres = walk("centres", lambda out: (CentreWork(here, names, out), ["centres"]))
-        cells = walk("cells", lambda out: (CellWork(here, names, centres, cosine, out), names))
-        pairs = walk("pairs", lambda out: (PairWork(names, cells, cosine, out), buckets(centres)))
+        centres = one_pass("centres", lambda out: (CentreWork(here, names, out), ["centres"]))
+        cells = one_pass("cells", lambda out: (CellWork(here, names, centres, cosine, out), names))
+        pairs = one_pass("pairs", lambda out: (PairWork(names, cells, cosine, out), buckets(centres)))
         found += [(cells, "/equal.npy"), (pairs, ".npy")]
     if not found:
         return None
-    scores = walk("scores", lambda out: (ScoreWork(rows, out), names))
-    return walk("groups", lambda out: (GroupWork(names, scores, tuple(found), out), ["groups"]))
+    scores = one_pass("scores", lambda out: (ScoreWork(rows, out), names))
+    return one_pass("groups", lambda out: (GroupWork(names, scores, tuple(found), out), ["groups"]))
 
 
-def in_threads(place: Folder, threads: int) -> Walk:
+def in_threads(place: Folder, threads: int) -> Pass:
     """Returns a function that does a pass in this process, in a folder of its own within `place`."""
 
-    def walk(name: str, make: Callable[[Folder], tuple[Work, Sequence[str]]]) -> Folder:
+    def one_pass(name: str, make: Callable[[Folder], tuple[Work, Sequence[str]]]) -> Folder:
         out = place.child(name)
         work, shards = make(out)
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, shards))
         return out
 
-    return walk
+    return one_pass
 
 
 def reasons_of(rows: Rows, groups: Folder | None, name: str, scores: pa.Table) -> dict[str, np.ndarray]:

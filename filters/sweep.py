@@ -18,7 +18,7 @@ from filters.selection import NEAR_DUPLICATE, in_threads, reasons_of
 from mav.data.shards import read_array
 from mav.storage import Folder
 
-READING = 16  # ledgers at a time: on an object store this is waiting, not work
+READING = 16  # tables at a time: on an object store this is waiting, not work
 THREADS = min(os.cpu_count() or 1, 8)  # for near duplicates, each of which may take a hundred megabytes
 
 

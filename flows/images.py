@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from flows.demo import allowed_addresses, picture_families
 from flows.engine.run import Job
-from flows.engine.shard_map import one_pass, part, shard_map
+from flows.engine.shard_map import one_pass, shard_map
 from flows.engine.stage import Outcome, Retry, stage
 from mav.data.fetching.failed_rows import RetryWork
 from mav.data.fetching.rules import is_transient
@@ -42,11 +42,9 @@ def _find_repeats(job: Job, screening: MetadataWork) -> Folder:
     """
     from filters.duplicates import HashWork, RepeatWork
 
-    hashes, repeats = part(job, "hashes"), part(job, "repeats")
-    shard_map(hashes, HashWork(screening.kept_rows, hashes.out), screening.names())
-    work = RepeatWork(tuple(screening.names()), hashes.out, repeats.out)
-    shard_map(repeats, work, work.names())
-    return repeats.out
+    names = tuple(screening.names())
+    hashes = one_pass(job, "hashes", lambda out: (HashWork(screening.kept_rows, out), names))
+    return one_pass(job, "repeats", lambda out: (RepeatWork(names, hashes, out), RepeatWork.names()))
 
 
 def download_work(job: Job) -> DownloadWork:

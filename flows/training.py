@@ -7,6 +7,7 @@ one worker takes 30 s to start on two cores). The loop keeps exact checkpoints i
 a driver or a machine that dies costs only the samples since the last one.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +20,8 @@ from flows.engine.capacity import Capacity
 from flows.engine.function import CHECKPOINTS, ProgressFile, following, keep_kernels, run_on_ray, save_seconds
 from flows.engine.run import Job, every
 from flows.engine.stage import Outcome, Stage, stage
-from flows.worker_group import torch_config
-from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told
+from flows.services.worker_group import torch_config
+from mav.errors import DivergedError, TakenOverError, UserError, full_disk_told, storage_may_fail
 from mav.recipes import TRAINING_READS, Recipe
 from mav.storage import Folder
 
@@ -29,6 +30,7 @@ RESULT, STOP = "result.json", "stop.json"
 NEVER_STALLED_SECONDS = 86_400.0  # that workers wait for each other where no stall is recognised
 MAX_FAILURES = 3  # of the workers, without a checkpoint in between and no preemptions, before the stage fails
 DRAIN_SECONDS = 5.0  # between two looks at whether this node is drained: a cloud gives 30 s or more
+PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's last report, kept with its metrics
 TERMINATED = 143  # the shell's exit code of a process that SIGTERM ended
 
 
@@ -45,9 +47,6 @@ class Orders:
     board: Folder  # for TensorBoard's files
     kernels: Folder  # for what Triton compiles
     wandb: str  # a Weights & Biases project; '' = none
-
-
-PACE = ("samples_per_second", "utilisation", "data_wait")  # of a training's last report, kept with its metrics
 
 
 def train(job: Job) -> Outcome:
@@ -124,7 +123,7 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
             _worker,
             train_loop_config={"orders": orders},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
-            torch_config=torch_config("nccl" if gpu else "gloo", seconds, job.work),
+            torch_config=torch_config("nccl" if gpu else "gloo", seconds, functools.partial(save_seconds, job.work)),
             run_config=RunConfig(name=f"{job.name}-{job.node.fingerprint[:8]}", storage_path=job.work.child("ray").url),
         )
         with following(job, capacity) as require_running:
@@ -152,7 +151,7 @@ def _fit(job: Job, trainer: Any, require_running: Callable[[], None]) -> None:
         while not wait([fitted], timeout=1.0).done:
             require_running()
     except BaseException:
-        with suppress(OSError, TakenOverError):  # who was taken over stops by the fence of its folders
+        with suppress(TakenOverError), storage_may_fail():  # who was taken over stops by the fence of its folders
             job.work.write_json(STOP, {})
         wait([fitted], timeout=save_seconds(job.work))
         raise

@@ -30,7 +30,7 @@ def video_work(job: Job) -> VideoWork:
     if section.shot_weights:
         from mav.models.shots import read_shot_network
 
-        read_shot_network(section.shot_weights, "video_shards.shot_weights")
+        read_shot_network(section.shot_weights)  # a wrong file is told before a shard is made
     rules = dataclasses.replace(section, allow_addresses=allowed_addresses(job, section))
     sources = rules.sources or ([world.child("webvid/clips.csv").url] if world else [])
     return VideoWork(tuple(split_lists(sources, rules.clips_per_shard, job.say)), rules, job.recipe.seed, job.out)

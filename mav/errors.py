@@ -45,6 +45,16 @@ def from_storage(error: BaseException) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in STORAGE
 
 
+@contextmanager
+def storage_may_fail() -> Iterator[None]:
+    """Ends the block quietly at an error of storage. For what is only watched: the next time may reach it."""
+    try:
+        yield
+    except Exception as error:
+        if not from_storage(error):
+            raise
+
+
 def no_space(error: BaseException | None) -> bool:
     """Says whether a full disk or quota is behind an error, whichever library hid it behind its own."""
     seen: set[int] = set()

@@ -25,7 +25,6 @@ LEVELS = (
     ("mav.report", "filters"),
     ("flows.services",),
     ("flows.engine",),
-    ("flows.worker_group",),
     ("flows.evaluation", "flows.training"),
     ("flows.demo",),
     ("flows.images", "flows.videos"),

@@ -4,14 +4,13 @@ import datetime
 import importlib.metadata
 import platform
 import time
-from contextlib import suppress
 from typing import Any
 
 from flows.engine.lease import LEASE, exclusive
 from flows.engine.run import Job, Run, heartbeat
 from flows.engine.stage import Node, Outcome, require_files
 from flows.engine.store import FAILURE
-from mav.errors import DivergedError, UserError, full_disk_told
+from mav.errors import DivergedError, UserError, full_disk_told, storage_may_fail
 from mav.recipes import digest
 from mav.recipes.identity import how
 from mav.storage import MANIFEST, Artifact
@@ -65,7 +64,7 @@ def build(node: Node, run: Run, fresh: bool = False) -> Artifact:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             run.terminal.end(node.name, f"failed: {reason}")
             failure = {"reason": reason, "kind": type(error).__name__, "time": time.time(), "way": _way(node, run)}
-            with suppress(OSError):  # on a full disk it cannot be recorded
+            with storage_may_fail():  # a full disk, for example, cannot record it
                 work.write_json(FAILURE, failure)
             raise
         run.terminal.end(node.name, summary(artifact))

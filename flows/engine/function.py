@@ -4,14 +4,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from flows.engine.capacity import Capacity
 from flows.engine.pool import TaskPool
 from flows.engine.run import Job, every
 from flows.services.ray_metrics import report_training
-from mav.errors import from_storage
+from mav.errors import storage_may_fail
 from mav.storage import Folder
 
 T = TypeVar("T")
@@ -25,12 +25,9 @@ SAVE_RATE = 100e6  # bytes a second
 def save_seconds(work: Folder) -> float:
     """Returns how long a stage that is being stopped may take to save: a training writes as much as it did before."""
     sizes = Counter[str]()
-    try:
+    with storage_may_fail():
         for name, size in work.child(CHECKPOINTS).sizes().items():
             sizes[name.partition("/")[0]] += size
-    except Exception as error:
-        if not from_storage(error):
-            raise
     return SAVE_SECONDS + max(sizes.values(), default=0) / SAVE_RATE
 
 
@@ -38,26 +35,32 @@ class ProgressFile:
     """Writes a worker's latest progress where the driver reads it, and sets Ray's gauges, at most once a second.
 
     It is called with a mapping of "samples" (done so far), "total" and other values (loss, samples per second). A
-    sentence for the user is in "message".
+    sentence for the user is in "message". Storage that fails for a moment does not stop the work.
     """
 
     def __init__(self, work: Folder) -> None:
         self.work = work
         self._last = 0.0
         self._messages: list[str] = []
+        self._written = 0  # of the messages
 
     def begin(self) -> None:
         """Records that the work has its processors, before there is progress."""
-        self.work.write_json(PROGRESS, {})
+        with storage_may_fail():
+            self.work.write_json(PROGRESS, {})
 
     def __call__(self, progress: dict[str, Any]) -> None:
         if sentence := progress.get("message"):
             self._messages.append(sentence)
-            self.work.write_json(MESSAGES, self._messages)
         elif time.monotonic() - self._last > 1.0:
             self._last = time.monotonic()
-            self.work.write_json(PROGRESS, progress)
             report_training(progress)
+            with storage_may_fail():
+                self.work.write_json(PROGRESS, progress)
+        if self._written < len(self._messages):
+            with storage_may_fail():
+                self.work.write_json(MESSAGES, self._messages)
+                self._written = len(self._messages)
 
 
 @contextmanager
@@ -97,7 +100,7 @@ def following(job: Job, capacity: Capacity) -> Iterator[Callable[[], None]]:
 
             yield require_running
     finally:
-        with suppress(OSError):  # what the function returned or raised counts for more
+        with storage_may_fail():  # what the function returned or raised counts for more
             say()
 
 

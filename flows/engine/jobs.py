@@ -21,6 +21,7 @@ from flows.engine.run import Run
 from flows.engine.stage import Node
 from flows.engine.store import Store
 from flows.services.environment import configure_environment
+from flows.services.heartbeat import read_heartbeat
 from flows.services.ray_cluster import job_server
 from flows.services.terminal import PROGRESS, Terminal
 from mav.errors import UserError
@@ -105,7 +106,8 @@ def _submit(client: Any, node: Node, run: Run, fresh: bool) -> str:
         "folder": os.getcwd(),
     }
     python = shlex.quote(sys.executable)
-    job = f"{_prefix(node, run)}{len(_jobs(client, node, run)) + 1}"
+    prefix, before = _prefix(node, run), [job.submission_id for job in _jobs(client, node, run)]
+    job = f"{prefix}{1 + int(before[-1].removeprefix(prefix)) if before else 1}"  # earlier ones may have been deleted
     environment = {ORDER: json.dumps(order), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     try:
         client.submit_job(
@@ -135,7 +137,7 @@ def _follow(client: Any, job: str, node: Node, run: Run) -> Any:
             if time.monotonic() - answered > PATIENCE_SECONDS:
                 reason = str(error).splitlines()[0]
                 raise RuntimeError(f"{node.name}: the Ray cluster at {job_server()} is gone ({reason})") from None
-        beat = work.read_json_or_none("heartbeat.json") or {}
+        beat = read_heartbeat(work)
         if "done" in beat and not run.stopping.is_set():
             run.terminal.progress(node.name, beat["done"], beat["total"], **{key: beat.get(key) for key in PROGRESS})
         time.sleep(POLL_SECONDS)

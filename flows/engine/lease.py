@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mav.errors import TakenOverError, UserError, from_storage
+from mav.errors import TakenOverError, UserError, from_storage, no_space
 from mav.storage import Folder
 from mav.storage.fence import Fence, lease_file, lease_numbers
 
@@ -85,10 +85,18 @@ class Lease:
     def acquire(self) -> bool:
         """Takes the lease. Returns False when a living process holds it, which on another machine takes time to see."""
         _held_tokens.add(self.token)  # before the file exists, or another thread would take its holder for dead
+        taken = False
+        try:
+            taken = self._take()
+        finally:
+            if not taken:  # also where storage failed half-way: a file that it left has no holder
+                _held_tokens.discard(self.token)
+        return taken
+
+    def _take(self) -> bool:
         while True:
             last = top(self.folder)
             if last is not None and not last.released and not dead(self.folder, last):
-                _held_tokens.discard(self.token)
                 return False
             self.number = last.number + 1 if last else 1
             if not self._create():
@@ -270,4 +278,8 @@ def exclusive(
     try:
         yield lease
     finally:
-        lease.release()
+        try:
+            lease.release()
+        except Exception as error:  # what the block met counts for more, and others see that the holder is gone
+            if no_space(error) or not from_storage(error):
+                raise

@@ -25,7 +25,7 @@ from mav.errors import UserError
 from mav.recipes.identity import deadlines
 from mav.storage import TEMPORARY, Folder
 from mav.storage.counts import add_counts
-from mav.storage.ledger import LEDGER, LedgerWriter, Marker, read_ledger
+from mav.storage.ledger import LEDGER, Marker, read_ledger, write_ledger
 
 MARKERS = "markers"
 COMPACTED_AT_ONCE = 1_000
@@ -141,7 +141,9 @@ class Markers:
         if known is not None and [marker["shard"] for marker in known] == list(names):
             return add_counts(marker["counts"] for marker in read_ledger(self.out))
         counts = add_counts([])
-        with LedgerWriter(self.out) as ledger:
+
+        def batches() -> Iterator[list[Marker]]:
+            nonlocal counts
             for at in range(0, len(names), COMPACTED_AT_ONCE):
                 wanted = names[at : at + COMPACTED_AT_ONCE]
                 markers = list(self._read(wanted))
@@ -152,8 +154,10 @@ class Markers:
                 if len(markers) < len(wanted):
                     missing = len(wanted) - len(markers)
                     raise OSError(f"{missing} markers in {self.folder.url} are gone or torn: run again")
-                ledger.write([self._named(marker) for marker in markers])
                 counts = add_counts([counts, *(marker["counts"] for marker in markers)])
+                yield [self._named(marker) for marker in markers]
+
+        write_ledger(self.out, batches())
         return counts
 
     def _foreign(self, marker: Marker) -> bool:

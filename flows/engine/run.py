@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,9 +11,10 @@ from typing import Any, TypeVar
 from flows.engine.lease import Lease
 from flows.engine.stage import Graph, Node
 from flows.engine.store import Store
+from flows.services.heartbeat import write_heartbeat
 from flows.services.ray_cluster import job_server, ray_cluster
 from flows.services.terminal import Terminal
-from mav.errors import TakenOverError, UserError, from_storage
+from mav.errors import TakenOverError, UserError, from_storage, storage_may_fail
 from mav.recipes import Recipe
 from mav.storage import Folder
 
@@ -165,17 +163,16 @@ def every(seconds: float, do: Callable[[], None], tell: Callable[[str], None]) -
 
 @contextmanager
 def heartbeat(job: Job) -> Iterator[None]:
-    """Rewrites the stage's `heartbeat.json` while the block runs, with the latest progress in it."""
+    """Rewrites the stage's heartbeat while the block runs, with the latest progress in it."""
 
     def beat(ended: bool = False) -> None:
-        record = {"time": time.time(), "pid": os.getpid(), "host": platform.node(), "ended": ended, **job.progress}
-        job.work.write_json("heartbeat.json", record)
+        write_heartbeat(job.work, job.progress, ended)
 
-    with suppress(OSError):  # the next one may reach storage
+    with storage_may_fail():
         beat()
     try:
         with every(HEARTBEAT_SECONDS, beat, job.say):
             yield
     finally:
-        with suppress(OSError, TakenOverError):  # only observers read it, and the stage has ended
+        with suppress(TakenOverError), storage_may_fail():  # the stage has ended in any case
             beat(ended=True)

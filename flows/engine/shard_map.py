@@ -90,14 +90,12 @@ def shard_map(
     return Outcome(counts=counts, metrics={"shards": done, "quarantined": len(quarantined)})
 
 
-def part(job: Job, name: str) -> Job:
-    """Returns a job for a pass over shards of its own, with a folder in the stage's work folder."""
-    return replace(job, out=job.work.child(name), work=job.work.child(f"{name}-walk"))
-
-
 def one_pass(job: Job, name: str, make: Callable[[Folder], tuple[Work, Sequence[str]]]) -> Folder:
-    """Does such a pass, and returns its folder, of which `make` says what the work is and the names of its shards."""
-    own = part(job, name)
+    """Does a pass over shards of its own, and returns its folder, which is in the stage's work folder.
+
+    make: returns for this folder what the work is, and the names of its shards.
+    """
+    own = replace(job, out=job.work.child(name), work=job.work.child(f"{name}-work"))
     shard_map(own, *make(own.out))
     return own.out
 
@@ -238,6 +236,7 @@ class _ShardPass:
             self.overtaken.remove(name)
             if self.markers.intact(name):
                 return False
+            self.markers.forget([name])  # a resumed pass would believe it by the files' sizes
             self.done -= 1
             return True
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from flows.engine.lease import LEASE, held_here, top
 from flows.engine.stage import Node
+from flows.services.heartbeat import read_heartbeat
 from mav.errors import UserError
 from mav.recipes import Recipe
 from mav.recipes.identity import flat
@@ -52,11 +53,11 @@ class Store:
 
     def artifact(self, node: Node) -> Folder:
         """Returns the folder of a stage's artifact, whether or not it exists."""
-        return self.root.child(f"artifacts/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
+        return self.root.child(f"artifacts/{'/'.join(self.place(node))}")
 
     def work(self, node: Node) -> Folder:
         """Returns the folder of a stage's unfinished work."""
-        return self.root.child(f"work/{node.name}/{node.fingerprint[:SHOWN_FINGERPRINT]}")
+        return self.root.child(f"work/{'/'.join(self.place(node))}")
 
     def board(self, node: Node) -> Folder:
         """Returns the folder in which a stage is watched while it works; nothing of an artifact is in it."""
@@ -161,8 +162,7 @@ def _running(work: Folder) -> bool:
     holder = top(work.child(LEASE))
     if holder is None or holder.released or (here := held_here(holder)) is False:
         return False
-    beat = work.read_json_or_none("heartbeat.json")
-    return bool(here or (beat and abs(time.time() - beat["time"]) < SILENT_SECONDS))
+    return bool(here) or abs(time.time() - read_heartbeat(work).get("time", 0.0)) < SILENT_SECONDS
 
 
 def recipe_owner(recipe: str) -> str:

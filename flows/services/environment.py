@@ -23,7 +23,6 @@ DEFAULTS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # img2dataset's resizing library would ask the package index for updates
 }
 # Ray opens a socket to a public address to learn this machine's own. A cluster on this machine alone needs none.
 ON_THIS_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

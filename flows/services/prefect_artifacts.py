@@ -17,6 +17,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from flows.services.gpu_slots import SERVER_AWAY
+from flows.services.heartbeat import read_heartbeat
 from flows.services.terminal import progress_values
 from mav.report import collect, figures
 from mav.storage import Artifact, Folder
@@ -62,7 +63,7 @@ class _ProgressBar:
         artifact: Any = None
         first: tuple[float, float] | None = None  # (time, units done) of the first report: the rate is this run's
         while not self._stop.wait(UPDATE_SECONDS):
-            beat = self.work.read_json_or_none("heartbeat.json") or {}
+            beat = read_heartbeat(self.work)
             if "done" not in beat or beat["time"] < self.began:
                 continue
             if beat["total"]:  # without a total the stage waits

@@ -15,7 +15,7 @@ COUNTERS = {
     "mav_shards": ("Shards that were committed.", ("stage",)),
     "mav_shard_failures": ("Attempts at a shard that failed.", ("stage",)),
 }
-GAUGES = {
+GAUGES = {  # named after the values of a training's progress, but for the first
     "mav_progress": ("Share of a stage that is done, 0 to 1.", ("stage",)),
     "mav_loss": ("Training loss, mean since the last report.", ("stage",)),
     "mav_samples": ("Samples a network was trained on.", ("stage",)),
@@ -25,13 +25,6 @@ GAUGES = {
     "mav_data_wait": ("Share of its time that a training waits for data.", ("stage",)),
     "mav_memory_gb": ("The most memory a training used: of its GPU, or of its process on a CPU.", ("stage",)),
 }
-# Values of a training's progress that are gauges.
-TRAINING = ("loss", "samples", "samples_per_second", "steps_per_second", "utilisation", "data_wait", "memory_gb")
-
-
-def exported() -> set[str]:
-    """Returns the names of all series as Prometheus sees them."""
-    return {f"ray_{name}_total" for name in COUNTERS} | {f"ray_{name}" for name in GAUGES}
 
 
 class ShardMetrics:
@@ -77,9 +70,9 @@ def report_training(progress: dict[str, Any]) -> None:
     tags = {"stage": progress["stage"]}
     if progress.get("total"):
         _series("mav_progress").set(progress.get("samples", 0) / progress["total"], tags)
-    for key in TRAINING:
-        if progress.get(key) is not None:
-            _series(f"mav_{key}").set(float(progress[key]), tags)
+    for name in GAUGES:
+        if (value := progress.get(name.removeprefix("mav_"))) is not None:
+            _series(name).set(float(value), tags)
 
 
 @functools.cache

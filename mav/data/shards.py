@@ -1,4 +1,4 @@
-"""Shards: the output of shard work, deterministic tars, random access into them, ledgers, tables and arrays.
+"""Shards: the output of shard work, deterministic tars, random access into them, tables of rows, arrays.
 
 A tar is a WebDataset shard: the files of a sample stand together and share a key (`000000000000017.jpg`, `.json`). Keys
 are sorted and all header fields that could differ between runs are fixed, so equal samples make equal bytes. The
@@ -134,16 +134,17 @@ def tar_names(folder: Folder) -> list[str]:
     return names
 
 
-# ---------------------------------------------------------------------------------------------- ledgers, tables, arrays
+# ------------------------------------------------------------------------------------------------------- tables, arrays
 
-# status: ok, dropped or failed; sha256: of the fetched bytes; hash: `mav.data.images.hashes`, of a picture.
-IMAGE_LEDGER = {
+# The columns of the table beside a tar: what became of each row that came in. status: ok, dropped or failed; sha256: of
+# the fetched bytes; hash: `mav.data.images.hashes`, of a picture.
+IMAGE_ROWS = {
     "key": "string", "url": "string", "status": "string", "reason": "string", "sha256": "string", "bytes": "int64",
     "content_type": "string", "final_url": "string", "width": "int32", "height": "int32",
     "hash": "uint64",
 }  # fmt: skip
 # It has no address, because addresses of stock footage contain the caption.
-VIDEO_LEDGER = {
+VIDEO_ROWS = {
     "key": "string", "videoid": "string", "status": "string", "reason": "string", "sha256": "string", "bytes": "int64",
     "fps": "double", "frames": "int32", "width": "int32", "height": "int32",
 }  # fmt: skip
@@ -177,8 +178,11 @@ def read_array(folder: Folder, name: str) -> np.ndarray:
     return array
 
 
-def write_ledger(folder: Folder, name: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one row per input row, in key order. columns: arrow's types, such as int32, or []int32 for lists of it."""
+def write_rows(folder: Folder, name: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes what became of each row that came in, in key order.
+
+    columns: arrow's types, such as int32, or []int32 for lists of it.
+    """
     types = {column: pa.type_for_alias(kind.removeprefix("[]")) for column, kind in columns.items()}
     types |= {column: pa.list_(types[column]) for column, kind in columns.items() if kind.startswith("[]")}
     schema = pa.schema(list(types.items()))
@@ -186,7 +190,7 @@ def write_ledger(folder: Folder, name: str, columns: Mapping[str, str], rows: It
 
 
 def count(rows: Sequence[Mapping[str, Any]], **more: int) -> dict[str, Any]:
-    """Returns the counts of a ledger's rows by status and reason."""
+    """Returns the counts of rows by status and reason."""
     found = Counter((row["status"], row["reason"]) for row in rows)
     counts: dict[str, Any] = {"rows_in": len(rows), "rows_out": sum(row["status"] == "ok" for row in rows)}
     for status in ("dropped", "failed"):

@@ -156,12 +156,13 @@ def read_head(path: str, dim: int, key: str) -> Head | WatermarkClassifier:
     return head.requires_grad_(False)
 
 
-def read_linear_head(path: str, key: str) -> tuple[np.ndarray, float]:
-    """Reads a linear head on CLIP embeddings as weight, float64 (d,), and bias: a score is their product and sum.
+def read_linear_head(path: str) -> tuple[np.ndarray, float]:
+    """Reads an aesthetic head on CLIP embeddings as weight, float64 (d,), and bias: a score is their product and sum.
 
-    Linear layers without anything between them are multiplied out. Raises UserError that names the recipe's `key` and
-    says where such files are published.
+    Linear layers without anything between them are multiplied out. Raises UserError that says where such files are
+    published.
     """
+    key = "image_select.aesthetic_head"
     layers: dict[int, dict[str, np.ndarray]] = {}
     try:
         for name, value in read_state(path, key).items():

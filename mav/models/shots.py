@@ -139,8 +139,9 @@ def histograms(frames: Tensor) -> Tensor:
 
 
 @functools.lru_cache(1)
-def read_shot_network(path: str, key: str) -> TransNetV2:
-    """Reads TransNetV2's published state dict. Raises UserError that names the recipe's `key` and says where it is."""
+def read_shot_network(path: str) -> TransNetV2:
+    """Reads TransNetV2's published state dict. Raises UserError that says where it is."""
+    key = "video_shards.shot_weights"
     try:
         return TransNetV2.from_state(read_state(path, key))
     except (KeyError, RuntimeError) as error:

@@ -73,7 +73,7 @@ class ImageMetadata:
     """`image-metadata` screens LAION-style parquet tables."""
 
     sources: Texts = ()  # parquet paths or globs; empty: the demo world's tables
-    rows_per_shard: Annotated[Positive, Le(100_000)] = 10_000
+    rows_per_shard: Annotated[Positive, Le(100_000)] = 10_000  # of which a row's key holds five digits
 
 
 @section

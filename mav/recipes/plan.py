@@ -46,7 +46,7 @@ RATES = {
 
 
 KEY_BYTES = 8  # of a row of a selection: a key, whether it is kept and why not, as parquet packs them
-BESIDE_BYTES = 3200  # of an image: its caption and facts, three headers of a tar and their padding, its ledger's row
+BESIDE_BYTES = 3200  # of an image: its caption and facts, three headers of a tar and their padding, its row
 
 
 @dataclass(frozen=True)

@@ -97,42 +97,28 @@ def ledger_rows(folder: Folder, columns: Columns, name: str = LEDGER) -> Iterato
         raise UserError(f"{folder.path(name)} is not a readable ledger ({reason}): rerun its stage.") from None
 
 
-class LedgerWriter:
-    """Writes `shards.parquet`. No times and no attempts: equal shards, equal bytes."""
+def write_ledger(out: Folder, batches: Iterable[Sequence[Marker]]) -> None:
+    """Writes `shards.parquet` of shards in order, some at a time. No times, no attempts: equal shards, equal bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, out: Folder) -> None:
-        import pyarrow as pa
-
-        self.schema = pa.schema(
-            [("shard", pa.string()), ("rows_in", pa.int64()), ("rows_out", pa.int64()),
-             ("counts", pa.string()), ("files", pa.string()), ("digest", pa.string()), ("places", pa.binary())]
-        )  # fmt: skip
-        self._creating = out.create(LEDGER)
-
-    def __enter__(self) -> LedgerWriter:
-        import pyarrow.parquet as pq
-
-        self._writer = pq.ParquetWriter(self._creating.__enter__(), self.schema, compression="zstd")
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._writer.close()
-        self._creating.__exit__(*exception)
-
-    def write(self, markers: Sequence[Marker]) -> None:
-        import pyarrow as pa
-
-        files = [json.dumps(marker["files"], sort_keys=True) for marker in markers]
-        columns = [
-            [marker["shard"] for marker in markers],
-            [int(marker["counts"].get("rows_in", 0)) for marker in markers],
-            [int(marker["counts"].get("rows_out", 0)) for marker in markers],
-            [json.dumps(_with_deadlines(marker), sort_keys=True) for marker in markers],
-            files,
-            [hashlib.sha256(text.encode()).hexdigest() for text in files],
-            [base64.b64decode(marker["places"]) if "places" in marker else None for marker in markers],
-        ]
-        self._writer.write_table(pa.table(columns, schema=self.schema))
+    schema = pa.schema(
+        [("shard", pa.string()), ("rows_in", pa.int64()), ("rows_out", pa.int64()),
+         ("counts", pa.string()), ("files", pa.string()), ("digest", pa.string()), ("places", pa.binary())]
+    )  # fmt: skip
+    with out.create(LEDGER) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for markers in batches:
+            files = [json.dumps(marker["files"], sort_keys=True) for marker in markers]
+            columns = [
+                [marker["shard"] for marker in markers],
+                [int(marker["counts"].get("rows_in", 0)) for marker in markers],
+                [int(marker["counts"].get("rows_out", 0)) for marker in markers],
+                [json.dumps(_with_deadlines(marker), sort_keys=True) for marker in markers],
+                files,
+                [hashlib.sha256(text.encode()).hexdigest() for text in files],
+                [base64.b64decode(marker["places"]) if "places" in marker else None for marker in markers],
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _with_deadlines(marker: Marker) -> dict[str, Any]:

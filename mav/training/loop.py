@@ -58,7 +58,6 @@ class TrainingTask:
     loss: Loss  # on the device; it reads no values on the processor, so that a GPU is never waited for
     draw: Draw = lambda batch, draws, level: batch  # on the processor, ahead of the loss
     finish: Callable[[Folder], dict[str, Any]] = lambda out: {}  # writes the artifact's network; returns metrics
-    has_levels: bool = False  # whether `draw` knows noise levels, which validation needs
     frozen: frozenset[str] = frozenset()  # parameters that are not trained for the first `frozen_samples`
     frozen_samples: int = 0
     identity: str = ""  # digest of all that must be equal to continue a checkpoint

@@ -24,9 +24,8 @@ from mav.diffusion.noise import Draws, generator
 from mav.diffusion.objective import diffusion_loss, draw_noise
 from mav.diffusion.pixels import downsample, to_unit
 from mav.diffusion.schedule import make_schedule
-from mav.errors import UserError
 from mav.models.checkpoints.unclip import start_from
-from mav.models.clip import ClipModel
+from mav.models.clip import HEADS, ClipModel
 from mav.models.heads import read_state
 from mav.models.prior import Prior, to_scale
 from mav.models.unet import UNet, add_masked_frames, inflate, known_frames
@@ -118,7 +117,7 @@ def clip_training(setup: StageSetup) -> TrainingTask:
         if not setup.section.pretrained:
             clip.measure_batch_norms(torch.cat([part["pixels"] for part in parts[:BATCH_NORM_BATCHES]]).to(device))
         embeddings = torch.cat([clip.encode_image(part["pixels"].to(device)).cpu() for part in parts])
-        scores = {name: torch.cat([part[name] for part in parts]) for name in ("punsafe", "pwatermark")}
+        scores = {name: torch.cat([part[name] for part in parts]) for name in HEADS}
         statistics = clip.fit_heads(embeddings, **scores)
         clip.save(out)
         return {"heads": statistics}
@@ -272,7 +271,7 @@ def _diffusion(
         return metrics
 
     shown = (lambda: sheet(2 if video else 4)) if isinstance(network, UNet) else None
-    task = TrainingTask(stage, network, source, loss, draw_all, finish, has_levels=True, sheet=shown)
+    task = TrainingTask(stage, network, source, loss, draw_all, finish, sheet=shown)
     if video is None or not isinstance(network, UNet):
         return task
     # A video stage: the parameters of the image network are frozen for the first samples, or throughout.
@@ -286,13 +285,9 @@ def _diffusion(
 
 def _validation(setup: StageSetup, task: TrainingTask, rank: int, world_size: int) -> Validation | None:
     """The samples that the recipe holds out of the training, or None when it holds none out."""
-    o, key = setup.section.optimisation, f"{setup.key}.optimisation"
+    o = setup.section.optimisation
     if not o.held_out:
-        if o.export != "last":
-            raise UserError(f"`{key}.export: {o.export}` needs held-out samples: say how many in `{key}.held_out`.")
         return None
-    if not task.has_levels:
-        raise UserError(f"{task.stage} has no loss by noise level: leave its `optimisation.held_out` at 0.")
     chunk, *_ = division(o, setup.recipe.cluster.workers, world_size)
     rows, seeds = task.source.hold_out(o.held_out, o.samples), (setup.recipe.seed, task.stage)
     return Validation(rows, chunk, seeds, task.draw, task.loss, rank, world_size)

@@ -19,6 +19,7 @@ from mav.errors import UserError
 from mav.evaluation.intervals import wilson
 from mav.evaluation.measure import RESULT, Report
 from mav.evaluation.metrics import bootstrap
+from mav.evaluation.reading import LIST
 from mav.recipes import Recipe
 from mav.storage import Folder
 from mav.world.digits import READER_FOLDER
@@ -65,7 +66,7 @@ def evaluate_oracle(
     inputs: the artifacts of generate, video-shards, video-select and demo-world. Raises UserError when no prompt says
     what it asks for.
     """
-    rows = [row for row in inputs["generate"].read_json("videos.json") if "colour" in row and "shape" in row]
+    rows = [row for row in inputs["generate"].read_json(LIST) if "colour" in row and "shape" in row]
     if not rows:
         raise UserError(
             "No generated prompt says which colour and shape it asks for: the oracle knows the demo world's prompts "

@@ -2,9 +2,9 @@
 line.
 
 Both get the same rows, sizes, quality and two processes, and write WebDataset tars of shorter side 256. Ours runs the
-stage's shard walk on Ray with every guard, the ledger, checksums and markers. A rate is pictures over the time between
-the server's first and last request, so that neither pays for its start; the whole times stand beside. img2dataset is
-given the best of several thread counts.
+stage's pass over shards on Ray with every guard, the ledger, checksums and markers. A rate is pictures over the time
+between the server's first and last request, so that neither pays for its start; the whole times stand beside.
+img2dataset is given the best of several thread counts.
 """
 
 from __future__ import annotations

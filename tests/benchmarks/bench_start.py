@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,11 @@ class Handler(BaseHTTPRequestHandler):
 def make(bucket: Bucket, tars: int) -> int:
     """Writes the artifact's ledger and manifest; returns the bytes of the ledger."""
     from mav.storage import Artifact, Folder
-    from mav.storage.ledger import LEDGER, LedgerWriter
+    from mav.storage.ledger import LEDGER, write_ledger
 
     folder = Folder(str(bucket.folder))
-    with LedgerWriter(folder) as ledger:
+
+    def batches() -> Iterator[list[Any]]:
         for at in range(0, tars, 1000):
             markers = []
             for number in range(at, min(at + 1000, tars)):
@@ -159,7 +161,9 @@ def make(bucket: Bucket, tars: int) -> int:
                 counts = {"rows_in": CLIPS, "rows_out": CLIPS}
                 entry = {f"{name}.tar": {"bytes": 0, "sha256": ""}}
                 markers.append({"shard": name, "counts": counts, "files": entry, "places": places})
-            ledger.write(markers)
+            yield markers
+
+    write_ledger(folder, batches())
     Artifact.publish(folder, stage="video-shards", version=2, fingerprint="f", recipe="bench", config={}, inputs={})
     return folder.size(LEDGER)
 

@@ -21,11 +21,11 @@ from fsspec import register_implementation
 from flows.engine import build as building
 from flows.engine import lease, markers, shard_map
 from flows.engine import run as running
-from flows.engine.build import build
 from flows.engine.run import Job, Run
 from flows.engine.shard_task import ShardTask
 from flows.engine.stage import Graph, Node, Stage
 from flows.engine.store import Store
+from flows.services import heartbeat
 from flows.services.terminal import Terminal
 from mav.data.shards import ShardOutput
 from mav.errors import UserError
@@ -147,7 +147,7 @@ def in_process() -> Iterator[None]:
         patch.setattr(building, "software", dict)
         for module in (lease, running):
             patch.setattr(module, "threading", threads)
-        for module in (lease, running, building):
+        for module in (lease, heartbeat, building):
             patch.setattr(module, "time", clocks)
         yield
 
@@ -207,7 +207,7 @@ def lives(rng: random.Random, work: Callable[[], None], between: Callable[[], No
 @functools.cache
 def undisturbed(recipe: Recipe) -> Manifest:
     WORLD.__init__()  # type: ignore[misc]
-    return build(node_of(recipe), Run(recipe, Store("fallible://calm"), Quiet(), ExitStack())).manifest
+    return building.build(node_of(recipe), Run(recipe, Store("fallible://calm"), Quiet(), ExitStack())).manifest
 
 
 def stage_under(seed: int, recipe: Recipe, account: Account) -> None:
@@ -217,7 +217,7 @@ def stage_under(seed: int, recipe: Recipe, account: Account) -> None:
     store = Store(f"fallible://{seed}")
 
     def again() -> Any:
-        return build(node, Run(recipe, store, Quiet(), ExitStack())).manifest
+        return building.build(node, Run(recipe, store, Quiet(), ExitStack())).manifest
 
     def damage() -> None:
         """Between two runs a shard's file or marker is lost or cut short."""

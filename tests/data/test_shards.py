@@ -4,7 +4,7 @@ import tarfile
 import pyarrow.parquet as pq
 import pytest
 
-from mav.data.shards import IMAGE_LEDGER, TarWriter, count, index_tar, read_tar, tar_names, write_ledger
+from mav.data.shards import IMAGE_ROWS, TarWriter, count, index_tar, read_tar, tar_names, write_rows
 from mav.errors import UserError
 from mav.storage import Folder
 
@@ -86,8 +86,8 @@ def test_ledger_and_counts(tmp_path):
         {"key": "3", "status": "dropped", "reason": "opted_out"},
     ]
     folder = Folder(str(tmp_path))
-    write_ledger(folder, "a.parquet", IMAGE_LEDGER, rows)
-    write_ledger(folder, "b.parquet", IMAGE_LEDGER, rows[::-1])
+    write_rows(folder, "a.parquet", IMAGE_ROWS, rows)
+    write_rows(folder, "b.parquet", IMAGE_ROWS, rows[::-1])
     assert folder.read_bytes("a.parquet") == folder.read_bytes("b.parquet")
     assert pq.read_table(tmp_path / "a.parquet").column("key").to_pylist() == ["1", "2", "3"]
     assert count(rows, bytes=7) == {

@@ -10,7 +10,7 @@ import torch
 from mav.data.loading.places import BOX, PART
 from mav.data.videos.video_io import encode_mp4
 from mav.storage import Artifact, Folder
-from mav.storage.ledger import LedgerWriter
+from mav.storage.ledger import write_ledger
 from mav.world.drawing import PALETTE, SHAPES, draw_clip, random_scene
 
 FRAMES = 4
@@ -38,7 +38,6 @@ def keep_all(selection: Folder, count: int, length: int) -> None:
     """Makes an artifact of `video-select` that keeps all clips of the shard 00000, each of so many frames."""
     parts = np.array([(number, 0, length - 1, BOX) for number in range(count)], PART)
     every = base64.b64encode(parts.tobytes()).decode()
-    with LedgerWriter(selection) as ledger:
-        ledger.write([{"shard": "00000", "counts": {}, "files": {}, "places": every}])
+    write_ledger(selection, [[{"shard": "00000", "counts": {}, "files": {}, "places": every}]])
     about = {"stage": "video-select", "version": 1, "fingerprint": "f", "recipe": "r", "config": {}, "inputs": {}}
     Artifact.publish(selection, **about)

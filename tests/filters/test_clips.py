@@ -9,7 +9,7 @@ import pytest
 from filters.clips import REASONS, Clips, SelectWork, agreement
 from filters.selection import first_reasons, in_threads, reasons_of
 from mav.data.loading.places import BOX, PART
-from mav.data.shards import VIDEO_LEDGER, TarWriter, read_table, shard_names, write_ledger
+from mav.data.shards import VIDEO_ROWS, TarWriter, read_table, shard_names, write_rows
 from mav.data.videos.scores import SCORES
 from mav.errors import UserError
 from mav.recipes import VideoSelect
@@ -32,7 +32,7 @@ def shard(folder: Folder, rows: list[dict], columns: dict | None = None) -> None
     ledger += [
         {"key": f"{i:010d}", "videoid": f"v{i}", "status": "ok", "reason": "", **row} for i, row in enumerate(rows, 1)
     ]
-    write_ledger(folder, "00000.parquet", VIDEO_LEDGER | SCORES if columns is None else columns, ledger)
+    write_rows(folder, "00000.parquet", VIDEO_ROWS | SCORES if columns is None else columns, ledger)
     with folder.create("00000.tar") as file, TarWriter(file):
         pass
 
@@ -86,7 +86,7 @@ def test_agreement_counts_every_filter_for_every_clip_of_the_truth(shards) -> No
 
 def test_shards_without_scores_are_named_with_the_remedy(tmp_path) -> None:
     folder = Folder(str(tmp_path))
-    shard(folder, [{}], VIDEO_LEDGER)
+    shard(folder, [{}], VIDEO_ROWS)
     with pytest.raises(UserError, match=r"00000\.parquet has no .*: rerun video-shards"):
         Clips(folder, RULE).read("00000")
 

@@ -265,13 +265,13 @@ def test_the_bytes_of_a_selection_do_not_depend_on_how_many_work_at_it_or_in_whi
 
     def made(threads: int, turn: int) -> dict[str, str]:
         place, out = Folder(str(tmp_path / f"passes-{threads}")), Folder(str(tmp_path / f"out-{threads}"))
-        walk = in_threads(place, threads)
+        one_pass = in_threads(place, threads)
 
         def turned(make: Any, folder: Folder) -> Any:
             work, shards = make(folder)
             return work, shards[::turn]
 
-        groups = pictures.groups(lambda name, make: walk(name, partial(turned, make)))
+        groups = pictures.groups(lambda name, make: one_pass(name, partial(turned, make)))
         work = SelectWork(pictures, groups, out)
         counts = add_counts([work(name).counts for name in names[::turn]])
         assert min(counts["dropped"].values()) > 10

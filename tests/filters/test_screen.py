@@ -8,7 +8,6 @@ import pytest
 
 from filters.screen import MetadataWork, Screen, reaches
 from mav.data.images.laion import TYPES, source_parts
-from mav.errors import UserError
 from mav.recipes import Screening
 from mav.storage import Folder
 from mav.storage.counts import add_counts, unbalanced
@@ -144,11 +143,6 @@ def test_same_rows_same_bytes_also_after_pickling(sources, tmp_path):
     again = pickle.loads(pickle.dumps(MetadataWork(sources, Screening(), 8, Folder(str(tmp_path / "two")))))
     assert first("00000") == again("00000")
     assert [first.out.sha256(n) for n in first.out.names()] == [again.out.sha256(n) for n in again.out.names()]
-
-
-def test_rows_per_shard_must_fit_the_key(sources, tmp_path):
-    with pytest.raises(UserError, match="rows_per_shard"):
-        MetadataWork(sources, Screening(), 100_001, Folder(str(tmp_path)))("00000")
 
 
 def test_lengths_are_of_trimmed_captions():

@@ -94,7 +94,7 @@ def weights(ending: str) -> Callable[[Path], Target]:
             path, said = folder / f"weights.{ending}", "UserError"
             path.write_bytes(data)
             with contextlib.suppress(UserError):
-                read_linear_head(str(path), "image_select.aesthetic_head")
+                read_linear_head(str(path))
                 said = "read"
             with contextlib.suppress(UserError):
                 read_head(str(path), 8, "clip.nsfw_head")

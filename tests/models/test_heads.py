@@ -16,7 +16,6 @@ from mav.models.heads import Head, WatermarkClassifier, read_head, read_linear_h
 from mav.recipes import ClipConfig, ClipSection
 from mav.storage import Folder
 
-AESTHETIC = "image_select.aesthetic_head"
 TINY = ClipConfig(embedding_dim=16, vision_width=4, text_width=16, text_heads=2, text_layers=1)
 
 
@@ -149,13 +148,13 @@ def test_a_linear_head_is_read_whatever_its_file_and_several_linear_layers_are_o
         ("one.safetensors", one.double()(x)),
         ("five.ckpt", torch.nn.Sequential(*layers)(x)),
     ):
-        weight, bias = read_linear_head(str(tmp_path / name), AESTHETIC)
+        weight, bias = read_linear_head(str(tmp_path / name))
         assert np.allclose(x.numpy() @ weight + bias, expected[:, 0].detach().numpy(), atol=1e-6)
 
 
 def test_laions_aesthetic_heads_load_and_what_is_no_linear_head_is_named(heads, tmp_path) -> None:
     for name, dim in (("sa_0_4_vit_b_32_linear.pth", 512), ("sa_0_4_vit_l_14_linear.pth", 768)):
-        weight, bias = read_linear_head(str(heads / name), AESTHETIC)
+        weight, bias = read_linear_head(str(heads / name))
         state = torch.load(heads / name, weights_only=True)
         assert weight.shape == (dim,)
         assert (float(state["bias"]), state["weight"][0, 5].item()) == (bias, weight[5])
@@ -174,4 +173,4 @@ def test_laions_aesthetic_heads_load_and_what_is_no_linear_head_is_named(heads, 
         with pytest.raises(
             UserError, match=r"`image_select\.aesthetic_head` .* is no linear head .*aesthetic-predictor"
         ):
-            read_linear_head(path, AESTHETIC)
+            read_linear_head(path)

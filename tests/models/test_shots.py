@@ -114,11 +114,11 @@ def test_changes_are_runs_and_weak_ones_stay_for_a_lower_threshold() -> None:
 def test_a_file_of_something_else_or_of_nothing_is_named(state, tmp_path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=rf"`{KEY}` .* is no state dict of TransNetV2: .*convert_weights"):
-        read_shot_network(str(tmp_path / "other.pth"), KEY)
+        read_shot_network(str(tmp_path / "other.pth"))
     with pytest.raises(UserError, match=rf"`{KEY}` .*none\.pth"):
-        read_shot_network(str(tmp_path / "none.pth"), KEY)
+        read_shot_network(str(tmp_path / "none.pth"))
     torch.save(state, tmp_path / "good.pth")
-    assert read_shot_network(str(tmp_path / "good.pth"), KEY).head.weight.shape == (1, 1024)
+    assert read_shot_network(str(tmp_path / "good.pth")).head.weight.shape == (1, 1024)
 
 
 @pytest.mark.parametrize("reencode", [True, False])

@@ -8,7 +8,7 @@ import pyarrow as pa
 from PIL import Image
 
 from flows.make_a_video import make_a_video
-from mav.data.shards import TarWriter, write_ledger, write_table
+from mav.data.shards import TarWriter, write_rows, write_table
 from mav.data.videos.video_io import encode_mp4
 from mav.evaluation.protocols import load_protocol
 from mav.recipes.reader import load_recipe
@@ -76,7 +76,7 @@ def make_run(root, videos=6, size=32, frames=8):
     ledger = [{"key": "0", "status": "failed", "fps": None, "frames": None}]
     ledger += [{"key": str(i), "status": "ok", "fps": 24.0, "frames": 12} for i in range(1, 11)]
     columns = {"key": "string", "status": "string", "fps": "double", "frames": "int32"}
-    write_ledger(folders["video-shards"], "00000.parquet", columns, ledger)
+    write_rows(folders["video-shards"], "00000.parquet", columns, ledger)
     reasons = ["cut", None, "still", *[None] * 7]
     table = pa.table({"key": [f"{i:010d}" for i in range(10)], "reason": pa.array(reasons, pa.string())})
     write_table(folders["video-select"], "00000.parquet", table)

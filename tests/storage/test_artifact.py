@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mav.errors import UserError
 from mav.storage import MANIFEST, Artifact, Folder, Manifest
 from mav.storage.counts import add_counts, unbalanced
-from mav.storage.ledger import LEDGER, LedgerWriter
+from mav.storage.ledger import LEDGER, write_ledger
 
 FACTS = {"stage": "s", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "config": {"a": 1}, "inputs": {}}
 
@@ -19,8 +19,9 @@ def _artifact(folder: Folder, **more: object) -> Artifact:
     folder.write_json("two.json", {"z": 1, "a": [1.5, None]})
     folder.write_bytes("00000.tar", b"shard")
     told = {"00000.tar": {"bytes": 5, "sha256": folder.sha256("00000.tar")}}
-    with LedgerWriter(folder) as ledger:
-        ledger.write(
+    write_ledger(
+        folder,
+        [
             [
                 {
                     "shard": "00000",
@@ -28,7 +29,8 @@ def _artifact(folder: Folder, **more: object) -> Artifact:
                     "files": told,
                 }
             ]
-        )
+        ],
+    )
     return Artifact.publish(folder, **{**FACTS, **more})
 
 
@@ -123,8 +125,7 @@ def test_shards_that_do_not_add_up_are_named(tmp_path: Path) -> None:
     _artifact(folder)
     folder.remove(MANIFEST)
     counts = {"rows_in": 3, "rows_out": 1, "dropped": {}, "failed": {}}
-    with LedgerWriter(folder) as ledger:
-        ledger.write([{"shard": "00000", "counts": counts, "files": {}}])
+    write_ledger(folder, [[{"shard": "00000", "counts": counts, "files": {}}]])
     assert list(Artifact.publish(folder, **FACTS).problems()) == ["shard 00000: 3 rows came in but 1 are accounted for"]
 
 

@@ -23,7 +23,7 @@ from flows.services.ports import reserve_port
 from mav.data.loading.places import clip_places, row_counts
 from mav.errors import UserError
 from mav.storage import MANIFEST, Artifact, Folder
-from mav.storage.ledger import LEDGER, LedgerWriter, read_ledger
+from mav.storage.ledger import LEDGER, read_ledger, write_ledger
 
 FACTS: dict[str, Any] = {"stage": "s", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "config": {}, "inputs": {}}
 
@@ -191,8 +191,7 @@ def _whole(folder: Folder) -> Any:
 def test_a_damaged_ledger_is_a_sentence_whoever_reads_it(tmp_path: Path, damage: Any, readers: Any) -> None:
     """Damaged as a whole, cut to half, or in a cell or column that these readers read."""
     folder = Folder(str(tmp_path))
-    with LedgerWriter(folder) as ledger:
-        ledger.write([{"shard": "00000", "counts": {}, "files": {}}])
+    write_ledger(folder, [[{"shard": "00000", "counts": {}, "files": {}}]])
     Artifact.publish(folder, **FACTS)
     whole, table = folder.read_bytes(LEDGER), pq.read_table(folder.path(LEDGER))
     if isinstance(damage, dict):
@@ -206,6 +205,20 @@ def test_a_damaged_ledger_is_a_sentence_whoever_reads_it(tmp_path: Path, damage:
     for read in readers:
         with pytest.raises(UserError, match=r"shards.parquet is not a readable ledger .*rerun its stage"):
             read(folder)
+
+
+def test_a_ledger_that_cannot_be_written_to_its_end_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(writer: Any) -> None:
+        writer.is_open = False
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = Folder(str(tmp_path))
+    monkeypatch.setattr(pq.ParquetWriter, "close", full)  # the end of the file is written here
+    with pytest.raises(OSError, match="No space left"):
+        write_ledger(folder, [])
+    assert folder.sizes(temporary=True) == {}
 
 
 def test_storage_that_does_not_answer_says_nothing_about_a_ledger(

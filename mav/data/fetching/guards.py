@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import email.message
 import http.client
+import importlib.metadata
 import io
 import ssl
 import threading
@@ -35,6 +36,7 @@ from mav.data.fetching.turns import Turn, Turns
 from mav.data.fetching.wire import BLOCK, Connection
 from mav.recipes import ImageDownload, VideoShards
 
+VERSIONED_AGENT = f"{rules.AGENT}/{importlib.metadata.version(rules.AGENT)}"
 MAX_REDIRECTS = 5
 RETRIES = 2
 HEAD_BYTES = 1 << 20  # of an answer beside its body, which in chunks takes up to twice its own bytes
@@ -184,7 +186,7 @@ class GuardedOpener:
         return reserved and rules.TDM_RESERVATION in self.refuse
 
     def _headers(self) -> dict[str, str]:
-        agent = f"{rules.AGENT}/0.1 (+{self.contact})" if self.contact else f"{rules.AGENT}/0.1"
+        agent = f"{VERSIONED_AGENT} (+{self.contact})" if self.contact else VERSIONED_AGENT
         return {"User-Agent": agent, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import idna
 
-AGENT = "make-a-video-system"
+AGENT = "make-a-video-system"  # the distribution, whose version the user agent has too
 # Directives of X-Robots-Tag with a colon of their own.
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 # Names that end in a number, which some programs take for an IPv4 address, and those of machines and private networks.

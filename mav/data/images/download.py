@@ -2,8 +2,8 @@
 
 img2dataset runs the thread pool, decodes, resizes and encodes. Ours are the opener it fetches through
 (mav.data.fetching.guards), which also prepares each picture in the thread that fetched it (mav.data.images.resize), and
-the writer: samples are written in the order of their keys, whichever finished first, and every row ends in the ledger
-with a status and a reason.
+the writer: samples are written in the order of their keys, whichever finished first, and every row ends in the
+table beside the tar with a status and a reason.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from mav.data.fetching.addresses import Resolver, system_resolver
 from mav.data.fetching.guards import Answer, GuardedOpener, installed, opener_settings
 from mav.data.fetching.rules import FetchError
 from mav.data.images.resize import guarded_resizer
-from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, read_table, write_ledger
+from mav.data.shards import IMAGE_ROWS, ShardOutput, TarWriter, count, json_bytes, read_table, write_rows
 from mav.imports import without_wandb
 from mav.recipes import ImageDownload
 from mav.secrets import redacted
@@ -35,7 +35,7 @@ FIELDS = ("width", "height", "original_width", "original_height", "punsafe", "pw
 
 @dataclass(frozen=True)
 class DownloadWork:
-    """The shard work of `image-download`: reads `shards/NAME.parquet`, writes `NAME.tar` and the ledger `NAME.parquet`.
+    """The shard work of `image-download`: reads `shards/NAME.parquet`, writes `NAME.tar` and its rows, `NAME.parquet`.
 
     Rows of hosts that opted out count as dropped, all other rows without a picture as failed. Tests replace `resolver`.
     """
@@ -61,12 +61,12 @@ class DownloadWork:
         rule = self.download
         settings = opener_settings(rule, self.resolver)
         settings |= {"per_host": rule.per_host, "refuse": rule.refuse_directives}
-        rows = table.select(["url", "digest"]).to_pylist()
-        opener = PreparingOpener(resizer=guarded_resizer(rule), rows=rows, **settings)
+        wanted = table.select(["url", "digest"]).to_pylist()
+        opener = PreparingOpener(resizer=guarded_resizer(rule), rows=wanted, **settings)
         with self.out.create(f"{name}.tar") as file, TarWriter(file) as tar:
-            ledger = _download(table, rule, opener, tar)
-        write_ledger(self.out, f"{name}.parquet", IMAGE_LEDGER, ledger)
-        counts = count(ledger, bytes=sum(row.get("bytes", 0) for row in ledger))
+            rows = _download(table, rule, opener, tar)
+        write_rows(self.out, f"{name}.parquet", IMAGE_ROWS, rows)
+        counts = count(rows, bytes=sum(row.get("bytes", 0) for row in rows))
         return ShardOutput(counts, (f"{name}.tar", f"{name}.parquet"))
 
 
@@ -80,7 +80,7 @@ class PreparingOpener(GuardedOpener):
 
     resizer: Any
     rows: Sequence[Mapping[str, Any]]
-    # For each row its bytes' columns of the ledger, and their digests: algorithm -> hex.
+    # For each row what its bytes add to its columns (IMAGE_ROWS), and their digests: algorithm -> hex.
     fetched: dict[int, tuple[dict[str, Any], dict[str, str]]] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)  # row -> why it could not be fetched
 
@@ -103,7 +103,10 @@ class PreparingOpener(GuardedOpener):
 
 
 def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar: TarWriter) -> list[dict[str, Any]]:
-    """Runs img2dataset's Downloader over a table and returns the ledger. Its own files lie in a temporary folder."""
+    """Runs img2dataset's Downloader over a table; returns what became of each row (IMAGE_ROWS).
+
+    Its own files lie in a temporary folder.
+    """
     with without_wandb():
         from img2dataset.downloader import Downloader
 
@@ -127,9 +130,9 @@ def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar
             downloader.download_shard((0, path))
     if writer.error is not None:
         raise writer.error
-    if len(writer.ledger) != len(table):
-        raise RuntimeError(f"{len(table)} rows went in and {len(writer.ledger)} are in the ledger")
-    return writer.ledger
+    if len(writer.rows) != len(table):
+        raise RuntimeError(f"{len(table)} rows went in and {len(writer.rows)} came out")
+    return writer.rows
 
 
 class _Writer:
@@ -140,7 +143,7 @@ class _Writer:
 
     def __init__(self, tar: TarWriter, opener: PreparingOpener) -> None:
         self._tar, self._opener = tar, opener
-        self.ledger: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
         self.error: Exception | None = None
         self._waiting: dict[int, tuple[str, dict[str, bytes] | None]] = {}
         self._next = 0
@@ -172,7 +175,7 @@ class _Writer:
             row |= {"status": "ok", "reason": "", "width": meta["width"], "height": meta["height"]}
             metadata = {"key": key, "url": url, "sha256": row["sha256"]} | {name: meta[name] for name in FIELDS}
             files = {"jpg": picture, "json": json_bytes(metadata), "txt": (caption or "").encode()}
-        self.ledger.append(row)
+        self.rows.append(row)
         self._waiting[number] = (key, files)
         while self._next in self._waiting:
             key, files = self._waiting.pop(self._next)

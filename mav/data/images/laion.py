@@ -55,7 +55,7 @@ def recognise(columns: Sequence[str], path: str) -> Schema:
     have = {column.lower(): column for column in reversed(columns)}
     have |= {name.lower(): name for name in columns if name == (name.upper() if plain else name.lower())}
     found = {name: have[name] for name in TYPES if name in have}
-    scored = {"punsafe", "pwatermark"} <= set(have)
+    scored = set(SCORES) <= set(have)
     if "url" in have and "text" in have and (plain or "caption" not in have):
         found["caption"] = have["text"]
         if {"sample_id", "nsfw"} <= set(have) and "punsafe" not in have:

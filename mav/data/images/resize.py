@@ -19,7 +19,7 @@ from mav.data.images.pictures import Look, look, unpack
 from mav.imports import without_wandb
 from mav.recipes import ImageDownload
 
-# img2dataset's resizing library would otherwise ask the package index for updates.
+# img2dataset's resizing library, imported below, would otherwise ask the package index for updates.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 LONGEST_JPEG = 65_500
 LARGE_PIXELS = 16_000_000  # pictures of this size are decoded one at a time in a process, which bounds its memory

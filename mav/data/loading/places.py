@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,13 +103,18 @@ def _shared_places(shards: Folder, known: dict[str, str]) -> ClipPlaces:
     place = own / digest
     with open(own / f"{digest}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait for the first
-        if not place.exists():
-            found = _places(shards, list(known))
-            half = Path(tempfile.mkdtemp(dir=own))
-            np.save(half / "where.npy", found.where)
-            (half / "shards.json").write_text(json.dumps([found.names, found.sizes]))
-            shutil.rmtree(place, ignore_errors=True)
-            half.rename(place)
+        with suppress(FileNotFoundError):  # nobody has read them, or the system has cleared some away
+            return _kept_places(place)
+        found = _places(shards, list(known))
+        half = Path(tempfile.mkdtemp(dir=own))
+        np.save(half / "where.npy", found.where)
+        (half / "shards.json").write_text(json.dumps([found.names, found.sizes]))
+        shutil.rmtree(place, ignore_errors=True)
+        half.rename(place)
+        return _kept_places(place)
+
+
+def _kept_places(place: Path) -> ClipPlaces:
     names, sizes = json.loads((place / "shards.json").read_text())
     return ClipPlaces(names, sizes, np.load(place / "where.npy", mmap_mode="r"))
 

@@ -1,8 +1,8 @@
 """`video-shards`: clips from the web or from files to WebDataset tars, each decoded completely before it counts.
 
 `mav.data.videos.clip_files` brings the clips, and `mav.data.videos.transcode` converts them and takes the scores by
-which `video-select` chooses. Sound and captions are left out. A clip that cannot be used is entered in the ledger with
-a reason.
+which `video-select` chooses. Sound and captions are left out. A clip that cannot be used is entered in the table
+beside the tar with a reason.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 
 from mav.data.fetching.addresses import Resolver, system_resolver
 from mav.data.loading.places import pack_places
-from mav.data.shards import VIDEO_LEDGER, ShardOutput, TarWriter, count, json_bytes, write_ledger
+from mav.data.shards import VIDEO_ROWS, ShardOutput, TarWriter, count, json_bytes, write_rows
 from mav.data.videos.clip_files import ClipFiles
 from mav.data.videos.clip_list import Part, read_clips
 from mav.data.videos.probe import ClipError
@@ -26,7 +26,7 @@ DROPPED = ("duplicate", "opted_out")  # reasons that are no failure
 
 @dataclass(frozen=True)
 class VideoWork:
-    """The shard work of `video-shards`: writes `NNNNN.tar` (key.mp4, key.json) and the ledger `NNNNN.parquet`.
+    """The shard work of `video-shards`: writes `NNNNN.tar` (key.mp4, key.json) and its rows, `NNNNN.parquet`.
 
     parts: the rows of each shard. Clips come from `rule.files` when given, otherwise from their addresses.
     """
@@ -49,7 +49,7 @@ class VideoWork:
         listed = {f"{base}{row:05d}": clip for row, clip in enumerate(read_clips(self.parts[int(base)], self.seed))}
         wanted = [key for key in listed if keys is None or key in keys]
         bodies = ClipFiles(self.rule, self.resolver).fetch(listed[key] for key in wanted)
-        ledger: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         with self.out.create(f"{name}.tar") as file, TarWriter(file) as tar:
             for key, (clip, body) in zip(wanted, bodies, strict=True):
                 row: dict[str, Any] = {"key": key, "videoid": clip.videoid}
@@ -67,8 +67,8 @@ class VideoWork:
                 except ClipError as error:
                     reason = str(error)
                     row |= {"status": "dropped" if reason in DROPPED else "failed", "reason": reason}
-                ledger.append(row)
-        write_ledger(self.out, f"{name}.parquet", VIDEO_LEDGER | SCORES, ledger)
-        frames = sum(row.get("frames", 0) for row in ledger)
+                rows.append(row)
+        write_rows(self.out, f"{name}.parquet", VIDEO_ROWS | SCORES, rows)
+        frames = sum(row.get("frames", 0) for row in rows)
         files = (f"{name}.tar", f"{name}.parquet")
-        return ShardOutput(count(ledger, frames=frames), files, pack_places(tar.index))
+        return ShardOutput(count(rows, frames=frames), files, pack_places(tar.index))

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from mav.errors import UserError
+from mav.errors import UserError, storage_may_fail
 from mav.recipes import Recipe, to_plain
 from mav.storage import Folder
 
@@ -28,10 +28,11 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Board:
-    """A report callback that writes every number as a curve over samples, then passes the report on.
+    """A report callback that passes the report on, and writes every number as a curve over samples.
 
     A resumed training replaces what was written after its checkpoint. Only a local disk gets event files: TensorBoard
     would write each file again on every flush to other storage. `curves.jsonl` of the artifact has the same numbers.
+    Storage that fails stops no training for its board.
     """
 
     def __init__(self, folder: Folder, then: Report) -> None:
@@ -43,17 +44,19 @@ class Board:
         if not self.folder.local or MESSAGE in progress:
             return
         samples = int(progress[STEP])
-        writer = self._opened(samples)
-        for name, value in sorted(_numbers(progress).items()):
-            writer.add_scalar(name, value, samples)
-        writer.flush()
+        with storage_may_fail():
+            writer = self._opened(samples)
+            for name, value in sorted(_numbers(progress).items()):
+                writer.add_scalar(name, value, samples)
+            writer.flush()
 
     def show(self, samples: int, picture: bytes) -> None:
         """Keeps a PNG of what the network makes after so many samples, and shows it in TensorBoard."""
-        self.folder.write_bytes(f"{PICTURES}/{samples:012d}.png", picture)
-        if self.folder.local:
-            with Image.open(io.BytesIO(picture)) as image:
-                self._opened(samples).add_image("samples", np.asarray(image), samples, dataformats="HWC")
+        with storage_may_fail():
+            self.folder.write_bytes(f"{PICTURES}/{samples:012d}.png", picture)
+            if self.folder.local:
+                with Image.open(io.BytesIO(picture)) as image:
+                    self._opened(samples).add_image("samples", np.asarray(image), samples, dataformats="HWC")
 
     def _opened(self, samples: int) -> Any:
         if self._writer is None:

@@ -1,3 +1,4 @@
+import importlib.metadata
 import socket
 import time
 import urllib.request
@@ -51,7 +52,8 @@ def test_fetches_with_an_honest_agent(web):
     answer = opener(base, contact="me@example.org").fetch(f"{base}/a%20b")
     assert (answer.body, answer.content_type, answer.final_url) == (b"hello", "image/png", f"{base}/a%20b")
     headers = Handler.seen[0][1]
-    assert headers["User-Agent"] == "make-a-video-system/0.1 (+me@example.org)"
+    version = importlib.metadata.version("make-a-video-system")
+    assert headers["User-Agent"] == f"make-a-video-system/{version} (+me@example.org)"
     assert headers["Host"] == base.removeprefix("http://")
 
 

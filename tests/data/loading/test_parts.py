@@ -10,13 +10,13 @@ from small_sources import clips, equal
 
 from filters.clips import Clips, SelectWork
 from mav.data.loading.loaders import ClipSource
-from mav.data.shards import VIDEO_LEDGER, TarWriter, json_bytes, write_ledger
+from mav.data.shards import VIDEO_ROWS, TarWriter, json_bytes, write_rows
 from mav.data.videos.scores import SCORES
 from mav.data.videos.transcode import convert
 from mav.data.videos.video_io import encode_mp4, fit
 from mav.recipes import VideoSelect, VideoShards, World
 from mav.storage import Artifact, Folder
-from mav.storage.ledger import LedgerWriter
+from mav.storage.ledger import write_ledger
 from mav.world.cast import ShapeCast
 from mav.world.planted import Planted, plant
 
@@ -40,7 +40,7 @@ def shards(planted: list[Planted], tmp_path_factory: pytest.TempPathFactory) -> 
             tar.add(key, {"mp4": video.data, "json": json_bytes(video.metadata)})
             about = {field: video.metadata[field] for field in ("fps", "frames")}
             ledger.append({"key": key, "videoid": f"v{number}", "status": "ok", **about, **video.scores})
-    write_ledger(folder, "00000.parquet", VIDEO_LEDGER | SCORES, ledger)
+    write_rows(folder, "00000.parquet", VIDEO_ROWS | SCORES, ledger)
     return folder
 
 
@@ -48,9 +48,8 @@ def source(shards: Folder, rule: VideoSelect, url: str) -> ClipSource:
     """What training reads of these shards after `video-select`."""
     selection = Folder(url)
     places = SelectWork(Clips(shards, rule), None, selection)("00000").places or b""
-    with LedgerWriter(selection) as file:
-        marker = {"shard": "00000", "counts": {}, "files": {}, "places": base64.b64encode(places).decode()}
-        file.write([marker])
+    marker = {"shard": "00000", "counts": {}, "files": {}, "places": base64.b64encode(places).decode()}
+    write_ledger(selection, [[marker]])
     about = {"stage": "video-select", "version": 2, "fingerprint": "f", "recipe": "r", "config": {}, "inputs": {}}
     Artifact.publish(selection, **about)
     return clips(shards, size=SIZE, selection=selection)

@@ -73,7 +73,7 @@ def test_globs_name_lists_and_ids_repeat_across_them(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_walk_keeps_little_in_memory(tmp_path):
+def test_the_pass_keeps_little_in_memory(tmp_path):
     path = tmp_path / "many.csv"
     with open(path, "w") as file:
         file.write(TEN_M)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mav.data.shards import VIDEO_LEDGER, json_bytes, write_ledger
+from mav.data.shards import VIDEO_ROWS, json_bytes, write_rows
 from mav.data.videos.clip_list import read_clips, split_lists
 from mav.errors import UserError
 from mav.storage import Folder
@@ -57,7 +57,7 @@ def test_bytes_in_any_column_of_one_row(tmp_path_factory, place, junk):
     assert len(found) == ROWS
     assert set(others) >= {str(i) for i in range(ROWS) if i != 3}
     ledger = [{"key": str(i), "videoid": clip.videoid, "status": "ok", "reason": ""} for i, clip in enumerate(found)]
-    write_ledger(Folder(str(folder)), "ledger.parquet", VIDEO_LEDGER, ledger)
+    write_rows(Folder(str(folder)), "ledger.parquet", VIDEO_ROWS, ledger)
     json_bytes({"videoid": [clip.videoid for clip in found], "url": [clip.url for clip in found]})
 
 

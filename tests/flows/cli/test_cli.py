@@ -17,7 +17,7 @@ from flows.make_a_video import make_a_video
 from flows.services.ports import reserve_port
 from mav.recipes.reader import load_recipe
 from mav.storage import Artifact
-from mav.storage.ledger import LedgerWriter
+from mav.storage.ledger import write_ledger
 
 Mav = Callable[..., tuple[int, str, str]]
 
@@ -174,10 +174,10 @@ def test_verify_adds_up_each_shard(tmp_path: Path, mav: Mav) -> None:
     node = make_a_video(load_recipe("tiny")).node("image-metadata")
     folder = Store(str(tmp_path)).artifact(node)
     rows = {"00000": (3, 2), "00001": (3, 4)}  # wrong in each, right in sum
-    with LedgerWriter(folder) as ledger:
-        ledger.write(
-            [{"shard": shard, "counts": {"rows_in": i, "rows_out": o}, "files": {}} for shard, (i, o) in rows.items()]
-        )
+    write_ledger(
+        folder,
+        [[{"shard": shard, "counts": {"rows_in": i, "rows_out": o}, "files": {}} for shard, (i, o) in rows.items()]],
+    )
     known = {
         "stage": node.name,
         "version": 1,

@@ -20,7 +20,7 @@ from filters.pictures import SelectWork as PictureWork
 from filters.selection import in_threads
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
-from mav.data.shards import IMAGE_LEDGER, VIDEO_LEDGER, TarWriter, json_bytes, write_array, write_ledger, write_table
+from mav.data.shards import IMAGE_ROWS, VIDEO_ROWS, TarWriter, json_bytes, write_array, write_rows, write_table
 from mav.data.videos.scores import SCORES
 from mav.data.videos.video_io import encode_mp4
 from mav.recipes.reader import load_recipe
@@ -50,10 +50,10 @@ def stored(root: Path) -> dict[str, Folder]:
             if name == "video-shards":
                 rows = [GOOD | {"cut": row / 4, "blank": 0.2 * (row > 16), "hash": hashes[row]} for row in range(20)]
                 rows = [{"key": k, "status": "ok", **row} for k, row in zip(keys, rows, strict=True)]
-                write_ledger(folder, f"{shard}.parquet", VIDEO_LEDGER | SCORES, rows)
+                write_rows(folder, f"{shard}.parquet", VIDEO_ROWS | SCORES, rows)
             elif name == "image-download":
                 rows = [{"key": k, "status": "ok", "hash": h} for k, h in zip(keys, hashes, strict=True)]
-                write_ledger(folder, f"{shard}.parquet", IMAGE_LEDGER, rows)
+                write_rows(folder, f"{shard}.parquet", IMAGE_ROWS, rows)
             else:
                 image = draws.normal(size=(20, DIM))
                 image[9] = image[8] + 0.1 * draws.normal(size=DIM)
@@ -82,14 +82,14 @@ def test_sweep_says_what_the_stage_would_keep_and_drop(key: str, values: tuple[s
     kept = set()
     for value in values:
         section = getattr(load_recipe("tiny", [f"{key}={value}"]), key.partition(".")[0])
-        walk, chosen = in_threads(Folder(str(tmp_path / value)), 1), Folder(str(tmp_path / "chosen"))
+        one_pass, chosen = in_threads(Folder(str(tmp_path / value)), 1), Folder(str(tmp_path / "chosen"))
         rows: Any
         if key.startswith("video"):
             rows = Clips(folders["video-shards"], section)
-            work: Any = ClipWork(rows, rows.groups(walk), chosen)
+            work: Any = ClipWork(rows, rows.groups(one_pass), chosen)
         else:
             rows = Pictures(folders["image-download"], folders["image-embed"], section)
-            work = PictureWork(rows, rows.groups(walk), chosen)
+            work = PictureWork(rows, rows.groups(one_pass), chosen)
         made = add_counts([work(name).counts for name in rows.names()])
         told = found["values"][value]
         assert told["kept"] == made["rows_out"]

@@ -77,7 +77,7 @@ def full(
     return _job(small_recipe, tmp_path, screen), screen
 
 
-def test_a_walk_says_once_what_it_waits_for(full: tuple[Job, Watched]) -> None:
+def test_a_pass_says_once_what_it_waits_for(full: tuple[Job, Watched]) -> None:
     job, screen = full
     assert shard_map(job, _shard, ["0", "1"]).counts["rows_out"] == 2
     assert screen.waits == ["for 1 CPU: 0 of 2 CPU free in the cluster"]

@@ -11,9 +11,9 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from flows.engine.capacity import Capacity
-from flows.engine.function import PROGRESS, following, keep_kernels, run_on_ray, save_seconds
+from flows.engine.function import MESSAGES, PROGRESS, ProgressFile, following, keep_kernels, run_on_ray, save_seconds
 from flows.engine.lease import Lease
-from flows.engine.run import Job, Run
+from flows.engine.run import Job, Run, heartbeat
 from flows.engine.stage import Graph, Outcome, Stage
 from flows.engine.store import Store
 from flows.services.terminal import Terminal
@@ -112,6 +112,28 @@ def test_what_the_watching_thread_meets_reaches_the_stage_and_failing_storage_is
             stage()
     assert len(screen.said) == 1, "once an outage"
     assert "storage fails (OSError: away); trying again" in screen.said[0]
+
+
+def test_storage_that_fails_stops_no_work_for_its_progress_or_heartbeat(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = _job(small_recipe, tmp_path, Screen())
+
+    def away(folder: Folder, name: str, value: Any) -> None:
+        raise EndpointConnectionError(endpoint_url="s3")  # which is no OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write_json", away)
+        progress = ProgressFile(job.work)
+        with heartbeat(job):
+            progress.begin()
+            progress({"samples": 1, "total": 2})
+            progress({"message": "the checkpoint is damaged"})
+    progress({"samples": 2, "total": 2})
+    assert job.work.read_json(MESSAGES) == ["the checkpoint is damaged"], "it is told when storage is back"
+    monkeypatch.setattr(Folder, "write_json", lambda folder, name, value: {}["no"])
+    with pytest.raises(KeyError):  # a mistake is no failing storage
+        ProgressFile(job.work).begin()
 
 
 def test_a_training_has_the_time_that_its_checkpoint_takes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from ray.job_submission import JobStatus
 
 from flows.engine import jobs
@@ -17,10 +18,11 @@ from flows.engine.run import Run
 from flows.engine.stage import Node
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
+from flows.services.heartbeat import HEARTBEAT
 from flows.services.terminal import Terminal
 from mav.errors import UserError
 from mav.recipes import Recipe, World
-from mav.storage import Artifact
+from mav.storage import Artifact, Folder
 
 
 @dataclasses.dataclass
@@ -97,6 +99,24 @@ def finish(node: Node, run: Run) -> Any:
     return ending
 
 
+def test_storage_that_fails_for_a_moment_stops_no_job(
+    cluster: FakeCluster, asked: tuple[Node, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, run = asked
+    looks = iter([lambda job: None] * 3 + [finish(node, run)])
+    cluster.ending = lambda job: next(looks)(job)
+    read = Folder.read_json_or_none
+
+    def away(folder: Folder, name: str) -> Any:
+        if name == HEARTBEAT:
+            raise EndpointConnectionError(endpoint_url="s3")
+        return read(folder, name)
+
+    monkeypatch.setattr(Folder, "read_json_or_none", away)
+    assert jobs.build_on_cluster(node, run).manifest.fingerprint == node.fingerprint
+    assert not cluster.stopped
+
+
 def test_a_stage_is_one_job_and_its_artifact_is_found(cluster: FakeCluster, asked: tuple[Node, Run]) -> None:
     node, run = asked
     cluster.ending = finish(node, run)
@@ -106,6 +126,9 @@ def test_a_stage_is_one_job_and_its_artifact_is_found(cluster: FakeCluster, aske
     jobs.build_on_cluster(node, run, fresh=True)
     assert [order["fresh"] for order in cluster.orders] == [False, True]
     assert [name.rpartition("-")[2] for name in cluster.jobs] == ["1", "2"]
+    del cluster.jobs[min(cluster.jobs)]  # as `ray job delete` does
+    jobs.build_on_cluster(node, run, fresh=True)
+    assert [name.rpartition("-")[2] for name in cluster.jobs] == ["2", "3"]
     assert not cluster.stopped
 
 

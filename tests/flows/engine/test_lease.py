@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from flows.engine import lease as leases
 from flows.engine.lease import LEASE, Lease, exclusive, held, top
 from flows.engine.markers import Markers
 from mav.errors import TakenOverError, UserError
 from mav.storage import Folder
-from mav.storage.fence import lease_numbers
+from mav.storage.fence import Fence, lease_numbers
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
@@ -58,6 +59,36 @@ def test_a_failed_build_lets_the_next_one_in_at_once(work: Folder) -> None:
             print(1 // 0)
         assert lease_numbers(work.child(LEASE)) == [number], "a number is never given twice"
         assert not held(work)
+
+
+def test_storage_that_fails_while_a_lease_is_taken_leaves_no_holder(
+    work: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(fence: Fence) -> bool:
+        raise EndpointConnectionError(endpoint_url="s3")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fence, "holds", away)
+        with pytest.raises(EndpointConnectionError):
+            Lease(work, "clip").acquire()
+    with exclusive(work, "clip") as lease:  # a second try of the same process
+        assert lease.number == 2
+
+
+def test_a_stage_fails_for_its_own_reason_where_its_lease_cannot_be_released(
+    work: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(folder: Folder, name: str, data: bytes) -> None:
+        raise EndpointConnectionError(endpoint_url="s3")
+
+    def fails() -> None:
+        with monkeypatch.context() as patch, exclusive(work, "clip"):
+            patch.setattr(Folder, "write_bytes", away)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert not held(work), "its holder is known to have ended"
 
 
 def test_of_many_at_once_one_wins(work: Folder) -> None:

@@ -1,4 +1,4 @@
-"""The shard walk on a real Ray: killed workers, poison shards, full disks, resumes; nothing lost, nothing twice."""
+"""Passes over shards on a real Ray: killed workers, poison shards, full disks, resumes; nothing lost, nothing twice."""
 
 import errno
 import json
@@ -82,7 +82,7 @@ def test_killed_workers_cost_time_not_rows(job: Job, tmp_path: Path) -> None:
     assert json.loads(ledger["files"][3]) == {"00003.bin": {"bytes": 500, "sha256": job.out.sha256("00003.bin")}}
 
 
-def test_a_second_walk_does_nothing_and_gives_the_same_bytes(job: Job, tmp_path: Path) -> None:
+def test_a_second_pass_does_nothing_and_gives_the_same_bytes(job: Job, tmp_path: Path) -> None:
     one = shard_map(job, _fault(job, tmp_path), NAMES)
     ledger, executions = job.out.sha256(LEDGER), _executions(tmp_path)
     assert executions == len(NAMES)
@@ -94,7 +94,7 @@ def test_a_second_walk_does_nothing_and_gives_the_same_bytes(job: Job, tmp_path:
 def test_torn_and_orphaned_markers_are_done_again(job: Job, tmp_path: Path) -> None:
     shard_map(job, _fault(job, tmp_path), NAMES)
     before = _executions(tmp_path)
-    job.out.remove(LEDGER)  # as after a walk that was stopped
+    job.out.remove(LEDGER)  # as after a pass that was stopped
     Path(job.work.path("markers/00001.json")).write_text('{"shard": "00')
     job.out.remove("00002.bin")
     job.out.write_bytes("00003.bin", b"short")
@@ -145,7 +145,7 @@ class CountsLoads(Fault):
         return super().__call__(name)
 
 
-def test_actors_live_for_the_walk_and_are_replaced(job: Job, tmp_path: Path) -> None:
+def test_actors_live_for_the_pass_and_are_replaced(job: Job, tmp_path: Path) -> None:
     work = CountsLoads(job.out, str(tmp_path / "tries"), kill=(NAMES[5],), poison=(NAMES[6],))
     with pytest.raises(UserError, match="poison in 00006"):
         shard_map(job, work, NAMES, actors=True)

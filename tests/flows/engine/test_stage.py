@@ -18,7 +18,7 @@ from mav.errors import DivergedError, TakenOverError, UserError
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe
 from mav.storage import MANIFEST
-from mav.storage.ledger import LedgerWriter
+from mav.storage.ledger import write_ledger
 
 TABLE = {
     "image-metadata", "image-download", "clip", "image-screen", "image-embed", "image-select", "video-shards",
@@ -46,8 +46,7 @@ class Counter:
             raise RuntimeError("the disk sang\nand then some")
         job.out.write_bytes("00000.tar", b"shard")
         shard = {"00000.tar": {"bytes": 5, "sha256": job.out.sha256("00000.tar")}}
-        with LedgerWriter(job.out) as ledger:
-            ledger.write([{"shard": "00000", "counts": {"rows_in": 1, "rows_out": 1}, "files": shard}])
+        write_ledger(job.out, [[{"shard": "00000", "counts": {"rows_in": 1, "rows_out": 1}, "files": shard}]])
         return Outcome(counts={"rows_in": 1, "rows_out": 1})
 
     def _second(self, job: Job) -> Outcome:

@@ -96,7 +96,9 @@ def test_a_prefect_server_may_log_as_many_errors_as_it_likes(monkeypatch: pytest
 def test_no_dependency_is_left_to_ask_other_machines(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     from flows.services.environment import configure_environment
 
-    silent = {"NO_ALBUMENTATIONS_UPDATE": "1", "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
+    importlib.import_module("mav.data.images.resize")
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
+    silent = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
     for name in (*silent, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_ADDRESS", address)

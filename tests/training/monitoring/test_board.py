@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from PIL import Image
 from small_training import small_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -39,6 +40,20 @@ def test_every_number_is_a_curve_over_samples(tmp_path):
         "loss": [(8, 0.125), (16, 0.062), (24, 0.042)],
         "samples_per_second": [(8, 3.0), (16, 3.0), (24, 3.0)],
     }
+
+
+def test_a_board_that_cannot_be_written_stops_no_training(tmp_path, monkeypatch):
+    def away(*_):
+        raise EndpointConnectionError(endpoint_url="s3")
+
+    passed, picture = [], io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    board = Board(Folder(str(tmp_path)), passed.append)
+    monkeypatch.setattr(Folder, "write_bytes", away)
+    monkeypatch.setattr(Board, "_opened", away)
+    board({"samples": 8, "loss": 0.5})
+    board.show(8, picture.getvalue())
+    assert [line["samples"] for line in passed] == [8], "others are told"
 
 
 def test_a_resumed_training_replaces_what_lay_beyond_its_checkpoint(tmp_path):

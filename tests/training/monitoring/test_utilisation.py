@@ -5,7 +5,6 @@ import torch
 from small_training import run, small_recipe
 from torch import nn
 
-from flows.services.ray_metrics import TRAINING, exported
 from flows.services.terminal import progress_values
 from mav.storage import Folder
 from mav.training.fake_device import fake_cuda
@@ -36,4 +35,3 @@ def test_a_training_reports_what_is_described(tmp_path, stage, monkeypatch) -> N
     counted_flops = last["utilisation"] * 1e9 / last["samples_per_second"]
     assert counted_flops == pytest.approx(network_cost(stage, recipe).flops_per_sample, rel=0.15)
     assert "utilised" in " ".join(progress_values(last))
-    assert {f"ray_mav_{name}" for name in TRAINING} <= exported()

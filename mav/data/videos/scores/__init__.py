@@ -27,8 +27,8 @@ SIDE, THUMB = 64, 16  # least pixels of the shorter side for motion and overlays
 SPREAD = 24  # frames, at most twice as many, in which overlays are looked for
 SAMPLED = (1, 4)  # of every 7 frames, because flow is the dearest of all; new ones are among them if others repeat
 DIGITS = 4
-# The ledger's columns of scores, which all clips have that came through. cut_before, cut_after, cut_scores: what a
-# `Cut` says of each change of the shot. box: of the picture within the borders (`picture_box`).
+# The columns of scores beside `VIDEO_ROWS`, which all clips have that came through. cut_before, cut_after, cut_scores:
+# what a `Cut` says of each change of the shot. box: of the picture within the borders (`picture_box`).
 SCORES = {
     "cut": "double", "cut_before": "[]int32", "cut_after": "[]int32", "cut_scores": "[]double",
     "motion_global": "double", "motion_local": "double", "shake": "double", "repeated": "double", "overlay": "double",

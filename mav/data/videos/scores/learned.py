@@ -25,7 +25,7 @@ class LearnedCuts:
     """Collects a clip's frames as the network reads them, 4 kB each. Raises UserError for a file of something else."""
 
     def __init__(self, weights: str) -> None:
-        self._network = read_shot_network(weights, "video_shards.shot_weights")
+        self._network = read_shot_network(weights)
         self._frames: list[np.ndarray] = []
 
     def add(self, planes: np.ndarray) -> None:

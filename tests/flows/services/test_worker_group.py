@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 
-from flows.worker_group import torch_config
-from mav.storage import Folder
+from flows.services.worker_group import torch_config
 from mav.training.process import preemption
 
 
 @pytest.mark.parametrize(("errors", "finished", "saves"), [({}, False, True), ({1: OSError("lost")}, False, False)])
-def test_workers_save_before_they_are_begun_again_as_more_unless_one_is_lost(
-    tmp_path, monkeypatch, errors, finished, saves
-):
+def test_workers_save_before_they_are_begun_again_as_more_unless_one_is_lost(monkeypatch, errors, finished, saves):
     monkeypatch.setattr(preemption, "_requested", threading.Event())
     monkeypatch.setattr("ray.get", lambda references, timeout: references)
     status, over = SimpleNamespace(errors=errors, finished=finished), threading.Event()
@@ -47,7 +44,7 @@ def test_workers_save_before_they_are_begun_again_as_more_unless_one_is_lost(
 
     training = threading.Thread(target=work)
     training.start()
-    config = torch_config("gloo", 60.0, Folder(str(tmp_path)))
+    config = torch_config("gloo", 60.0, lambda: 20.0)
     config.backend_cls().on_shutdown(Group([0, 1]), config)
     over.set()
     training.join()
