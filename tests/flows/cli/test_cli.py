@@ -48,7 +48,7 @@ Mav = Callable[..., tuple[int, str, str]]
         (["sample", "demo", "a red circle"], ["clip of demo is not trained yet", "mav run demo --until generate"]),
         (["sample", "demo", "a red circle", "--out", "here/circle.mp4"], ["--out names a folder", "--out here"]),
         (["animate", "demo", "nothing.jpg"], ["nothing.jpg is not a picture", "jpg, png or webp"]),
-        (["vary", "demo", "nothing.mp4"], ["nothing.mp4 cannot be read", "webm"]),
+        (["vary", "demo", "nothing.mp4"], ["nothing.mp4 cannot be read", "WebM"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[str], tmp_path: Path, mav: Mav) -> None:
