@@ -23,6 +23,7 @@ configure_environment()
 SHARED = (
     ".",
     "flows/cli",
+    "benchmarks",
     "chaos",
     "data",
     "data/fetching",

@@ -18,6 +18,8 @@ from mav.models.kernels.dispatch import (
     attention_of_rows,
     attention_over_frames,
     frame_norm,
+    gated_sum,
+    gated_temporal_convolution,
     temporal_convolution,
 )  # fmt: skip
 from mav.models.kernels.layout import as_clips, as_images, as_rows
@@ -144,9 +146,11 @@ class TemporalConv(nn.Module):
         if gate is not None and len(gate) == 1:  # one rate's can be in the weights, which saves a pass over the clips
             weight, bias = self._gated(gate[0])
             gate = None
-        y = temporal_convolution(clip, weight, bias if with_bias else None)
-        if gate is not None:
-            y = torch.lerp(clip.to(y.dtype), y, gate[:, :, None, None].to(y.dtype))
+        added = bias if with_bias else None
+        if gate is None:
+            y = temporal_convolution(clip, weight, added)
+        else:
+            y = gated_temporal_convolution(clip, weight, added, gate)
         return as_images(y.permute(0, 2, 3, 1), x)
 
     def _gated(self, gate: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +212,10 @@ class TemporalAttention(nn.Module):
         clips = as_clips(self.norm(x), frames)
         clips = clips + self.position[:frames, None].to(clips.dtype)
         y = self.attention.over_frames(clips)
-        return x + as_images(y if rate is None else y * self.gate(rate)[:, None, None].to(y.dtype), x)
+        if rate is None:
+            return x + as_images(y, x)
+        total = gated_sum(as_clips(x, frames).permute(0, 3, 1, 2), y.permute(0, 3, 1, 2), self.gate(rate))
+        return as_images(total.permute(0, 2, 3, 1), x)
 
 
 class SelfAttention(nn.Module):

@@ -115,9 +115,9 @@ def _place() -> str:
 
 
 @contextmanager
-def fake_cuda() -> Iterator[FakeCuda]:
-    """Lets "cuda" be a fake device while the block runs, with autocast and backward passes. See `FakeCuda`."""
-    device = FakeCuda()
+def fake_cuda(device: FakeCuda | None = None) -> Iterator[FakeCuda]:
+    """Lets "cuda" be this fake device, or a new one, while the block runs, with autocast and backward passes."""
+    device = device or FakeCuda()
     with ExitStack() as stack:
         # PyTorch asks the driver for these two, and its autograd engine for streams, which only a card has.
         stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))

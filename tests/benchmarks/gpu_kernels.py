@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mav.models.kernels.dispatch import HEAD_NORM_EPS, frame_norm
-from mav.models.kernels.layout import as_rows
+from mav.models.kernels.dispatch import HEAD_NORM_EPS, frame_norm, gated_sum
+from mav.models.kernels.layout import as_clips, as_rows
 
 SHAPES = ((192, 64), (384, 32), (576, 16), (768, 8))  # channels and side of the levels of `single-gpu`
 IMAGES, FRAMES, HEAD = 64, 16, 64
@@ -78,9 +78,23 @@ def kernels(device: str, bandwidth: float, shapes: tuple[tuple[int, int], ...] =
 
         names = f"norm + SiLU {channels} @ {side}x{side}"
         rows.append(_row(names, ours, theirs, [x, scale, shift], 5 * unit, device, bandwidth))
+        rows.append(_gated(x.detach(), device, bandwidth))
         if channels % HEAD == 0 and images % FRAMES == 0:
             rows += _attention(x.detach(), device, bandwidth)
     return rows
+
+
+def _gated(x: Tensor, device: str, bandwidth: float) -> dict[str, Any]:
+    """What every layer over time ends with: a share of each channel is added."""
+    name, unit = f"gated sum {x.shape[1]} @ {x.shape[2]}x{x.shape[3]}", x.numel() * x.element_size()
+    clips = as_clips(x, min(FRAMES, len(x))).permute(0, 3, 1, 2)
+    gate = torch.rand(clips.shape[:2], device=device).requires_grad_()
+
+    def theirs(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        return x + y * gate[:, :, None, None].to(x.dtype)
+
+    inputs = [clips.requires_grad_(), clips.detach().flip(0).requires_grad_(), gate]
+    return _row(name, gated_sum, theirs, inputs, (3 + 3) * unit, device, bandwidth)
 
 
 def _attention(x: Tensor, device: str, bandwidth: float) -> list[dict[str, Any]]:

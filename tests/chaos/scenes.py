@@ -1,4 +1,4 @@
-"""Faults that need a scene of their own: falsified and poisoned shards, a full disk, storage that fails, clocks that
+"""Faults that need a scene of their own: falsified and defective shards, a full disk, storage that fails, clocks that
 disagree, a run that wakes up too late."""
 
 from __future__ import annotations
@@ -68,24 +68,22 @@ def flipped_bits(chaos: Chaos) -> None:
     _done(chaos, store, flow, "bit flipped in a finished shard", len(stages), chaos.until)
 
 
-def poison(chaos: Chaos) -> None:
+def defective_shard(chaos: Chaos) -> None:
     """A shard that cannot be read, whoever tries: the stage says which, and goes on where it was once its input is
     mended."""
-    store, flow = _copy(chaos, "poison")
+    store, flow = _copy(chaos, "defective")
     for stage in ("image-screen", "image-embed"):
         store.artifact(chaos.plan.node(stage)).remove()
     images = store.artifact(chaos.plan.node("image-download"))
     name = chaos.rng.choice([name for name in images.names() if name.endswith(".tar")])
     whole = images.read_bytes(name)
     images.write_bytes(name, whole[: len(whole) // 3])
-    poisoned = flow("run", "tiny", "--until", "image-embed")
-    _expect(
-        chaos, poisoned.returncode == 2 and name in poisoned.stderr, f"{name} was not named: {poisoned.stderr[-300:]}"
-    )
+    ended = flow("run", "tiny", "--until", "image-embed")
+    _expect(chaos, ended.returncode == 2 and name in ended.stderr, f"{name} was not named: {ended.stderr[-300:]}")
     flow("rerun", "tiny", "image-download")
     mended = flow("run", "tiny", "--until", "image-embed")
     _expect(chaos, mended.returncode == 0, f"not mended: {mended.stderr[-300:]}")
-    _done(chaos, store, flow, "poison shard", 1, chaos.until)
+    _done(chaos, store, flow, "defective shard", 1, chaos.until)
 
 
 def full_disk(chaos: Chaos) -> None:
@@ -251,5 +249,5 @@ def taken_over(chaos: Chaos) -> None:
 
 
 SCENES: list[Callable[[Chaos], None]] = [
-    flipped_bits, poison, full_disk, hanging_uploads, taken_over, failing_storage, skewed_clocks,
+    flipped_bits, defective_shard, full_disk, hanging_uploads, taken_over, failing_storage, skewed_clocks,
 ]  # fmt: skip

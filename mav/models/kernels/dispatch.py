@@ -28,6 +28,14 @@ def add(terms: list[Tensor], bias: Tensor | None) -> Tensor:
     return terms[0] + terms[1] if bias is None else _gpu("sums").rows_add(terms, bias)
 
 
+def gated_sum(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + gate * y, for clips x and y of (B, C, T, P) channels-last, with P pixels of a frame, and a gate (B, C)."""
+    if _on_gpu(y):
+        total: Tensor = _gpu("sums").rows_gate(x, y, gate)
+        return total
+    return x + y * gate[:, :, None, None].to(y.dtype)
+
+
 def frame_norm(
     parts: list[Tensor], size: int, eps: float, scale: Tensor, shift: Tensor, silu: bool, bias: Tensor | None = None
 ) -> list[Tensor]:
@@ -62,6 +70,17 @@ def temporal_convolution(clip: Tensor, weight: Tensor, bias: Tensor | None) -> T
     if _is_plain_cpu(clip) and bias is not None:
         return TemporalConvolution.apply(clip, weight, bias)
     return F.conv2d(clip, weight, bias, padding=(weight.shape[2] // 2, 0))
+
+
+def gated_temporal_convolution(clip: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
+    """The share `gate` (B, C) of `temporal_convolution` and the rest of the clip itself."""
+    if _on_gpu(clip):
+        # The kernel without the identity makes what is to be added, so that the sum's gradient needs the clip no more.
+        center = weight.shape[2] // 2
+        identity = F.pad(torch.eye(len(weight), device=weight.device)[:, :, None, None], (0, 0, center, center))
+        return gated_sum(clip, temporal_convolution(clip, weight - identity, bias), gate)
+    y = temporal_convolution(clip, weight, bias)
+    return torch.lerp(clip.to(y.dtype), y, gate[:, :, None, None].to(y.dtype))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:

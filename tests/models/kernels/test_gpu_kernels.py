@@ -12,7 +12,7 @@ from mav.models.kernels.dispatch import HEAD_NORM_EPS
 from mav.models.kernels.gpu.frames import attend_over_frames
 from mav.models.kernels.gpu.heads import heads_of_rows
 from mav.models.kernels.gpu.norm import rows_norm
-from mav.models.kernels.gpu.sums import rows_add
+from mav.models.kernels.gpu.sums import rows_add, rows_gate
 from mav.models.unet import UNet
 from mav.recipes import Level, UNetConfig
 
@@ -78,6 +78,15 @@ def test_sums_with_a_bias(terms: int) -> None:
     exact = _double(inputs)
     reference = sum(exact[:-1]) + exact[-1].repeat(2, 1)[:, :, None, None]
     _equal([rows_add(inputs[:-1], inputs[-1])], inputs, [reference], exact)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("shape", [(2, 70, 3, 35), (1, 4, 19, 31), (3, 8, 1, 1)])  # blocks, chunks, one pixel
+def test_gated_sums(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    inputs = [_leaf(*shape, dtype=dtype), _leaf(*shape, dtype=dtype), _leaf(*shape[:2], mean=1.0)]
+    x, y, gate = exact = _double(inputs)
+    reference = x + gate[:, :, None, None] * y
+    _equal([rows_gate(*inputs)], inputs, [reference], exact)
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
