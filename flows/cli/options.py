@@ -12,7 +12,7 @@ from flows.engine.stage import Graph
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
 from flows.services.environment import can_be_folder
-from mav.errors import UserError
+from mav.errors import UserError, from_storage
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe, shipped_recipes
 from mav.storage import Folder
@@ -58,7 +58,23 @@ def open_graph(recipe: str, overrides: list[str] | None, runs: str) -> tuple[Rec
         checked = "the address, AWS_ENDPOINT_URL and credentials" if runs.startswith("s3://") else "the address"
         remedy = "install that package" if isinstance(error, ImportError) else f"check {checked}"
         raise UserError(f"--runs {runs} cannot be reached ({error}): {remedy}, or name a folder.") from None
-    return loaded, make_a_video(loaded), store
+    return loaded, graph_of(loaded), store
+
+
+def graph_of(recipe: Recipe) -> Graph:
+    """Returns the recipe's graph. Raises UserError when a storage that the recipe names cannot be reached."""
+    try:
+        return make_a_video(recipe)
+    except Exception as error:
+        if isinstance(error, UserError) or not (from_storage(error) or isinstance(error, ImportError)):
+            raise
+        far = [path for _, path in recipe.paths() if "://" in path]
+        if not far:
+            raise
+        raise UserError(
+            f"A storage that {recipe.name} names cannot be reached ({' '.join(str(error).split())}): check {far[0]}"
+            f"{' and the other addresses' if len(far) > 1 else ''}, and the credentials that the environment gives."
+        ) from None
 
 
 def require_folder(option: str, url: str, written: bool = False) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from flows.cli.options import Json, RecipeName, Set
+from flows.cli.options import Json, RecipeName, Set, graph_of
 from flows.engine.capacity import Resources, change_to_fit, fitting, remedy, words
 from flows.services.cluster_file import node_groups
 from flows.services.printing import PlainTable, say, show
@@ -26,10 +26,9 @@ def validate(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
         problems = [vars(problem) | {"sentence": str(problem)} for problem in error.problems]
     else:
         from flows.engine.stage import absent_files
-        from flows.make_a_video import make_a_video
         from mav.data.sources import source_problems
 
-        graph = make_a_video(loaded)
+        graph = graph_of(loaded)
         for key, path in absent_files(graph.nodes.values()):
             why, remedy = "it does not exist", "correct the path or bring the file"
             sentence = f"`{key}` is {path!r}, but {why}: {remedy}."

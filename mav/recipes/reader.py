@@ -189,8 +189,9 @@ def _problem(error: Any) -> Problem:
     }  # fmt: skip
     if error["input"] in (None, ""):  # nothing is there that quotes or brackets would make right
         bounds["tuple_type"] = ("must be a list", "leave the key out, or write []")
-        bounds["string_too_short"] = ("must be text and not empty", "give it, or leave it out")
-        bounds["string_type"] = ("must be text", "give it, leave the key out, or write '\"\"'")
+        bounds["string_type"] = bounds["string_too_short"] = ("must be text and not empty", "give it, or leave it out")
+        if error["input"] is None and isinstance(error["loc"][-1], str):  # no place of a list: "" may be what is meant
+            bounds["string_type"] = ("must be text", "give it, or leave the key out")
     numbers = ("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "int_parsing_size")
     whole, how = ("whole ", "write it in digits alone") if kind.startswith("int") else ("", "write one")
     bounds |= dict.fromkeys(numbers, (f"must be a {whole}number", how))

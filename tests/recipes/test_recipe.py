@@ -57,6 +57,14 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
         load_recipe(str(broken))
 
 
+def test_a_text_that_may_be_empty_is_not_told_to_be_more() -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe("demo", ["video_shards.files="])
+    assert "is null, but must be text (folder of" in str(error.value)
+    assert str(error.value).endswith("): give it, or leave the key out.")
+    assert load_recipe("demo", ['video_shards.files=""']).video_shards.files == ""
+
+
 def test_extends_gives_only_what_differs(tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
     child.write_text("extends: demo\ngenerate: {count: 2}\n")

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -63,6 +64,20 @@ def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[
 def test_storage_that_is_not_there_is_one_sentence(mav: Mav) -> None:
     code, _, err = mav("status", "demo", "--runs", "nothing://bucket")
     assert (code, err.count("\n"), "nothing://bucket cannot be reached" in err) == (2, 1, True)
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "status"])
+def test_sources_on_a_storage_without_credentials_are_one_sentence(
+    mav: Mav, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, _, err = mav(command, "tiny", "--set", "image_metadata.sources=[s3://bucket/rows.parquet]")
+    assert (code, err.count("\n"), "traceback" in err) == (2, 1, False)
+    assert "cannot be reached (Unable to locate credentials): check s3://bucket/rows.parquet, and the cred" in err
 
 
 @pytest.mark.parametrize(

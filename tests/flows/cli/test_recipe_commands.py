@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import re
 import shlex
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +23,7 @@ from flows.engine.store import Store, recipe_owner, record
 from flows.make_a_video import make_a_video
 from flows.services.ports import reserve_port
 from flows.services.terminal import Terminal
+from mav.data.videos.clip_list import read_clips, split_lists
 from mav.recipes.reader import load_recipe
 from mav.storage import Artifact, Folder
 
@@ -108,6 +113,29 @@ def test_files_without_a_known_form_are_told_before_anything_runs(mav: Mav, tmp_
         code, _, err = mav(*command, "--runs", tmp_path / "runs")
         assert (code, err.count("\n")) == (2, 1), "it is one sentence, before Ray and before the measuring"
         assert "it has the columns image_url, text" in err
+
+
+def test_the_readme_s_recipe_and_list_of_clips_are_right(
+    mav: Mav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for folder in ("tables", "clips/more"):
+        Path(folder).mkdir(parents=True)
+    names = ["a, b; c.mp4", 'more/"quoted".webm', "ü 東京.mov"]
+    for name in names:
+        Path("clips", name).touch()
+    pq.write_table(pa.table({"url": ["u"], "caption": ["t"]}), "tables/a.parquet")
+    Path("prompts.txt").write_text("a cat\n")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("my.yaml").write_text(textwrap.dedent(block))
+    (command,) = re.findall(r"python (-c [^`]+) > clips.csv\n", page)
+    made = subprocess.run([sys.executable, *shlex.split(command)], capture_output=True, check=True)
+    Path("clips.csv").write_bytes(made.stdout)
+    code, out, _ = mav("validate", "my.yaml")
+    assert (code, "my.yaml is right" in out) == (0, True), out
+    (part,) = split_lists(["clips.csv"], 10)
+    assert sorted(clip.path for clip in read_clips(part, 0)) == sorted(names)
 
 
 def test_commands_that_messages_name_work_as_they_are(mav: Mav, tmp_path: Path) -> None:
