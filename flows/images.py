@@ -82,7 +82,7 @@ def image_screen(job: Job) -> Outcome:
     batch, gpus = recipe.image_embed.batch_size, recipe.cluster.gpus_per_worker
     work = ScreenWork(images, job.inputs["clip"], job.out, recipe.screening, batch, job.device)
     outcome = shard_map(job, work, shard_names(images), gpus=gpus, actors=gpus > 0)
-    rows = outcome.counts["rows_in"]
+    rows = outcome.counts.get("rows_in", 0)
     if rows and outcome.counts["dropped"].get("unknown_score") == rows:
         raise UserError(
             f"None of the {rows:,} pictures has a score, of its table or of a scorer, so all were dropped: name "

@@ -68,9 +68,11 @@ def test_storage_that_is_not_there_is_one_sentence(mav: Mav) -> None:
 
 @pytest.mark.parametrize("command", ["validate", "plan", "status"])
 def test_sources_on_a_storage_without_credentials_are_one_sentence(
-    mav: Mav, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+    mav: Mav, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest, command: str
 ) -> None:
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    forget = fsspec.get_filesystem_class("s3").clear_instance_cache  # one without credentials would stay without
+    forget()
+    request.addfinalizer(forget)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
