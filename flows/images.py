@@ -13,6 +13,7 @@ from flows.engine.shard_map import one_pass, shard_map
 from flows.engine.stage import Outcome, Retry, stage
 from mav.data.fetching.failed_rows import RetryWork
 from mav.data.fetching.rules import is_transient
+from mav.errors import UserError
 from mav.storage import Folder
 
 if TYPE_CHECKING:
@@ -78,7 +79,14 @@ def image_screen(job: Job) -> Outcome:
     images, recipe = job.inputs["image-download"], job.recipe
     batch, gpus = recipe.image_embed.batch_size, recipe.cluster.gpus_per_worker
     work = ScreenWork(images, job.inputs["clip"], job.out, recipe.screening, batch, job.device)
-    return shard_map(job, work, shard_names(images), gpus=gpus, actors=gpus > 0)
+    outcome = shard_map(job, work, shard_names(images), gpus=gpus, actors=gpus > 0)
+    rows = outcome.counts.get("rows_in", 0)
+    if rows and outcome.counts["dropped"].get("unknown_score") == rows:
+        raise UserError(
+            f"None of the {rows:,} pictures has a score, of its table or of a scorer, so all were dropped: name "
+            "`clip.nsfw_head` and `clip.watermark_head`, or say `screening.unknown_scores: keep`."
+        )
+    return outcome
 
 
 @stage("image-embed", reads=("image_embed",), gpu=True, version=2)

@@ -110,7 +110,7 @@ def _ray_train(job: Job, orders: Orders) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     cluster = job.recipe.cluster
-    least, gpu = cluster.min_workers or cluster.workers, cluster.gpus_per_worker > 0
+    least, gpu = cluster.least_workers[0], cluster.gpus_per_worker > 0
     capacity = Capacity(job, cluster.cpus_per_worker, cluster.gpus_per_worker, least)
     workers: Any = (least, cluster.workers) if least < cluster.workers else cluster.workers
     resources = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": cluster.gpus_per_worker} if gpu else {})

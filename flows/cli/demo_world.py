@@ -21,7 +21,7 @@ def serve_demo_world(recipe: RecipeName = "demo", runs: Runs = "runs", set_: Set
         raise UserError(f"Recipe {recipe} has no demo world to serve: `mav serve-demo-world demo` serves the demo's.")
     artifact = store.find(graph.node("demo-world"))
     if artifact is None:
-        raise UserError(f"The demo world is not drawn yet: {run_until(recipe, 'demo-world', store)} draws it.")
+        raise UserError(f"The demo world is not drawn yet: {run_until(recipe, 'demo-world', store, set_)} draws it.")
     with WorldServer(artifact.folder.child("site"), loaded.world.port):
         say(f"http://127.0.0.1:{loaded.world.port}/ (Ctrl-C ends it)")
         while True:

@@ -12,6 +12,7 @@ from flows.cli.options import Json, Runs, complete_recipe, device, open_graph, r
 from flows.evaluation import features_on_ray
 from flows.services.printing import PlainTable, say, say_written, show
 from flows.services.terminal import ProgressLine
+from mav.data.videos import VIDEO_KINDS
 from mav.errors import UserError
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
@@ -40,7 +41,7 @@ _BENCHMARK = (
     f"One of {', '.join(BENCHMARKS)}; {SUITE}: every metric that the weights allow; "
     f"or {CARD}: what a protocol's metrics see of damage to real clips."
 )
-_VIDEOS = "The videos: mp4, GIF, npy or pt files, or folders of frames; 00042 is prompt 42."
+_VIDEOS = f"The videos: {VIDEO_KINDS}, npy or pt files, or folders of frames; 00042 is prompt 42."
 _REAL = "The real set as distributed: its lists and clips; for suite, any folder of videos."
 _PROTOCOL = "How it is measured; by default the paper's way."
 _WEIGHTS = "Published weights; what is missing is said, nothing is fetched."
@@ -269,8 +270,7 @@ def print_result(result: dict[str, Any]) -> None:
     for name, metric in metrics.items():
         if metric["value"] is None:
             say(f"{shown(name).title} is not computed: {metric['reason']}.")
-    lost = _reasons(result["failed"])
-    say(f"Videos: {result['readable']:,} of {result['samples']:,} readable{lost}.")
+    say(f"Videos: {result['readable']:,} of {result['samples']:,} readable{_reasons(result['failed'])}.")
     if result.get("real_listed"):
         lost = _reasons(result["real_failed"])
         say(f"Real clips: {result['real']:,} of {result['real_listed']:,} readable{lost}.")

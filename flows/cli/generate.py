@@ -13,6 +13,7 @@ import typer
 from flows.cli.options import RecipeName, Runs, Set, damaged, device, open_graph, require_folder, run_until
 from flows.services.printing import say
 from flows.services.terminal import ProgressLine
+from mav.data.videos import VIDEO_KINDS
 from mav.errors import UserError
 from mav.recipes import to_plain
 from mav.recipes.reader import load_recipe
@@ -30,8 +31,9 @@ _PICTURE = "A jpg, png or webp; its central square is used."
 Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help=_PICTURE)]
 First = Annotated[Path, typer.Argument(metavar="FIRST", help=f"The first frame. {_PICTURE}")]
 Last = Annotated[Path, typer.Argument(metavar="LAST", help="The last frame, of the same kind.")]
-Video = Annotated[Path, typer.Argument(metavar="CLIP", help="An mp4, webm, mov or avi.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The first video's seed; the next ones count on.")]
+Video = Annotated[Path, typer.Argument(metavar="CLIP", help=f"A video: {VIDEO_KINDS}.")]
+_SEED = "The first video's seed; the next ones count on."
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help=_SEED)]
 Count = Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, help="How many videos, each of its own seed.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the videos go.")]
 OUT = Path("videos")
@@ -106,7 +108,7 @@ def _make(
     try:
         notes = prompt_notes(cascade.clip, texts, captions)
     except (ValueError, OSError) as error:
-        remedy = f"`mav rerun {recipe} image-embed` builds it anew"
+        remedy = "`mav rerun` of image-embed builds it anew"
         notes = [f"Which words the text encoder knows cannot be told: image-embed is damaged ({error}); {remedy}."]
     for sentence in notes:
         say(f"mav: {sentence}", sys.stderr)
@@ -150,10 +152,10 @@ def load_cascade(recipe: str, runs: str, overrides: list[str] | None) -> tuple[R
     for name in ("clip", *cascade.NETWORKS.values()):
         artifact = store.find(graph.node(name))
         if artifact is None:
-            remedy = f"{run_until(recipe, 'generate', store)} trains what sampling needs"
+            remedy = f"{run_until(recipe, 'generate', store, overrides)} trains what sampling needs"
             raise UserError(f"{name} of {recipe} is not trained yet: {remedy}.")
         if damage := next(artifact.damage("own", USED), None):
-            raise damaged(recipe, name, damage, store)
+            raise damaged(recipe, name, damage, store, overrides)
         found[name] = artifact
     networks = cascade.Cascade.load(loaded, {name: artifact.folder for name, artifact in found.items()}, device())
     if captions := store.find(graph.node("image-embed")):
@@ -190,6 +192,6 @@ def _read_clip(path: Path, sizes: CascadeSizes) -> np.ndarray:
         frames = shown.frames(np.linspace(0, len(shown) - 1, sizes.frames).round().astype(int).tolist())
     except (OSError, ValueError) as error:
         error = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({error}): give an mp4, webm, mov or avi.") from None
+        raise UserError(f"{path} cannot be read ({error}): give a video ({VIDEO_KINDS}).") from None
     fitted = [ImageOps.fit(Image.fromarray(frame), size, Image.Resampling.LANCZOS) for frame in frames]
     return np.stack([np.asarray(frame) for frame in fitted])

@@ -1,6 +1,5 @@
 """The `mav` command: its families of commands in one application, and the exit codes of its errors."""
 
-import importlib.metadata
 import io
 import os
 import re
@@ -15,6 +14,7 @@ from flows.cli import clean, demo_world, describe, diff, evaluate, generate, pla
 from flows.services.environment import configure_environment
 from flows.services.help_pages import Command, Group
 from flows.services.printing import say
+from mav import release
 from mav.errors import UserError, nearest, refuse_secret
 from mav.secrets import redacted
 
@@ -94,7 +94,7 @@ _add_commands()
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"mav {importlib.metadata.version('make-a-video-system')}")
+        print(f"mav {release()}")
         raise typer.Exit
 
 

@@ -2,7 +2,8 @@
 
 import glob
 import shlex
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import typer
@@ -11,10 +12,11 @@ from flows.engine.stage import Graph
 from flows.engine.store import Store
 from flows.make_a_video import make_a_video
 from flows.services.environment import can_be_folder
-from mav.errors import UserError
+from mav.errors import UserError, from_storage
 from mav.recipes import Recipe
 from mav.recipes.reader import load_recipe, shipped_recipes
 from mav.storage import Folder
+from mav.storage.folder import TEMPORARY
 
 
 def starting_with(begun: str, words: Iterable[str]) -> list[str]:
@@ -53,9 +55,26 @@ def open_graph(recipe: str, overrides: list[str] | None, runs: str) -> tuple[Rec
         store = Store(runs)
         store.root.local or store.root.exists()
     except Exception as error:  # each storage's library has its own errors
-        remedy = "check the address, AWS_ENDPOINT_URL and credentials"
-        raise UserError(f"--runs {runs} cannot be reached ({error}): {remedy}.") from None
-    return loaded, make_a_video(loaded), store
+        checked = "the address, AWS_ENDPOINT_URL and credentials" if runs.startswith("s3://") else "the address"
+        remedy = "install that package" if isinstance(error, ImportError) else f"check {checked}"
+        raise UserError(f"--runs {runs} cannot be reached ({error}): {remedy}, or name a folder.") from None
+    return loaded, graph_of(loaded), store
+
+
+def graph_of(recipe: Recipe) -> Graph:
+    """Returns the recipe's graph. Raises UserError when a storage that the recipe names cannot be reached."""
+    try:
+        return make_a_video(recipe)
+    except Exception as error:
+        if isinstance(error, UserError) or not (from_storage(error) or isinstance(error, ImportError)):
+            raise
+        far = [path for _, path in recipe.paths() if "://" in path]
+        if not far:
+            raise
+        raise UserError(
+            f"A storage that {recipe.name} names cannot be reached ({' '.join(str(error).split())}): check {far[0]}"
+            f"{' and the other addresses' if len(far) > 1 else ''}, and the credentials that the environment gives."
+        ) from None
 
 
 def require_folder(option: str, url: str, written: bool = False) -> None:
@@ -65,26 +84,43 @@ def require_folder(option: str, url: str, written: bool = False) -> None:
         raise UserError(f"{option} {url} {what}; name another folder.")
 
 
-def on_runs(store: Store) -> str:
-    """Returns what follows a command in a message, so that it works on these runs; '' for the runs of this folder."""
-    return "" if store.root.url == Folder("runs").url else f" --runs {shlex.quote(store.root.url)}"
+def require_writing(store: Store) -> None:
+    """Raises UserError when no file can be written where artifacts go: better now than when Prefect and Ray are up."""
+    probe = f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        store.root.write_bytes(probe, b"")
+        store.root.remove(probe)
+    except Exception as error:  # each storage's library has its own errors
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"--runs {store.root.url} cannot be written ({reason}): name a folder or an s3:// address that can."
+        ) from None
 
 
-def run_until(recipe: str, stage: str, store: Store) -> str:
+def command(words: str, recipe: str, store: Store, set_: Sequence[str] | None = None, more: str = "") -> str:
+    """Returns a command as a message names it: it works on these runs and on the recipe as `--set` changed it.
+
+    words: what stands before the recipe, such as run; more: what stands behind it.
+    """
+    runs = [] if store.root.url == Folder("runs").url else ["--runs", store.root.url]
+    overrides = [word for override in set_ or () for word in ("--set", override)]
+    return f"`{shlex.join(['mav', *words.split(), recipe, *more.split(), *overrides, *runs])}`"
+
+
+def run_until(recipe: str, stage: str, store: Store, set_: Sequence[str] | None = None) -> str:
     """Returns the command, as a message names it, that builds a stage of these runs and all before it."""
-    return f"`mav run {recipe} --until {stage}{on_runs(store)}`"
+    return command("run", recipe, store, set_, f"--until {stage}")
 
 
-def nothing_built(recipe: str, store: Store) -> UserError:
+def nothing_built(recipe: str, store: Store, set_: Sequence[str] | None = None) -> UserError:
     """Returns the error of commands that need something to be built."""
-    return UserError(
-        f"Nothing of {recipe} is built in {store.root.url} yet: `mav run {recipe}{on_runs(store)}` builds it."
-    )
+    remedy = f"{command('run', recipe, store, set_)} builds it"
+    return UserError(f"Nothing of {recipe} is built in {store.root.url} yet: {remedy}.")
 
 
-def damaged(recipe: str, stage: str, damage: str, store: Store) -> UserError:
+def damaged(recipe: str, stage: str, damage: str, store: Store, set_: Sequence[str] | None = None) -> UserError:
     """Returns the error of commands that meet a stage whose files are not what they were."""
-    remedy = f"`mav rerun {recipe} {stage}{on_runs(store)}` builds it anew"
+    remedy = f"{command('rerun', recipe, store, set_, stage)} builds it anew"
     return UserError(f"{stage} of {recipe} is damaged: {damage}; {remedy}.")
 
 

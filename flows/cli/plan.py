@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.describe import short
-from flows.cli.options import Json, RecipeName, Runs, Set, open_graph
+from flows.cli.options import Json, RecipeName, Runs, Set, command, open_graph
 from flows.cli.recipes import show_fit
 from flows.engine.stage import Node
 from flows.engine.store import Store, changes, recipe_owner
@@ -62,9 +62,10 @@ def plan(
         for stage, name in SHARES.items()
         if stage in graph.nodes and (share := _share(store.find(graph.nodes[stage])))
     }
-    with spinner("Measuring what a core of this machine does"):
+    counted = image_rows(loaded), clips(loaded)  # before the seconds of measuring: it may find a file wrong
+    with spinner("Measuring this machine"):
         rates = with_rates(given, built | measure(loaded, skip=set(given)))
-    stages = plan_stages(loaded, rates, image_rows(loaded), clips(loaded))
+    stages = plan_stages(loaded, rates, *counted)
     if json_:
         body = {
             "recipe": loaded.name,
@@ -119,21 +120,15 @@ def _hours(value: float) -> str:
 
 def image_rows(recipe: Recipe) -> int:
     """Returns the rows of the recipe's tables: what the recipe expects, or what the tables' footers say."""
-    import pyarrow.parquet as pq
-
-    from mav.data.images.laion import source_parts
-    from mav.storage.urls import storage_of
+    from mav.data.images.laion import part_rows, source_parts
+    from mav.data.sources import require_sources
 
     if recipe.expect.image_rows:
         return recipe.expect.image_rows
     if not recipe.image_metadata.sources:
         return recipe.world.images if recipe.world else 0
-    total = 0
-    for path in source_parts(recipe.image_metadata.sources):
-        fs, name = storage_of(path)
-        with fs.open(name, "rb") as file:
-            total += pq.read_metadata(file).num_rows
-    return total
+    require_sources(recipe, ("image-metadata",))
+    return sum(map(part_rows, source_parts(recipe.image_metadata.sources)))
 
 
 def clips(recipe: Recipe) -> int:
@@ -242,7 +237,9 @@ def _given(text: str) -> tuple[str, float]:
         raise UserError(f"--rate {text}: give NAME=VALUE with a positive number; the rates are {known}.") from None
 
 
-def show_dry_run(name: str, recipe: Recipe, wanted: Sequence[Node], store: Store) -> None:
+def show_dry_run(
+    name: str, recipe: Recipe, wanted: Sequence[Node], store: Store, set_: Sequence[str] | None = None
+) -> None:
     """Prints a line for every stage that is not done: why it is built, its rows, hours and bytes as far as known.
 
     Data stages are estimated from the assumed rates of `mav plan`. For the others the latest artifact of the recipe
@@ -264,15 +261,15 @@ def show_dry_run(name: str, recipe: Recipe, wanted: Sequence[Node], store: Store
             hours = _hours(older.get("seconds", 0) / 3600)
             size = f"{short(sum(entry['bytes'] for entry in older.get('files', {}).values()))}B"
         state = store.state(node, recipe.name, recipe_owner(name))
-        why = "; ".join(changes(node, older)) if older else "it was never built"
+        why = "; ".join(changes(node, older)) if older else "never built"
         if state in ("failed", "running"):
             why = f"it is {state}; what it has finished is kept"
         elif not older and any(needed.name in anew for needed in node.inputs):
-            why += ", and neither were its inputs"
+            why += ", nor its inputs"
         table.add_row(node.name, rows, hours, size, why)
     show(table)
     told = f"\n{len(todo)} of {len(wanted)} stages would be built."
-    say(f"{told} `mav plan {name}` has the rates behind the hours.")
+    say(f"{told} {command('plan', name, store, set_)} has the rates behind the hours.")
 
 
 def _planned(recipe: Recipe) -> dict[str, StagePlan]:

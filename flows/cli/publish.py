@@ -49,7 +49,7 @@ def publish(
     networks = {name: artifact for name, artifact in found.items() if artifact is not None}
     missing = [name for name, artifact in found.items() if artifact is None]
     if not networks or (stages and missing):
-        raise UserError(f"{missing[0]} is not trained yet: {run_until(recipe, missing[0], store)} trains it.")
+        raise UserError(f"{missing[0]} is not trained yet: {run_until(recipe, missing[0], store, set_)} trains it.")
     before = {up.name: up for node in nodes if node.name in networks for up in node.upstream()}
     data = {
         name: artifact

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from flows.cli.options import Json, RecipeName, Set
+from flows.cli.options import Json, RecipeName, Set, graph_of
 from flows.engine.capacity import Resources, change_to_fit, fitting, remedy, words
 from flows.services.cluster_file import node_groups
 from flows.services.printing import PlainTable, say, show
@@ -26,13 +26,17 @@ def validate(recipe: RecipeName, json_: Json = False, set_: Set = None) -> None:
         problems = [vars(problem) | {"sentence": str(problem)} for problem in error.problems]
     else:
         from flows.engine.stage import absent_files
-        from flows.make_a_video import make_a_video
+        from mav.data.sources import source_problems
 
-        graph = make_a_video(loaded)
+        graph = graph_of(loaded)
         for key, path in absent_files(graph.nodes.values()):
             why, remedy = "it does not exist", "correct the path or bring the file"
             sentence = f"`{key}` is {path!r}, but {why}: {remedy}."
             problems.append({"key": key, "value": path, "why": why, "remedy": remedy, "sentence": sentence})
+        for found in source_problems(loaded, graph.nodes):
+            why, _, remedy = found.sentence.partition(": ")
+            told: dict[str, object] = {"why": why, "remedy": remedy.rstrip("."), "sentence": found.sentence}
+            problems.append({"key": found.key, "value": found.path} | told)
     if json_:
         print(json.dumps({"recipe": recipe, "problems": problems}, indent=1, default=str))
     else:
@@ -62,7 +66,7 @@ def demands(recipe: Recipe) -> list[tuple[str, Resources, int, str]]:
     found = [("a shard", shard, 1, "cpus_per_shard")]
     if gpus:
         found.append(("a shard of embeddings", shard | gpus, 1, "cpus_per_shard"))
-    return [*found, ("a training", worker, cluster.min_workers or cluster.workers, "cpus_per_worker")]
+    return [*found, ("a training", worker, cluster.least_workers[0], "cpus_per_worker")]
 
 
 def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
@@ -72,12 +76,11 @@ def show_fit(recipe: Recipe, path: str, as_json: bool) -> None:
     """
     groups = node_groups(path)
     kinds = [(group.most, {"CPU": group.cpus, "GPU": group.gpus}) for group in groups]
-    number = "min_workers" if recipe.cluster.min_workers else "workers"
     asked: list[dict[str, Any]] = []
     for what, need, workers, setting in demands(recipe):
         at_once = sum(most * fitting([node], need) for most, node in kinds) // workers
         nodes = [node for most, node in kinds for _ in range(min(most, workers))]  # more would change nothing
-        change = "" if at_once else change_to_fit(nodes, need, workers, setting, number)
+        change = "" if at_once else change_to_fit(nodes, need, workers, setting, recipe.cluster.least_workers[1])
         asked.append({"what": what, "workers": workers, "each": need, "at_once": at_once, "change": change})
     if as_json:
         print(

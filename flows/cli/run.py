@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.cli.options import RecipeName, Runs, Set, StageName, complete_stage, open_graph, require_folder, run_until
+from flows.cli.options import (
+    RecipeName,
+    Runs,
+    Set,
+    StageName,
+    command,
+    complete_stage,
+    open_graph,
+    require_folder,
+    require_writing,
+    run_until,
+)
 from flows.cli.plan import show_dry_run
 from flows.engine.retry import retry_failed
 from flows.engine.run import Run
@@ -41,16 +52,21 @@ def run(
     """Build everything a recipe describes; what is done already is left alone."""
     loaded, graph, store = open_graph(recipe, set_, runs)
     wanted = graph.until(until) if until else list(graph.nodes.values())
-    require_files(node for node in wanted if not store.artifact(node).exists(MANIFEST))
+    missing = [node for node in wanted if not store.artifact(node).exists(MANIFEST)]
+    require_files(missing)
+    if missing:
+        from mav.data.sources import require_sources
+
+        require_sources(loaded, [node.name for node in missing])
     if dry_run:
-        show_dry_run(recipe, loaded, wanted, store)
+        show_dry_run(recipe, loaded, wanted, store, set_)
         return
     if not until:
         for name, reason in graph.left_out.items():
             say(f"{name} is left out: {reason}.", sys.stderr)
     if all(store.find(node) for node in wanted):
         done = f"all {len(wanted)} stages of {recipe} are done in {store.root.url}"
-        say(f"Nothing to do: {done}. See `mav status {recipe}`.")
+        say(f"Nothing to do: {done}. See {command('status', recipe, store, set_)}.")
         try:  # another recipe may have built them
             record(recipe_owner(recipe), store, wanted, loaded)
         except OSError as error:  # of a folder that may only be read
@@ -73,7 +89,7 @@ def rerun(
     node = graph.node(stage)
     for needed in node.inputs:
         if store.find(needed) is None:
-            remedy = f"{run_until(recipe, needed.name, store)} builds it"
+            remedy = f"{run_until(recipe, needed.name, store, set_)} builds it"
             raise UserError(f"{stage} needs {needed.name}, which is not done: {remedy}.")
     later = [other.name for other in graph.downstream(stage)]
     if not failed:
@@ -84,7 +100,7 @@ def rerun(
     if downstream:
         _run_flow(recipe, runs, set_, only=later, fresh=later)
     elif recovered:
-        remedy = f"`mav rerun {recipe} {stage} --failed --downstream` builds them anew"
+        remedy = f"{command('rerun', recipe, store, set_, f'{stage} --failed --downstream')} builds them anew"
         say(f"Stages after {stage} were built without them: {remedy}.")
 
 
@@ -104,7 +120,9 @@ def _retry(recipe: Recipe, node: Node, store: Store) -> int:
 
 def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any) -> None:
     """Starts Prefect and Ray and runs the flow of the whole graph."""
+    store = Store(runs)
     require_folder("--runs", runs, written=True)
+    require_writing(store)
     require_places()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # read by the imports below; our terminal shows it all
     from flows.deploy import make_a_video_flow
@@ -135,4 +153,5 @@ def _run_flow(recipe: str, runs: str, overrides: list[str] | None, **choice: Any
             server = redacted(os.environ.get("PREFECT_API_URL", "")) or "of this run"
             raise UserError(f"The Prefect server {server} lost the run ({reason}): {remedy}.") from None
     took = f"{recipe}: done in {time.monotonic() - began:.0f} s."
-    say(f"{took} `mav status {recipe}` and `mav report {recipe}` show it.", sys.stderr)
+    shown = " and ".join(command(words, recipe, store, overrides) for words in ("status", "report"))
+    say(f"{took} {shown} show it.", sys.stderr)

@@ -142,7 +142,7 @@ def verify(
     if problems:
         raise typer.Exit(1)
     if not checked:
-        raise nothing_built(recipe, store)
+        raise nothing_built(recipe, store, set_)
     say(
         f"{checked} of {len(graph.nodes)} stages checked: every file has the bytes its manifest says, "
         "and all counts add up."
@@ -158,7 +158,7 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     loaded, graph, store = open_graph(recipe, set_, runs)
     views = stage_views(graph.nodes.values(), store, loaded.name, recipe_owner(recipe))
     if all(view.artifact is None for view in views):
-        raise nothing_built(recipe, store)
+        raise nothing_built(recipe, store, set_)
     folder = store.root.child(f"reports/{recipe_folder(recipe)}")
     try:
         with spinner("Gathering what the stages made"):
@@ -166,6 +166,6 @@ def report(recipe: RecipeName, runs: Runs = "runs", set_: Set = None) -> None:
     except (ValueError, LookupError, TypeError, OSError):
         for view in views:
             if view.artifact and (damage := next(view.artifact.damage("all"), None)):
-                raise damaged(recipe, view.name, damage, store) from None
+                raise damaged(recipe, view.name, damage, store, set_) from None
         raise
     say(folder.path("index.html"))

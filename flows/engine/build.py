@@ -138,7 +138,7 @@ def require_whole_inputs(job: Job) -> None:
     for needed in job.node.inputs:
         problem = next(Artifact.open(job.run.store.artifact(needed)).damage("own"), "")
         if problem:
-            remedy = f"`mav rerun {job.recipe.name} {needed.name}` builds it anew"
+            remedy = f"`mav rerun` of {needed.name} builds it anew"
             raise UserError(f"{job.name} needs {needed.name}, which is damaged: {problem}: {remedy}.")
 
 

@@ -31,8 +31,7 @@ class Capacity:
         nodes = _nodes()
         if fitting(nodes, self.need) >= workers or grows():
             return
-        number = "min_workers" if job.recipe.cluster.min_workers else "workers"
-        change = change_to_fit(nodes, self.need, workers, setting, number)
+        change = change_to_fit(nodes, self.need, workers, setting, job.recipe.cluster.least_workers[1])
         raise UserError(
             f"{job.name} asks for {words(self.need, workers)} and the nodes of the cluster have at most "
             f"{words(largest(nodes, self.need))} each: {remedy(change, 'start a node that has them')}."

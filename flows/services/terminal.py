@@ -33,7 +33,9 @@ def progress_values(progress: dict[str, Any]) -> list[str]:
 
 def spinner(what: str) -> AbstractContextManager[object]:
     """Shows on the error stream that work without countable parts goes on. Shows nothing without a terminal."""
-    return Console(stderr=True).status(f"{what} ...")
+    console, text = Console(stderr=True), Text(f"{what} ...")
+    text.truncate(max(console.width - len("⠋ "), 1), overflow="ellipsis")  # each turn would leave a second line behind
+    return console.status(text)
 
 
 class ProgressLine:

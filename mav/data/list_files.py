@@ -98,12 +98,15 @@ def _header(lines: Lines, known: Sequence[str], path: str) -> tuple[tuple[str, .
 def rows(path: str, columns: Sequence[str], place: int = -1) -> Iterator[tuple[int, Row]]:
     """Yields place and row from `place` on (-1: the first). A place is a byte of CSV and jsonl, a row of parquet.
 
-    Rows hold the given columns as text, "" where a row has none or a null. jsonl has no columns: its objects stay as
+    Rows hold the given columns as text, "" where a row has none or a null. Of jsonl without columns the objects stay as
     they are, and a later line that is no object is an empty one. Raises UserError for a first line that is none.
     """
     with _opened(path) as file:
         if is_parquet(path):
             yield from _parquet_rows(path, file, columns, max(place, 0))
+        elif is_jsonl(path) and columns:
+            for begin, row in _jsonl_rows(path, file, max(place, 0)):
+                yield begin, {column: text(row.get(column)) for column in columns}
         elif columns:
             yield from _csv_rows(path, file, columns, place)
         else:

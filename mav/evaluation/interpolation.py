@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mav.data.videos import VIDEO_ENDINGS
 from mav.data.videos.shown import ShownVideo
 from mav.data.videos.video_io import encode_mp4, fit
 from mav.diffusion.pixels import to_pixels
@@ -28,7 +29,7 @@ from mav.evaluation.measure import RESULT, Report, flat
 from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.reading import TOO_FEW, prepare, whole_video
-from mav.evaluation.sets import VIDEO_ENDINGS, read_set
+from mav.evaluation.sets import read_set
 from mav.generation.between import blend, warp, wide_gaps
 from mav.generation.cascade import Cascade, CascadeBatch
 from mav.recipes import Recipe

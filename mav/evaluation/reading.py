@@ -19,12 +19,12 @@ from PIL import Image
 from mav.data.images.pictures import read_picture
 from mav.data.images.stills import is_still
 from mav.data.list_files import storable
+from mav.data.videos import VIDEO_ENDINGS, VIDEO_KINDS
 from mav.data.videos.shown import ShownVideo
 from mav.errors import UserError
 from mav.evaluation import tensors
 from mav.evaluation.networks.pixels import LEAST_FRAMES
 from mav.evaluation.protocols import Preparation
-from mav.evaluation.sets import VIDEO_ENDINGS
 from mav.storage import Folder
 from mav.storage.patterns import visible
 
@@ -122,7 +122,7 @@ def require_videos(folder: Folder) -> list[str]:
     """Returns the videos below a folder, as `videos_below`. Raises UserError when there is none."""
     if names := videos_below(folder):
         return names
-    raise UserError(f"{folder.url} holds no video: give mp4, WebM, GIF, npy or pt files, or folders of frames.")
+    raise UserError(f"{folder.url} holds no video: give {VIDEO_KINDS}, npy or pt files, or folders of frames.")
 
 
 def videos_below(folder: Folder) -> list[str]:

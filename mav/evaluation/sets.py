@@ -16,12 +16,12 @@ import numpy as np
 from mav.data.list_files import storable, text
 from mav.data.prompts import read_prompts, text_lines
 from mav.data.text_rows import Lines, delimiter_of, fields_of, records
+from mav.data.videos import VIDEO_ENDINGS
 from mav.errors import UserError
 from mav.evaluation.protocols import Protocol
 from mav.storage import Folder
 from mav.storage.patterns import visible
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
 MSRVTT_JSON = ("captions.json", "test_videodatainfo.json", "MSRVTT_data.json")
 MSRVTT_CSV, MSRVTT_LIST = "MSRVTT_JSFUSION_test.csv", "msrvtt_test.list"
 MSRVTT_FILES = (*MSRVTT_JSON, MSRVTT_CSV)

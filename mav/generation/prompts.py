@@ -1,5 +1,6 @@
 """What the text encoder does not see of a prompt: its end beyond the context, and words that it never had."""
 
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -27,7 +28,13 @@ def words_not_known(clip: ClipModel, prompt: str, captions: Artifact) -> list[st
     known: set[int] = set()
     for name in names:
         known |= set(np.unique(read_array(captions.folder, name)).tolist())
-    return [word for word in dict.fromkeys(prompt.split()) if not known.issuperset(clip.encode(word))]
+    words = [_bare(word) for word in prompt.split()]
+    return [word for word in dict.fromkeys(words) if word and not known.issuperset(clip.encode(word))]
+
+
+def _bare(word: str) -> str:
+    """Returns a word without the punctuation around it, which captions need not have."""
+    return word.strip("".join(letter for letter in word if unicodedata.category(letter).startswith("P")))
 
 
 def prompt_notes(clip: ClipModel, prompts: Iterable[str], captions: Artifact | None) -> list[str]:

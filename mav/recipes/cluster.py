@@ -33,6 +33,11 @@ class Cluster:
     gpu_stages: Small = 1  # GPU stages that may run at once, counted over all runs on one Prefect server
     parallel_stages: Small = 2  # independent stages of one run that may run at once
 
+    @property
+    def least_workers(self) -> tuple[int, str]:
+        """How many workers a training needs at once, and the key that says so."""
+        return (self.min_workers, "min_workers") if self.min_workers else (self.workers, "workers")
+
 
 @section
 class Expect:

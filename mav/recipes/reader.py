@@ -190,6 +190,8 @@ def _problem(error: Any) -> Problem:
     if error["input"] in (None, ""):  # nothing is there that quotes or brackets would make right
         bounds["tuple_type"] = ("must be a list", "leave the key out, or write []")
         bounds["string_type"] = bounds["string_too_short"] = ("must be text and not empty", "give it, or leave it out")
+        if error["input"] is None and isinstance(error["loc"][-1], str):  # no place of a list: "" may be what is meant
+            bounds["string_type"] = ("must be text", "give it, or leave the key out")
     numbers = ("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing", "int_parsing_size")
     whole, how = ("whole ", "write it in digits alone") if kind.startswith("int") else ("", "write one")
     bounds |= dict.fromkeys(numbers, (f"must be a {whole}number", how))
@@ -239,8 +241,9 @@ def _read_tree(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
     tree, what = parse_yaml(text, f"recipe {name_or_path}"), f"Recipe {name_or_path} is not a mapping of sections"
     if not isinstance(tree, dict):
         raise UserError(f"{what}: start from a shipped one ({', '.join(known)}).")
-    # The name is not inherited: reports and `mav clean` identify a recipe by it.
-    tree = {"name": os.path.basename(name_or_path).removesuffix(".yaml"), **tree}
+    # The name is not inherited: reports and `mav clean` identify a recipe by it. What is told about another recipe
+    # would be untrue of this one.
+    tree = {"name": os.path.basename(name_or_path).removesuffix(".yaml"), "about": "", **tree}
     parent = tree.pop("extends", None)
     if not parent:
         return tree

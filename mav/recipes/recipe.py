@@ -41,7 +41,7 @@ class Recipe:
     name: Annotated[str, MinLen(1), OPERATIONAL]
     about: Annotated[str, OPERATIONAL] = ""
     seed: Seed = 0  # of all that is drawn; only the stages that draw follow it
-    world: World | None = None  # the demo world, which the run draws and serves itself
+    world: World | None = None  # the demo world, which the run draws and serves itself; null: none
     screening: Screening = field(default_factory=Screening)
     image_metadata: ImageMetadata = field(default_factory=ImageMetadata)
     image_download: ImageDownload = field(default_factory=ImageDownload)

@@ -60,6 +60,11 @@ def parse_yaml(text: str, what: str) -> Any:
         return loader.construct_document(root)
     except RecursionError:
         raise UserError(f"{what} is not valid YAML: its values are nested too deeply.") from None
+    except yaml.MarkedYAMLError as error:
+        mark, said = error.problem_mark or error.context_mark, error.problem or error.context or "it cannot be read"
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        remedy = "see to the indentation, colons, brackets and quotes there and above"
+        raise UserError(f"{what}{where} is not valid YAML ({said}): {remedy}.") from None
     except Exception as error:  # beside its own, the library raises what dates and numbers raise that are none
         raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from None
     finally:

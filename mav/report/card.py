@@ -4,12 +4,12 @@ from typing import Any
 
 from mav.evaluation.card import blind_to
 from mav.evaluation.protocols.titles import shown
-from mav.report.templates import templates
+from mav.report.templates import rendered
 
 
 def card_page(card: dict[str, Any]) -> bytes:
     """Returns the page: what each metric sees in words, a table of damages by metrics, and all values."""
-    return templates().get_template("card.html").render(card_context(card)).encode()
+    return rendered("card.html", card_context(card))
 
 
 def card_context(card: dict[str, Any]) -> dict[str, Any]:

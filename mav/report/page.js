@@ -7,12 +7,24 @@ document.getElementById("theme").onclick = () => {
 
 // Videos play while they are in sight; those who asked for less motion start them by hand.
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+let playing = !still;
+const inSight = new Set();
+const turn = video => { if (playing && inSight.has(video)) video.play().catch(() => { video.controls = true; }); else video.pause(); };
 const watcher = new IntersectionObserver(entries => {
   for (const {target, isIntersecting} of entries) {
-    if (isIntersecting && !still) target.play().catch(() => { target.controls = true; });
-    else target.pause();
+    if (isIntersecting) inSight.add(target); else inSight.delete(target);
+    if (playing || !isIntersecting) turn(target);
   }
 }, {rootMargin: "120px"});
+const play = document.getElementById("play");
+if (play) {
+  const name = () => {
+    play.textContent = playing ? "❚❚" : "▶";
+    play.setAttribute("aria-label", playing ? "Pause the videos" : "Play the videos");
+  };
+  name();
+  play.onclick = () => { playing = !playing; name(); document.querySelectorAll("video").forEach(turn); };
+}
 for (const video of document.querySelectorAll("video")) {
   if (still) video.controls = true;
   watcher.observe(video);

@@ -1,6 +1,5 @@
 """Writes the report: `index.html`, one file with everything in it, for any screen and without a server."""
 
-import importlib.metadata
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,12 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mav import release
 from mav.evaluation.protocols import published
 from mav.evaluation.protocols.titles import METRICS, digits_of
 from mav.recipes import Recipe, Screening
 from mav.report import collect, figures, motion, selection
 from mav.report.card import card_context
-from mav.report.templates import templates
+from mav.report.templates import rendered
 from mav.storage import Artifact, Folder
 
 NETWORKS = {
@@ -27,6 +27,7 @@ NETWORKS = {
     "train-sr-low-video": "SR_l^t, on clips",
 }
 TITLES = {"ucf101": "UCF-101, zero-shot", "msrvtt": "MSR-VTT, zero-shot", "interpolation": "Frame interpolation"}
+STEADY = "the same throughout"
 WORDS = 30  # number of toxic phrases that are shown
 YARDSTICKS = {
     "real_halves": "real clips, one half against the other",
@@ -80,7 +81,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "screened": _screened(artifacts.get("image-metadata"), recipe.screening),
         "pictures": collect.pictures(artifacts.get("image-download"), artifacts.get("image-screen")),
         "training": [_training(views[name], about) for name, about in NETWORKS.items() if name in artifacts],
-        "motion_first": "little motion first" if first > last else "much motion first" if first < last else "alike",
+        "motion_first": "little motion first" if first > last else "much motion first" if first < last else STEADY,
         "curriculum": Markup(figures.fps_curriculum(curriculum.low, curriculum.high, curriculum.start, curriculum.end)),
         "rates": Markup(figures.shown_rates(rates, curriculum.low, curriculum.high)),
         "clamped": motion.clamped(rates),
@@ -101,13 +102,14 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
         "tables": [_table(benchmark, result) for benchmark, result in collect.results(artifacts).items()],
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},
         "software": _software(artifacts.values()),
-        "version": importlib.metadata.version("make-a-video-system"),
+        "version": release(),
     }
-    environment = templates()
-    environment.filters |= {"duration": figures.duration, "number": lambda n: f"{n:,}".replace(",", "\u202f")}
-    environment.filters["share"] = lambda value: "" if value is None else f"{value:.3f}"
-    environment.filters["percent"] = lambda share: "no" if share is None else f"{100 * share:.0f} %"
-    return environment.get_template("page.html").render(context).encode(), len(clips)
+    filters = {
+        "duration": figures.duration,
+        "share": lambda value: "" if value is None else f"{value:.3f}",
+        "percent": lambda share: "no" if share is None else f"{100 * share:.0f} %",
+    }
+    return rendered("page.html", context, filters), len(clips)
 
 
 def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
@@ -117,7 +119,7 @@ def _verdict(oracle: Artifact | None) -> dict[str, Any] | None:
     result: dict[str, Any] = oracle.folder.read_json("result.json")
 
     def figure(value: float, form: str) -> str:
-        return f"{value:{form}}".replace("%", "\u00a0%")
+        return f"{value:{form}}".replace("%", " %")
 
     def place(ratio: float | None) -> float | None:
         return None if ratio is None else 100 * min(max((math.log2(max(ratio, 1e-6)) + 4) / 8, 0.0), 1.0)

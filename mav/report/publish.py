@@ -89,7 +89,7 @@ def card(
     tags = ["library_name: make-a-video-system", "pipeline_tag: text-to-video", "tags: [make-a-video, text-to-video]"]
     tags += [f"license: {json.dumps(license_)}"] if license_ else []
     about = "Networks of Make-A-Video (Singer et al. 2022), the average weights of each training stage."
-    lines = ["---", *tags, "---", "", f"# {recipe.name}", "", recipe.about, "", about, ""]
+    lines = ["---", *tags, "---", "", f"# {recipe.name}", "", *([recipe.about, ""] if recipe.about else []), about, ""]
     lines += [*_limits(recipe, license_, results), ""]
     # One row for each network, and one for each artifact of data.
     rows = [

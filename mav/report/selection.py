@@ -14,7 +14,7 @@ from mav.data.images.pictures import FORMATS
 from mav.data.shards import index_tar, read_at, read_table
 from mav.data.videos.video_io import read_frames
 from mav.report.collect import data_url
-from mav.report.templates import templates
+from mav.report.templates import rendered
 from mav.storage import Artifact, Folder
 from mav.storage.ledger import ledgers
 
@@ -75,7 +75,7 @@ def sweep_page(recipe: str, key: str, what: str, values: Mapping[str, list[dict[
     what: "clips" or "pictures".
     """
     context = {"recipe": recipe, "key": key, "what": what, "values": values}
-    return templates().get_template("sweep.html").render(context).encode()
+    return rendered("sweep.html", context)
 
 
 def _shown(shards: Folder, rows: Iterable[Row]) -> dict[Row, np.ndarray]:

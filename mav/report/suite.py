@@ -13,7 +13,7 @@ from mav.evaluation.protocols.titles import shown
 from mav.evaluation.reading import read_views
 from mav.report import figures
 from mav.report.collect import data_url
-from mav.report.templates import templates
+from mav.report.templates import rendered
 from mav.storage import Folder
 
 SIDE, FRAMES = 112, 8  # of an animated picture: pixels of the shorter side, and the most frames
@@ -40,7 +40,7 @@ def suite_page(result: dict[str, Any], videos: Folder) -> bytes:
         "agreement": agreement_table(result["agreement"]) if result["agreement"] else None,
         "digits": {name: f"%.{shown(name).digits}f" for name in result["metrics"]},
     }
-    return templates().get_template("suite.html").render(context).encode()
+    return rendered("suite.html", context)
 
 
 def cells(name: str, metric: dict[str, Any]) -> dict[str, str]:

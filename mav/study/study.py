@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mav.data.videos import VIDEO_KINDS
 from mav.data.videos.index_first import index_first
 from mav.data.videos.shown import ShownVideo
 from mav.data.videos.video_io import encode_mp4
@@ -144,7 +145,7 @@ def _mp4(folder: Folder, file: str) -> bytes:
     try:
         frames, fps = whole_frames(folder, file)
     except ValueError as error:
-        forms = "mp4, webm, mov, avi, GIF, tensors or folders of frames"
+        forms = f"{VIDEO_KINDS}, npy or pt files, or folders of frames"
         raise UserError(f"{folder.path(file)} cannot be shown ({error}): give {forms}.") from None
     return encode_mp4(frames, fps or UNTOLD, crf=10)
 

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +16,12 @@ import pytest
 from flows import images
 from flows.engine.build import build
 from flows.engine.run import Run
-from flows.engine.stage import Graph, Node
+from flows.engine.stage import Graph, Node, Outcome
 from flows.engine.store import Store
 from flows.services.terminal import Terminal
 from mav.errors import UserError
 from mav.recipes import ImageDownload, ImageMetadata, Recipe, Screening
+from mav.storage import Folder
 from mav.storage.counts import add_counts
 
 
@@ -86,3 +88,18 @@ def test_duplicates_across_tables_are_found_by_the_stage(
     kept = {url for table in tables for url in table.column("url").to_pylist()}
     assert kept == {f"http://h/{i}.jpg" for i in range(20)}
     assert add_counts([counts["all"]])["forms"] == {"URL and TEXT": 30}
+
+
+def test_pictures_that_all_lack_scores_end_the_stage_with_the_way_out(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: dict[str, Any] = {"rows_in": 7, "rows_out": 0, "dropped": {"unknown_score": 7}}
+    monkeypatch.setattr(images, "shard_map", lambda *_, **__: Outcome(counts))
+    monkeypatch.setattr("mav.data.shards.shard_names", lambda _: ["00000"])
+    folder = Folder(str(tmp_path))
+    inputs = {"image-download": folder, "clip": folder}
+    job = SimpleNamespace(inputs=inputs, recipe=small_recipe, out=folder, device="cpu")
+    with pytest.raises(UserError, match=r"None of the 7 pictures has a score, .*`screening.unknown_scores: keep`"):
+        images.image_screen.body(job)
+    counts |= {"rows_out": 1, "dropped": {"unknown_score": 6}}
+    assert images.image_screen.body(job).counts == counts

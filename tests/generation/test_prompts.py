@@ -32,5 +32,6 @@ def test_words_that_no_caption_has(clip, tmp_path):
     facts = {"stage": "image-embed", "version": 1, "fingerprint": "f" * 64, "recipe": "r", "config": {}, "inputs": {}}
     captions = Artifact.publish(folder, **facts)
     assert prompt_notes(clip, ["a blue circle", "A RED square"], captions) == []
+    assert prompt_notes(clip, ["“circle”, red!"], captions) == [], "punctuation is no word"
     (sentence,) = prompt_notes(clip, ["a green circle \U0001f408"], captions)
     assert "green, \U0001f408" in sentence

@@ -48,16 +48,28 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     broken.write_text("a: [1, 2\n")
     with pytest.raises(UserError, match="not valid YAML"):
         load_recipe(str(broken))
+    broken.write_text("seed: 1\nimage_metadata:\n   sources:\n    - a\n  - b\n")
+    with pytest.raises(UserError) as error:
+        load_recipe(str(broken))
+    assert "line 5, column 3 is not valid YAML (expected <block end>, but found '" in str(error.value)
     broken.write_text("just a sentence")
     with pytest.raises(UserError, match="not a mapping"):
         load_recipe(str(broken))
+
+
+def test_a_text_that_may_be_empty_is_not_told_to_be_more() -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe("demo", ["video_shards.files="])
+    assert "is null, but must be text (folder of" in str(error.value)
+    assert str(error.value).endswith("): give it, or leave the key out.")
+    assert load_recipe("demo", ['video_shards.files=""']).video_shards.files == ""
 
 
 def test_extends_gives_only_what_differs(tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
     child.write_text("extends: demo\ngenerate: {count: 2}\n")
     recipe, parent = load_recipe(str(child)), load_recipe("demo")
-    assert (recipe.name, recipe.generate.count) == ("child", 2)
+    assert (recipe.name, recipe.about, recipe.generate.count) == ("child", "", 2)
     assert recipe.train_decoder == parent.train_decoder
     circle = tmp_path / "circle.yaml"
     circle.write_text(f"extends: {circle}\n")

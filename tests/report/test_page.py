@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -110,6 +111,32 @@ def test_every_part_is_there(views, tmp_path):
     assert all(a.get("alt") is not None for tag, a in reader.tags if tag == "img")
 
 
+def test_whoever_cannot_see_or_point_is_told_what_is_there(views, tmp_path):
+    """Headings leave out no level, and what can be reached with the keyboard has a name."""
+    page, reader, _ = read(views, tmp_path)
+    levels = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels)), levels
+    scrolled = [a for _, a in reader.tags if a.get("tabindex") == "0"]
+    assert scrolled
+    assert all(a["role"] == "region" and a["aria-label"] for a in scrolled)
+    assert all(a.get("aria-label") for tag, a in reader.tags if tag in ("video", "input", "nav"))
+    assert {a.get("id") for tag, a in reader.tags if tag == "button" and a.get("aria-label")} == {"play", "theme"}
+    assert re.search(r"\d %", page) is None, "no line ends between a number and its sign"
+    assert "1 clips" not in page.replace("\u202f", " ")
+
+
+def test_a_page_without_an_oracle_tells_of_no_marks(views, tmp_path):
+    rest = [dataclasses.replace(view, artifact=None) if view.name == "oracle" else view for view in views]
+    page, _, _ = read(rest, tmp_path)
+    assert "Each prompt once" in page
+    assert "The mark says" not in page
+    blank = dataclasses.replace(RECIPE, about="", name="mine")
+    write_report(blank, rest, Folder(str(tmp_path)))
+    assert "What mine has made of its data so far." in (tmp_path / "index.html").read_text()
+
+
 def test_what_was_asked_of_two_objects_is_shown(views, tmp_path):
     generate, oracle = (named(views, name) for name in ("generate", "oracle"))
     rows = generate.folder.read_json("videos.json")
@@ -173,7 +200,8 @@ def test_shots_and_crops_are_told_where_clips_are_split_or_cropped(views, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("end", "words"), [((1.5, 4.0), "little motion first"), ((6.0, 1.0), "much motion first"), ((4.0, 1.5), "alike")]
+    ("end", "words"),
+    [((1.5, 4.0), "little motion first"), ((6.0, 1.0), "much motion first"), ((4.0, 1.5), "the same throughout")],
 )
 def test_how_the_frame_rates_change_over_a_training_is_told_as_the_recipe_has_it(views, tmp_path, end, words):
     video = RECIPE.train_decoder_video

@@ -100,6 +100,12 @@ def read_part(path: str, batch_rows: int = BATCH_ROWS, sizes: bool = True) -> tu
     return schema, (_canonical(table, schema, path, sizes) for table in _tables(path, wanted, batch_rows))
 
 
+def part_rows(path: str) -> int:
+    """Returns the number of rows of a part. Raises UserError like `read_part`."""
+    with _opened(path) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
 def _tables(path: str, columns: list[str], batch_rows: int) -> Iterator[pa.Table]:
     """Yields the rows of a part as they are stored."""
     with _opened(path) as parquet:
@@ -155,7 +161,9 @@ def _remedy(path: str) -> str:
         head = file.read(8)
     if head.startswith(PACKED_BYTES):
         return "unpack it"
-    return "bring the file again" if head[:4] in (b"PAR1", b"") else "write the table as parquet"
+    if head[:4] in (b"PAR1", b""):
+        return "bring the file again"
+    return "write the table as parquet, as pandas does with `read_csv(...).to_parquet(...)`"
 
 
 def _digest_column(schema: pa.Schema) -> str:

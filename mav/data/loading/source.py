@@ -48,8 +48,8 @@ class SampleSource(ABC):
         count = int(self._sizes.sum())
         if count == 0:
             raise UserError(
-                f"There is nothing to train on in {what}: every row was dropped or failed; look at the counts of the "
-                "stages before."
+                f"There is nothing to train on in {what}: every row was dropped or failed; the lines of the stages "
+                "before, and `mav report`, say why."
             )
         self.seed, self.count, self.what, self.corrupted_share = seed, count, what, corrupted_share
         self.unreadable: dict[int, str] = {}  # index -> reason

@@ -3,7 +3,7 @@
 One pass over a list, of ten million rows for example, records where each shard's rows begin and which rows repeat an
 earlier one. WebVid's CSV has a 10M form (videoid, contentUrl, duration, page_dir, name) and a 2M form (another order,
 with page_idx). HD-VILA-100M has one {video_id, url, clip: [{clip_id, span: [start, end]}]} a line: three spans of each
-video, drawn by seed, are the paper's 10M clips (section 4.1).
+video, drawn by seed, are the paper's 10M clips (section 4.1). Other jsonl has columns too: the keys of its first line.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import posixpath
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,9 @@ import numpy as np
 
 from mav.data.fetching.rules import percent_encoded
 from mav.data.list_files import Row, columns_of, is_jsonl, matching, rows, storable, text
+from mav.data.videos import VIDEO_ENDINGS
 from mav.errors import UserError
+from mav.storage.urls import storage_of
 
 SPANS_A_VIDEO = 3
 # Our name -> names in tables, in lower case.
@@ -57,7 +60,7 @@ class ListedClip:
 class Part:
     """The rows of one shard: which list they are in, and where (a place of `list_files.rows`).
 
-    columns: those that are read; none of jsonl. repeated: row numbers within the part.
+    columns: those that are read; none of HD-VILA's jsonl. repeated: row numbers within the part.
     """
 
     path: str
@@ -75,7 +78,7 @@ def split_lists(sources: Sequence[str], clips_per_part: int, tell: Callable[[str
     firsts, ids = array("q"), array("q")
     starts: list[tuple[str, int, tuple[str, ...]]] = []
     for path in matching(sources, "video_shards.sources", tell):
-        columns = () if is_jsonl(path) else _columns(path)
+        columns = form_of(path)
         roles = _roles(columns)
         rows_per_part = clips_per_part if columns else max(clips_per_part // SPANS_A_VIDEO, 1)
         before = len(ids)
@@ -84,10 +87,6 @@ def split_lists(sources: Sequence[str], clips_per_part: int, tell: Callable[[str
                 starts.append((path, place, columns))
                 firsts.append(len(ids))
             # Digests of 64 bits sort ten million ids in seconds, where a set of strings would fill gigabytes.
-            if not columns and len(ids) == before and "video_id" not in row:
-                raise UserError(
-                    f"{path} is no HD-VILA list: expected is one {{video_id, url, clip: [{{clip_id, span}}]}} a line."
-                )
             identity = _identity(_fields(row, roles)) if columns else _video_identity(row) or f"{path}\n{place}"
             ids.append(int.from_bytes(_digest(identity), "little", signed=True))
         if len(ids) == before:
@@ -106,18 +105,39 @@ def split_lists(sources: Sequence[str], clips_per_part: int, tell: Callable[[str
     return parts
 
 
-def _columns(path: str) -> tuple[str, ...]:
-    """Returns the columns of a table that are read. Raises UserError when they do not say where a clip is."""
-    columns = columns_of(path, [name for names in ROLES.values() for name in names])
+def form_of(path: str) -> tuple[str, ...]:
+    """Returns the columns of a list that are read; () for HD-VILA's jsonl.
+
+    Raises UserError for a file that is absent or no list, and for a list that does not say where its clips are.
+    """
+    fs, name = storage_of(path)
+    folder = fs.isdir(name)
+    if folder or name.lower().endswith((*VIDEO_ENDINGS, ".gif")):
+        kind, place = ("a folder", path) if folder else ("a video", posixpath.dirname(path) or ".")
+        raise UserError(
+            f"{path} is {kind} and no list: write a CSV whose first line is path and whose others are names of videos, "
+            f"name it in `video_shards.sources`, and their folder ({place}) in `video_shards.files`."
+        )
+    if is_jsonl(path):
+        first = next((row for _, row in rows(path, ())), None)
+        spans = first is None or ("video_id" in first and not {"start", "end", "path", "file"} & set(first))
+        return () if spans else _columns(path, tuple(first or ()))
+    return _columns(path, columns_of(path, [name for names in ROLES.values() for name in names]))
+
+
+def _columns(path: str, columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns those columns of a table that are read. Raises UserError when they do not say where a clip is."""
     known = {name: column for name, column in _roles(columns).items() if column}
-    if {"video_id", "clip"} <= {column.lower() for column in columns} and "start" not in known:
+    if not is_jsonl(path) and {"video_id", "clip"} <= {c.lower() for c in columns} and "start" not in known:
         raise UserError(
             f"{path} has HD-VILA's spans in its column clip: write it as jsonl, or as rows of start and end."
         )
     if not {"url", "path"} & set(known):
+        have = storable(", ".join(columns)) or "none"
         raise UserError(
-            f"{path} is no list of clips: it has the columns {storable(', '.join(columns))}, and expected are WebVid's "
-            "(videoid, contentUrl, duration, page_dir), or url or path, with videoid, start and end where known."
+            f"{path} is no list of clips: it has the columns {have}, and expected are "
+            "WebVid's (videoid, contentUrl, duration, page_dir), HD-VILA's (video_id, url, clip; in jsonl), or url or "
+            "path, with videoid, start and end where known."
         )
     return tuple(known.values())
 

@@ -113,14 +113,15 @@ def test_an_address_between_blanks_is_the_address(tmp_path):
     assert kept["url"].to_pylist() == [url]
 
 
+WRITE_PARQUET = ": write the table as parquet, as pandas does with `read_csv(...).to_parquet(...)`."
 TABLE = "URL,TEXT\nhttp://h/1,a lake\n"
 
 
 @pytest.mark.parametrize(
     ("name", "data", "remedy"),
     [
-        ("a.csv", TABLE.encode(), ": write the table as parquet."),
-        ("a.parquet", TABLE.encode(), ": write the table as parquet."),
+        ("a.csv", TABLE.encode(), WRITE_PARQUET),
+        ("a.parquet", TABLE.encode(), WRITE_PARQUET),
         ("a.parquet", gzip.compress(TABLE.encode(), mtime=0), ": unpack it."),
         ("a.parquet", b"PAR1" + bytes(99), ": bring the file again."),
         ("a.parquet", b"", ": bring the file again."),

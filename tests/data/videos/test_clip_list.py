@@ -113,6 +113,26 @@ def test_byte_order_mark_crlf_and_blank_lines(tmp_path):
     assert [(c.videoid, c.url) for part in clips(path, rows=1) for c in part] == [("7", "ü"), ("8", "u")]
 
 
+def test_jsonl_of_paths_or_addresses_has_the_columns_of_its_first_line(tmp_path):
+    path = tmp_path / "own.jsonl"
+    lines = [
+        {"Path": "a b.mp4", "caption": "secret"},
+        {"Path": "c.mp4", "start": 3},
+        {"path": "other case"},
+        "no object",
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = clips(path)
+    assert [clip.path for clip in (*first, *second)] == ["a b.mp4", "c.mp4", "", ""]
+    assert first[1].start == 0, "the first line has no start"
+
+    path.write_text(
+        "".join(json.dumps({"video_id": "v", "url": "http://h/v", "start": n, "end": n + 1}) + "\n" for n in (0, 4))
+    )
+    ((one, two),) = clips(path)
+    assert (one.url, one.start, one.end, two.start) == ("http://h/v", 0.0, 1.0, 4.0), "rows of spans are no HD-VILA"
+
+
 def test_hd_vila_takes_three_spans_of_each_video_by_seed(tmp_path):
     path = tmp_path / "a.jsonl"
     videos = [

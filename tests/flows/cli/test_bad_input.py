@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows.cli.options import require_writing
 from flows.engine.build import build
 from flows.engine.run import Run
 from flows.engine.store import Store
@@ -88,6 +89,17 @@ def test_a_list_that_is_none_is_named(
         stage
     )
     assert all(word in sentence for word in [str(file), *words])
+
+
+@pytest.mark.parametrize("place", ["/proc/runs", "http://127.0.0.1/runs"])
+def test_runs_that_cannot_be_written_are_told_before_prefect_and_ray_start(place: str) -> None:
+    with pytest.raises(UserError, match=rf"--runs {place} cannot be written \(.+\): name a folder or an s3:// address"):
+        require_writing(Store(place))
+
+
+def test_runs_that_can_be_written_keep_nothing_of_the_trial(tmp_path: Path) -> None:
+    require_writing(Store(str(tmp_path / "runs")))
+    assert list(tmp_path.rglob("*.tmp-*")) == [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_port_in_use(world_recipe: Recipe, tmp_path: Path, services: ExitStack) -> None:

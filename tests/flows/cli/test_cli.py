@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -48,7 +49,7 @@ Mav = Callable[..., tuple[int, str, str]]
         (["sample", "demo", "a red circle"], ["clip of demo is not trained yet", "mav run demo --until generate"]),
         (["sample", "demo", "a red circle", "--out", "here/circle.mp4"], ["--out names a folder", "--out here"]),
         (["animate", "demo", "nothing.jpg"], ["nothing.jpg is not a picture", "jpg, png or webp"]),
-        (["vary", "demo", "nothing.mp4"], ["nothing.mp4 cannot be read", "webm"]),
+        (["vary", "demo", "nothing.mp4"], ["nothing.mp4 cannot be read", "WebM"]),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[str], tmp_path: Path, mav: Mav) -> None:
@@ -63,6 +64,22 @@ def test_a_mistake_is_one_sentence_and_exit_2(arguments: list[str], words: list[
 def test_storage_that_is_not_there_is_one_sentence(mav: Mav) -> None:
     code, _, err = mav("status", "demo", "--runs", "nothing://bucket")
     assert (code, err.count("\n"), "nothing://bucket cannot be reached" in err) == (2, 1, True)
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "status"])
+def test_sources_on_a_storage_without_credentials_are_one_sentence(
+    mav: Mav, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest, command: str
+) -> None:
+    forget = fsspec.get_filesystem_class("s3").clear_instance_cache  # one without credentials would stay without
+    forget()
+    request.addfinalizer(forget)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, _, err = mav(command, "tiny", "--set", "image_metadata.sources=[s3://bucket/rows.parquet]")
+    assert (code, err.count("\n"), "traceback" in err) == (2, 1, False)
+    assert "cannot be reached (Unable to locate credentials): check s3://bucket/rows.parquet, and the cred" in err
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,18 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from recorded import run_here
 
@@ -16,9 +23,11 @@ from flows.engine.store import Store, recipe_owner, record
 from flows.make_a_video import make_a_video
 from flows.services.ports import reserve_port
 from flows.services.terminal import Terminal
+from mav.data.videos.clip_list import read_clips, split_lists
 from mav.recipes.reader import load_recipe
 from mav.storage import Artifact, Folder
 
+PART = "part.parquet"
 Mav = Callable[..., tuple[int, str, str]]
 
 
@@ -66,9 +75,9 @@ def test_validate_says_everything_and_exits_1(mav: Mav, tmp_path: Path) -> None:
 
 
 def test_only_what_is_asked_must_be_there(mav: Mav, tmp_path: Path) -> None:
-    (tmp_path / "part.parquet").write_bytes(b"")
+    pq.write_table(pa.table({"url": ["u"], "caption": ["t"], "punsafe": [0.1], "pwatermark": [0.1]}), tmp_path / PART)
     recipe = tmp_path / "images.yaml"
-    table = f"extends: tiny\nworld: null\nimage_metadata: {{sources: ['{tmp_path}/part.parquet']}}\n"
+    table = f"extends: tiny\nworld: null\nimage_metadata: {{sources: ['{tmp_path}/{PART}']}}\n"
     recipe.write_text(table)
     code, out, _ = mav("validate", recipe)
     assert code == 0
@@ -89,6 +98,56 @@ def test_only_what_is_asked_must_be_there(mav: Mav, tmp_path: Path) -> None:
 
     recipe.write_text("extends: tiny\nworld: null\nvideo_shards: {sources: [nowhere.csv]}\n")
     assert list(make_a_video(load_recipe(str(recipe))).nodes) == ["video-shards", "video-select", "report"]
+
+
+def test_files_without_a_known_form_are_told_before_anything_runs(mav: Mav, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image_url": ["u"], "text": ["t"]}), tmp_path / PART)
+    recipe = tmp_path / "images.yaml"
+    recipe.write_text(f"extends: tiny\nworld: null\nimage_metadata: {{sources: ['{tmp_path}/{PART}']}}\n")
+    code, out, _ = mav("validate", recipe)
+    assert code == 1
+    assert "it has the columns image_url, text, and expected are URL, TEXT" in out
+    (problem,) = json.loads(mav("validate", recipe, "--json")[1])["problems"]
+    assert (problem["key"], problem["value"]) == ("image_metadata.sources", f"{tmp_path}/{PART}")
+    for command in (["run", recipe, "--dry-run"], ["run", recipe], ["plan", recipe]):
+        code, _, err = mav(*command, "--runs", tmp_path / "runs")
+        assert (code, err.count("\n")) == (2, 1), "it is one sentence, before Ray and before the measuring"
+        assert "it has the columns image_url, text" in err
+
+
+def test_the_readme_s_recipe_and_list_of_clips_are_right(
+    mav: Mav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for folder in ("tables", "clips/more"):
+        Path(folder).mkdir(parents=True)
+    names = ["a, b; c.mp4", 'more/"quoted".webm', "ü 東京.mov"]
+    for name in names:
+        Path("clips", name).touch()
+    pq.write_table(pa.table({"url": ["u"], "caption": ["t"]}), "tables/a.parquet")
+    Path("prompts.txt").write_text("a cat\n")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("my.yaml").write_text(textwrap.dedent(block))
+    (command,) = re.findall(r"python (-c [^`]+) > clips.csv\n", page)
+    made = subprocess.run([sys.executable, *shlex.split(command)], capture_output=True, check=True)
+    Path("clips.csv").write_bytes(made.stdout)
+    code, out, _ = mav("validate", "my.yaml")
+    assert (code, "my.yaml is right" in out) == (0, True), out
+    (part,) = split_lists(["clips.csv"], 10)
+    assert sorted(clip.path for clip in read_clips(part, 0)) == sorted(names)
+
+
+def test_commands_that_messages_name_work_as_they_are(mav: Mav, tmp_path: Path) -> None:
+    """They name the runs, repeat what --set changed, and are quoted for the shell."""
+    recipe = tmp_path / "my own.yaml"
+    recipe.write_text("extends: tiny\n")
+    where = ["--set", "generate.count=2", "--runs", str(tmp_path / "my runs")]
+    for command in (["run", recipe, "--dry-run"], ["report", recipe], ["sample", recipe, "a cat"], ["verify", recipe]):
+        told = "".join(mav(*command, *where)[1:])
+        words = shlex.split(told.split("`")[1])
+        assert words[:3] == ["mav", words[1], str(recipe)]
+        assert words[-4:] == where
 
 
 def test_schema_names_every_key_with_its_comment(mav: Mav) -> None:
@@ -194,4 +253,5 @@ def test_what_cannot_be_reported_names_the_damaged_stage(
     code, _, err = mav(*line)
     assert (code, err.count("\n")) == (2, 1)
     assert "image-metadata of tiny is damaged" in err
-    assert f"`mav rerun tiny image-metadata --runs {built.root.root}` builds it anew" in err
+    changed = f"--set world.images=60 --set {port} --runs {built.root.root}"
+    assert f"`mav rerun tiny image-metadata {changed}` builds it anew" in err

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flows.cli.main import PANELS, app
 from flows.services.printing import PlainTable, say, show, wrapped
-from flows.services.terminal import ProgressLine, Terminal
+from flows.services.terminal import ProgressLine, Terminal, spinner
 
 WIDTHS = (40, 80, 200)
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -162,3 +162,12 @@ def test_progress_leaves_the_standard_output_alone(
         line.say("two")
     assert file.getvalue() == "one\ntwo\n"
     assert "one" not in terminal.getvalue()
+
+
+def test_a_spinner_keeps_to_one_line_and_leaves_none(open_terminal: Callable[[int], Stream]) -> None:
+    stream = open_terminal(40)
+    with spinner("Work whose name is longer than the line of a terminal") as status:
+        status.update()
+    assert "…" in stream.getvalue()
+    assert max(cell_len(line) for line in stream.lines()) <= 40
+    assert stream.getvalue().count("\x1b[1A") == 1, "it goes up one line, to erase it"

@@ -283,7 +283,7 @@ def test_a_stage_begins_with_whole_inputs(small_recipe: Recipe, tmp_path: Path, 
     if (name, how) == ("00000.tar", "changed"):  # shards are too many to be read again: `mav verify` does
         assert build(counter.second, counter.run, fresh=True)
         return
-    with pytest.raises(UserError, match=f"first, which is damaged: .*{name} .*`mav rerun small first`"):
+    with pytest.raises(UserError, match=f"first, which is damaged: .*{name} .*`mav rerun` of first"):
         build(counter.second, counter.run, fresh=True)
     assert counter.calls == ["first", "second"]
     assert list(made.problems()) == []
