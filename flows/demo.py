@@ -31,7 +31,7 @@ def _draw(draw: Callable[..., dict[str, Any]], world: World, seed: int, out: Fol
 @stage(
     "oracle",
     reads=("cascade.frames", "cascade.frame_skip", "generate.fps", "generate.frame_rates", *INTERVALS),
-    version=4,
+    version=5,
 )
 def oracle(job: Job) -> Outcome:
     """Reads colour, shape or digit, and motion back from generated pixels: was the text obeyed, was motion learned?"""

@@ -50,7 +50,7 @@ def generate(job: Job) -> Outcome:
     return evaluate(job, generate_videos, device=job.device)
 
 
-@stage("evaluate-ucf101", reads=(*MEASURING, "evaluate.ucf101"), version=3, gpu=True)
+@stage("evaluate-ucf101", reads=(*MEASURING, "evaluate.ucf101"), version=4, gpu=True)
 def evaluate_ucf101(job: Job) -> Outcome:
     """UCF-101: FVD and inception score, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video
@@ -58,7 +58,7 @@ def evaluate_ucf101(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "ucf101"), device=job.device)
 
 
-@stage("evaluate-msrvtt", reads=(*MEASURING, "evaluate.msrvtt"), version=3, gpu=True)
+@stage("evaluate-msrvtt", reads=(*MEASURING, "evaluate.msrvtt"), version=4, gpu=True)
 def evaluate_msrvtt(job: Job) -> Outcome:
     """MSR-VTT: FID over frames and CLIPSIM, with protocol and interval."""
     from mav.evaluation.benchmarks import evaluate_text_to_video
@@ -66,7 +66,7 @@ def evaluate_msrvtt(job: Job) -> Outcome:
     return evaluate(job, functools.partial(evaluate_text_to_video, "msrvtt"), device=job.device)
 
 
-@stage("evaluate-interpolation", reads=(*FILLING, "evaluate.ucf101", *INTERVALS), version=5, gpu=True)
+@stage("evaluate-interpolation", reads=(*FILLING, "evaluate.ucf101"), version=6, gpu=True)
 def evaluate_interpolation(job: Job) -> Outcome:
     """F^ against linear blending on held-out middle frames, and between photographs."""
     from mav.evaluation import interpolation
@@ -74,7 +74,7 @@ def evaluate_interpolation(job: Job) -> Outcome:
     return evaluate(job, interpolation.evaluate_interpolation, device=job.device)
 
 
-@stage("evaluate-card", reads=(*FRAMES, *SETS, "evaluate.card_clips", *INTERVALS), version=2, gpu=True)
+@stage("evaluate-card", reads=(*FRAMES, *SETS, "evaluate.card_clips", *INTERVALS), version=3, gpu=True)
 def evaluate_card(job: Job) -> Outcome:
     """Validity cards: which damage to real clips the metrics of these evaluations see, and from which strength."""
     from mav.evaluation.benchmarks import judge_metrics
@@ -137,7 +137,9 @@ def features_on_ray(device: str) -> Iterator[Runner]:
 
             from flows.engine.pool import ActorPool, Pool, TaskPool, results
             from flows.services.ray_cluster import ray_cluster
+            from mav.evaluation.features import let_go
 
+            let_go()
             if not ray.is_initialized():
                 services.enter_context(ray_cluster(Cluster(dashboard=False)))
             gpus = int(ray.cluster_resources().get("GPU", 0)) if device == "cuda" else 0

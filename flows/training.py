@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -254,7 +254,8 @@ def _run(
     board = WandbBoard(orders.wandb, orders.stage, orders.recipe, local) if wandb else local
     report = board if rank == 0 else report
     given = (orders.stage, orders.recipe, orders.inputs, orders.checkpoints, orders.out)
-    with full_disk_told(orders.stage, orders.work.url), ended_when_stalled(orders.recipe.cluster.stall_seconds):
+    sent = board if isinstance(board, WandbBoard) else nullcontext()
+    with sent, full_disk_told(orders.stage, orders.work.url), ended_when_stalled(orders.recipe.cluster.stall_seconds):
         return run_stage(*given, rank=rank, world_size=world_size, device=device, report=report, show=board.show)
 
 

@@ -14,7 +14,6 @@ from flows.services.printing import PlainTable, say, say_written, show
 from flows.services.terminal import ProgressLine
 from mav.data.videos import VIDEO_KINDS
 from mav.errors import UserError
-from mav.recipes import Evaluate
 from mav.recipes.reader import load_recipe
 from mav.storage import Folder
 
@@ -130,7 +129,7 @@ def evaluate(
                     "The filmed clips are needed to measure the frames between: name their folder with --real."
                 )
             skip = loaded.cascade.frame_skip if loaded else 4  # 1 fps given, 4 fps made
-            result = measure_interpolation(chosen, Folder(videos), Folder(real), skip, Evaluate(), target, shown)
+            result = measure_interpolation(chosen, Folder(videos), Folder(real), skip, target, shown)
         else:
             chosen, on = chosen.only(list(metric or ())), device()
             filmed = Folder(real) if real else None
@@ -209,8 +208,9 @@ def _tell_suite(result: dict[str, Any], videos: Folder, out: Folder, json_: bool
         for words in agreed["words"]:
             say(words)
     say(f"\nVideos: {result['readable']:,} of {result['videos']:,} readable.")
-    for row in result["unreadable"]:
-        say(f"  {row['file']}: {row['reason']}")
+    unreadable = (f"  {row['file']}: {row['reason']}" for row in result["unreadable"])
+    for words in (*unreadable, *(f"Note: {note}." for note in result["notes"])):
+        say(words)
     for name, metric in result["metrics"].items():
         if metric["value"] is None:
             say(f"{shown(name).title} is not computed: {metric['reason']}.")

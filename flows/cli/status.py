@@ -97,7 +97,8 @@ def oracle_figures(verdict: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value, interval = verdict[name], verdict["intervals"][name]
         if value is None:
             return "nothing to read"
-        return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]".replace("%", " %")
+        ends = f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else ""
+        return f"{value:{form}}{ends}".replace("%", " %")
 
     other_names = OF_DIGITS if verdict["chance_colour"] is None else {}
     for name in ("colour", "shape")[bool(other_names) :]:  # digits have no colour

@@ -195,17 +195,15 @@ def _share(value: float | None, interval: tuple[float, float]) -> str:
 def print_report(found: dict[str, Any]) -> None:
     """Prints the report of a study: a table for each question, then its raters, its rule and its votes."""
     columns = (
-        "pairs", "majority won (Wilson)", "(bootstrap of pairs)", "sign test p", "single votes (bootstrap)",
+        "pairs", "majority won (Wilson)", "sign test p", "single votes (clustered by pair)",
     )  # fmt: skip
     for question, answers in found["questions"].items():
         table = PlainTable("", *columns, right=columns, title=question)
         for name, pair in answers["pairs"].items():
             for title, row in ((name, pair), *((f"  {c}", r) for c, r in pair["categories"].items())):
-                low, high = row["majority_bootstrap"]
                 majority = _share(row["majority_share"], row["majority_wilson"])
-                single = _share(row["vote_share"], row["vote_bootstrap"])
-                bounds, p = f"[{100 * low:.1f}, {100 * high:.1f}]", f"{row['sign_test_p']:.4f}"
-                table.add_row(title, str(row["items"]), majority, bounds, p, single)
+                single = _share(row["vote_share"], row["vote_interval"])
+                table.add_row(title, str(row["items"]), majority, f"{row['sign_test_p']:.4f}", single)
         show(table)
         agreement = [
             f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.4f}'}"

@@ -4,13 +4,14 @@ Each takes (recipe, inputs by stage name, out) and returns the flat metrics for 
 given is loaded from the inputs. All generated videos are kept under `videos/`.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from mav.errors import UserError
 from mav.evaluation import protocols
-from mav.evaluation.card import blind_to, make_card
+from mav.evaluation.card import NoCardError, blind_to, make_card
 from mav.evaluation.features import Networks
 from mav.evaluation.measure import RESULT, Report, Settings, flat, measure
 from mav.evaluation.reading import Entry, evenly
@@ -60,7 +61,8 @@ def judge_metrics(
 ) -> dict[str, Any]:
     """Writes `BENCHMARK.json`, the validity card of its protocol, from `evaluate.card_clips` of its real clips, evenly.
 
-    Inception scores are not judged, because the classes of the clips are not asked for.
+    Inception scores are not judged, because the classes of the clips are not asked for. A set whose readable clips are
+    too few gets no card: the file then says why under `skipped`, and the run goes on.
     """
     settings, seen = recipe.evaluate, dict[str, int]()
     for benchmark in FIRST_SEED:
@@ -71,11 +73,15 @@ def judge_metrics(
         entries = [Entry(number, *clip) for number, clip in enumerate(clips)]
         work = out.child(f"work-{benchmark}")
         judged = (protocol, protocol.preparation(recipe), folder, entries, networks, work)
-        card = make_card(*judged, draws=settings.bootstrap, seed=settings.seed, report=report)
+        try:
+            card = make_card(*judged, draws=settings.bootstrap, seed=settings.seed, report=report)
+            blind = blind_to("strobing", card)
+            seen |= {f"{benchmark}_metrics": len(card["real"]), f"{benchmark}_blind_to_strobing": len(blind)}
+        except NoCardError as error:
+            card = {"protocol": dataclasses.asdict(protocol), "skipped": str(error)}
+            seen[f"{benchmark}_metrics"] = 0
         out.write_json(f"{benchmark}.json", card)
         work.remove()
-        blind = blind_to("strobing", card)
-        seen |= {f"{benchmark}_metrics": len(card["real"]), f"{benchmark}_blind_to_strobing": len(blind)}
     return seen
 
 

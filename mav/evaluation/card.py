@@ -4,8 +4,8 @@ The real clips are halved. One half is the reference; the other is measured agai
 generator would reach with so many clips, and damaged in every kind at every strength. A strength counts as seen when
 the metric is worse than for the undamaged half beyond chance: the 95 % interval of the difference, put together from
 the two values' own intervals (Zou and Donner 2008), does not reach zero. The halves are treated as independent sets,
-because two systems' videos are. Of 120 pairs of undamaged sets of 24 or 48 normal rows, 0 to 7 % were called worse,
-most by precision, recall and density, whose intervals are narrow; a strength alone may therefore be chance.
+because two systems' videos are. Of 120 pairs of undamaged sets of 24 or 48 normal rows, 0 to 6 % were called worse,
+most by recall, whose interval is narrow; a strength alone may therefore be chance.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from mav.evaluation.corruptions import (
     wrong_prompts,
 )
 from mav.evaluation.feature_store import Runner, compute, in_process
-from mav.evaluation.features import AESTHETIC_CLIP, Networks
+from mav.evaluation.features import Networks
 from mav.evaluation.measure import Report
 from mav.evaluation.protocols import Preparation, Protocol
 from mav.evaluation.protocols.titles import kind_of, shown
@@ -40,6 +40,10 @@ EQUAL = 1e-6  # of the largest value: smaller differences are rounding
 Point = dict[str, Any]
 
 
+class NoCardError(UserError):
+    """No metric can be judged on these clips."""
+
+
 def make_card(
     protocol: Protocol, preparation: Preparation, clips: Folder, entries: Sequence[Entry], networks: Networks,
     out: Folder, draws: int = 200, seed: int = 0, report: Report = lambda _: None, run: Runner = in_process,
@@ -48,12 +52,12 @@ def make_card(
 
     `entries` are the clips of the folder that are taken. Where every one has a prompt, metrics that compare with texts
     are judged too, and wrong prompts are one of the damages, unless all are equal. Features are stored under `out`, so
-    that a killed card goes on where it was. Raises UserError when no metric can be judged.
+    that a killed card goes on where it was. Raises NoCardError when no metric can be judged.
     """
     prompted = all(entry.prompt for entry in entries)
     metrics, left_out = _runnable(protocol, networks, prompted)
     if not metrics:
-        raise UserError(f"No metric of {protocol.name} can be judged: {'; '.join(left_out.values())}.")
+        raise NoCardError(f"No metric of {protocol.name} can be judged: {'; '.join(left_out.values())}.")
     protocol = protocol.only(metrics)
     networks = dataclasses.replace(networks, names=protocol.networks)
     # The two halves, of clips from the whole list.
@@ -81,7 +85,7 @@ def make_card(
         if damage is None and (few or all(metric["value"] is None for metric in measured[0].values())):
             counts = f"{ours.readable} and {real.readable} readable clips in the two halves"
             remedy = f"name a folder with more, {LEAST_CARD_CLIPS} at least"
-            raise UserError(f"No metric can be judged on {clips.url} with {counts}: {remedy}.")
+            raise NoCardError(f"No metric can be judged on {clips.url} with {counts}: {remedy}.")
     assert clean is not None
     tried = [(damage.kind, damage.strength, found) for damage, found in zip(damages, measured, strict=True) if damage]
     kinds = {name: kind.about for name, kind in KINDS.items()}
@@ -128,13 +132,7 @@ def make_card(
 
 def _runnable(protocol: Protocol, networks: Networks, prompted: bool) -> tuple[list[str], dict[str, str]]:
     """Returns the metrics that the card can judge, and why it cannot judge the others."""
-    missing = {}
-    for network in protocol.networks:
-        try:
-            for part in (network, AESTHETIC_CLIP) if network.endswith("aesthetic") else (network,):
-                networks.require(part)
-        except UserError as error:
-            missing[network] = str(error).rstrip(".")
+    missing = {network: " ".join(networks.lacks(network)).rstrip(".") for network in protocol.networks}
     metrics, left_out = [], {}
     for name, network in protocol.features.items():
         kind = kind_of(name)
@@ -144,7 +142,7 @@ def _runnable(protocol: Protocol, networks: Networks, prompted: bool) -> tuple[l
             left_out[name] = "it compares with the sentences of classes, which a folder of clips has not"
         elif network == "none":
             left_out[name] = "it compares frames with the filmed ones"
-        elif network in missing:
+        elif missing[network]:
             left_out[name] = missing[network]
         else:
             metrics.append(name)
@@ -176,7 +174,8 @@ def judge(clean: Point, values: Sequence[Point], lower: bool) -> dict[str, Any]:
 def _excess(clean: Point, point: Point, lower: bool) -> float:
     """Returns the lower end of the interval of how much worse a value is than that of undamaged clips."""
     a, b = (point, clean) if lower else (clean, point)
-    return float(a["value"] - b["value"] - np.hypot(a["value"] - a["low"], b["high"] - b["value"]))
+    below, above = (0.0 if p[end] is None else p["value"] - p[end] for p, end in ((a, "low"), (b, "high")))
+    return float(a["value"] - b["value"] - np.hypot(below, above))
 
 
 def spearman(x: Sequence[float], y: Sequence[float], equal: float = 0.0) -> float | None:

@@ -24,7 +24,7 @@ for videos of every length: how consistent the frames' features are, then their 
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +87,24 @@ class Networks:
             sha256, note = _digest(f"{sha256} {of_clip['sha256']}"), f"{note}; with {of_clip['note']}"
         return {"name": title, "sha256": sha256, "note": note, "comparable": True}
 
-    def require(self, name: str, loaded: bool = True) -> None:
-        """Raises UserError when the weights of one network are missing or, if `loaded`, when they are not its own.
+    def lacks(self, name: str, loaded: bool = True) -> list[str]:
+        """Returns why a network cannot be used, one sentence for each of its files; [] = it can.
 
-        A file with a published digest is what it says. Any other is read for this, and let go.
+        A file with a published digest is what it says. Any other is loaded for this, if `loaded`, and serves the work.
         """
-        network = name.removeprefix(WHOLE)
-        if network in ("demo", "pixels"):
-            return
-        path, sha256 = find(network, self.weights_dir)
-        if _vouched(network, sha256) or not loaded:
-            return
-        if network.startswith("clip "):
-            _clip.__wrapped__(self, network)
-        elif network == "aesthetic":
-            _head(path)
-        else:
-            load_network(network, self.weights_dir)
+        network, found = name.removeprefix(WHOLE), []
+        for part in (network, AESTHETIC_CLIP) if network == "aesthetic" else (network,):
+            try:
+                if part not in ("demo", "pixels") and not _vouched(part, find(part, self.weights_dir)[1]) and loaded:
+                    _encoder(self._weights, part)
+            except UserError as error:
+                found.append(str(error))
+        return list(dict.fromkeys(found))
+
+    @property
+    def _weights(self) -> "Networks":
+        """The same weights, whichever of them are asked for: loaded networks are kept by this."""
+        return replace(self, names=())
 
     @property
     def prepared(self) -> bool:
@@ -121,7 +122,7 @@ class Networks:
         Their sizes may differ. Raises UserError when features are not finite, because the weights are then wrong.
         """
         names = [name for name in self.names if not name.startswith(WHOLE)]
-        return {name: _finite(name, _encoder(self, name)(videos)) for name in names}
+        return {name: _finite(name, _encoder(self._weights, name)(videos)) for name in names}
 
     def rows(self, frames: np.ndarray, fps: float) -> dict[str, np.ndarray]:
         """Returns, for each network that reads every frame, the row of uint8 frames (F, H, W, 3); fps 0 = unknown.
@@ -131,14 +132,16 @@ class Networks:
         found = {}
         for name in (name for name in self.names if name.startswith(WHOLE)):
             inner = name.removeprefix(WHOLE)
-            measured = inner in MEASURES
-            row = _measure(self, inner)(frames, fps) if measured else _row(_encoder(self, inner)([frames])[0])
+            if inner in MEASURES:
+                row = _measure(self._weights, inner)(frames, fps)
+            else:
+                row = _row(_encoder(self._weights, inner)([frames])[0])
             (found[name],) = _finite(inner, [row])
         return found
 
     def texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
         """Returns the CLIP embeddings of texts, float64 (n, d) of unit norm."""
-        clip, size = _clip(self, name), TEXTS_AT_ONCE
+        clip, size = _clip(self._weights, name), TEXTS_AT_ONCE
         device = next(clip.parameters()).device
         parts = [clip.tokenize(list(texts[i : i + size])) for i in range(0, len(texts), size)]
         with torch.no_grad():
@@ -146,7 +149,13 @@ class Networks:
 
     def temperature(self, name: str) -> float:
         """Returns the factor by which CLIP multiplies cosines before a softmax."""
-        return float(_clip(self, name).model.logit_scale.detach().exp().clamp(max=100))
+        return float(_clip(self._weights, name).model.logit_scale.detach().exp().clamp(max=100))
+
+
+def let_go() -> None:
+    """Frees the networks that this process has loaded: others do the work."""
+    for load in (_clip, _measure, _encoder):
+        load.cache_clear()
 
 
 Encoder = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -216,7 +225,8 @@ def _encoder(networks: Networks, name: str) -> Encoder:
     if name == "demo" or name.startswith("clip "):
         return functools.partial(_clip_frames, _clip(networks, name))
     if name in MEASURES:
-        return lambda videos: [_measure(networks, name)(video) for video in videos]
+        measure = _measure(networks, name)
+        return lambda videos: [measure(video) for video in videos]
     if name not in PUBLISHED:
         known = f"demo, pixels, {', '.join(PUBLISHED)} or clip and an open_clip name"
         raise UserError(f"There is no network {name!r}: protocols may name {known}.")

@@ -24,7 +24,7 @@ from mav.diffusion.pixels import to_pixels
 from mav.errors import UserError
 from mav.evaluation import protocols
 from mav.evaluation.benchmarks import set_folder
-from mav.evaluation.intervals import bootstrapped
+from mav.evaluation.intervals import mean_of
 from mav.evaluation.measure import RESULT, Report, flat
 from mav.evaluation.metrics import psnr, ssim
 from mav.evaluation.protocols import Preparation, Protocol
@@ -32,7 +32,7 @@ from mav.evaluation.reading import TOO_FEW, prepare, whole_video
 from mav.evaluation.sets import read_set
 from mav.generation.between import blend, warp, wide_gaps
 from mav.generation.cascade import Cascade, CascadeBatch
-from mav.recipes import Evaluate, Recipe
+from mav.recipes import Recipe
 from mav.storage import Folder
 from mav.storage.patterns import visible
 
@@ -96,13 +96,12 @@ def evaluate_interpolation(
         made = to_pixels(run.fill_between(ends, network.embed_images(ends[:, 0]), [0, recipe.cascade.frames - 1]))
         frames = made[0].permute(0, 2, 3, 1).cpu().numpy()
         out.write_bytes(f"photos/{number:05d}.mp4", encode_mp4(frames, recipe.generate.fps, crf=NEAR_LOSSLESS))
-    return flat(measured.write(protocol, measured.clips, recipe.evaluate, out))
+    return flat(measured.write(protocol, measured.clips, out))
 
 
 def measure_interpolation(
-    protocol: Protocol, videos: Folder, truth: Folder, skip: int, settings: Evaluate, out: Folder,
-    report: Report = lambda _: None,
-) -> dict[str, Any]:  # fmt: skip
+    protocol: Protocol, videos: Folder, truth: Folder, skip: int, out: Folder, report: Report = lambda _: None
+) -> dict[str, Any]:
     """Compares a folder of interpolated clips with a folder of filmed ones of the same names; writes `result.json`.
 
     Every skip-th frame was given. Where `gaps.json` lies beside the filmed clips, only its gaps count. A clip that is
@@ -128,7 +127,7 @@ def measure_interpolation(
         reasons = ", ".join(f"{count} {reason}" for reason, count in measured.failed.items()) or "the folder is empty"
         problem = f"No clip of {truth.url} has its match in {videos.url} ({reasons})"
         raise UserError(f"{problem}: give both the same names and lengths.")
-    return measured.write(protocol, len(names), settings, out)
+    return measured.write(protocol, len(names), out)
 
 
 class Middles:
@@ -167,17 +166,13 @@ class Middles:
         """Counts a clip that cannot be used; an error that is no ValueError means that it is missing."""
         self.failed[str(error).split(":")[0] if isinstance(error, ValueError) else "missing"] += 1
 
-    def write(self, protocol: Protocol, expected: int, settings: Evaluate, out: Folder) -> dict[str, Any]:
+    def write(self, protocol: Protocol, expected: int, out: Folder) -> dict[str, Any]:
         """Writes the result, with intervals over clips, and returns it."""
         (ours, ours_ssim), (blends, blends_ssim) = np.array(self.ours).T, np.array(self.blends).T
         columns = {"psnr": ours, "psnr_blend": blends, "psnr_gain": ours - blends, "ssim": ours_ssim,
                    "ssim_blend": blends_ssim}  # fmt: skip
         if self.flows:
             columns["psnr_flow"] = np.array(self.flows)
-
-        def interval(values: np.ndarray) -> dict[str, Any]:
-            mean, draws, seed = lambda rows: float(values[rows].mean()), settings.bootstrap, settings.seed
-            return bootstrapped(mean, len(values), draws, seed, "clips")
 
         failed = dict(sorted(self.failed.items()))
         result = {
@@ -188,7 +183,7 @@ class Middles:
             "failed": failed,
             "real": len(ours),
             "real_failed": failed,
-            "metrics": {name: interval(values) for name, values in columns.items()},
+            "metrics": {name: mean_of(values, "clips") for name, values in columns.items()},
             "features": None,
             "comparable": True,
         }

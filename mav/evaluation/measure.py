@@ -5,15 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mav.data.list_files import storable
 from mav.errors import UserError
 from mav.evaluation.feature_store import Runner, compute, in_process
 from mav.evaluation.features import Networks
 from mav.evaluation.intervals import LEAST_EXTRAPOLATED
 from mav.evaluation.protocols import Preparation, Protocol
-from mav.evaluation.reading import Entry, find_videos, left_aside
+from mav.evaluation.reading import Entry, find_videos
 from mav.evaluation.score import Scorer
 from mav.evaluation.sets import BenchmarkSet
+from mav.evaluation.suite.aside import left_aside, remark
 from mav.storage import Folder
 
 RESULT = "result.json"
@@ -59,9 +59,7 @@ def measure(
     remarks = [*asked.notes, *departures]
     if any(metric.get("endless", 0.0) is None for metric in metrics.values()):
         remarks.append(f"nothing is extrapolated, which takes {LEAST_EXTRAPOLATED} readable videos")
-    if aside := left_aside(videos, entries):
-        more = f" and {len(aside) - 5:,} more" if aside[5:] else ""
-        remarks.append(f"left aside: {', '.join(map(storable, aside[:5]))}{more}")
+    remarks += remark(left_aside(videos, entries))
     if all(metric["value"] is None for metric in metrics.values()):
         reason = next(iter(metrics.values()))["reason"]
         counts = ", ".join(f"{count} {why}" for why, count in failed.items())

@@ -69,19 +69,19 @@ def frechet(a: Moments, b: Moments, biased: bool = False) -> float:
     return frechet_sum(a.mean - b.mean, np.trace(first), np.trace(second), cross)
 
 
-def frechet_features(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the Frechet distance between features (n, d) and (m, d).
+def frechet_features(x: np.ndarray, y: np.ndarray, biased: bool = False) -> float:
+    """Returns the Frechet distance between features (n, d) and (m, d), of covariances as `Moments.covariance_by`.
 
-    With fewer videos than dimensions, the trace term is the nuclear norm of Xc Yc^T / sqrt((n - 1)(m - 1)), an n by m
-    matrix instead of a d by d one.
+    With fewer videos than dimensions, the trace term is the nuclear norm of Xc Yc^T / sqrt((n - 1)(m - 1)), or of
+    Xc Yc^T / sqrt(n m), an n by m matrix instead of a d by d one.
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a Frechet distance needs at least 2 videos on each side, not {len(x)} and {len(y)}")
     if max(len(x), len(y)) >= x.shape[1]:
-        return frechet(Moments.of(x), Moments.of(y))
+        return frechet(Moments.of(x), Moments.of(y), biased)
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    xc = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
-    yc = (y - y.mean(axis=0)) / np.sqrt(len(y) - 1)
+    xc = (x - x.mean(axis=0)) / np.sqrt(len(x) - (not biased))
+    yc = (y - y.mean(axis=0)) / np.sqrt(len(y) - (not biased))
     cross = float(np.linalg.svd(xc @ yc.T, compute_uv=False).sum())
     return frechet_sum(x.mean(axis=0) - y.mean(axis=0), float((xc**2).sum()), float((yc**2).sum()), cross)
 

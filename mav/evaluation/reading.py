@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mav.data.images.pictures import read_picture
+from mav.data.images.stills import is_still
 from mav.data.list_files import storable
 from mav.data.videos import VIDEO_ENDINGS, VIDEO_KINDS
 from mav.data.videos.shown import ShownVideo
@@ -29,7 +30,6 @@ from mav.storage.patterns import visible
 
 T = TypeVar("T")
 
-PICTURES = (".png", ".jpg", ".jpeg")
 TENSORS = (".npy", ".pt")
 ANIMATIONS = (".gif", ".webp")
 ENDINGS = (*VIDEO_ENDINGS, *TENSORS, *ANIMATIONS)
@@ -99,12 +99,6 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def left_aside(folder: Folder, entries: list[Entry]) -> list[str]:
-    """Returns the files below a folder that belong to none of these videos."""
-    used = {entry.file for entry in entries}
-    return [n for n in folder.names() if n != LIST and n not in used and posixpath.dirname(n) not in used - {""}]
-
-
 def read_list(folder: Folder) -> list[tuple[str, str]]:
     """Returns (file, prompt) of the videos that `videos.json` lists, which need not be there.
 
@@ -135,11 +129,10 @@ def videos_below(folder: Folder) -> list[str]:
     """Returns the videos below a folder, sorted, also folders of pictures. Raises UserError for a name not in UTF-8."""
     found = set()
     for name in visible(folder.names()):
-        ending = posixpath.splitext(name)[1].lower()
-        if ending in ENDINGS and not (ending == ".webp" and "/" in name):
-            found.add(name)
-        elif ending in PICTURES and "/" in name:
+        if "/" in name and is_still(folder, name):
             found.add(posixpath.dirname(name))
+        elif name.lower().endswith(ENDINGS):
+            found.add(name)
     for name in found:
         if storable(name) != name:
             raise UserError(f"{folder.url} holds {name!a}, whose name is no text in UTF-8: rename it.")
@@ -268,7 +261,7 @@ def whole_video(data: bytes) -> np.ndarray:
 def _frame_folder(folder: Folder, name: str) -> _Stills:
     """Opens a folder of pictures as a video."""
     inside = folder.child(name)
-    pictures = [file for file in visible(inside.names()) if file.lower().endswith(PICTURES) and "/" not in file]
+    pictures = [file for file in visible(inside.names()) if "/" not in file and is_still(inside, file)]
     pictures.sort(key=lambda file: (len(file), file))  # frame2 comes before frame10
     if not pictures:
         raise FileNotFoundError(name)

@@ -7,6 +7,7 @@ ones too.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,17 @@ import numpy as np
 from mav.evaluation import neighbours
 from mav.evaluation.feature_store import Features
 from mav.evaluation.features import WHOLE, Networks, describe_clips, zero_shot
-from mav.evaluation.intervals import GROUPS, NORMAL, FrechetTo, bootstrapped, estimate, grouped, jackknife, wilson
+from mav.evaluation.intervals import (
+    GROUPS,
+    NORMAL,
+    FrechetTo,
+    bootstrapped,
+    estimate,
+    grouped,
+    jackknife,
+    mean_of,
+    share_of,
+)
 from mav.evaluation.metrics import Moments, clipsim, frechet_features, inception_score, jedi, kernel_distance
 from mav.evaluation.networks import pixels
 from mav.evaluation.protocols import Protocol
@@ -81,7 +92,8 @@ class Scorer:
         return self.real
 
     def _frechet(self, metric: str) -> dict[str, Any]:
-        network, biased = self.protocol.features[metric], self.protocol.covariance == "biased"
+        network, covariance = self.protocol.features[metric], self.protocol.covariance_of(metric)
+        biased = covariance == "biased"
         real, n = self._reference(), self.ours.readable
         if min(n, real.readable) < 2:
             raise ValueError(f"a Frechet distance needs at least 2 videos on each side, not {n} and {real.readable}")
@@ -91,14 +103,16 @@ class Scorer:
         if min(rows, length) > LONGEST or max(n, real.readable) * first.size > IN_MEMORY:
             reference = functools.reduce(Moments.merge, _moments(real, network, metric))
             groups = _moments(self.ours, network, metric)
-            return estimate(*jackknife(groups, reference, biased), interval=f"jackknife over {len(groups)} groups")
+            interval = f"jackknife over {len(groups)} groups"
+            return estimate(*jackknife(groups, reference, biased), interval=interval, covariance=covariance)
         # Others: all features in memory, and a bootstrap.
         ours, theirs = self._rows(self.ours, metric), self._rows(real, metric)
         quick = FrechetTo(ours, Moments.of(flat(theirs)), biased)
         value, low, high = quick.interval(self.draws, self.seed)
-        found = estimate(value, max(low, 0.0), high, interval=f"bootstrap of videos, {self.draws} draws")
+        interval = f"bootstrap of videos, {self.draws} draws"
+        found = estimate(value, max(low, 0.0), high, interval=interval, covariance=covariance)
         if len(theirs) >= 4:  # the distance of two halves of the real clips is what a perfect generator would reach
-            found["real_halves"] = frechet_features(flat(theirs[::2]), flat(theirs[1::2]))
+            found["real_halves"] = frechet_features(flat(theirs[::2]), flat(theirs[1::2]), biased)
         if self.endless:
             found["endless"] = quick.endless(seed=self.seed)
         return found
@@ -122,15 +136,15 @@ class Scorer:
         return found
 
     def _neighbours(self, metric: str) -> dict[str, Any]:
-        """The interval resamples the rows over which the metric is a mean.
+        """The interval is that of the rows over which the metric is a share or, of the density, a mean.
 
-        The balls around the neighbours stay, so that it is narrow: by a sixth to three fifths for 24 and 48 videos of
-        16 normal features on each side.
+        The balls around the neighbours stay, so that it is narrow: of 200 pairs of sets of 12 to 48 rows of 16 normal
+        features, 84 to 96 % of the intervals held the value expected of so many, and 78 to 83 % those of the density.
         """
         network, (measure, side) = self.protocol.features[metric], NEIGHBOURS[kind_of(metric)]
         real, ours = spread(self._reference(), network, metric), spread(self.ours, network, metric)
         each = measure(real, ours)
-        found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed, side)
+        found = mean_of(each, side, (0, math.inf)) if kind_of(metric) == "density" else share_of(each, side)
         if len(real) // 2 > neighbours.DENSITY_K:  # what a perfect generator of half as many videos would reach
             found["real_halves"] = float(measure(real[::2], real[1::2]).mean())
         return found
@@ -154,9 +168,9 @@ class Scorer:
         if not len(each):
             raise ValueError("no video can be read")
         if kind_of(metric).startswith("dynamic_degree"):  # yes or no: draws of equal answers would all be the same
-            found = estimate(each.mean(), *wilson(each.sum(), len(each)), interval="Wilson's")
+            found = share_of(each)
         else:
-            found = bootstrapped(lambda rows: float(each[rows].mean()), len(each), self.draws, self.seed)
+            found = mean_of(each, within=(-1 if kind_of(metric) == "overall_consistency" else 0, 1))
         if self.real is not None and self.real.readable and kind_of(metric) != "overall_consistency":
             found["real"] = float(self.each(metric, self.real)[1].mean())
         return found
@@ -194,7 +208,7 @@ class Scorer:
         for indices, frames in self.ours.stream(network):
             similarity[indices] = clipsim(frames, texts[indices]) * [bool(prompts[index]) for index in indices]
             shuffled.append(clipsim(frames, texts[(indices + n // 2) % n]))
-        found = bootstrapped(lambda rows: float(similarity[rows].mean()), n, self.draws, self.seed)
+        found = mean_of(similarity, within=(-1, 1))
         # The two ends of the scale: our videos with another video's text, and real clips with their own.
         found["shuffled"] = float(np.concatenate(shuffled).mean()) if shuffled else None
         if self.ours.readable and self.ours.readable < n:

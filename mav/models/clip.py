@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mav.errors import UserError
+from mav.imports import without_wandb
 from mav.models.heads import Head, WatermarkClassifier, area_under_curve, logistic_head, read_head, read_state
 from mav.recipes import ClipConfig, ClipSection
 from mav.storage import Folder
@@ -231,14 +232,16 @@ class ClipModel(nn.Module):
 @functools.cache
 def _tokenizer(context: int) -> Any:
     """open_clip's own BPE, kept because reading its merges takes a second."""
-    from open_clip.tokenizer import SimpleTokenizer
+    with without_wandb():
+        from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer(context_length=context)
 
 
 def _built(config: ClipConfig) -> nn.Module:
     """A CLIP of these sizes; its image tower is CLIP's ResNet."""
-    from open_clip.model import CLIP
+    with without_wandb():
+        from open_clip.model import CLIP
 
     width, blocks, size = config.vision_width, config.vision_blocks, config.image_size
     # With these head widths the attention that pools has 16 heads.
@@ -250,8 +253,9 @@ def _built(config: ClipConfig) -> nn.Module:
 
 def _named(architecture: str) -> nn.Module:
     """A CLIP of an open_clip architecture. Raises UserError when there is none, or when its tokenizer is not CLIP's."""
-    from open_clip import get_model_config
-    from open_clip.model import CLIP
+    with without_wandb():
+        from open_clip import get_model_config
+        from open_clip.model import CLIP
 
     config = get_model_config(architecture)
     if config is None or {"hf_model_name", "hf_tokenizer_name"} & set(config.get("text_cfg", {})):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mav.errors import UserError
+from mav.imports import without_wandb
 from mav.models.checkpoints.tensor_bundle import read_bundle
 from mav.models.checkpoints.weight_files import COMPRESSED, read_tensors, refuse_bombs
 
@@ -107,7 +108,8 @@ class WatermarkClassifier(nn.Module):
     std: Tensor
 
     def __init__(self) -> None:
-        from timm import create_model
+        with without_wandb():
+            from timm import create_model
 
         super().__init__()
         self.model = create_model("efficientnet_b3", pretrained=False, num_classes=2)

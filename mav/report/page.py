@@ -66,6 +66,7 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
     curriculum, frames = recipe.train_decoder_video.fps, recipe.train_decoder_video.frames or recipe.cascade.frames
     rates = motion.simulate_rates(shards, curriculum, frames, recipe.seed)
     first, last = (a / (a + b) for a, b in (curriculum.start, curriculum.end))  # means, of the range
+    cards = collect.cards(artifacts.get("evaluate-card"))
     columns = [{v.name: getattr(v, column) for v in stages} for column in ("inputs", "state", "seconds")]
     context = {
         "recipe": recipe,
@@ -96,7 +97,8 @@ def render(recipe: Recipe, stages: list[StageView]) -> tuple[bytes, int]:
             if stage in artifacts
             for reason, row in artifacts[stage].manifest.metrics.get("filters", {}).items()
         ],
-        "cards": [card_context(card) for card in collect.cards(artifacts.get("evaluate-card"))],
+        "cards": [card_context(card) for card in cards if "skipped" not in card],
+        "no_cards": [card for card in cards if "skipped" in card],
         "tables": [_table(benchmark, result) for benchmark, result in collect.results(artifacts).items()],
         "human": {"published": published()["human"], "study": _study(artifacts.get("human-study"))},
         "software": _software(artifacts.values()),

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-DRAWS = 2000  # of a bootstrap
 ROUNDS = 100  # of Newton's method, at most; a handful is enough
 Units = Sequence[Sequence[float]]  # the ratings of each item, from all raters that gave one
 
@@ -52,17 +51,6 @@ def sign_test(wins: int, losses: int) -> float:
     count, rarer = wins + losses, min(wins, losses)
     tail = sum(math.comb(count, k) for k in range(rarer + 1))
     return min(1.0, 2 * tail / 2**count)
-
-
-def cluster_bootstrap(clusters: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Returns the 95 % interval of sum(wins) / sum(count), resampling whole clusters (wins, count) such as items."""
-    table = np.asarray(clusters, np.float64).reshape(-1, 2)
-    if len(table) == 0:
-        return 0.0, 1.0
-    rows = np.random.default_rng([0, len(table)]).integers(0, len(table), (DRAWS, len(table)))
-    sums = table[rows].sum(axis=1)
-    low, high = np.percentile(sums[:, 0] / np.maximum(sums[:, 1], 1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def connected(wins: Mapping[tuple[str, str], float]) -> bool:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mav.errors import UserError
-from mav.evaluation.intervals import wilson
+from mav.evaluation.intervals import clustered_share, wilson
 from mav.storage import Folder
 from mav.study import agreement
-from mav.study.agreement import cluster_bootstrap
 from mav.study.votes import Study, Votes
 
 REPORT, VOTES_CSV, RATERS_CSV = "report.json", "votes.csv", "raters.csv"
@@ -153,19 +152,19 @@ def _preference(rows: Sequence[Row], system: str) -> dict[str, Any]:
     by_item: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
         by_item[row["item"]].append(row["preferred"] == system)
-    votes = [(float(sum(won)), float(len(won))) for won in by_item.values()]
+    votes = [(float(sum(won)), len(won)) for won in by_item.values()]
     majority = [1.0 if 2 * wins > count else 0.0 for wins, count in votes if 2 * wins != count]
     wins, count = int(sum(majority)), len(majority)
+    share, low, high = clustered_share(votes) if votes else (0.0, 0.0, 1.0)
     return {
         "items": len(by_item),
         "ties": len(by_item) - count,  # an even number of raters was split in two halves
         "majority_wins": wins,
         "majority_share": wins / count if count else None,
         "majority_wilson": wilson(wins, count),
-        "majority_bootstrap": cluster_bootstrap([(won, 1.0) for won in majority]),
         "sign_test_p": agreement.sign_test(wins, count - wins),
-        "vote_share": sum(w for w, _ in votes) / max(sum(c for _, c in votes), 1),
-        "vote_bootstrap": cluster_bootstrap(votes),
+        "vote_share": share,
+        "vote_interval": (low, high),
     }
 
 

@@ -16,6 +16,7 @@ from mav.data.loading.frame_rates import clip_times, frame_indices
 from mav.data.loading.loaders import StoredClips
 from mav.data.videos.video_io import cropped, read_frames
 from mav.errors import UserError
+from mav.evaluation.intervals import wilson
 from mav.evaluation.measure import RESULT, Report
 from mav.evaluation.metrics import bootstrap
 from mav.recipes import Recipe
@@ -115,7 +116,7 @@ def oracle_verdict(material: Material, draws: int = 200, seed: int = 0) -> dict[
     filled over given frames, less 1. frame_rate_obeyed: displacement a frame at the lowest rate over that at the
     highest, over the ratio of the rates; 1 is right. persistence: share of frames that keep the first frame's colour
     and shape. What cannot be read is None, and so is the colour of digits, whose saturation is their brightness.
-    Intervals are 95 %, by resampling videos.
+    Intervals are 95 %: Wilson's of colour and shape, the others by resampling videos.
     """
     videos, truths = material.videos, material.truths
     if len(videos) != len(truths) or not videos:
@@ -130,14 +131,21 @@ def oracle_verdict(material: Material, draws: int = 200, seed: int = 0) -> dict[
         value = statistic(readings) if readings else float("nan")
         if not np.isfinite(value):
             return None, None
-        return value, list(bootstrap(lambda rows: statistic([readings[i] for i in rows]), len(readings), draws, seed))
+        low, high = bootstrap(lambda rows: statistic([readings[i] for i in rows]), len(readings), draws, seed)
+        return value, [low, high] if low < high else None  # of equal ones, nothing says how much another would differ
+
+    def share(readings: Readings, asked: str) -> tuple[float | None, list[float] | None]:
+        if not readings:
+            return None, None
+        won = sum(r.right(asked) for r in readings)
+        return won / len(readings), list(wilson(won, len(readings)))
 
     def speed(readings: Readings) -> float:
         return _median_step(readings) / reference if reference > 0 else float("nan")
 
     measures = {
-        "colour": measured(ours if colours else [], lambda readings: _mean(r.right("colour") for r in readings)),
-        "shape": measured(ours, lambda readings: _mean(r.right("shape") for r in readings)),
+        "colour": share(ours if colours else [], "colour"),
+        "shape": share(ours, "shape"),
         "speed_ratio": measured(ours, speed),
         "direction_cosine": measured(ours, _direction),
         "direction_cosine_clips": measured(clips, _direction),

@@ -165,24 +165,14 @@ def test_interpolation_that_blends_gains_nothing_over_blending(inputs, tmp_path,
         theirs.write_bytes(f"{number:05d}.mp4", out.read_bytes(f"truth/{number:05d}.mp4"))
     theirs.write_bytes("00003.mp4", out.read_bytes("given/00003.mp4"))
     result = interpolation.measure_interpolation(
-        load_protocol("interpolation-demo"),
-        theirs,
-        out.child("truth"),
-        SKIP,
-        make_recipe().evaluate,
-        Folder(str(tmp_path / "result")),
+        load_protocol("interpolation-demo"), theirs, out.child("truth"), SKIP, Folder(str(tmp_path / "result"))
     )
     assert result["metrics"]["psnr"]["value"] == 99
     assert result["failed"] == {"another number of frames": 1, "missing": 1}
     assert (result["samples"], result["readable"]) == (16, 14)
     with pytest.raises(UserError, match="has its match"):
         interpolation.measure_interpolation(
-            load_protocol("interpolation-paper"),
-            out.child("photos"),
-            Folder(str(tmp_path / "no")),
-            4,
-            make_recipe().evaluate,
-            theirs,
+            load_protocol("interpolation-paper"), out.child("photos"), Folder(str(tmp_path / "no")), 4, theirs
         )
 
 

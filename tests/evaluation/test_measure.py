@@ -97,7 +97,8 @@ def test_neighbours_take_one_row_a_clip_and_have_intervals(tmp_path, networks, f
         metric = result["metrics"][name]
         assert metric["value"] == formula(*rows).mean(), name
         assert metric["low"] <= metric["value"] <= metric["high"]
-        assert metric["interval"] == f"bootstrap of {side}, 20 draws"
+        count = {"videos": 6, "real clips": 8}[side]
+        assert metric["interval"] == f"{'Student' if name == 'density' else 'Wilson'}'s, of {count} {side}"
 
 
 def test_what_cannot_be_measured_says_so(tmp_path, networks, folders):

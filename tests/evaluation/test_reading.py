@@ -10,8 +10,9 @@ from small_videos import FRAMES, frames, save, write
 from mav.data.videos.video_io import encode_mp4
 from mav.errors import UserError
 from mav.evaluation.protocols import Preparation, load_protocol
-from mav.evaluation.reading import find_videos, left_aside, read_video
+from mav.evaluation.reading import find_videos, read_video
 from mav.evaluation.sets import read_msrvtt, read_prompts, read_set, read_ucf101
+from mav.evaluation.suite.aside import left_aside
 from mav.storage import Folder
 
 PREPARATION = Preparation(FRAMES)

@@ -40,8 +40,8 @@ WEIGHTS = (
 class MadeUp(Networks):
     """Features of brightness in the place of every network that has weights."""
 
-    def require(self, name, loaded=True):
-        super().require(name, loaded=False)
+    def lacks(self, name, loaded=True):
+        return super().lacks(name, loaded=False)
 
     def __call__(self, videos):
         means = [video.mean(axis=(1, 2)).astype(np.float32) / 255 for video in videos]

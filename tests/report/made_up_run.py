@@ -175,6 +175,8 @@ def make_run(root, videos=6, size=32, frames=8):
          "rows": [seen], "corruptions": {"strobing": "share by which every second frame is darkened"},
          "not_judged": {}},
     )  # fmt: skip
+    lacks = {"protocol": {"name": "msrvtt-demo"}, "skipped": "No metric can be judged with <2> clips."}
+    folders["evaluate-card"].write_json("msrvtt.json", lacks)
     metrics["human-study"] = freeze_study(RECIPE, {"generate": folders["generate"]}, folders["human-study"])
 
     views = []

@@ -22,6 +22,7 @@ from mav.data.fetching.guards import Answer, GuardedOpener, installed, opener_se
 from mav.data.fetching.rules import FetchError
 from mav.data.images.resize import guarded_resizer
 from mav.data.shards import IMAGE_LEDGER, ShardOutput, TarWriter, count, json_bytes, read_table, write_ledger
+from mav.imports import without_wandb
 from mav.recipes import ImageDownload
 from mav.secrets import redacted
 from mav.storage import Folder
@@ -103,7 +104,8 @@ class PreparingOpener(GuardedOpener):
 
 def _download(table: pa.Table, rule: ImageDownload, opener: PreparingOpener, tar: TarWriter) -> list[dict[str, Any]]:
     """Runs img2dataset's Downloader over a table and returns the ledger. Its own files lie in a temporary folder."""
-    from img2dataset.downloader import Downloader
+    with without_wandb():
+        from img2dataset.downloader import Downloader
 
     rows = table.select(["caption", "punsafe", "pwatermark", "digest"]).append_column("row_key", table.column("key"))
     rows = rows.append_column("position", pa.array(range(len(table)), pa.int64()))

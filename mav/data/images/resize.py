@@ -16,6 +16,7 @@ import numpy as np
 
 from mav.data.images.hashes import perceptual_hash
 from mav.data.images.pictures import Look, look, unpack
+from mav.imports import without_wandb
 from mav.recipes import ImageDownload
 
 # img2dataset's resizing library would otherwise ask the package index for updates.
@@ -34,7 +35,8 @@ def guarded_resizer(rule: ImageDownload) -> Any:
     `ahead(data)` prepares a picture in any thread and returns its perceptual hash, None where there is no picture; the
     resizer then returns the result for the same bytes object.
     """
-    from img2dataset.resizer import Resizer
+    with without_wandb():
+        from img2dataset.resizer import Resizer
 
     cv2.setNumThreads(1)
 

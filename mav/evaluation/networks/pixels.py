@@ -66,7 +66,7 @@ def smoothness(frames: np.ndarray) -> float:
 
 def moves(frames: np.ndarray, fps: float = 0.0, flow: Callable[..., np.ndarray] = optical_flow) -> float:
     """Says whether enough pairs of uint8 frames (F, H, W, 3) move, about eight of them a second: 1, 0, or nan where a
-    flow is not finite.
+    flow is not finite. A video of less than an eighth of a second, of which there is no pair, does not move.
 
     flow: from a pair of frames to (H, W, 2) in pixels. Slower videos must move by as much more from frame to frame. No
     pair is measured that cannot change the answer.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal
 
@@ -44,15 +44,20 @@ class Protocol:
     size: int | str
     resize: Literal["none", "bicubic", "area"]
     features: dict[str, str]  # metric -> network; `fid_clip` is a second FID
-    covariance: Literal["unbiased", "biased"]
+    covariance: Literal["unbiased", "biased"]  # of Frechet distances: divided by n - 1, or by n
     estimator: str
     splits: int  # number of splits of the inception score
     silent: tuple[str, ...] = ()  # what the protocol's source does not say
+    covariances: dict[str, Literal["unbiased", "biased"]] = field(default_factory=dict)  # of metrics that differ
 
     @property
     def networks(self) -> tuple[str, ...]:
         """The networks that its metrics need, each once."""
         return tuple(dict.fromkeys(name for name in self.features.values() if name != "none"))
+
+    def covariance_of(self, metric: str) -> Literal["unbiased", "biased"]:
+        """Returns how the covariances of a Frechet distance are divided, as the code that published it does."""
+        return self.covariances.get(metric, self.covariance)
 
     def preparation(self, recipe: Recipe | None) -> Preparation:
         """Returns the preparation; a demo's takes values from the recipe. Raises UserError when that is missing."""

@@ -49,14 +49,15 @@ def convergence(scorer: Scorer, metric: str, found: dict[str, Any]) -> dict[str,
         mean = float(values.mean())
         count = float(np.mean([sizes[groups].sum() for groups in drawn]))
         points.append({"n": count, "value": mean, "low": max(mean - half, 0.0), "high": mean + half})
-    points.append({"n": float(n), **{key: found[key] for key in ("value", "low", "high")}})
+    ends = {end: found["value"] if found[end] is None else found[end] for end in ("low", "high")}
+    points.append({"n": float(n), "value": found["value"], **ends})
     inverse, values = np.array([1 / point["n"] for point in points]), np.array([point["value"] for point in points])
     return {"points": points, "endless": float(np.polyfit(inverse, values, 1)[1])}
 
 
 def _frechet(scorer: Scorer, metric: str, group_of: np.ndarray) -> tuple[Distance, int]:
     """Returns the distance of groups, from their moments, and how many draws it is quick enough for."""
-    network, biased = scorer.protocol.features[metric], scorer.protocol.covariance == "biased"
+    network, biased = scorer.protocol.features[metric], scorer.protocol.covariance_of(metric) == "biased"
     assert scorer.real is not None
     reference = reduce(Moments.merge, (Moments.of(flat(by_clip(a, metric))) for _, a in scorer.real.stream(network)))
     parts: list[Moments | None] = [None] * GROUPS

@@ -12,7 +12,7 @@ from typing import Any
 
 from mav.errors import UserError
 from mav.evaluation.feature_store import Features, Runner, compute, in_process
-from mav.evaluation.features import AESTHETIC_CLIP, Networks
+from mav.evaluation.features import Networks
 from mav.evaluation.measure import Report
 from mav.evaluation.networks.pixels import LEAST_FRAMES
 from mav.evaluation.protocols import Protocol, load_protocol
@@ -21,6 +21,7 @@ from mav.evaluation.reading import Entry, require_videos
 from mav.evaluation.score import BY_VIDEO, Scorer
 from mav.evaluation.sets import BenchmarkSet
 from mav.evaluation.suite.agreement import agreement
+from mav.evaluation.suite.aside import left_aside, remark
 from mav.evaluation.suite.convergence import convergence
 from mav.evaluation.suite.listing import listed
 from mav.evaluation.suite.ratings import Ratings, read_ratings
@@ -36,7 +37,9 @@ VBENCH_DIMENSIONS = (
 DIFFERENCES = {  # from VBench's own networks, for who compares with its numbers
     "motion_smoothness": "frames between are made by DIS flow, not by AMT",
     "dynamic_degree": "motion is measured by DIS flow, not by RAFT",
-    "dynamic_degree_raft": "frames above 512 pixels on the shorter side are first made smaller with antialiasing",
+    "dynamic_degree_raft": "frames above 512 pixels on the shorter side are first made smaller with antialiasing; a "
+    "video with two frames at 8 a second moves if they differ, there always; one with a single such frame is still in "
+    "both",
     "overall_consistency": "the mean cosine of frames and text by CLIP ViT-B/32, not by ViCLIP",
     "subject_consistency": "frames are made smaller with antialiasing",
     "background_consistency": "frames are made smaller with antialiasing",
@@ -58,6 +61,7 @@ def run_suite(
     `suite.json` holds. Raises UserError when a folder has no video, none can be read, or the ratings cannot be used.
     """
     entries, filmed = listed(videos, prompts, samples), require_videos(reference) if reference else []
+    notes = [] if samples else remark(left_aside(videos, entries))
     rated = read_ratings(ratings, [entry.file for entry in entries]) if ratings else None
     if rated:
         prompted = [(entry.file, entry.prompt or rated.prompts.get(entry.file, "")) for entry in entries]
@@ -96,6 +100,7 @@ def run_suite(
         "videos": len(entries),
         "readable": ours.readable,
         "unreadable": unreadable,
+        "notes": notes,
         "reference": {"videos": len(real), "readable": theirs.readable, "failed": theirs.failed} if theirs else None,
         "metrics": {name: metric | {"better": shown(name).better} for name, metric in metrics.items()},
         "extremes": {name: extremes(values, shown(name).better) for name, values in each.items()},
@@ -121,15 +126,7 @@ def allowed(
 ) -> tuple[Protocol, list[dict[str, Any]]]:
     """Returns the protocol with the metrics that can be computed, and what the others need, each need once."""
     needs: dict[str, list[str]] = {}
-
-    @functools.cache
-    def unusable(network: str, loaded: bool) -> str:
-        try:
-            networks.require(network, loaded)
-        except UserError as error:
-            return str(error)
-        return ""
-
+    lacks = functools.cache(networks.lacks)
     for name, network in protocol.features.items():
         kind = kind_of(name)
         if kind not in BY_VIDEO and reference is None:
@@ -138,9 +135,8 @@ def allowed(
             remedy = "name the videos as their prompts, or a list of prompts with --prompts"
             needs.setdefault(f"Nothing says the prompts: {remedy}.", []).append(name)
         measured = not any(name in names for names in needs.values())
-        for part in (network, AESTHETIC_CLIP) if kind == "aesthetic_quality" else (network,):
-            if why := unusable(part, measured):
-                needs.setdefault(why, []).append(name)
+        for why in lacks(network, measured):
+            needs.setdefault(why, []).append(name)
     left_out = {name for names in needs.values() for name in names}
     kept = {name: network for name, network in protocol.features.items() if name not in left_out}
     missing = [{"metrics": names, "needs": need} for need, names in needs.items()]

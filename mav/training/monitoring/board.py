@@ -6,9 +6,11 @@ clock times, and an artifact's bytes are a function of its inputs.
 
 import io
 import os
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -20,6 +22,7 @@ from mav.storage import Folder
 STEP = "samples"  # the loop's one counter
 NOT_CURVES = {STEP, "total"}
 PICTURES = "samples"  # the folder of the pictures, beside TensorBoard's files
+SENT_WITHIN = 60.0  # seconds after a training in which Weights & Biases may still send
 MESSAGE = "message"  # a report with a sentence for the user has no numbers
 Report = Callable[[dict[str, Any]], None]
 
@@ -64,27 +67,38 @@ class Board:
 class WandbBoard:
     """A report callback that passes the report on to a board, and logs every number to a Weights & Biases project.
 
-    A stage of a recipe is one run there, named by its fingerprint, so that a resumed training continues it. Raises
-    UserError when the package is missing.
+    A stage of a recipe is one run there, named by its fingerprint, so that a resumed training continues it. Within its
+    `with` block all is sent by the end, for a minute at most: Ray ends workers without a word. Raises UserError when
+    the package is missing.
     """
 
     def __init__(self, project: str, stage: str, recipe: Recipe, board: Board) -> None:
+        folder = board.folder
+        place = folder.path("wandb") if folder.local else None
+        if place:
+            os.makedirs(place, exist_ok=True)
         try:
-            import wandb
+            with mock.patch.object(tempfile, "tempdir", place or tempfile.tempdir):  # it makes folders when it is read
+                import wandb
         except ImportError:
             raise UserError(
                 "WANDB_PROJECT is set but the package wandb is not installed: `pip install wandb`, "
                 "or unset WANDB_PROJECT."
             ) from None
-        folder = board.folder
         fingerprint = folder.root.rstrip("/").rpartition("/")[2]
         config = {"seed": recipe.seed, stage: to_plain(recipe.section_of(stage))}
         names: dict[str, Any] = {"group": recipe.name, "name": f"{recipe.name} {stage}", "id": f"{stage}-{fingerprint}"}
         self.board, self._image = board, wandb.Image
-        if folder.local:  # what is written offline lies beside TensorBoard's files, not where a worker happens to run
-            names["dir"] = folder.path("wandb")
-            os.makedirs(names["dir"], exist_ok=True)
-        self._run: Any = wandb.init(project=project, **names, config=config, resume="allow")
+        if place:  # what is written offline lies beside TensorBoard's files, not where a worker happens to run
+            names["dir"] = place
+        settings = {"finish_timeout": SENT_WITHIN}
+        self._run: Any = wandb.init(project=project, **names, config=config, resume="allow", settings=settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._run.finish(exit_code=int(kind is not None))
 
     def __call__(self, progress: dict[str, Any]) -> None:
         self.board(progress)

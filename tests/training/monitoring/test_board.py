@@ -1,9 +1,12 @@
 """TensorBoard reads back what training reported, also after a resume."""
 
 import io
+import os
+import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -49,7 +52,9 @@ def test_a_resumed_training_replaces_what_lay_beyond_its_checkpoint(tmp_path):
 
 def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     started, logged = [], []
-    run = types.SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)))
+    run = types.SimpleNamespace(
+        log=lambda numbers, step: logged.append((step, numbers)), finish=lambda exit_code: logged.append(exit_code)
+    )
     fake = types.SimpleNamespace(init=lambda **names: started.append(names) or run, Image=lambda image: image.size)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     passed = []
@@ -68,7 +73,47 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     board.show(8, buffer.getvalue())
     assert logged[1:] == [(8, {"samples": (4, 2)})]
     assert folder.exists("samples/000000000008.png"), "TensorBoard and the report get it too"
+    with board:
+        pass
+    with pytest.raises(ZeroDivisionError), board:
+        raise ZeroDivisionError
+    assert logged[2:] == [0, 1], "a training that fails is a failed run there"
 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         WandbBoard("films", "train-decoder", small_recipe(), Board(Folder(str(tmp_path)), passed.append))
+
+
+WORKER = """
+import io, os, sys
+sys.path.insert(0, {tests!r})
+from PIL import Image
+from small_training import small_recipe
+from mav.data.images.resize import guarded_resizer
+from mav.models.clip import _named
+from mav.recipes import ImageDownload
+from mav.storage import Folder
+from mav.training.monitoring.board import Board, WandbBoard
+
+guarded_resizer(ImageDownload())
+_named("RN50")
+assert "wandb" not in sys.modules
+with WandbBoard("films", "train-decoder", small_recipe(), Board(Folder({folder!r}), lambda line: None)) as board:
+    board({{"stage": "train-decoder", "total": 24, "samples": 8, "loss": 0.5}})
+    Image.new("RGB", (4, 2)).save(buffer := io.BytesIO(), "PNG")
+    board.show(8, buffer.getvalue())
+os._exit(0)
+"""
+
+
+def test_a_worker_that_ends_without_a_word_leaves_nothing_in_the_temporary_folder(tmp_path):
+    """As Ray ends workers. Libraries that download and embed import Weights & Biases too; offline, it writes files."""
+    (tmp_path / "temporary").mkdir()
+    folder = tmp_path / "train-decoder" / "0123abcd"
+    code = WORKER.format(tests=str(Path(__file__).parents[1]), folder=str(folder))
+    away = {"TMPDIR": str(tmp_path / "temporary"), "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | away, check=True, timeout=300)
+    left = [path.name for path in (tmp_path / "temporary").glob("tmp*wandb*")]
+    assert left == [], "but for the socket of its service, which goes when that sees that the worker is gone"
+    assert list(folder.rglob("run-train-decoder-0123abcd.wandb")), "all is written"
+    assert list(folder.rglob("media/images/*.png"))
