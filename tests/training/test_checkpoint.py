@@ -8,14 +8,14 @@ import time
 
 import pytest
 import torch
-from small_training import parents, run, small_recipe, source_of
+from small_training import run, small_recipe
 
 from flows.engine.lease import Lease
 from mav.errors import TakenOverError, UserError
 from mav.storage import Folder
 from mav.training.checkpoint import COMMITTED, Checkpoints
 from mav.training.export import CURVES, WEIGHTS
-from mav.training.stages import INPUTS, run_stage
+from mav.training.stages import INPUTS
 from mav.training.validation import Validation
 
 RECIPE = small_recipe(samples=12, checkpoint_every=4, log_every=8, cooldown_samples=8)
@@ -248,10 +248,3 @@ def test_measuring_changes_nothing_that_is_learned(tmp_path):
     for count in (0, 4):
         run(root, "train-sr-low", small_recipe(held_out=count), work=f"w{count}", out=f"o{count}")
     assert root.read_bytes(f"o0/{WEIGHTS}") == root.read_bytes(f"o4/{WEIGHTS}")
-
-
-def test_what_has_no_noise_levels_holds_nothing_out(tmp_path):
-    root, recipe = Folder(str(tmp_path)), small_recipe(held_out=4)
-    inputs = parents(root, "clip", recipe)
-    with pytest.raises(UserError, match="held_out"):
-        run_stage("clip", recipe, inputs, root.child("work"), root.child("out"), source=source_of("clip", recipe))

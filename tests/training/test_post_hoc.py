@@ -120,10 +120,3 @@ def test_a_run_that_was_stopped_chooses_the_same_weights(tmp_path):
     assert run(root, STAGE, recipe, work="again", out="again") == whole
     for name in (WEIGHTS, CURVES):
         assert root.read_bytes(f"again/{name}") == root.read_bytes(f"{STAGE}/{name}")
-
-
-def test_a_choice_needs_held_out_samples(tmp_path):
-    for export in ("post_hoc", "best"):
-        recipe = small_recipe(**SIZES | {"held_out": 0, "export": export})
-        with pytest.raises(UserError, match=f"export: {export}.*held_out"):
-            run(Folder(str(tmp_path)), STAGE, recipe)
