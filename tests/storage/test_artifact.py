@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mav.errors import UserError
@@ -110,6 +110,7 @@ def test_content_depends_on_bytes_alone(tmp_path: Path) -> None:
     assert Manifest.from_bytes(one.manifest.to_bytes(), "m") == one.manifest
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50)), max_size=6))
 def test_counts_add_up_shard_by_shard(parts: list[tuple[int, int, int]]) -> None:
     shards = [{"rows_in": a + b + c, "rows_out": a, "dropped": {"nsfw": b}, "failed": {"dns": c}} for a, b, c in parts]
