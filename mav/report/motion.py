@@ -14,7 +14,7 @@ from mav.storage.ledger import ledgers
 
 CLIPS = 8
 CLIP_BYTES = 1_500_000  # of all clips on the page
-LEDGERS = 8  # ledgers read for the rates; each has some hundred clips
+TABLES = 8  # tables of clips read for the rates; each has some hundred
 DRAWS = 600
 
 Rates = list[tuple[float, float, float]]  # (share of training, drawn rate, shown rate); shown 0: the clip is too short
@@ -44,7 +44,7 @@ def simulate_rates(shards: Artifact | None, curriculum: FpsCurriculum, frames: i
     if shards is None:
         return []
     clips: list[tuple[float, int]] = []
-    for name in [name for name in shards.files(".parquet") if not ledgers([name])][:LEDGERS]:
+    for name in [name for name in shards.files(".parquet") if not ledgers([name])][:TABLES]:
         rows = read_table(shards.folder, name, ["status", "fps", "frames"]).to_pylist()
         clips += [(row["fps"], row["frames"]) for row in rows if row["status"] == "ok"]
     found = []
