@@ -169,14 +169,15 @@ def make_run(root, videos=6, size=32, frames=8):
     values = {"value": 0.2, "low": 0.1, "high": 0.3}
     point = {"corruption": "strobing", "metric": "fvd", "spearman": 1.0, "rises": True}
     seen = point | {"seen_from": 0.4, "points": [{"strength": 0.4, "worse": True, **values}]}
-    folders["evaluate-card"].write_json(
-        "ucf101.json",
-        {"protocol": {"name": "ucf101-demo", "version": 2}, "judged": 16, "reference": 16, "real": {"fvd": values},
-         "rows": [seen], "corruptions": {"strobing": "share by which every second frame is darkened"},
-         "not_judged": {}},
-    )  # fmt: skip
-    lacks = {"protocol": {"name": "msrvtt-demo"}, "skipped": "No metric can be judged with <2> clips."}
-    folders["evaluate-card"].write_json("msrvtt.json", lacks)
+    for name in ("ucf101", "msrvtt"):
+        folders["evaluate-card"].write_json(
+            f"{name}.json",
+            {"protocol": {"name": f"{name}-demo", "version": 2}, "judged": 16, "reference": 16, "real": {"fvd": values},
+             "rows": [seen], "corruptions": {"strobing": "share by which every second frame is darkened"},
+             "not_judged": {}},
+        )  # fmt: skip
+    lacks = {"protocol": {"name": "interpolation-demo"}, "skipped": "No metric can be judged with <2> clips."}
+    folders["evaluate-card"].write_json("interpolation.json", lacks)
     metrics["human-study"] = freeze_study(RECIPE, {"generate": folders["generate"]}, folders["human-study"])
 
     views = []

@@ -86,7 +86,7 @@ def test_every_part_is_there(views, tmp_path):
                   "Toxic words and phrases found: 2", "first 50",
                   "A blind study is frozen",
                   "What the metrics of ucf101-demo see: all see strobing", "from 0.4",
-                  "There is no validity card of msrvtt-demo: No metric can be judged with <2> clips.",
+                  "There is no validity card of interpolation-demo: No metric can be judged with <2> clips.",
                   "torch 2.13.0", "a photo of a"):  # fmt: skip
         assert words in text, words
     videos = [a for tag, a in reader.tags if tag == "video"]
@@ -121,6 +121,7 @@ def test_whoever_cannot_see_or_point_is_told_what_is_there(views, tmp_path):
     scrolled = [a for _, a in reader.tags if a.get("tabindex") == "0"]
     assert scrolled
     assert all(a["role"] == "region" and a["aria-label"] for a in scrolled)
+    assert len({a["aria-label"] for a in scrolled}) == len(scrolled)
     assert all(a.get("aria-label") for tag, a in reader.tags if tag in ("video", "input", "nav"))
     assert {a.get("id") for tag, a in reader.tags if tag == "button" and a.get("aria-label")} == {"play", "theme"}
     assert re.search(r"\d %", page) is None, "no line ends between a number and its sign"
