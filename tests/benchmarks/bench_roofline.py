@@ -19,7 +19,6 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from mav.recipes.reader import load_recipe
 from mav.training.fake_device import FakeCuda, fake_cuda
@@ -38,6 +37,7 @@ class Counted(FakeCuda):
         self.calls, self.moved, self.work, self.seconds = Counter(), Counter(), Counter(), Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.flops + self.recomputed_flops
         out = super().__torch_dispatch__(func, types, args, kwargs)
         read, made = (
             [x for x in tree_leaves(tree) if isinstance(x, FakeTensor) and x.device.type == "cuda"]
@@ -51,8 +51,7 @@ class Counted(FakeCuda):
             return out
         name = func._schema.name
         moved = sum(map(_bytes, read)) * (2 if name in READ_TWICE else 1) + sum(map(_bytes, written))
-        count = flop_registry.get(func.overloadpacket)
-        work = count(*args, **(kwargs or {}), out_val=out) if count else 0
+        work = self.flops + self.recomputed_flops - before
         for counter, value in ((self.calls, 1), (self.moved, moved), (self.work, work)):
             counter[name] += value
         self.seconds[name] += max(work / self._rates[0], moved / self._rates[1])
