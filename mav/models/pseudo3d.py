@@ -22,7 +22,7 @@ from mav.models.kernels.dispatch import (
     gated_temporal_convolution,
     temporal_convolution,
 )  # fmt: skip
-from mav.models.kernels.layout import as_clips, as_images, as_rows
+from mav.models.kernels.layout import as_clips, as_images, as_rows, at_center
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -155,9 +155,9 @@ class TemporalConv(nn.Module):
 
     def _gated(self, gate: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of a layer that adds the share `gate` (C,) of what this one does."""
-        gate, center = gate.to(self.weight.dtype), self.weight.shape[2] // 2
-        identity = F.pad((1 - gate).diag()[:, :, None, None], (0, 0, center, center))
-        return self.weight * gate[:, None, None, None] + identity, self.bias * gate
+        gate = gate.to(self.weight.dtype)
+        kept = at_center((1 - gate).diag(), self.weight.shape[2])
+        return self.weight * gate[:, None, None, None] + kept, self.bias * gate
 
 
 def convolve(layer: nn.Conv2d, parts: list[Tensor], bias: Tensor | None) -> Tensor:

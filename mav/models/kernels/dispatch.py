@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mav.models.kernels import cpu_norm
 from mav.models.kernels.cpu_convolution import TemporalConvolution
-from mav.models.kernels.layout import as_images, as_rows
+from mav.models.kernels.layout import as_images, as_rows, at_center
 
 SHORT_SEQUENCE = 32  # tokens; up to this length attention is faster without PyTorch's fused kernels
 HEAD_NORM_EPS = 1e-5
@@ -76,8 +76,7 @@ def gated_temporal_convolution(clip: Tensor, weight: Tensor, bias: Tensor | None
     """The share `gate` (B, C) of `temporal_convolution` and the rest of the clip itself."""
     if _on_gpu(clip):
         # The kernel without the identity makes what is to be added, so that the sum's gradient needs the clip no more.
-        center = weight.shape[2] // 2
-        identity = F.pad(torch.eye(len(weight), device=weight.device)[:, :, None, None], (0, 0, center, center))
+        identity = at_center(torch.eye(len(weight), device=weight.device), weight.shape[2])
         return gated_sum(clip, temporal_convolution(clip, weight - identity, bias), gate)
     y = temporal_convolution(clip, weight, bias)
     return torch.lerp(clip.to(y.dtype), y, gate[:, :, None, None].to(y.dtype))

@@ -1,6 +1,7 @@
 """Views of the layout that all activations have: (N, C, H, W) in channels-last memory."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Bytes of each of the few tensors that a gradient on a CPU works on at a time, so that they stay in the processor's
@@ -23,6 +24,11 @@ def as_images(rows: Tensor, like: Tensor) -> Tensor:
     """Views rows of C channels as (N, C, H, W) channels-last, with N, H and W of `like` (the inverse of both above)."""
     n, _, h, w = like.shape
     return rows.reshape(n, h, w, rows.shape[-1]).permute(0, 3, 1, 2)
+
+
+def at_center(matrix: Tensor, kernel: int) -> Tensor:
+    """Returns the weight (C, C, kernel, 1) of a convolution over time that multiplies each pixel's channels alone."""
+    return F.pad(matrix[:, :, None, None], (0, 0, kernel // 2, kernel // 2))
 
 
 def weights_channels_last(net: nn.Module) -> None:
